@@ -61,23 +61,23 @@ fn listed(client: &mut Client, query: &str) -> Vec<String> {
 fn c16_every_view_of_a_claim_has_its_creation_and_activation_time() {
     let (dir, server, mut client) = with_pool(3);
     let before = unix_ms();
-    let taken = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
-    let (created, activated) = times(&taken);
+    let new_claim = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
+    let (created, activated) = times(&new_claim);
     let created = created.expect("a claim shows when it was created");
     assert!((before - SLACK_MS..=unix_ms() + SLACK_MS).contains(&created), "{created} is not about {before}");
     assert_eq!(activated, None, "it is reserved");
     // A repeated request returns the same claim.
     assert_eq!(times(&client.post("/v1/claims", &body("a")).expect(200)["claim"]), (Some(created), None));
-    let confirmed = call(&mut client, "confirm", &taken, json!({}));
+    let confirmed = call(&mut client, "confirm", &new_claim, json!({}));
     let (again, activated) = times(&confirmed);
     assert_eq!(again, Some(created));
     assert!(activated.is_some_and(|at| at >= created && at <= unix_ms() + SLACK_MS), "{confirmed}");
     let times_now = times(&confirmed);
     let views = |client: &mut Client| {
-        let worker = format!("/v1/pools/ns/warm/workers/{}", text(&taken, "worker"));
+        let worker = format!("/v1/pools/ns/warm/workers/{}", text(&new_claim, "worker"));
         [
             client.get("/v1/claims/ns/a").expect(200)["claim"].take(),
-            client.get(&format!("/v1/claims?worker={}", text(&taken, "worker"))).expect(200)["items"][0].take(),
+            client.get(&format!("/v1/claims?worker={}", text(&new_claim, "worker"))).expect(200)["items"][0].take(),
             client.get(&worker).expect(200)["worker"]["claims"][0].take(),
             client.post(&format!("{worker}:heartbeat"), &json!({})).expect(200)["claims"][0].take(),
         ]
@@ -86,7 +86,7 @@ fn c16_every_view_of_a_claim_has_its_creation_and_activation_time() {
         assert_eq!(times(&view), times_now, "{view}");
     }
     for verb in ["confirm", "renew"] {
-        assert_eq!(times(&call(&mut client, verb, &taken, json!({}))), times_now, "it became active once");
+        assert_eq!(times(&call(&mut client, verb, &new_claim, json!({}))), times_now, "it became active once");
     }
     let batch = json!({"mode": "independent", "items": [with(body("b"), "reserve_ms", 0), body("a")]});
     let items = client.post("/v1/claims:batch", &batch).expect(200)["items"].take();
@@ -102,7 +102,7 @@ fn c16_every_view_of_a_claim_has_its_creation_and_activation_time() {
     let store = format!("redb:{}", dir.path().join("data").display());
     let inspected = run(&mut command(&["store", "inspect", &store, "--rows"]), "");
     let (created, activated) = (times_now.0.unwrap(), times_now.1.unwrap());
-    let row = format!("default/a#{} active created_at_ms={created} activated_at_ms={activated}", taken["fence"]);
+    let row = format!("default/a#{} active created_at_ms={created} activated_at_ms={activated}", new_claim["fence"]);
     assert!(inspected.stdout().contains(&row), "{row} is not in {inspected:?}");
     let server = Server::start(dir.path());
     for view in views(&mut server.client()) {
@@ -114,11 +114,11 @@ fn c16_every_view_of_a_claim_has_its_creation_and_activation_time() {
 fn c16_listings_filter_by_state_tenant_and_age() {
     let (_dir, server, mut client) = with_pool(5);
     for (key, tenant) in [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")] {
-        let taken = client.post("/v1/claims", &with(body(key), "tenant", tenant)).expect(201)["claim"].take();
+        let new_claim = client.post("/v1/claims", &with(body(key), "tenant", tenant)).expect(201)["claim"].take();
         match key {
-            "b" | "d" => drop(call(&mut client, "confirm", &taken, json!({"tenant": tenant}))),
+            "b" | "d" => drop(call(&mut client, "confirm", &new_claim, json!({"tenant": tenant}))),
             "c" => {
-                let more = json!({"fence": taken["fence"], "tenant": tenant, "phase": "begin"});
+                let more = json!({"fence": new_claim["fence"], "tenant": tenant, "phase": "begin"});
                 client.post("/v1/claims/ns/c:release", &more).expect(200);
             }
             _ => {}
@@ -185,9 +185,9 @@ fn c16_a_pool_has_a_default_and_a_maximum_ttl() {
     assert_eq!(left(&a), Some(1), "the pool's default: {a}");
     let b = client.post("/v1/claims", &with(active("b"), "ttl_ms", 3_600_000)).expect(201)["claim"].take();
     assert_eq!(left(&b), Some(6), "what it asked for: {b}");
-    let refused = client.post("/v1/claims", &with(active("c"), "ttl_ms", 3_600_001));
-    refused.expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
-    assert!(refused.text().contains("3600000"), "{}", refused.text());
+    let rejected = client.post("/v1/claims", &with(active("c"), "ttl_ms", 3_600_001));
+    rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
+    assert!(rejected.text().contains("3600000"), "{}", rejected.text());
     let holder = json!({"fence": a["fence"], "ttl_ms": 3_600_001});
     client.post("/v1/claims/ns/a:renew", &holder).expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
     assert_eq!(left(&call(&mut client, "renew", &a, json!({"ttl_ms": 3_600_000}))), Some(6));
@@ -209,11 +209,11 @@ fn c16_events_show_how_long_a_claim_was_held() {
     let (_dir, server, mut client) = with_pool(1);
     let mut watcher = Watcher::open(server.address, "/v1/pools/ns/warm/events", "");
     assert_eq!(watcher.event()["event"], "started");
-    let taken = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
-    let confirmed = call(&mut client, "confirm", &taken, json!({}));
-    client.post("/v1/claims/ns/a:release", &json!({"fence": taken["fence"]})).expect(200);
+    let new_claim = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
+    let confirmed = call(&mut client, "confirm", &new_claim, json!({}));
+    client.post("/v1/claims/ns/a:release", &json!({"fence": new_claim["fence"]})).expect(200);
     let claimed = watcher.event();
-    assert_eq!((claimed["event"].as_str(), times(&claimed)), (Some("claimed"), times(&taken)));
+    assert_eq!((claimed["event"].as_str(), times(&claimed)), (Some("claimed"), times(&new_claim)));
     assert_eq!(claimed["at_ms"], claimed["created_at_ms"]);
     let released = watcher.event();
     assert_eq!((released["event"].as_str(), times(&released)), (Some("released"), times(&confirmed)));
@@ -223,11 +223,11 @@ fn c16_events_show_how_long_a_claim_was_held() {
 async fn c16_grpc_shows_the_same_times_and_lists_the_same() {
     let (_dir, server, mut client) = with_pool(3);
     let mut link = Link::open(server.address).await;
-    let taken = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let new_claim = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
     let active = TakeClaimRequest { reserve_ms: Some(0), ..take("b") };
     let active = link.claims.take_claim(active).await.unwrap().into_inner().claim.unwrap();
     assert_eq!((active.created_at_ms.is_some(), active.activated_at_ms), (true, active.created_at_ms));
-    for claim in [&taken, &active] {
+    for claim in [&new_claim, &active] {
         let shown = client.get(&format!("/v1/claims/ns/{}", claim.key)).expect(200)["claim"].take();
         assert_eq!(times(&shown), (claim.created_at_ms, claim.activated_at_ms), "{shown}");
     }

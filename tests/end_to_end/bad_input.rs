@@ -255,9 +255,9 @@ fn every_invalid_body_names_its_field() {
     ];
     for (method, path, body, field) in cases {
         let answer = client.request(method, path, body.as_bytes());
-        let said = &answer.json()["error"]["field"];
+        let response = &answer.json()["error"]["field"];
         let shown: String = body.chars().take(200).collect();
-        assert_eq!(said, field, "{method} {path} {shown}: {}", answer.text());
+        assert_eq!(response, field, "{method} {path} {shown}: {}", answer.text());
         answer.expect_error(400, "INVALID_ARGUMENT", None, Some(field));
     }
     // The limit is in the message.
@@ -403,9 +403,9 @@ fn a_large_body_is_413_and_the_service_keeps_running() {
     let dir = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "4096")]);
     let large = vec![b' '; 4097];
-    let refused = server.client().request("POST", CLAIMS, &large);
-    refused.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
-    assert!(refused.text().contains("4096"));
+    let rejected = server.client().request("POST", CLAIMS, &large);
+    rejected.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
+    assert!(rejected.text().contains("4096"));
     // Sent in chunks, so that the length is not announced.
     let mut client = server.client();
     client

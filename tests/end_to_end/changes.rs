@@ -28,7 +28,7 @@ fn start(dir: &Path) -> Server {
     Server::start_with(dir, &["--log", "json"], &[])
 }
 
-fn words(line: &Value) -> (String, String, String) {
+fn parts(line: &Value) -> (String, String, String) {
     let fields = &line["fields"];
     let word = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
     let subject = ["worker", "quota", "pool"].map(word).into_iter().find(|word| !word.is_empty());
@@ -88,7 +88,7 @@ fn every_change_is_logged_with_its_caller_and_its_outcome() {
         ("delete_pool", "done", "ns/warm"),
     ];
     let expected = expected.map(|(change, result, subject)| (change.to_owned(), result.to_owned(), subject.to_owned()));
-    assert_eq!(lines.iter().map(words).collect::<Vec<_>>(), expected);
+    assert_eq!(lines.iter().map(parts).collect::<Vec<_>>(), expected);
     for line in &lines {
         let fields = &line["fields"];
         assert_eq!((&line["level"], &fields["source"]), (&json!("INFO"), &json!("http")), "{line}");
@@ -130,7 +130,7 @@ fn patches_are_logged_and_rejected_ones_with_their_reason() {
     let found: Vec<_> = lines
         .iter()
         .map(|line| {
-            let (change, result, subject) = words(line);
+            let (change, result, subject) = parts(line);
             (change, result, subject, line["fields"]["error"].as_str().unwrap_or_default().to_owned())
         })
         .collect();
@@ -172,7 +172,7 @@ async fn a_change_over_grpc_is_logged_as_well() {
     link.pools.delete_pool(DeletePoolRequest { namespace, pool, force: false }).await.unwrap();
     assert_eq!(server.stop().code(), Some(0));
     let lines = logged(dir.path());
-    let changes: Vec<_> = lines.iter().map(|line| words(line).0).collect();
+    let changes: Vec<_> = lines.iter().map(|line| parts(line).0).collect();
     let expected = ["put_pool", "cordon_worker", "put_quota", "delete_quota", "delete_worker", "delete_pool"];
     assert_eq!(changes, expected);
     assert!(lines.iter().all(|line| line["fields"]["source"] == "grpc"), "{lines:?}");
@@ -189,7 +189,7 @@ fn declared_pools_are_logged_when_they_change_something() {
     assert_eq!(Server::start_with(dir.path(), &arguments, &[]).stop().code(), Some(0));
     let made = logged(dir.path());
     assert!(matches!(&made[..], [line] if line["fields"]["source"] == "configuration"), "{made:?}");
-    assert_eq!(words(&made[0]), ("put_pool".into(), "created".into(), "ns/declared".into()));
+    assert_eq!(parts(&made[0]), ("put_pool".into(), "created".into(), "ns/declared".into()));
     assert_eq!(Server::start_with(dir.path(), &arguments, &[]).stop().code(), Some(0));
     assert_eq!(logged(dir.path()), [Value::Null; 0], "nothing was changed");
 }
@@ -208,7 +208,7 @@ fn many_similar_changes_are_a_few_lines_and_a_count() {
         client.post(&format!("/v1/pools/ns/warm/workers/w{i}:drain"), &json!({})).expect(200);
     }
     assert_eq!(server.stop().code(), Some(0));
-    let drained = logged(dir.path()).into_iter().filter(|line| words(line).0 == "drain_worker");
+    let drained = logged(dir.path()).into_iter().filter(|line| parts(line).0 == "drain_worker");
     let (counts, singles): (Vec<_>, Vec<_>) = drained.partition(|line| line["fields"].get("more").is_some());
     let more: u64 = counts.iter().map(|line| line["fields"]["more"].as_u64().unwrap()).sum();
     assert_eq!(singles.len() as u64 + more, WORKERS);

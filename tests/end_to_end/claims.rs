@@ -27,20 +27,23 @@ fn count(client: &mut Client) -> (u64, usize) {
 fn a_claim_is_created_confirmed_and_released() {
     let (_dir, _server, mut client) = with_pool(1);
     client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
-    let taken = claim(&mut client, "a").expect(201)["claim"].take();
-    assert_eq!((&taken["key"], &taken["tenant"], &taken["worker"]), (&json!("a"), &json!("default"), &json!("w0")));
-    assert_eq!((&taken["state"], &taken["pool"]), (&json!("reserved"), &json!("warm")));
-    assert!(taken["expires_at_ms"].as_u64().is_some());
-    assert!((1..1 << 53).contains(&taken["fence"].as_u64().unwrap()));
+    let created = claim(&mut client, "a").expect(201)["claim"].take();
+    assert_eq!(
+        (&created["key"], &created["tenant"], &created["worker"]),
+        (&json!("a"), &json!("default"), &json!("w0"))
+    );
+    assert_eq!((&created["state"], &created["pool"]), (&json!("reserved"), &json!("warm")));
+    assert!(created["expires_at_ms"].as_u64().is_some());
+    assert!((1..1 << 53).contains(&created["fence"].as_u64().unwrap()));
     claim(&mut client, "b").expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
-    let confirmed = holder(&mut client, "confirm", &taken).expect(200)["claim"].take();
+    let confirmed = holder(&mut client, "confirm", &created).expect(200)["claim"].take();
     assert_eq!(confirmed["state"], "active");
     assert_eq!(confirmed.get("expires_at_ms"), None);
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], confirmed);
-    assert_eq!(holder(&mut client, "release", &taken).expect(200), json!({"released": true}));
+    assert_eq!(holder(&mut client, "release", &created).expect(200), json!({"released": true}));
     client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
     let next = claim(&mut client, "b").expect(201)["claim"].take();
-    assert!(next["fence"].as_u64() > taken["fence"].as_u64());
+    assert!(next["fence"].as_u64() > created["fence"].as_u64());
 }
 
 #[test]
@@ -49,9 +52,9 @@ fn without_a_key_the_service_generates_one() {
     let mut keys = Vec::new();
     for _ in 0..2 {
         let body = json!({"namespace": "ns", "pool": "warm", "reserve_ms": 0, "ack": "durable", "affinity": "image-1"});
-        let taken = client.post("/v1/claims", &body).expect(201)["claim"].take();
-        assert_eq!(taken["state"], "active");
-        keys.push(taken["key"].as_str().unwrap().to_owned());
+        let created = client.post("/v1/claims", &body).expect(201)["claim"].take();
+        assert_eq!(created["state"], "active");
+        keys.push(created["key"].as_str().unwrap().to_owned());
     }
     assert_ne!(keys[0], keys[1]);
     assert_eq!(keys[0].len(), 36);

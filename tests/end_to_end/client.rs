@@ -49,9 +49,9 @@ impl Response {
 
 #[track_caller]
 pub fn check_error(body: &Value, code: &str, reason: Option<&str>, field: Option<&str>) {
-    let words = |name: &str| body["error"][name].as_str();
-    assert_eq!((words("code"), words("reason"), words("field")), (Some(code), reason, field), "{body}");
-    assert!(words("message").is_some_and(|message| !message.is_empty() && message.len() < 1_000), "{body}");
+    let parts = |name: &str| body["error"][name].as_str();
+    assert_eq!((parts("code"), parts("reason"), parts("field")), (Some(code), reason, field), "{body}");
+    assert!(parts("message").is_some_and(|message| !message.is_empty() && message.len() < 1_000), "{body}");
     let known = ["code", "reason", "field", "message", "request_id"];
     let keys = body["error"].as_object().unwrap().keys();
     assert!(keys.clone().all(|key| known.contains(&key.as_str())), "{body}");

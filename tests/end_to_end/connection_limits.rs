@@ -19,9 +19,9 @@ const MAX: usize = 3_000;
 const BEYOND: usize = 500;
 
 /// Raises the limit of open files of this process.
-fn allow_files(wanted: u64) {
-    let allowed = rlimit::increase_nofile_limit(wanted).unwrap();
-    assert!(allowed >= wanted, "this test needs {wanted} open files, and the hard limit is {allowed}: raise it");
+fn allow_files(expected: u64) {
+    let allowed = rlimit::increase_nofile_limit(expected).unwrap();
+    assert!(allowed >= expected, "this test needs {expected} open files, and the hard limit is {allowed}: raise it");
 }
 
 fn get(address: SocketAddr, path: &str) -> std::io::Result<Response> {
@@ -32,8 +32,8 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<Response> {
 
 /// Waits until the service has accepted so many HTTP connections: the accept queue counts for nothing.
 fn wait_until_taken(client: &mut Client, connections: usize) {
-    let wanted = format!("\nhotpool_http_connections {connections}\n");
-    while !client.get("/metrics").text().contains(&wanted) {}
+    let expected = format!("\nhotpool_http_connections {connections}\n");
+    while !client.get("/metrics").text().contains(&expected) {}
 }
 
 fn expect_probes(address: SocketAddr) {
@@ -62,9 +62,9 @@ async fn h06_probes_answer_while_one_peer_holds_all_connections() {
     // Any other request is rejected with its reason, however much of it is sent.
     let body = json!({"items": vec![json!({"namespace": "ns", "pool": "warm"}); 9_000]});
     for mut client in [server.client(), server.client()] {
-        let refused = client.post("/v1/claims:batch", &body);
-        refused.expect_error(503, "UNAVAILABLE", Some("connections"), None);
-        assert_eq!(refused.header("connection"), Some("close"));
+        let rejected = client.post("/v1/claims:batch", &body);
+        rejected.expect_error(503, "UNAVAILABLE", Some("connections"), None);
+        assert_eq!(rejected.header("connection"), Some("close"));
         assert!(client.is_closed());
     }
     // Excess connections without a request are closed.
@@ -77,8 +77,8 @@ async fn h06_probes_answer_while_one_peer_holds_all_connections() {
         let line = scrape.text().lines().find_map(|line| line.strip_prefix(series.as_str()).map(str::to_owned));
         line.map_or(0, |count| count.parse::<usize>().unwrap())
     };
-    let (answered, refused) = (counted(&mut first, "answered"), counted(&mut first, "refused"));
-    assert_eq!((answered, refused), (12, 2));
+    let (answered, rejected) = (counted(&mut first, "answered"), counted(&mut first, "refused"));
+    assert_eq!((answered, rejected), (12, 2));
     // Every excess connection is counted once, by its outcome.
     while counted(&mut first, "silent") + counted(&mut first, "displaced") < BEYOND {}
     // A returned permit can be taken by anyone.

@@ -6,15 +6,15 @@ use crate::server::{Server, with_pool};
 #[test]
 fn idle_connections_do_not_stop_others() {
     const IDLE: usize = 10_000;
-    let wanted = IDLE as u64 + 500;
-    let allowed = rlimit::increase_nofile_limit(wanted).unwrap();
-    assert!(allowed >= wanted, "this test needs {wanted} open files, and the hard limit is {allowed}: raise it");
+    let expected = IDLE as u64 + 500;
+    let allowed = rlimit::increase_nofile_limit(expected).unwrap();
+    assert!(allowed >= expected, "this test needs {expected} open files, and the hard limit is {allowed}: raise it");
     let (_dir, server, mut client) = with_pool(1);
     let idle: Vec<_> = (0..IDLE).map(|_| server.client()).collect();
     for i in 0..50 {
         let key = format!("k{i}");
-        let taken = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": key})).expect(201);
-        let body = json!({"fence": taken["claim"]["fence"]});
+        let created = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": key})).expect(201);
+        let body = json!({"fence": created["claim"]["fence"]});
         client.post(&format!("/v1/claims/ns/{key}:release"), &body).expect(200);
     }
     // A new client is served too, and the idle ones can still be used.
@@ -70,12 +70,12 @@ fn half_a_request_blocks_no_other() {
         client.send(half).unwrap();
         waiting.push(client);
     }
-    let taken = good.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
+    let created = good.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
     // The client with half a body disconnects: it claimed nothing.
     drop(waiting.pop());
     let claims = good.get("/v1/claims").expect(200)["items"].take();
     assert_eq!(claims.as_array().unwrap().len(), 1);
-    assert_eq!(claims[0]["fence"], taken["claim"]["fence"]);
+    assert_eq!(claims[0]["fence"], created["claim"]["fence"]);
     // The half head continues where it stopped.
     let mut slow = waiting.pop().unwrap();
     let body = r#"{"namespace":"ns","pool":"warm","key":"a"}"#;

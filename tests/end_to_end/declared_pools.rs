@@ -17,7 +17,7 @@ fn declare(dir: &Path, text: &str) -> String {
 
 /// Runs a service that must not start, and returns its exit code and stderr.
 #[track_caller]
-fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+fn rejected(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut child = Running(command(dir, arguments, environment).spawn().unwrap());
     // A service that starts would run forever: its first output is enough to fail.
     let started = child.0.stdout.take().unwrap().read(&mut [0; 1]).unwrap();
@@ -80,10 +80,10 @@ fn an_impossible_declaration_fails_the_start() {
     let file = declare(dir.path(), WARM);
     assert_eq!(Server::start_with(dir.path(), &["--config", &file], &[]).stop().code(), Some(0));
     let other = declare(dir.path(), "[[pools]]\nname = \"demo/new\"\n[[pools]]\nname = \"demo/warm\"\nshards = 4\n");
-    let (code, said) = refused(dir.path(), &["--config", &other], &[]);
-    assert_eq!(code, Some(1), "{said}");
-    let words = "cannot set up the pool demo/warm of the configuration: shards and mode of a pool never change: it has 2 shards, got 4";
-    assert!(said.contains(words), "{said}");
+    let (code, output) = rejected(dir.path(), &["--config", &other], &[]);
+    assert_eq!(code, Some(1), "{output}");
+    let parts = "cannot set up the pool demo/warm of the configuration: shards and mode of a pool never change: it has 2 shards, got 4";
+    assert!(output.contains(parts), "{output}");
     // The store is still intact.
     let file = declare(dir.path(), WARM);
     let server = Server::start_with(dir.path(), &["--config", &file], &[]);
@@ -94,11 +94,11 @@ fn an_impossible_declaration_fails_the_start() {
 fn an_invalid_declaration_exits_with_64_before_any_change() {
     let dir = TempDir::new().unwrap();
     let file = declare(dir.path(), "[[pools]]\nname = \"demo/warm\"\nshards = 3\n[sever]\n");
-    let (code, said) = refused(dir.path(), &["--config", &file], &[]);
-    assert_eq!((code, said.lines().count()), (Some(64), 2), "{said}");
+    let (code, output) = rejected(dir.path(), &["--config", &file], &[]);
+    assert_eq!((code, output.lines().count()), (Some(64), 2), "{output}");
     assert!(
-        said.contains("pools[0].shards: must be a power of two") && said.contains("sever: unknown field"),
-        "{said}"
+        output.contains("pools[0].shards: must be a power of two") && output.contains("sever: unknown field"),
+        "{output}"
     );
     assert!(!dir.path().join("data").exists());
 }
@@ -112,6 +112,6 @@ fn logs_are_json_on_request_and_filtered_by_rust_log() {
     assert!(lines.iter().any(|line| line["fields"]["message"] == "SIGTERM: stopping"), "{log}");
     assert_eq!(Server::start_with(dir.path(), &["--log", "text"], &[("RUST_LOG", "off")]).stop().code(), Some(0));
     assert_eq!(std::fs::read_to_string(dir.path().join("log")).unwrap(), "");
-    let (code, said) = refused(dir.path(), &[], &[("RUST_LOG", "info,=")]);
-    assert!(code == Some(64) && said.contains("RUST_LOG: "), "{said}");
+    let (code, output) = rejected(dir.path(), &[], &[("RUST_LOG", "info,=")]);
+    assert!(code == Some(64) && output.contains("RUST_LOG: "), "{output}");
 }

@@ -70,37 +70,43 @@ impl Fences {
     }
 
     /// Compares a response of the page with the actual one, and returns the differences.
-    fn compare(&mut self, said: &Value, got: &Value, path: &str) -> Vec<String> {
+    fn compare(&mut self, text_output: &Value, got: &Value, path: &str) -> Vec<String> {
         let name = path.rsplit('.').next().unwrap_or_default();
-        match (said, got) {
-            (Value::Object(said), Value::Object(got)) => {
-                let names: std::collections::BTreeSet<_> = said.keys().chain(got.keys()).collect();
+        match (text_output, got) {
+            (Value::Object(text_output), Value::Object(got)) => {
+                let names: std::collections::BTreeSet<_> = text_output.keys().chain(got.keys()).collect();
                 let mut wrong = Vec::new();
                 for name in names {
                     let path = format!("{path}.{name}");
-                    match (said.get(name), got.get(name)) {
-                        (Some(said), Some(got)) => wrong.extend(self.compare(said, got, &path)),
+                    match (text_output.get(name), got.get(name)) {
+                        (Some(text_output), Some(got)) => wrong.extend(self.compare(text_output, got, &path)),
                         (Some(_), None) => wrong.push(format!("{path} is not answered")),
                         (None, _) => wrong.push(format!("{path} is not on the page")),
                     }
                 }
                 wrong
             }
-            (Value::Array(said), Value::Array(got)) if said.len() == got.len() => {
-                let pairs = said.iter().zip(got).enumerate();
-                pairs.flat_map(|(at, (said, got))| self.compare(said, got, &format!("{path}[{at}]"))).collect()
+            (Value::Array(text_output), Value::Array(got)) if text_output.len() == got.len() => {
+                let pairs = text_output.iter().zip(got).enumerate();
+                pairs
+                    .flat_map(|(at, (text_output, got))| self.compare(text_output, got, &format!("{path}[{at}]")))
+                    .collect()
             }
             // The version of a pool is drawn like a fence; that of a worker is a count.
-            (Value::Number(said), Value::Number(got))
-                if name == "fence" || name == "version" && said.as_u64() > Some(1 << 40) =>
+            (Value::Number(text_output), Value::Number(got))
+                if name == "fence" || name == "version" && text_output.as_u64() > Some(1 << 40) =>
             {
-                let (said, got) = (said.as_u64().unwrap(), got.as_u64().unwrap());
-                let stands_for = *self.0.entry(said).or_insert(got);
-                if stands_for == got { Vec::new() } else { vec![format!("{path} is not the fence {said} of before")] }
+                let (text_output, got) = (text_output.as_u64().unwrap(), got.as_u64().unwrap());
+                let stands_for = *self.0.entry(text_output).or_insert(got);
+                if stands_for == got {
+                    Vec::new()
+                } else {
+                    vec![format!("{path} is not the fence {text_output} of before")]
+                }
             }
             (Value::Number(_), Value::Number(_)) if VOLATILE.contains(&name) => Vec::new(),
-            (said, got) if said == got => Vec::new(),
-            (said, got) => vec![format!("{path} is {said} on the page and {got} here")],
+            (text_output, got) if text_output == got => Vec::new(),
+            (text_output, got) => vec![format!("{path} is {text_output} on the page and {got} here")],
         }
     }
 }
@@ -129,13 +135,13 @@ impl Ask {
     fn send(&self, client: &mut Client) -> String {
         let body = if self.body.is_null() { String::new() } else { self.body.to_string() };
         let answer = client.request(&self.method, &self.path, body.as_bytes());
-        let mut said = answer.text().to_owned();
-        assert_eq!(answer.status >= 400, said.starts_with(r#"{"error""#), "line {}: {said}", self.line);
+        let mut text_output = answer.text().to_owned();
+        assert_eq!(answer.status >= 400, text_output.starts_with(r#"{"error""#), "line {}: {text_output}", self.line);
         // The page omits it from its errors, because it differs in every response.
         if let Some(id) = answer.header("x-request-id") {
-            said = said.replace(&format!(r#","request_id":"{id}""#), "");
+            text_output = text_output.replace(&format!(r#","request_id":"{id}""#), "");
         }
-        said
+        text_output
     }
 
     /// Sends a claim that stays queued.
@@ -182,14 +188,14 @@ fn the_examples_of_the_api_page_match_the_service() {
             other => panic!("line {}: {other} without a request", block.line),
         };
         assert_eq!(answer.lines.len(), 1, "line {}: an answer is one line", answer.line);
-        let said =
+        let text_output =
             serde_json::from_str(answer.lines[0]).unwrap_or_else(|error| panic!("line {}: {error}", answer.line));
-        let differs = fences.compare(&said, &serde_json::from_str(&got).unwrap(), "");
+        let differs = fences.compare(&text_output, &serde_json::from_str(&got).unwrap(), "");
         wrong.extend(differs.into_iter().map(|what| format!("line {}: {what}", answer.line + 1)));
         lines[answer.line].clone_from(&got);
         for at in (request.line..).take(request.lines.len()) {
-            for (said, got) in &fences.0 {
-                lines[at] = lines[at].replace(&said.to_string(), &got.to_string());
+            for (text_output, got) in &fences.0 {
+                lines[at] = lines[at].replace(&text_output.to_string(), &got.to_string());
             }
         }
     }
@@ -226,7 +232,7 @@ fn the_redis_cli_session_of_the_api_page_is_current() {
     server.client().put("/v1/pools/demo/resp", &serde_json::json!({"ack": "memory"})).expect(201);
     let port = server.resp.unwrap().port();
     let mut session = String::new();
-    let (mut said, mut wrong, mut fences) = (String::new(), Vec::new(), BTreeMap::new());
+    let (mut text_output, mut wrong, mut fences) = (String::new(), Vec::new(), BTreeMap::new());
     let blocks: Vec<_> = blocks(&text).into_iter().filter(|block| block.kind == "resp").collect();
     let [block] = &*blocks else { panic!("one session") };
     let mut lines = block.lines.iter().peekable();
@@ -244,17 +250,17 @@ fn the_redis_cli_session_of_the_api_page_is_current() {
         };
         let command = translate(command, &fences);
         let got = redis_cli(port, &command);
-        for (said, got) in numbers(&shown).into_iter().zip(numbers(&got)) {
-            fences.entry(said).or_insert(got);
+        for (text_output, got) in numbers(&shown).into_iter().zip(numbers(&got)) {
+            fences.entry(text_output).or_insert(got);
         }
         if translate(&shown, &fences) != got {
             wrong.push(format!("{command}:\n{shown}\non the page, and here\n{got}"));
         }
         session += &format!("> {command}\n{got}\n");
-        said += &format!("{line}\n{shown}\n");
+        text_output += &format!("{line}\n{shown}\n");
     }
     if bless {
-        std::fs::write(path, text.replace(&said, &session)).unwrap();
+        std::fs::write(path, text.replace(&text_output, &session)).unwrap();
     } else {
         assert!(
             wrong.is_empty(),
@@ -326,8 +332,8 @@ fn the_tour_of_the_readme_works() {
                 // Responses of several commands follow each other without a line between them.
                 let got =
                     serde_json::Deserializer::from_str(&last).into_iter::<Value>().last().expect("an answer").unwrap();
-                let said = serde_json::from_str(block.lines[0]).unwrap();
-                let wrong = fences.compare(&said, &got, "");
+                let text_output = serde_json::from_str(block.lines[0]).unwrap();
+                let wrong = fences.compare(&text_output, &got, "");
                 assert!(wrong.is_empty(), "README.md, line {line}: {wrong:#?}");
             }
             other => panic!("README.md, line {line}: what is {other:?}?"),

@@ -37,7 +37,7 @@ fn explain(client: &mut Client, more: &Value) -> Value {
 fn p02_a_claim_is_explained_without_being_created() {
     let (_dir, _server, mut client) = ready();
     let two = json!({"pool": "gpu", "key": "b", "resources": {"gpu": {"count": 2}}});
-    let refused = json!({
+    let rejected = json!({
         "outcome": "refused",
         "error": {
             "code": "RESOURCE_EXHAUSTED", "reason": "pool_exhausted",
@@ -49,7 +49,7 @@ fn p02_a_claim_is_explained_without_being_created() {
             "most_free": {"cpu_milli": 8000, "gpu": 1, "gpu_milli": 1000},
         }],
     });
-    assert_eq!(explain(&mut client, &two), refused);
+    assert_eq!(explain(&mut client, &two), rejected);
     client.get("/v1/claims/ns/b").expect_error(404, "NOT_FOUND", None, None);
     // Works without a key as well, and predicts what the claim gets.
     let list = json!({"pools": ["gpu", "cpu"], "resources": {"cpu_milli": 4000}, "selector": "!zone", "node": {"preferred": ["n1"]}});
@@ -98,16 +98,16 @@ async fn p02_grpc_explains_the_same() {
         };
         proto::ExplainClaimRequest { claim: Some(claim) }
     };
-    let said = link.claims.explain_claim(ask("gpu", 2)).await.unwrap().into_inner();
-    let Some(Outcome::Error(error)) = said.outcome else { panic!("{said:?}") };
+    let response = link.claims.explain_claim(ask("gpu", 2)).await.unwrap().into_inner();
+    let Some(Outcome::Error(error)) = response.outcome else { panic!("{response:?}") };
     assert_eq!(error.reason(), proto::Reason::PoolExhausted);
-    let survey = &said.pools[0];
+    let survey = &response.pools[0];
     let counted: Vec<_> = survey.ruled_out.iter().map(|out| (out.by(), out.workers)).collect();
     assert_eq!(counted, [(proto::RuledOutBy::Cordoned, 1), (proto::RuledOutBy::Gpu, 1)]);
     assert_eq!((survey.workers, survey.fits, survey.nearest[0].text.as_str()), (2, 0, "short by 1 GPU on g1"));
     assert_eq!(survey.most_free.unwrap().gpu, 1);
-    let said = link.claims.explain_claim(ask("gpu", 1)).await.unwrap().into_inner();
-    let Some(Outcome::WouldTake(would)) = said.outcome else { panic!("{said:?}") };
+    let response = link.claims.explain_claim(ask("gpu", 1)).await.unwrap().into_inner();
+    let Some(Outcome::WouldTake(would)) = response.outcome else { panic!("{response:?}") };
     assert_eq!((would.pool.as_str(), would.worker.as_str(), would.node()), ("gpu", "g1", "n1"));
     let missing = link.claims.explain_claim(proto::ExplainClaimRequest { claim: None }).await;
     crate::grpc::link::expect(missing, tonic::Code::InvalidArgument, None, Some("claim"));
@@ -124,12 +124,12 @@ fn the_command_explains_and_its_exit_code_is_the_outcome() {
     let placed = server.cli("explain ns/gpu --cpu-milli 1000 --gpu a100:1:500");
     placed.stdout();
     assert_eq!(placed.row("outcome")[1..].join(" "), "placed: worker g1 of gpu on node n1");
-    let refused = server.cli("explain ns/gpu --gpu a100:2");
-    assert_eq!((refused.code, refused.err.as_str()), (Some(3), ""), "{refused:?}");
-    assert!(refused.out.contains("(RESOURCE_EXHAUSTED, pool_exhausted)"), "{refused:?}");
-    assert_eq!(refused.row("ruled")[2..].join(" "), "cordoned 1, gpu 1");
-    assert_eq!(refused.row("nearest")[1..].join(" "), "short by 1 GPU on g1 (node n1)");
-    assert_eq!(refused.row("most")[2..].join(" "), "cpu 8, gpu 1");
+    let rejected = server.cli("explain ns/gpu --gpu a100:2");
+    assert_eq!((rejected.code, rejected.err.as_str()), (Some(3), ""), "{rejected:?}");
+    assert!(rejected.out.contains("(RESOURCE_EXHAUSTED, pool_exhausted)"), "{rejected:?}");
+    assert_eq!(rejected.row("ruled")[2..].join(" "), "cordoned 1, gpu 1");
+    assert_eq!(rejected.row("nearest")[1..].join(" "), "short by 1 GPU on g1 (node n1)");
+    assert_eq!(rejected.row("most")[2..].join(" "), "cpu 8, gpu 1");
     let json = server.cli("explain ns/gpu ns/cpu --cpu-milli 4000 -o json").json();
     assert_eq!((&json["outcome"], json["pools"].as_array().unwrap().len()), (&json!("placed"), 2));
     server.cli("explain ns/none").failed(4, &["pool not found"]);

@@ -274,7 +274,7 @@ fn the_listen_address_may_have_a_name_or_no_host() {
 }
 
 /// Runs a service that must not start, and returns its exit code and stderr.
-fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+fn rejected(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let ended = command(dir, arguments, environment).output().unwrap();
     (ended.status.code(), std::fs::read_to_string(dir.join("log")).unwrap())
 }
@@ -282,7 +282,7 @@ fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Opt
 #[test]
 fn an_impossible_address_is_rejected_with_an_alternative() {
     let dir = TempDir::new().unwrap();
-    for (flag, address, words) in [
+    for (flag, address, parts) in [
         ("--listen", "localhost", "HOST:PORT, as in 127.0.0.1:7070, localhost:7070 or :7070"),
         ("--listen", "localhost:", "HOST:PORT"),
         ("--listen", "localhost:70000", "HOST:PORT"),
@@ -293,9 +293,9 @@ fn an_impossible_address_is_rejected_with_an_alternative() {
         ("--resp-listen", "no-such-host.invalid:0", "no-such-host.invalid"),
         ("--resp-listen", "on", "must be HOST:PORT or off"),
     ] {
-        let (code, said) = refused(dir.path(), &[flag, address], &[]);
-        assert_eq!(code, Some(64), "{flag} {address}: {said}");
-        assert!(said.contains(words), "{flag} {address}: {said}");
+        let (code, text_output) = rejected(dir.path(), &[flag, address], &[]);
+        assert_eq!(code, Some(64), "{flag} {address}: {text_output}");
+        assert!(text_output.contains(parts), "{flag} {address}: {text_output}");
     }
 }
 
@@ -304,16 +304,16 @@ fn errors_in_a_file_are_reported_with_file_and_line() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("my.toml");
     let path = file.to_str().unwrap();
-    let said = |text: &str, environment: &[(&str, &str)], more: &[&str]| {
+    let text_output = |text: &str, environment: &[(&str, &str)], more: &[&str]| {
         std::fs::write(&file, text).unwrap();
-        let (code, said) = refused(dir.path(), &[&["--config", path], more].concat(), environment);
-        assert_eq!(code, Some(64), "{said}");
-        said
+        let (code, text_output) = rejected(dir.path(), &[&["--config", path], more].concat(), environment);
+        assert_eq!(code, Some(64), "{text_output}");
+        text_output
     };
     let at = |line: u32| format!("{path}:{line}: ");
-    let broken = said("[server]\nmax_connections = 7\nlisten = \n", &[], &[]);
+    let broken = text_output("[server]\nmax_connections = 7\nlisten = \n", &[], &[]);
     assert!(broken.contains(&at(3)), "{broken}");
-    let all = said(
+    let all = text_output(
         "[server]\nmax_connections = 0\n\n[store]\nwait = 7\n[[pools]]\nname = \"a/b\"\n[[pools]]\nname = \"a/c\"\nshards = 3\nlabels = { x = 1 }\n",
         &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "1")],
         &[],
@@ -330,9 +330,9 @@ fn errors_in_a_file_are_reported_with_file_and_line() {
     }
     // A value from elsewhere is not attributed to the file.
     assert!(!all.contains(": server.max_body_bytes"), "{all}");
-    let over = said("[server]\nmax_connections = 7\n", &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "0")], &[]);
+    let over = text_output("[server]\nmax_connections = 7\n", &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "0")], &[]);
     assert!(over.contains("server.max_connections: must be") && !over.contains(path), "{over}");
-    let over = said("[server]\nlisten = \"127.0.0.1:1\"\n", &[], &["--listen", "0.0.0.0:0"]);
+    let over = text_output("[server]\nlisten = \"127.0.0.1:1\"\n", &[], &["--listen", "0.0.0.0:0"]);
     assert!(over.contains("server.listen: 0.0.0.0:0 can be reached") && !over.contains(path), "{over}");
 }
 
@@ -353,8 +353,8 @@ fn a_data_directory_may_be_given_where_it_is_unused() {
     let server = Server::start_with(dir.path(), &arguments, &[]);
     assert!(server.welcome[0].contains(&format!("(store: redb:{})", data.display())), "{:?}", server.welcome);
     drop(server);
-    let (code, said) = refused(dir.path(), &["--store", "redb:/a", "--data-dir", "/b"], &[]);
-    assert_eq!(code, Some(64), "{said}");
+    let (code, text_output) = rejected(dir.path(), &["--store", "redb:/a", "--data-dir", "/b"], &[]);
+    assert_eq!(code, Some(64), "{text_output}");
 }
 
 #[test]

@@ -57,22 +57,23 @@ fn c15_a_complete_request_is_answered_after_a_half_close() {
         for (pool, close) in [("warm", CLOSE), ("warm", KEEP), ("memory", CLOSE), ("memory", KEEP)] {
             let key = format!("{pool}{round}");
             let claim = json!({"namespace": "ns", "pool": pool, "key": key, "reserve_ms": 0});
-            let said = answers(send_and_half_close(server.address, &request("POST", "/v1/claims", &claim, close)));
-            if !said.starts_with("HTTP/1.1 20") {
-                empty.push(format!("{pool} {close:?}: {said:?}"));
+            let response = answers(send_and_half_close(server.address, &request("POST", "/v1/claims", &claim, close)));
+            if !response.starts_with("HTTP/1.1 20") {
+                empty.push(format!("{pool} {close:?}: {response:?}"));
                 continue;
             }
             let body = json!({"items": [claim, claim], "mode": "independent"});
-            let said = answers(send_and_half_close(server.address, &request("POST", "/v1/claims:batch", &body, close)));
-            if said.matches(r#""fence""#).count() != 2 {
-                empty.push(format!("batch {pool} {close:?}: {said:?}"));
+            let response =
+                answers(send_and_half_close(server.address, &request("POST", "/v1/claims:batch", &body, close)));
+            if response.matches(r#""fence""#).count() != 2 {
+                empty.push(format!("batch {pool} {close:?}: {response:?}"));
             }
             // A claim that was answered stays.
             let fence = client.get(&format!("/v1/claims/ns/{key}")).expect(200)["claim"]["fence"].take();
             let release = request("POST", &format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence}), close);
-            let said = answers(send_and_half_close(server.address, &release));
-            if !said.starts_with("HTTP/1.1 200") {
-                empty.push(format!("release {pool} {close:?}: {said:?}"));
+            let response = answers(send_and_half_close(server.address, &release));
+            if !response.starts_with("HTTP/1.1 200") {
+                empty.push(format!("release {pool} {close:?}: {response:?}"));
                 client.post(&format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence}));
             }
         }
@@ -86,8 +87,8 @@ fn c15_pipelined_requests_are_answered_after_a_half_close() {
     for round in 0..20 {
         let claim = |i: usize| json!({"namespace": "ns", "pool": "warm", "key": format!("k{i}"), "reserve_ms": 0});
         let all: Vec<u8> = (0..3).flat_map(|i| request("POST", "/v1/claims", &claim(i), KEEP)).collect();
-        let said = answers(send_and_half_close(server.address, &all));
-        assert_eq!(said.matches("HTTP/1.1 201 ").count(), 3, "round {round}: {said}");
+        let response = answers(send_and_half_close(server.address, &all));
+        assert_eq!(response.matches("HTTP/1.1 201 ").count(), 3, "round {round}: {response}");
         for i in 0..3 {
             let key = format!("/v1/claims/ns/k{i}");
             let fence = client.get(&key).expect(200)["claim"]["fence"].take();
@@ -109,20 +110,20 @@ fn c15_a_claim_stays_queued_after_a_half_close() {
     };
     let held = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "held"})).expect(201);
     // The claim's own wait ends first.
-    let said = answers(send_and_half_close(server.address, &claim("a", 100)));
-    assert!(said.starts_with("HTTP/1.1 429 ") && said.contains("pool_exhausted"), "{said}");
+    let response = answers(send_and_half_close(server.address, &claim("a", 100)));
+    assert!(response.starts_with("HTTP/1.1 429 ") && response.contains("pool_exhausted"), "{response}");
     // A worker arrives in time.
     let served = send_and_half_close(server.address, &claim("b", 60_000));
     until("the claim waits", || waiting(&mut client));
     client.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
-    let said = answers(served);
-    assert!(said.starts_with("HTTP/1.1 201 "), "{said}");
+    let response = answers(served);
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
     assert!(is_held(&mut client, "b"), "its client was told of it");
     // No worker arrives.
-    let said = answers(send_and_half_close(server.address, &claim("c", 60_000)));
-    assert!(said.starts_with("HTTP/1.1 504 "), "{said}");
+    let response = answers(send_and_half_close(server.address, &claim("c", 60_000)));
+    assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
     let why = "the client has closed its sending side, after which a claim is queued for at most 2000 ms";
-    assert!(said.contains(why), "{said}");
+    assert!(response.contains(why), "{response}");
     until("the claim waits no more", || !waiting(&mut client));
 }
 
@@ -198,12 +199,12 @@ fn c15_a_stream_of_events_ends_with_its_client() {
     // A client that has only finished sending continues to read.
     let mut stream = send_and_half_close(server.address, ask);
     let mut client = server.client();
-    let mut said = String::new();
-    while !said.contains("event: claimed") {
+    let mut response = String::new();
+    while !response.contains("event: claimed") {
         client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm"}));
         let mut more = [0; 1024];
         let read = stream.read(&mut more).unwrap();
-        assert!(read > 0, "{said}");
-        said.push_str(&String::from_utf8_lossy(&more[..read]));
+        assert!(read > 0, "{response}");
+        response.push_str(&String::from_utf8_lossy(&more[..read]));
     }
 }

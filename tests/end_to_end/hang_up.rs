@@ -124,10 +124,10 @@ fn w03_conflicting_cordons_leave_one_of_both() {
     let asking = ["cordon", "uncordon"].map(|verb| {
         let (mut client, path) = (server.client(), format!("{worker}:{verb}"));
         std::thread::spawn(move || {
-            let said = if verb == "cordon" { "cordoned" } else { "open" };
+            let response = if verb == "cordon" { "cordoned" } else { "open" };
             for _ in 0..200 {
                 let answer = client.post(&path, &json!({})).expect(200);
-                assert_eq!(answer["worker"]["schedulability"], said);
+                assert_eq!(answer["worker"]["schedulability"], response);
             }
         })
     });
@@ -140,8 +140,8 @@ fn w03_conflicting_cordons_leave_one_of_both() {
     // Draining cannot be undone: a later uncordon is rejected.
     good.post(&format!("{worker}:cordon"), &json!({})).expect(200);
     assert_eq!(good.post(&format!("{worker}:drain"), &json!({})).expect(200)["worker"]["schedulability"], "draining");
-    let refused = good.post(&format!("{worker}:uncordon"), &json!({}));
-    refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    let rejected = good.post(&format!("{worker}:uncordon"), &json!({}));
+    rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
 }
 
 /// Another tenant has another claim, whatever the fence.
@@ -154,8 +154,8 @@ fn c07_another_tenant_ends_confirms_and_renews_nothing() {
         // Releasing an absent claim succeeds and ends nothing.
         assert_eq!(client.post("/v1/claims/ns/k:release", &tenant).expect(200), json!({"released": false}));
         for verb in ["confirm", "renew"] {
-            let refused = client.post(&format!("/v1/claims/ns/k:{verb}"), &tenant);
-            refused.expect_error(404, "NOT_FOUND", None, None);
+            let rejected = client.post(&format!("/v1/claims/ns/k:{verb}"), &tenant);
+            rejected.expect_error(404, "NOT_FOUND", None, None);
         }
     }
     assert_eq!(client.get("/v1/claims/ns/k?tenant=acme").expect(200)["claim"], held);

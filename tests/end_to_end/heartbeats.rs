@@ -36,16 +36,19 @@ fn w04_heartbeats_that_are_late_or_out_of_order_change_nothing() {
         json!({"seq": 0}),
         json!({"seq": 6, "claims": [held, stranger]}),
     ] {
-        let heard = heartbeat(&mut client, "w0", &body);
-        assert_eq!((&heard["claims"][0]["fence"], &heard["stop"]), (&held["fence"], &json!([])), "{body}");
-        assert_eq!((&heard["ignored"], &heard["last_seq"]), (&json!(true), &json!(7)), "{body}");
+        let response = heartbeat(&mut client, "w0", &body);
+        assert_eq!((&response["claims"][0]["fence"], &response["stop"]), (&held["fence"], &json!([])), "{body}");
+        assert_eq!((&response["ignored"], &response["last_seq"]), (&json!(true), &json!(7)), "{body}");
         assert_eq!(get_worker(&mut client, "w0"), before, "{body}");
     }
     // An equal number is accepted: a heartbeat may be sent twice.
     heartbeat(&mut client, "w0", &json!({"seq": 7, "claims": [held]}));
     assert_eq!(get_worker(&mut client, "w0"), before);
-    let heard = heartbeat(&mut client, "w0", &json!({"seq": 8, "claims": [held, stranger]}));
-    assert_eq!((&heard["stop"], heard.get("ignored"), heard.get("last_seq")), (&json!([stranger]), None, None));
+    let response = heartbeat(&mut client, "w0", &json!({"seq": 8, "claims": [held, stranger]}));
+    assert_eq!(
+        (&response["stop"], response.get("ignored"), response.get("last_seq")),
+        (&json!([stranger]), None, None)
+    );
     let scrape = client.get("/metrics");
     assert!(scrape.text().contains("hotpool_heartbeats_ignored_total{pool=\"ns/warm\"} 4\n"), "{}", scrape.text());
 }
@@ -57,11 +60,11 @@ fn w04_heartbeats_of_another_incarnation_are_rejected_and_change_nothing() {
     client.put(&path, &json!({"incarnation": 5})).expect(201);
     let held = hold(&mut client, "a", "w0");
     let before = get_worker(&mut client, "w0");
-    for (incarnation, words) in [(4, "at least 5"), (0, "at least 5"), (6, "incarnation 5 is the last")] {
+    for (incarnation, parts) in [(4, "at least 5"), (0, "at least 5"), (6, "incarnation 5 is the last")] {
         let body = json!({"incarnation": incarnation, "seq": 99, "claims": []});
-        let refused = client.post(&format!("{path}:heartbeat"), &body);
-        refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
-        assert!(refused.text().contains(words), "{}", refused.text());
+        let rejected = client.post(&format!("{path}:heartbeat"), &body);
+        rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+        assert!(rejected.text().contains(parts), "{}", rejected.text());
     }
     assert_eq!(get_worker(&mut client, "w0"), before);
     heartbeat(&mut client, "w0", &json!({"incarnation": 5, "seq": 1, "claims": [held]}));
@@ -84,8 +87,8 @@ fn w05_a_worker_that_reports_claims_of_others_must_stop_them_and_affects_nobody(
     let higher = json!(held["fence"].as_u64().unwrap() + 1);
     let before = get_worker(&mut client, "w0");
     for named in [held.clone(), of("acme", &held["fence"]), of("default", &higher), of("default", &json!(1))] {
-        let heard = heartbeat(&mut client, "w1", &json!({"claims": [named]}));
-        assert_eq!((&heard["claims"], &heard["stop"]), (&json!([]), &json!([named])));
+        let response = heartbeat(&mut client, "w1", &json!({"claims": [named]}));
+        assert_eq!((&response["claims"], &response["stop"]), (&json!([]), &json!([named])));
         assert_eq!(get_worker(&mut client, "w0"), before);
         assert_eq!(get_worker(&mut client, "w1")["worker"]["occupancy"], "busy", "it runs what it should not");
     }
@@ -118,17 +121,17 @@ fn w04_heartbeats_in_one_call_have_separate_outcomes() {
     let answer = client.post(BEATS, &json!({"workers": workers})).expect(200);
     let items = answer["items"].as_array().unwrap();
     assert_eq!(items.len(), 13);
-    let heard = |at: usize| {
+    let response = |at: usize| {
         let item = items[at].as_object().unwrap();
         // A heartbeat out of order also has the number to exceed.
         assert_eq!(item.len(), if item.contains_key("ignored") { 4 } else { 2 }, "{item:?}");
         let claims = item["claims"].as_array().unwrap().iter().map(|claim| claim["key"].clone()).collect::<Vec<_>>();
         (claims, item["stop"].clone())
     };
-    assert_eq!(heard(0), (vec![json!("a")], json!([])));
-    assert_eq!(heard(3), (vec![json!("b")], json!([a])), "b is not named yet: it may not have arrived");
-    assert_eq!(heard(11), (vec![], json!([])));
-    assert_eq!(heard(12), (vec![json!("a")], json!([])), "it came late");
+    assert_eq!(response(0), (vec![json!("a")], json!([])));
+    assert_eq!(response(3), (vec![json!("b")], json!([a])), "b is not named yet: it may not have arrived");
+    assert_eq!(response(11), (vec![], json!([])));
+    assert_eq!(response(12), (vec![json!("a")], json!([])), "it came late");
     assert_eq!((&items[12]["ignored"], &items[12]["last_seq"]), (&json!(true), &json!(1)));
     assert!(items[..12].iter().all(|item| item.get("ignored").is_none()));
     check_error(&items[1], "NOT_FOUND", None, None);

@@ -17,7 +17,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::client::{Client, Response};
-use crate::grpc::link::{said, take};
+use crate::grpc::link::{error_of, take};
 use crate::server::{Running, Server, command, until, with_pool};
 use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
 
@@ -65,10 +65,10 @@ async fn h01_a_foreign_host_is_misdirected_on_every_edge() {
     let (_dir, server, mut client) = with_pool(1);
     let at = server.address;
     // HTTP/1.1, and server-sent events.
-    let refused = claim(at, "host: evil.test:7070");
-    refused.expect_error(421, "INVALID_ARGUMENT", Some("host"), Some("host"));
-    for words in ["evil.test", "server.hosts", "HOTPOOL__SERVER__HOSTS", "--hosts"] {
-        assert!(refused.text().contains(words), "{words}: {}", refused.text());
+    let rejected = claim(at, "host: evil.test:7070");
+    rejected.expect_error(421, "INVALID_ARGUMENT", Some("host"), Some("host"));
+    for fragments in ["evil.test", "server.hosts", "HOTPOOL__SERVER__HOSTS", "--hosts"] {
+        assert!(rejected.text().contains(fragments), "{fragments}: {}", rejected.text());
     }
     get(at, "/v1/pools/ns/warm/events", "host: evil.test").expect_error(
         421,
@@ -90,7 +90,7 @@ async fn h01_a_foreign_host_is_misdirected_on_every_edge() {
     let endpoint = Endpoint::from_shared(format!("http://{at}")).unwrap();
     let foreign = endpoint.clone().origin("http://evil.test".parse().unwrap()).connect().await.unwrap();
     let status = ClaimServiceClient::new(foreign).take_claim(take("foreign")).await.unwrap_err();
-    assert_eq!(said(&status), (Code::InvalidArgument, Some("HOST".to_owned()), Some("host".to_owned())));
+    assert_eq!(error_of(&status), (Code::InvalidArgument, Some("HOST".to_owned()), Some("host".to_owned())));
     assert!(status.message().contains("evil.test") && status.message().contains("server.hosts"), "{status:?}");
     expect_untouched(&mut client);
     let local = endpoint.origin("http://localhost:1".parse().unwrap()).connect().await.unwrap();
@@ -283,7 +283,7 @@ async fn h01_an_unknown_content_encoding_is_rejected() {
     let status = raw.call(call, &[("grpc-encoding", "gzip")], compressed).await;
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
     let status = raw.call(call, &[("content-encoding", "gzip")], body).await;
-    assert_eq!(said(&status).1.as_deref(), Some("CONTENT_ENCODING"), "{status:?}");
+    assert_eq!(error_of(&status).1.as_deref(), Some("CONTENT_ENCODING"), "{status:?}");
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn h01_responses_have_headers_that_restrict_browsers() {
         assert_eq!(policy.is_some_and(|policy| policy.contains("frame-ancestors 'none'")), path == "/docs", "{path}");
     }
     // Rejections too.
-    let refused = get(server.address, "/v1/pools", "host: evil.test");
-    assert_eq!(refused.header("x-content-type-options"), Some("nosniff"));
-    assert_eq!(refused.header("cache-control"), Some("no-store"));
+    let rejected = get(server.address, "/v1/pools", "host: evil.test");
+    assert_eq!(rejected.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(rejected.header("cache-control"), Some("no-store"));
 }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::client::Client;
-use crate::grpc::link::{Link, put_pool, register, said, take};
+use crate::grpc::link::{Link, error_of, put_pool, register, take};
 use crate::resp::wire::Wire;
 use crate::server::{Server, fresh};
 
@@ -87,9 +87,9 @@ fn a_repeated_label_is_rejected_on_every_edge() {
         ("PUT", &worker, r#"{"labels":{"a":"1","a":"1"}}"#),
         ("POST", "/v1/claims", r#"{"namespace":"ns","pool":"warm","labels":{"a":"1","a":"2"}}"#),
     ] {
-        let refused = client.request(method, path, body.as_bytes());
-        refused.expect_error(400, "INVALID_ARGUMENT", None, Some("labels.a"));
-        assert_eq!(refused.json()["error"]["message"], "is given twice", "{method} {path}");
+        let rejected = client.request(method, path, body.as_bytes());
+        rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("labels.a"));
+        assert_eq!(rejected.json()["error"]["message"], "is given twice", "{method} {path}");
     }
     let items = client.request("POST", &batch, br#"{"workers":[{"id":"w","labels":{"a":"1","a":"2"}}]}"#).expect(200);
     assert_eq!(items["items"][0]["error"]["field"], "workers[0].labels.a", "{items}");
@@ -161,19 +161,19 @@ fn the_same_keys_are_accepted_on_every_edge_and_read_back_from_the_store() {
         link.workers.register_worker(register(worker.clone())).await.unwrap();
         let bad = WorkerSpec { labels: [("a/b/c".to_owned(), String::new())].into(), ..worker };
         let status = link.workers.register_worker(register(bad)).await.unwrap_err();
-        assert_eq!(said(&status), (Code::InvalidArgument, None, Some("worker.labels".to_owned())));
+        assert_eq!(error_of(&status), (Code::InvalidArgument, None, Some("worker.labels".to_owned())));
         assert!(status.message().contains("a/b/c"), "{status:?}");
         let take = TakeClaimRequest { selector: Some(format!("{ARCH}=arm64")), ..take("g") };
-        let taken = link.claims.take_claim(take).await.unwrap().into_inner().claim.unwrap();
-        assert_eq!(taken.worker, "arm");
+        let created = link.claims.take_claim(take).await.unwrap().into_inner().claim.unwrap();
+        assert_eq!(created.worker, "arm");
     });
     let mut client = server.client();
     let fence = client.get("/v1/claims/ns/g").expect(200)["claim"]["fence"].take();
     client.post("/v1/claims/ns/g:release", &json!({"fence": fence})).expect(200);
     let mut wire = Wire::connect(server.resp.unwrap());
     assert_eq!(wire.reply_text(&format!("REGISTER ns/warm intel LABEL {ARCH} amd64 LABEL {ZONE} z2")), "1");
-    let refused = wire.reply_text("REGISTER ns/warm bad LABEL a/b/c x");
-    assert!(refused.starts_with("-BADREQ labels") && refused.contains("a/b/c"), "{refused}");
+    let rejected = wire.reply_text("REGISTER ns/warm bad LABEL a/b/c x");
+    assert!(rejected.starts_with("-BADREQ labels") && rejected.contains("a/b/c"), "{rejected}");
     server.cli(&format!("workers add ns/warm cli --label {ARCH}=amd64 --label {ZONE}=z2")).stdout();
     server.cli("workers add ns/warm bad --label a/b/c=x").failed(64, &["a/b/c", "behind the slash"]);
     let shown = server.cli(&format!("claims take ns/warm --selector {ARCH}=arm64 --key c"));

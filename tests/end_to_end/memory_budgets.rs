@@ -42,9 +42,9 @@ fn chunked(path: &str) -> String {
 }
 
 /// Waits until so many claims are queued.
-fn until_waiting(client: &mut Client, wanted: usize) {
+fn until_waiting(client: &mut Client, expected: usize) {
     let demand = "/v1/pools/ns/warm/demand";
-    until("the claims wait", || client.get(demand).expect(200)["waiting"] == json!(wanted));
+    until("the claims wait", || client.get(demand).expect(200)["waiting"] == json!(expected));
 }
 
 /// Whether the budget has space for a large body: then the request itself is rejected as invalid.
@@ -88,11 +88,11 @@ fn h06_a_body_of_unknown_length_is_charged_by_its_received_bytes() {
     let mut long = server.client();
     long.send(chunked(CLAIMS).as_bytes()).unwrap();
     let piece = [b"100000\r\n".as_slice(), &[b' '; 1 << 20], b"\r\n"].concat();
-    let refused = spawn(move || {
+    let rejected = spawn(move || {
         while long.send(&piece).is_ok() {}
         long.receive()
     });
-    if let Ok(answer) = refused.join().unwrap() {
+    if let Ok(answer) = rejected.join().unwrap() {
         answer.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
     }
     until("the room is free again", || has_room(&mut client));

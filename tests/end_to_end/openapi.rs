@@ -26,14 +26,14 @@ fn close(schema: &mut Value) {
 struct Description {
     document: Value,
     /// Operation and status of every response that was checked.
-    seen: BTreeSet<(String, u16)>,
+    observed: BTreeSet<(String, u16)>,
     validators: BTreeMap<(String, u16), Validator>,
 }
 
 impl Description {
     fn of(client: &mut Client) -> Self {
         let document = client.get("/v1/openapi.json").expect(200);
-        Self { document, seen: BTreeSet::new(), validators: BTreeMap::new() }
+        Self { document, observed: BTreeSet::new(), validators: BTreeMap::new() }
     }
 
     /// Finds the operation of a request: its id and its description.
@@ -78,11 +78,11 @@ impl Description {
         answer
     }
 
-    fn conforms(&mut self, id: &str, operation: &Value, status: u16, said: &Value) {
-        self.seen.insert((id.to_owned(), status));
-        let errors = self.validator(id, operation, status).iter_errors(said);
+    fn conforms(&mut self, id: &str, operation: &Value, status: u16, reply: &Value) {
+        self.observed.insert((id.to_owned(), status));
+        let errors = self.validator(id, operation, status).iter_errors(reply);
         let wrong: Vec<_> = errors.map(|error| error.to_string()).collect();
-        assert!(wrong.is_empty(), "{id}: {status} {said}\n{wrong:#?}");
+        assert!(wrong.is_empty(), "{id}: {status} {reply}\n{wrong:#?}");
     }
 
     /// Checks so many events of a pool.
@@ -292,7 +292,7 @@ fn answers_conform_to_their_description() {
                 statuses.filter(|status| *status < 500 && ![403, 413, 415, 421].contains(status) && id != "metrics");
             unseen.extend(
                 shown
-                    .filter(|status| !api.seen.contains(&(id.to_owned(), *status)))
+                    .filter(|status| !api.observed.contains(&(id.to_owned(), *status)))
                     .map(|status| (path.as_str(), id, status)),
             );
         }
@@ -305,8 +305,8 @@ fn answers_conform_to_their_description() {
 
 /// Returns the names that a service lists when it rejects an unknown one.
 fn known(answer: &Response) -> BTreeSet<String> {
-    let said = answer.json();
-    let message = said["error"]["message"].as_str().unwrap();
+    let reply = answer.json();
+    let message = reply["error"]["message"].as_str().unwrap();
     let (_, names) = message.split_once("known: ").unwrap_or_else(|| panic!("{message}"));
     names.split([',', ' ']).filter(|name| !name.is_empty() && *name != "or").map(str::to_owned).collect()
 }
@@ -378,10 +378,10 @@ fn the_description_matches_accepted_requests() {
         ("ack", "/v1/pools/ns/other", "PUT"),
     ] {
         let answer = client.request(method, path, json!({field: "frobnicate"}).to_string().as_bytes());
-        let words = schema("PoolSpec")["properties"][field]["enum"].clone();
-        let words: BTreeSet<_> =
-            words.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect();
-        assert_eq!(known(&answer), words, "{field}");
+        let parts = schema("PoolSpec")["properties"][field]["enum"].clone();
+        let parts: BTreeSet<_> =
+            parts.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect();
+        assert_eq!(known(&answer), parts, "{field}");
     }
     for (path, item) in api.document["paths"].as_object().unwrap() {
         let Some(operation) = item.get("get").filter(|_| path.starts_with("/v1/")) else { continue };

@@ -79,10 +79,10 @@ fn a_patch_of_an_outdated_version_is_rejected() {
     let (first, _) = read(&mut client);
     let at = |version: u64| format!("?version={version}");
     patch(&mut client, &at(first), &json!({"preemption": true})).expect(200);
-    let refused = patch(&mut client, &at(first), &json!({"preemption": false}));
-    refused.expect_error(409, "ABORTED", Some("version"), None);
+    let rejected = patch(&mut client, &at(first), &json!({"preemption": false}));
+    rejected.expect_error(409, "ABORTED", Some("version"), None);
     let (second, spec) = read(&mut client);
-    assert!(refused.text().contains(&second.to_string()), "{}", refused.text());
+    assert!(rejected.text().contains(&second.to_string()), "{}", rejected.text());
     assert_eq!(spec["preemption"], true);
     // The version survives a restart, and is not reused by another pool of the same name.
     assert_eq!(server.stop().code(), Some(0));

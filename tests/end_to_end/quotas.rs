@@ -32,9 +32,9 @@ fn q01_a_quota_is_set_used_up_raised_and_deleted() {
     assert_eq!(quota(&client.put(ACME, &set), 201), shown);
     claim(&mut client, "acme", "a").expect(201);
     let b = claim(&mut client, "acme", "b").expect(201)["claim"].take();
-    let refused = claim(&mut client, "acme", "c");
-    refused.expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
-    assert!(refused.text().contains("claims"), "{}", refused.text());
+    let rejected = claim(&mut client, "acme", "c");
+    rejected.expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
+    assert!(rejected.text().contains("claims"), "{}", rejected.text());
     claim(&mut client, "acme", "a").expect(200);
     claim(&mut client, "other", "a").expect(201);
     let scrape = client.get("/metrics");

@@ -30,7 +30,7 @@ fn send(client: &mut Client, path: &str, headers: &[&[u8]]) -> Response {
 #[test]
 fn every_response_has_a_request_id_and_every_error_repeats_it() {
     let (_dir, _server, mut client) = with_pool(1);
-    let mut seen = BTreeSet::new();
+    let mut observed = BTreeSet::new();
     let claim = json!({"namespace": "ns", "pool": "warm", "key": "a"});
     let answers = [
         client.get("/healthz"),
@@ -55,7 +55,7 @@ fn every_response_has_a_request_id_and_every_error_repeats_it() {
         } else {
             assert!(!answer.text().contains(&id), "an answer that says more than it said");
         }
-        assert!(seen.insert(id), "two requests have the same id");
+        assert!(observed.insert(id), "two requests have the same id");
     }
     // The items of a batch belong to one request, whose id the response has.
     let batch = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": [{}, claim]}));

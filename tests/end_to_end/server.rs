@@ -84,12 +84,12 @@ impl Server {
         for line in out.by_ref().take(5) {
             welcome.push(line.unwrap());
         }
-        let said = |scheme| welcome.first().and_then(|line| address_in(line, scheme));
-        let Some(address) = said("http://") else {
+        let response = |scheme| welcome.first().and_then(|line| address_in(line, scheme));
+        let Some(address) = response("http://") else {
             let status = child.0.wait().unwrap();
             panic!("the service is not ready ({status}): {}", std::fs::read_to_string(dir.join("log")).unwrap());
         };
-        Self { address, resp: said("redis://"), welcome, child }
+        Self { address, resp: response("redis://"), welcome, child }
     }
 
     pub fn client(&self) -> Client {

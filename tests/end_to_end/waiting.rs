@@ -70,14 +70,17 @@ fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     client.post("/v1/claims/ns/a:confirm", &json!({"fence": 1})).expect_error(404, "NOT_FOUND", None, None);
 
     client.put(&format!("{POOL}/workers/w1"), &json!({})).expect(201);
-    let taken = first.join().unwrap().expect(201)["claim"].take();
-    assert_eq!((&taken["worker"], &taken["priority"], &taken["preemptible"]), (&json!("w1"), &json!(7), &json!(true)));
-    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], taken);
+    let created = first.join().unwrap().expect(201)["claim"].take();
+    assert_eq!(
+        (&created["worker"], &created["priority"], &created["preemptible"]),
+        (&json!("w1"), &json!(7), &json!(true))
+    );
+    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], created);
     let worker = client.get(&format!("{POOL}/workers/w1")).expect(200)["worker"]["claims"][0].take();
-    assert_eq!(worker, taken);
-    client.post("/v1/claims/ns/a:release", &json!({"fence": taken["fence"]})).expect(200);
-    let taken = second.join().unwrap().expect(201)["claim"].take();
-    assert_eq!((taken.get("priority"), taken.get("preemptible")), (None, None));
+    assert_eq!(worker, created);
+    client.post("/v1/claims/ns/a:release", &json!({"fence": created["fence"]})).expect(200);
+    let created = second.join().unwrap().expect(201)["claim"].take();
+    assert_eq!((created.get("priority"), created.get("preemptible")), (None, None));
     assert_eq!(waiters(&mut client), "0");
 }
 

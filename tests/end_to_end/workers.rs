@@ -36,13 +36,13 @@ fn a_worker_is_registered_replaced_read_and_deleted() {
 #[test]
 fn a_busy_worker_shows_its_claim() {
     let (_dir, _server, mut client) = with_pool(1);
-    let taken = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
+    let created = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
     let worker = client.get(WORKER).expect(200)["worker"].take();
     assert_eq!(worker["occupancy"], "busy");
     let claims = worker["claims"].as_array().unwrap();
     assert_eq!(claims.len(), 1);
     for key in ["key", "tenant", "fence", "pool", "worker", "state"] {
-        assert_eq!(claims[0][key], taken["claim"][key]);
+        assert_eq!(claims[0][key], created["claim"][key]);
     }
 }
 
@@ -78,18 +78,18 @@ fn an_invalid_registration_affects_no_other() {
 #[test]
 fn workers_are_listed_page_by_page_without_duplicates() {
     let (_dir, _server, mut client) = with_pool(25);
-    let mut seen = BTreeSet::new();
+    let mut observed = BTreeSet::new();
     let mut path = "/v1/pools/ns/warm/workers?limit=10".to_owned();
     let mut pages = 0;
     loop {
         let page = client.get(&path).expect(200);
         pages += 1;
         for worker in page["items"].as_array().unwrap() {
-            assert!(seen.insert(worker["id"].as_str().unwrap().to_owned()), "{worker} comes twice");
+            assert!(observed.insert(worker["id"].as_str().unwrap().to_owned()), "{worker} comes twice");
         }
         let Value::String(token) = &page["next_page_token"] else { break };
         path = format!("/v1/pools/ns/warm/workers?limit=10&page_token={token}");
     }
-    assert_eq!(seen.len(), 25);
+    assert_eq!(observed.len(), 25);
     assert!((3..=4).contains(&pages));
 }

@@ -62,11 +62,15 @@ impl Browser {
             let mut bytes = Vec::new();
             self.from.read_until(0, &mut bytes).unwrap();
             assert_eq!(bytes.pop(), Some(0), "chromium has ended (tests/run.sh installs it)");
-            let mut said: Value = serde_json::from_slice(&bytes).unwrap();
-            if said["id"] == self.last_id {
-                return if said["error"].is_null() { Ok(said["result"].take()) } else { Err(said["error"].take()) };
+            let mut response: Value = serde_json::from_slice(&bytes).unwrap();
+            if response["id"] == self.last_id {
+                return if response["error"].is_null() {
+                    Ok(response["result"].take())
+                } else {
+                    Err(response["error"].take())
+                };
             }
-            self.events.push(said);
+            self.events.push(response);
         }
     }
 
@@ -80,9 +84,9 @@ impl Browser {
     /// Evaluates an expression, and awaits it if it is a promise.
     pub fn evaluate(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let mut said = self.call("Runtime.evaluate", &params);
-        assert!(said["exceptionDetails"].is_null(), "{expression}: {said}");
-        said["result"]["value"].take()
+        let mut response = self.call("Runtime.evaluate", &params);
+        assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
+        response["result"]["value"].take()
     }
 
     /// Waits until an expression is true, and returns its value. A page that is loading may not know it yet, and a page
@@ -91,9 +95,9 @@ impl Browser {
         let params = json!({"expression": format!("(() => {{ const it = {expression}; return it instanceof Element || it; }})()"), "returnByValue": true});
         let mut value = Value::Null;
         until(expression, || {
-            let Ok(mut said) = self.try_call("Runtime.evaluate", &params) else { return false };
-            value = said["result"]["value"].take();
-            said["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != ""
+            let Ok(mut response) = self.try_call("Runtime.evaluate", &params) else { return false };
+            value = response["result"]["value"].take();
+            response["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != ""
         });
         value
     }

@@ -133,8 +133,8 @@ fn workers_are_registered_from_arguments_and_from_stdin() {
         (&items["items"][0]["error"]["reason"], &items["items"][1]["worker"]["id"]),
         (&json!("state"), &json!("f"))
     );
-    let said: Value = serde_json::from_str(&some.err).unwrap();
-    assert_eq!((&said["id"], &said["error"]["reason"]), (&json!("w1"), &json!("state")));
+    let output: Value = serde_json::from_str(&some.err).unwrap();
+    assert_eq!((&output["id"], &output["error"]["reason"]), (&json!("w1"), &json!("state")));
 
     let gone = server.cli("workers rm ns/warm a none b");
     assert_eq!((gone.code, gone.out.as_str()), (Some(4), "ns/warm a removed\nns/warm b removed\n"));
@@ -156,13 +156,13 @@ fn fence(ran: &Ran) -> String {
 #[test]
 fn a_claim_is_created_confirmed_and_released() {
     let (_dir, server, _client) = with_pool(2);
-    let taken = server.cli("claims take ns/warm --key job-1 --affinity fn-7");
-    taken.stdout();
-    assert_eq!((taken.row("claim"), taken.row("state")), (vec!["claim", "ns/job-1"], vec!["state", "reserved"]));
-    assert_eq!(taken.row("ends")[..2], ["ends", "in"]);
-    let fence = fence(&taken);
+    let created = server.cli("claims take ns/warm --key job-1 --affinity fn-7");
+    created.stdout();
+    assert_eq!((created.row("claim"), created.row("state")), (vec!["claim", "ns/job-1"], vec!["state", "reserved"]));
+    assert_eq!(created.row("ends")[..2], ["ends", "in"]);
+    let fence = fence(&created);
     // The suggested next command works.
-    let next = taken.row("next")[2..].join(" ");
+    let next = created.row("next")[2..].join(" ");
     assert_eq!(next, format!("claims confirm ns/job-1 --fence {fence}"));
 
     let again = server.cli("claims take ns/warm --key job-1");
@@ -219,11 +219,11 @@ fn a_full_pool_and_a_missing_one_have_different_codes() {
     server.cli("claims take ns/none --key b").failed(4, &["pool not found"]);
     server.cli("claims take ns/warm --key a/b").failed(64, &["key: ", "[A-Za-z0-9._-]", "INVALID_ARGUMENT"]);
     server.cli("claims take ns/warm --key b --reserve-ms 99999999").failed(64, &["reserve_ms: "]);
-    let said = server.cli("claims take ns/warm --key b -o json");
-    assert_eq!((said.code, said.out.as_str()), (Some(3), ""));
-    let said: Value = serde_json::from_str(&said.err).unwrap();
+    let output = server.cli("claims take ns/warm --key b -o json");
+    assert_eq!((output.code, output.out.as_str()), (Some(3), ""));
+    let output: Value = serde_json::from_str(&output.err).unwrap();
     assert_eq!(
-        (&said["error"]["code"], &said["error"]["reason"]),
+        (&output["error"]["code"], &output["error"]["reason"]),
         (&json!("RESOURCE_EXHAUSTED"), &json!("pool_exhausted"))
     );
 }
@@ -260,9 +260,9 @@ fn status_is_watched_until_ctrl_c_also_while_the_service_is_away() {
     let interrupt = format!("kill -INT {}", child.0.id());
     assert!(std::process::Command::new("sh").arg("-c").arg(interrupt).status().unwrap().success());
     assert_eq!(child.0.wait().unwrap().code(), Some(0));
-    let mut said = String::new();
-    child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "");
+    let mut output = String::new();
+    child.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(output, "");
 }
 
 #[test]

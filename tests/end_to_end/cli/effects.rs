@@ -12,7 +12,7 @@ fn worker(client: &mut Client, id: &str) -> Value {
     client.get(&format!("{POOL}/workers/{id}")).expect(200)["worker"].take()
 }
 
-fn taken(server: &Server, line: &str) -> (String, String) {
+fn created(server: &Server, line: &str) -> (String, String) {
     let ran = server.cli(line);
     ran.stdout();
     (ran.row("fence")[1].to_owned(), ran.row("worker")[1].to_owned())
@@ -30,11 +30,11 @@ fn workers_are_cordoned_uncordoned_and_drained() {
     assert_eq!(server.cli("workers cordon ns/warm w0").stdout(), "ns/warm w0 cordoned\n");
     assert_eq!(server.cli_with("workers uncordon ns/warm -", "w0\n").stdout(), "ns/warm w0 uncordoned\n");
     assert_eq!(worker(&mut client, "w0")["schedulability"], "open");
-    assert_eq!(taken(&server, "claims take ns/warm --key a").1, "w0");
+    assert_eq!(created(&server, "claims take ns/warm --key a").1, "w0");
 
-    let said = server.cli("workers drain ns/warm w0 -o json").json();
+    let output = server.cli("workers drain ns/warm w0 -o json").json();
     assert_eq!(
-        (&said["items"][0]["worker"]["schedulability"], &said["items"][0]["worker"]["occupancy"]),
+        (&output["items"][0]["worker"]["schedulability"], &output["items"][0]["worker"]["occupancy"]),
         (&json!("draining"), &json!("busy"))
     );
     let shown = server.cli("workers show ns/warm w0");
@@ -64,7 +64,7 @@ fn suspects() -> (tempfile::TempDir, Server, Client) {
     server.cli("pools put ns/warm --shards 1 --releasing-ms 1").stdout();
     server.cli("workers add ns/warm w0 w1").stdout();
     for key in ["a", "b"] {
-        let (fence, _) = taken(&server, &format!("claims take ns/warm --key {key} --reserve-ms 0"));
+        let (fence, _) = created(&server, &format!("claims take ns/warm --key {key} --reserve-ms 0"));
         let line = format!("claims release ns/{key} --fence {fence} --phase begin");
         assert_eq!(server.cli(&line).stdout(), format!("ns/{key} releasing\n"));
         while client.get(&format!("/v1/claims/ns/{key}")).status == 200 {}
@@ -82,7 +82,7 @@ fn suspect_workers_are_cleared_one_by_one_or_all_together() {
         (worker(&mut client, "w1")["trust"].take(), worker(&mut client, "w0")["trust"].take()),
         (json!("trusted"), json!("suspect"))
     );
-    assert_eq!(taken(&server, "claims take ns/warm --key c").1, "w1");
+    assert_eq!(created(&server, "claims take ns/warm --key c").1, "w1");
     let cleared = server.cli("pools clear ns/warm");
     assert!(cleared.stdout().starts_with("ns/warm") && cleared.out.contains('1'), "{cleared:?}");
     assert_eq!(worker(&mut client, "w0")["trust"], "trusted");
@@ -95,7 +95,7 @@ fn suspect_workers_are_cleared_one_by_one_or_all_together() {
 fn a_claim_is_confirmed_renewed_and_released_in_two_phases() {
     let (_dir, server, mut client) = with_pool(1);
     let state = |client: &mut Client| client.get("/v1/claims/ns/a").expect(200)["claim"].take();
-    let (fence, _) = taken(&server, "claims take ns/warm --key a --ttl-ms 3600000");
+    let (fence, _) = created(&server, "claims take ns/warm --key a --ttl-ms 3600000");
     server
         .cli(&format!("claims renew ns/a --fence {fence}"))
         .failed(3, &["FAILED_PRECONDITION, state", "confirm it first"]);

@@ -77,8 +77,8 @@ fn wrong_usage_exits_with_64_and_a_hint() {
         ("status --watch 0", "--watch"),
         ("serve --addr h:1", "--addr"),
     ];
-    for (line, words) in cases {
-        at("http://127.0.0.1:1", line).failed(64, &[words]);
+    for (line, parts) in cases {
+        at("http://127.0.0.1:1", line).failed(64, &[parts]);
     }
     run(command(&["pools", "ls"]).env("HOTPOOL_ADDR", "nowhere:x"), "")
         .failed(64, &["nowhere:x", "must be http://HOST:PORT"]);
@@ -86,7 +86,7 @@ fn wrong_usage_exits_with_64_and_a_hint() {
 
 #[test]
 fn help_is_no_error_and_has_examples() {
-    for (line, words) in [
+    for (line, parts) in [
         ("--help", "Exit codes of the commands: 0 done; 1 an error"),
         ("claims take --help", "hotpool claims take demo/warm --key job-1"),
         ("workers add --help", "--count 100 --prefix w-"),
@@ -94,7 +94,7 @@ fn help_is_no_error_and_has_examples() {
         ("status --help", "hotpool status --watch 5"),
     ] {
         let help = at("h:1", line);
-        assert!(help.stdout().contains(words), "{line}: {}", help.out);
+        assert!(help.stdout().contains(parts), "{line}: {}", help.out);
     }
 }
 
@@ -102,14 +102,17 @@ fn help_is_no_error_and_has_examples() {
 fn an_unreachable_service_is_named_with_a_hint() {
     // Bound and closed again: nothing listens there.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let words = [&*format!("cannot reach the service at http://{address}"), "refused", "hotpool serve", "HOTPOOL_ADDR"];
+    let parts = [&*format!("cannot reach the service at http://{address}"), "refused", "hotpool serve", "HOTPOOL_ADDR"];
     for line in ["status", "pools ls", "pools put demo/warm", "claims take demo/warm", "workers add demo/warm w1"] {
-        at(address, line).failed(1, &words);
+        at(address, line).failed(1, &parts);
     }
-    let said = at(address, "workers rm demo/warm w1 w2 --output json");
-    assert_eq!(said.code, Some(1));
-    let said: Value = serde_json::from_str(said.err.lines().next().unwrap()).unwrap();
-    assert_eq!((&said["error"]["code"], &said["error"]["reason"]), (&json!("UNAVAILABLE"), &json!("unreachable")));
+    let text_output = at(address, "workers rm demo/warm w1 w2 --output json");
+    assert_eq!(text_output.code, Some(1));
+    let text_output: Value = serde_json::from_str(text_output.err.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&text_output["error"]["code"], &text_output["error"]["reason"]),
+        (&json!("UNAVAILABLE"), &json!("unreachable"))
+    );
     at("no-such-host.invalid", "status").failed(1, &["cannot reach the service at http://no-such-host.invalid:7070"]);
 }
 

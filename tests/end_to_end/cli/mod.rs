@@ -69,10 +69,10 @@ impl Ran {
 
     /// Checks that the command ended with this code, wrote nothing to stdout, and these words to stderr.
     #[track_caller]
-    pub fn failed(&self, code: i32, words: &[&str]) {
+    pub fn failed(&self, code: i32, parts: &[&str]) {
         assert_eq!((self.code, self.out.as_str()), (Some(code), ""), "{self:?}");
-        for words in words {
-            assert!(self.err.contains(words), "{words:?} is not in {self:?}");
+        for parts in parts {
+            assert!(self.err.contains(parts), "{parts:?} is not in {self:?}");
         }
     }
 

@@ -10,8 +10,8 @@ use crate::server::{Server, fresh};
 /// Returns the options in a command's help, without the dashes.
 fn flags(server: &Server, line: &str) -> BTreeSet<String> {
     let help = server.cli(&format!("{line} --help"));
-    let words = help.stdout().lines().map(str::trim_start).filter(|line| line.starts_with('-'));
-    let long = words.filter_map(|line| line.split_whitespace().find_map(|word| word.strip_prefix("--")));
+    let parts = help.stdout().lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let long = parts.filter_map(|line| line.split_whitespace().find_map(|word| word.strip_prefix("--")));
     long.map(|flag| flag.trim_end_matches(',').to_owned()).collect()
 }
 
@@ -21,15 +21,15 @@ fn put_and_set_have_a_flag_for_every_field_of_the_specification() {
     let document = client.get("/v1/openapi.json").expect(200);
     let fields = document["components"]["schemas"]["PoolSpec"]["properties"].as_object().unwrap().keys();
     // Labels are given one at a time.
-    let wanted = fields.map(|field| if field == "labels" { "label".to_owned() } else { field.replace('_', "-") });
-    let wanted: BTreeSet<String> = wanted.collect();
-    assert!(wanted.len() > 15, "{wanted:?}");
+    let expected = fields.map(|field| if field == "labels" { "label".to_owned() } else { field.replace('_', "-") });
+    let expected: BTreeSet<String> = expected.collect();
+    assert!(expected.len() > 15, "{expected:?}");
     for (line, others) in [("pools put", &[][..]), ("pools set", &["reset", "version"])] {
         let mut known = flags(&server, line);
         for beside in ["addr", "timeout-ms", "output", "help"].iter().chain(others) {
             assert!(known.remove(*beside), "{line} has no --{beside}: {known:?}");
         }
-        assert_eq!(known, wanted, "{line}");
+        assert_eq!(known, expected, "{line}");
     }
 }
 
@@ -74,8 +74,8 @@ fn put_tells_what_it_resets() {
     assert_eq!(server.cli(line).stdout(), "demo/warm updated\n");
     let again = server.cli("pools put demo/warm --reserve-ms 8");
     assert_eq!((again.code, again.out.as_str()), (Some(0), "demo/warm updated\n"));
-    let said = "back to default, because it was not said: preemption (was true)\n\
-                back to default, because it was not said: labels (was tier=a)\n";
+    let said = "back to default, because it was not output: preemption (was true)\n\
+                back to default, because it was not output: labels (was tier=a)\n";
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     assert!(lines(&again.err).is_superset(&lines(said)), "{again:?}");
     assert!(again.err.contains("hotpool pools set"), "{again:?}");

@@ -182,9 +182,9 @@ fn progress_before_an_unreadable_page_is_reported() {
         })
     };
     let table = ran("table");
-    let said = "demo/warm w00 draining\ndemo/warm w01 draining\n\
+    let text_output = "demo/warm w00 draining\ndemo/warm w01 draining\n\
                 2 of the first 2 workers fit, and the rest was left as it is\n";
-    assert_eq!((table.code, &*table.out), (Some(1), said), "{table:?}");
+    assert_eq!((table.code, &*table.out), (Some(1), text_output), "{table:?}");
     assert!(table.err.contains("retry later"), "{table:?}");
     let json = ran("json");
     let items: Value = serde_json::from_str(&json.out).unwrap_or_else(|error| panic!("{error}: {json:?}"));
@@ -199,14 +199,14 @@ fn workers_skipped_after_a_failure_are_reported() {
     for next_page_token in [None, Some("w39")] {
         let ran = ran_while_overloaded(&drain, 40, next_page_token);
         let first = if next_page_token.is_some() { "the first " } else { "" };
-        let said = format!("40 of {first}40 workers fit, 16 failed, and the rest was left as it is\n");
-        assert_eq!((ran.code, &ran.out), (Some(1), &said), "{ran:?}");
-        assert_eq!(ran.err.lines().count(), CALLS, "each that was called is told of: {ran:?}");
+        let expected = format!("40 of {first}40 workers fit, 16 failed, and the rest was left as it is\n");
+        assert_eq!((ran.code, &ran.out), (Some(1), &expected), "{ran:?}");
+        assert_eq!(ran.err.lines().count(), CALLS, "each that was called is received of: {ran:?}");
     }
     // Scripts count the items, and people read the rest that ids do not show.
     let ran = ran_while_overloaded(&[&drain[..], &["-o", "json"]].concat(), 40, None);
-    let said: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!((ran.code, said["items"].as_array().unwrap().len()), (Some(1), CALLS), "{ran:?}");
+    let expected: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, expected["items"].as_array().unwrap().len()), (Some(1), CALLS), "{ran:?}");
     let ids: Vec<String> = (0..20).map(|i| format!("w{i:02}")).collect();
     let named = [vec!["workers", "rm", "demo/warm"], ids.iter().map(String::as_str).collect()].concat();
     let ran = ran_while_overloaded(&named, 0, None);

@@ -28,13 +28,13 @@ fn workers_are_cordoned_uncordoned_and_drained_by_their_labels() {
 
     // A dry run changes nothing.
     let dry = server.cli("workers cordon ns/warm --selector topology.kubernetes.io/zone=z1 --dry-run");
-    let said = ids(&["ns/warm a would be cordoned", "ns/warm b would be cordoned", "2 of 4 workers fit"]);
-    assert_eq!(lines(dry.stdout()), said);
+    let output = ids(&["ns/warm a would be cordoned", "ns/warm b would be cordoned", "2 of 4 workers fit"]);
+    assert_eq!(lines(dry.stdout()), output);
     assert_eq!(ids_with(&mut client, "cordoned"), ids(&[]));
 
     let done = server.cli("workers cordon ns/warm --selector topology.kubernetes.io/zone=z1");
-    let said = ids(&["ns/warm a cordoned", "ns/warm b cordoned", "2 of 4 workers fit"]);
-    assert_eq!(lines(done.stdout()), said);
+    let output = ids(&["ns/warm a cordoned", "ns/warm b cordoned", "2 of 4 workers fit"]);
+    assert_eq!(lines(done.stdout()), output);
     assert_eq!(ids_with(&mut client, "cordoned"), ids(&["a", "b"]));
     let json = server.cli("workers uncordon ns/warm --selector topology.kubernetes.io/zone -o json").json();
     assert_eq!(json["items"].as_array().unwrap().len(), 3);

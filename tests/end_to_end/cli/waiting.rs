@@ -23,17 +23,17 @@ fn waiting(server: &Server, key: &str, flags: &str) -> Running {
 fn a_queued_claim_extends_the_timeout_of_the_command() {
     let (_dir, server, _client) = with_pool(1);
     server.cli("claims take ns/warm --key held --reserve-ms 0").stdout();
-    let refused = server.cli("claims take ns/warm --key a --wait-ms 600 --timeout-ms 300");
-    refused.failed(3, &["RESOURCE_EXHAUSTED, pool_exhausted"]);
+    let rejected = server.cli("claims take ns/warm --key a --wait-ms 600 --timeout-ms 300");
+    rejected.failed(3, &["RESOURCE_EXHAUSTED, pool_exhausted"]);
     let many = server.cli("claims take ns/warm --key a --count 2 --wait-ms 600 --timeout-ms 300");
     assert_eq!((many.code, many.err.matches("pool_exhausted").count()), (Some(3), 2), "{many:?}");
 
     let mut taking = waiting(&server, "a", "--wait-ms 60000 --priority 7 --preemptible --timeout-ms 300");
-    let seen = server.cli("claims show ns/a");
-    seen.stdout();
-    assert_eq!(seen.row("state"), ["state", "waiting"]);
-    assert_eq!((seen.row("for"), seen.row("pools")), (vec!["for", "pool_exhausted"], vec!["pools", "ns/warm"]));
-    assert_eq!((seen.row("priority"), seen.row("ahead")), (vec!["priority", "7"], vec!["ahead", "0"]));
+    let observed = server.cli("claims show ns/a");
+    observed.stdout();
+    assert_eq!(observed.row("state"), ["state", "waiting"]);
+    assert_eq!((observed.row("for"), observed.row("pools")), (vec!["for", "pool_exhausted"], vec!["pools", "ns/warm"]));
+    assert_eq!((observed.row("priority"), observed.row("ahead")), (vec!["priority", "7"], vec!["ahead", "0"]));
     server.cli("claims release ns/a --current").failed(3, &["the key waits", "FAILED_PRECONDITION, state"]);
     let demand = server.cli("demand ns/warm");
     demand.stdout();

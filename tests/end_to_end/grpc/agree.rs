@@ -5,7 +5,7 @@ use hotpool::api::grpc::proto::*;
 use serde_json::{Value, json};
 use tonic::{Code, Response, Status};
 
-use super::link::{Link, claim_of, put_pool, register, said, take};
+use super::link::{Link, claim_of, error_of, put_pool, register, take};
 use crate::client::{Client, Response as HttpResponse};
 use crate::server::fresh;
 
@@ -55,7 +55,7 @@ fn grpc_end<T>(answer: Result<Response<T>, Status>, shown: impl FnOnce(T) -> Val
     match answer {
         Ok(answer) => shown(answer.into_inner()),
         Err(status) => {
-            let (code, reason, field) = said(&status);
+            let (code, reason, field) = error_of(&status);
             // A path parameter or the body of HTTP is a message within the request of gRPC.
             let field = field.map(|field| field.trim_start_matches("spec.").trim_start_matches("worker.").to_owned());
             json!({"code": code_word(code), "reason": reason.map(|reason| reason.to_lowercase()), "field": field})
@@ -215,16 +215,16 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
             let request = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: (*id).into() };
             grpc_end(link.workers.delete_worker(request).await, |_| json!({}))
         }
-        Step::Claim(_, request) => grpc_end(link.claims.take_claim(request.clone()).await, |taken| {
-            *fence = taken.claim.as_ref().unwrap().fence;
-            claimed(taken.claim)
+        Step::Claim(_, request) => grpc_end(link.claims.take_claim(request.clone()).await, |created| {
+            *fence = created.claim.as_ref().unwrap().fence;
+            claimed(created.claim)
         }),
         Step::Batch(items) => {
             let items = items.iter().map(|(_, item)| item.clone()).collect();
             let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items };
             let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
             let end = |item: batch_take_claims_response::Item| match item.outcome.unwrap() {
-                Outcome::Taken(taken) => claim_shown(&taken.claim.unwrap()),
+                Outcome::Taken(created) => claim_shown(&created.claim.unwrap()),
                 Outcome::Error(error) => {
                     let reason =
                         Some(word(error.reason().as_str_name(), "REASON_")).filter(|word| word != "unspecified");
@@ -343,8 +343,8 @@ async fn both_edges_have_the_same_outcomes() {
         Step::Delete,
         Step::Delete,
     ];
-    let seen = end_the_same(&steps).await;
-    assert_eq!(seen, ["ABORTED", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
+    let observed = end_the_same(&steps).await;
+    assert_eq!(observed, ["ABORTED", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
 }
 
 #[tokio::test]
@@ -441,8 +441,8 @@ async fn both_edges_have_the_same_outcomes_in_shared_pools() {
         Step::Release("a", 0),
         Step::Delete,
     ];
-    let seen = end_the_same(&steps).await;
-    assert_eq!(seen, ["FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
+    let observed = end_the_same(&steps).await;
+    assert_eq!(observed, ["FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
 }
 
 /// Runs the steps over both edges, each on its own service, and returns the codes of all errors.

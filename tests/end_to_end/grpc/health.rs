@@ -97,8 +97,8 @@ async fn h06_streams_of_health_and_reflection_share_a_limit() {
     let open = reflection.server_reflection_info(futures::stream::pending()).await.unwrap();
     for _ in 0..2 {
         expect(health.watch(of("")).await, Code::Unavailable, Some("OVERLOADED"), None);
-        let refused = reflection.server_reflection_info(futures::stream::pending()).await;
-        expect(refused, Code::Unavailable, Some("OVERLOADED"), None);
+        let rejected = reflection.server_reflection_info(futures::stream::pending()).await;
+        expect(rejected, Code::Unavailable, Some("OVERLOADED"), None);
     }
     // Unary checks are answered all the same, and a returned permit can be taken by anyone.
     health.check(of("")).await.unwrap();

@@ -40,11 +40,11 @@ impl Link {
 async fn w04_a_heartbeat_confirms_and_stops_claims_and_names_its_errors() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
-    let taken = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
-    let named = [held("a", taken.fence), held("b", 7)];
-    let heard = link.workers.heartbeat_worker(heartbeat("w0", Some(&named))).await.unwrap().into_inner();
-    assert_eq!((heard.claims.len(), heard.claims[0].state()), (1, ClaimState::Active));
-    assert_eq!(heard.stop, [held("b", 7)]);
+    let created = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let named = [held("a", created.fence), held("b", 7)];
+    let heartbeat_response = link.workers.heartbeat_worker(heartbeat("w0", Some(&named))).await.unwrap().into_inner();
+    assert_eq!((heartbeat_response.claims.len(), heartbeat_response.claims[0].state()), (1, ClaimState::Active));
+    assert_eq!(heartbeat_response.stop, [held("b", 7)]);
     // A late heartbeat with a lower number gets the current state, and changes nothing.
     let numbered =
         |seq, claims: &[HeldClaim]| HeartbeatWorkerRequest { seq: Some(seq), ..heartbeat("w0", Some(claims)) };
@@ -96,21 +96,23 @@ async fn w04_heartbeats_in_one_call_have_separate_outcomes() {
     let late = [9, 8].map(|seq| WorkerHeartbeat { seq: Some(seq), ..of(idle, None) }).to_vec();
     let late = link.workers.batch_heartbeat_workers(batch(late)).await.unwrap().into_inner().items;
     let ignored = |item: &hotpool::api::grpc::proto::batch_heartbeat_workers_response::Item| match &item.outcome {
-        Some(Beat::Heard(heard)) => (heard.ignored, heard.last_seq),
+        Some(Beat::Heard(heartbeat_response)) => (heartbeat_response.ignored, heartbeat_response.last_seq),
         other => panic!("{other:?}"),
     };
     assert_eq!(late.iter().map(ignored).collect::<Vec<_>>(), [(false, None), (true, Some(9))]);
-    let said: Vec<_> = items
+    let response: Vec<_> = items
         .into_iter()
         .map(|item| match item.outcome.unwrap() {
-            Beat::Heard(heard) => (0, heard.claims.len(), heard.stop, String::new()),
+            Beat::Heard(heartbeat_response) => {
+                (0, heartbeat_response.claims.len(), heartbeat_response.stop, String::new())
+            }
             Beat::Error(error) => (error.code, 0, Vec::new(), error.field),
         })
         .collect();
     let bad = |code: Code, field: &str| (code as i32, 0, Vec::new(), field.to_owned());
     let good = |claims, stop: &[HeldClaim]| (0, claims, stop.to_vec(), String::new());
     assert_eq!(
-        said,
+        response,
         [
             good(1, &[]),
             bad(Code::NotFound, ""),
@@ -210,12 +212,12 @@ async fn c10_a_claim_with_a_ttl_is_renewed() {
         let request = TakeClaimRequest { ttl_ms: Some(ttl_ms), ..take("a") };
         expect(link.claims.take_claim(request).await, Code::InvalidArgument, None, Some("ttl_ms"));
     }
-    let taken = TakeClaimRequest { ttl_ms: Some(3_600_000), ..take("a") };
-    let taken = link.claims.take_claim(taken).await.unwrap().into_inner().claim.unwrap();
+    let created = TakeClaimRequest { ttl_ms: Some(3_600_000), ..take("a") };
+    let created = link.claims.take_claim(created).await.unwrap().into_inner().claim.unwrap();
     let renew =
         |fence, ttl_ms| RenewClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence, ttl_ms };
-    expect(link.claims.renew_claim(renew(taken.fence, None)).await, Code::FailedPrecondition, Some("STATE"), None);
-    let (namespace, key, fence) = ("ns".into(), "a".into(), taken.fence);
+    expect(link.claims.renew_claim(renew(created.fence, None)).await, Code::FailedPrecondition, Some("STATE"), None);
+    let (namespace, key, fence) = ("ns".into(), "a".into(), created.fence);
     let confirmed = ConfirmClaimRequest { namespace, key, tenant: None, fence };
     let confirmed = link.claims.confirm_claim(confirmed).await.unwrap().into_inner().claim.unwrap();
     let renewed = link.claims.renew_claim(renew(fence, Some(7_200_000))).await.unwrap().into_inner().claim.unwrap();

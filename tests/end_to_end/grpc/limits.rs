@@ -37,9 +37,9 @@ async fn a_message_beyond_the_limit_is_rejected_unread() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "4096")]);
     let mut raw = Raw::open(server.address).await;
-    let refused = raw.call(TAKE, &[], sized(4097)).await;
-    assert!(refused.message().contains("4096"), "{refused:?}");
-    expect::<()>(Err(refused), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
+    let rejected = raw.call(TAKE, &[], sized(4097)).await;
+    assert!(rejected.message().contains("4096"), "{rejected:?}");
+    expect::<()>(Err(rejected), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
     // The announced length is enough.
     let announced = raw.begin(TAKE, &[], vec![0, 0xff, 0xff, 0xff, 0xff]).await;
     expect::<()>(Err(status(announced).await), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
@@ -55,7 +55,7 @@ async fn large_messages_share_a_budget_and_do_not_block_small_ones() {
     // Four messages announce 8 MiB each, which decoded may use up the budget, and send nothing.
     let mut slow: Vec<_> = (0..4).map(|_| Box::pin(raw.begin(TAKE, &[], vec![0, 0, 0x80, 0, 0]))).collect();
     let mut other = Raw::open(server.address).await;
-    let refused = loop {
+    let rejected = loop {
         for slow in &mut slow {
             // This one may have met the request below, which takes a little of the budget.
             if futures::poll!(slow.as_mut()).is_ready() {
@@ -67,7 +67,7 @@ async fn large_messages_share_a_budget_and_do_not_block_small_ones() {
             break status;
         }
     };
-    expect::<()>(Err(refused), Code::Unavailable, Some("OVERLOADED"), None);
+    expect::<()>(Err(rejected), Code::Unavailable, Some("OVERLOADED"), None);
     // HTTP shares the budget.
     http.request("POST", "/v1/claims", &[b' '; 20_000]).expect_error(503, "UNAVAILABLE", Some("overloaded"), None);
     let mut link = Link::open(server.address).await;

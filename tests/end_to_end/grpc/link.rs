@@ -76,7 +76,7 @@ pub fn claim_of(answer: GetClaimResponse) -> Claim {
 }
 
 /// Returns the code, reason and field of an error.
-pub fn said(status: &Status) -> (Code, Option<String>, Option<String>) {
+pub fn error_of(status: &Status) -> (Code, Option<String>, Option<String>) {
     let details = status.get_error_details();
     assert!(!status.message().is_empty() && status.message().len() < 1_000, "{status:?}");
     assert_eq!(details.retry_info().is_some(), status.code() == Code::Unavailable, "{status:?}");
@@ -91,7 +91,7 @@ pub fn said(status: &Status) -> (Code, Option<String>, Option<String>) {
 #[track_caller]
 pub fn expect<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: Option<&str>, field: Option<&str>) {
     let status = answer.unwrap_err();
-    let (said_code, said_reason, said_field) = said(&status);
+    let (said_code, said_reason, said_field) = error_of(&status);
     assert_eq!((said_code, said_reason.as_deref(), said_field.as_deref()), (code, reason, field), "{status:?}");
 }
 

@@ -88,15 +88,15 @@ fn renew(key: &str, fence: u64, ttl_ms: u64) -> Ask {
     Ask::Renew(RenewClaimRequest { namespace: "ns".into(), key: key.into(), fence, ttl_ms, ..Default::default() })
 }
 
-fn taken(outcome: &Outcome) -> &Claim {
+fn created(outcome: &Outcome) -> &Claim {
     match outcome {
-        Outcome::Taken(taken) => taken.claim.as_ref().unwrap(),
+        Outcome::Taken(created) => created.claim.as_ref().unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
 #[track_caller]
-fn refused(outcome: &Outcome, code: Code, reason: Reason, field: &str) {
+fn rejected(outcome: &Outcome, code: Code, reason: Reason, field: &str) {
     let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
     assert_eq!((error.code, error.reason(), error.field.as_str()), (code as i32, reason, field), "{error:?}");
     assert!(!error.message.is_empty(), "{error:?}");
@@ -119,12 +119,12 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     ids().for_each(|id| stream.ask(id, claim(&key(id))));
     let answers = stream.answers(1_000).await;
     assert!(ids().eq(answers.keys().copied()));
-    assert!(answers.iter().all(|(id, outcome)| taken(outcome).key == key(*id)));
-    let workers: BTreeSet<_> = answers.values().map(|outcome| &taken(outcome).worker).collect();
+    assert!(answers.iter().all(|(id, outcome)| created(outcome).key == key(*id)));
+    let workers: BTreeSet<_> = answers.values().map(|outcome| &created(outcome).worker).collect();
     assert_eq!(workers.len(), 1_000);
     // An id may be reused after its response. Three kinds of requests at once.
     for (id, outcome) in &answers {
-        let fence = taken(outcome).fence;
+        let fence = created(outcome).fence;
         match id % 3 {
             0 => stream.ask(*id, release(&key(*id), fence)),
             1 => stream.ask(*id, confirm(&key(*id), fence)),
@@ -134,7 +134,7 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     for (id, outcome) in stream.answers(1_000).await {
         match (id % 3, outcome) {
             (0, Outcome::Released(_)) => {}
-            (1, Outcome::Confirmed(answer)) => assert_eq!(answer.claim.as_ref(), Some(taken(&answers[&id]))),
+            (1, Outcome::Confirmed(answer)) => assert_eq!(answer.claim.as_ref(), Some(created(&answers[&id]))),
             (2, Outcome::Renewed(answer)) => {
                 let claim = answer.claim.unwrap();
                 assert!(claim.key == key(id) && claim.expires_at_ms.is_some(), "{claim:?}");
@@ -145,7 +145,7 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     let held = ids().filter(|id| id % 3 != 0).count();
     assert_eq!(http.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"]["busy"], held);
     for (id, outcome) in answers.iter().filter(|(id, _)| *id % 3 != 0) {
-        stream.ask(*id, release(&key(*id), taken(outcome).fence));
+        stream.ask(*id, release(&key(*id), created(outcome).fence));
     }
     stream.finish();
     stream.answers(held).await;
@@ -163,7 +163,7 @@ async fn an_invalid_request_affects_only_itself_and_names_its_error() {
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
     stream.ask(1, claim("a"));
-    let fence = taken(&stream.answer().await.1).fence;
+    let fence = created(&stream.answer().await.1).fence;
     stream.asks.as_ref().unwrap().unbounded_send(ClaimStreamRequest { id: 10, request: None }).unwrap();
     stream.ask(11, claim("no key"));
     stream.ask(12, Ask::Take(TakeClaimRequest { candidates: None, ..take("x") }));
@@ -189,10 +189,10 @@ async fn an_invalid_request_affects_only_itself_and_names_its_error() {
         (17, Code::InvalidArgument, Reason::Unspecified, "release.fence"),
         (20, Code::InvalidArgument, Reason::Unspecified, "release.phase"),
     ] {
-        refused(&answers[&id], code, reason, field);
+        rejected(&answers[&id], code, reason, field);
     }
     assert!(matches!(answers[&18], Outcome::Released(_)));
-    assert_eq!(taken(&answers[&21]).key, "b");
+    assert_eq!(created(&answers[&21]).key, "b");
     assert_eq!(http.get("/v1/claims/ns/a").expect(200)["claim"]["fence"], fence);
     assert_eq!(counted(&mut http, "ReleaseClaim", "ABORTED"), 1);
     assert_eq!(counted(&mut http, "ClaimStream", "INVALID_ARGUMENT"), 1);
@@ -208,13 +208,13 @@ async fn a_queued_request_blocks_no_other_and_its_id_stays_in_use() {
     stream.ask(2, claim("c"));
     stream.ask(3, claim("d"));
     let answers = stream.answers(3).await;
-    let fence = taken(&answers[&1]).fence;
-    refused(&answers[&2], Code::InvalidArgument, Reason::Unspecified, "id");
-    refused(&answers[&3], Code::ResourceExhausted, Reason::PoolExhausted, "");
+    let fence = created(&answers[&1]).fence;
+    rejected(&answers[&2], Code::InvalidArgument, Reason::Unspecified, "id");
+    rejected(&answers[&3], Code::ResourceExhausted, Reason::PoolExhausted, "");
     stream.ask(4, release("a", fence));
     let answers = stream.answers(2).await;
     assert!(matches!(answers[&4], Outcome::Released(_)));
-    assert_eq!(taken(&answers[&2]).key, "b");
+    assert_eq!(created(&answers[&2]).key, "b");
 }
 
 #[tokio::test]
@@ -230,7 +230,7 @@ async fn requests_beyond_the_window_wait_in_the_stream_and_are_not_lost() {
     http.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
     // The first queued claim is served, which admits all that waited behind it.
     let mut answers = stream.answers(101).await;
-    assert!(answers.remove(&0).is_some_and(|first| taken(&first).key == "w0"));
+    assert!(answers.remove(&0).is_some_and(|first| created(&first).key == "w0"));
     assert!(answers.values().all(|outcome| matches!(outcome, Outcome::Released(_))));
     assert!(answers.into_keys().eq(window..window + 100));
 }
@@ -252,7 +252,7 @@ async fn an_invalid_message_ends_the_stream_after_earlier_requests() {
         expect::<()>(Err(status), Code::InvalidArgument, reason, field);
         let bytes = body.to_bytes();
         let answer = <ClaimStreamResponse as prost::Message>::decode(&bytes[5..]).unwrap();
-        assert_eq!((answer.id, taken(&answer.outcome.unwrap()).key.as_str()), (7, "a"));
+        assert_eq!((answer.id, created(&answer.outcome.unwrap()).key.as_str()), (7, "a"));
     }
 }
 
@@ -300,7 +300,7 @@ async fn a_shutdown_answers_requests_in_flight_and_ends_the_stream() {
     assert_eq!(stream.answer().await.0, 1);
     server.terminate();
     let (id, outcome) = stream.answer().await;
-    refused(&outcome, Code::Unavailable, Reason::Loading, "");
+    rejected(&outcome, Code::Unavailable, Reason::Loading, "");
     assert_eq!(id, 2);
     for stream in [&mut stream, &mut idle] {
         expect(stream.next().await, Code::Unavailable, Some("LOADING"), None);
@@ -319,9 +319,9 @@ async fn a_queued_claim_gets_a_worker_registered_by_another_call() {
     stream.ask(1, Ask::Take(TakeClaimRequest { wait_ms: Some(500), ..take("a") }));
     let (_, outcome) = stream.answer().await;
     // The wait is added to the timeout of any request.
-    refused(&outcome, Code::ResourceExhausted, Reason::PoolExhausted, "");
+    rejected(&outcome, Code::ResourceExhausted, Reason::PoolExhausted, "");
     stream.ask(2, waits("b"));
     assert!(stream.is_silent().await);
     link.workers.register_worker(register("w1")).await.unwrap();
-    assert_eq!(taken(&stream.answer().await.1).worker, "w1");
+    assert_eq!(created(&stream.answer().await.1).worker, "w1");
 }

@@ -51,8 +51,8 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
         (&json!(30_000), &json!("lifo"), &json!(true))
     );
 
-    let refused = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(pool.version))).await;
-    expect(refused, Code::Aborted, Some("VERSION"), None);
+    let rejected = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(pool.version))).await;
+    expect(rejected, Code::Aborted, Some("VERSION"), None);
     let endless = "x".repeat(1 << 20);
     for (spec, mask, field) in [
         (PoolSpec::default(), &[][..], "update_mask"),
@@ -64,19 +64,19 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
         (PoolSpec { mode: 9, ..PoolSpec::default() }, &["mode"], "spec.mode"),
         (PoolSpec { policy: Policy::Spread as i32, ..PoolSpec::default() }, &["policy"], "spec.policy"),
     ] {
-        let refused = link.pools.update_pool(update(spec, mask, None)).await;
-        expect(refused, Code::InvalidArgument, None, Some(field));
+        let rejected = link.pools.update_pool(update(spec, mask, None)).await;
+        expect(rejected, Code::InvalidArgument, None, Some(field));
     }
     // Out of range, as over HTTP, and not another version.
     for version in [1 << 53, u64::MAX] {
-        let refused = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(version))).await;
-        expect(refused, Code::InvalidArgument, None, Some("version"));
+        let rejected = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(version))).await;
+        expect(rejected, Code::InvalidArgument, None, Some("version"));
     }
     let none = UpdatePoolRequest { update_mask: None, ..update(PoolSpec::default(), &[], None) };
     expect(link.pools.update_pool(none).await, Code::InvalidArgument, None, Some("update_mask"));
     let other = PoolSpec { shards: Some(8), ..PoolSpec::default() };
-    let refused = link.pools.update_pool(update(other, &["shards"], None)).await;
-    expect(refused, Code::FailedPrecondition, Some("STATE"), None);
+    let rejected = link.pools.update_pool(update(other, &["shards"], None)).await;
+    expect(rejected, Code::FailedPrecondition, Some("STATE"), None);
     let nowhere = UpdatePoolRequest { pool: "none".into(), ..update(PoolSpec::default(), &["ack"], None) };
     expect(link.pools.update_pool(nowhere).await, Code::NotFound, None, None);
 }

@@ -29,7 +29,9 @@ async fn waiting(link: &mut Link, key: &str) -> Waiting {
 
 fn begin(link: &Link, request: impl tonic::IntoRequest<TakeClaimRequest>) -> JoinHandle<Result<Claim, Status>> {
     let (mut link, request) = (link.clone(), request.into_request());
-    tokio::spawn(async move { link.claims.take_claim(request).await.map(|taken| taken.into_inner().claim.unwrap()) })
+    tokio::spawn(
+        async move { link.claims.take_claim(request).await.map(|new_claim| new_claim.into_inner().claim.unwrap()) },
+    )
 }
 
 #[tokio::test]
@@ -39,12 +41,12 @@ async fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     link.claims.take_claim(waits("held", 0)).await.unwrap();
     let request = TakeClaimRequest { priority: Some(9), preemptible: Some(true), ..waits("a", 60_000) };
     let begun = begin(&link, request);
-    let seen = waiting(&mut link, "a").await;
+    let observed = waiting(&mut link, "a").await;
     assert_eq!(
-        (seen.pools.as_slice(), seen.reason(), seen.priority),
+        (observed.pools.as_slice(), observed.reason(), observed.priority),
         (&["warm".to_owned()][..], Reason::PoolExhausted, 9)
     );
-    assert_eq!((seen.waited_ms + seen.left_ms, seen.ahead, seen.estimate_ms), (60_000, 0, None));
+    assert_eq!((observed.waited_ms + observed.left_ms, observed.ahead, observed.estimate_ms), (60_000, 0, None));
     let get = GetDemandRequest { namespace: "ns".into(), pool: "warm".into() };
     let demand = link.pools.get_demand(get).await.unwrap().into_inner();
     assert_eq!((demand.waiting, demand.workers_busy, demand.workers_needed, demand.workers_wanted), (1, 1, 1, 2));
@@ -73,8 +75,8 @@ async fn q01_a_quota_is_used_up_waited_for_and_raised() {
     link.claims.take_claim(waits("a", 0)).await.unwrap();
     expect(link.claims.take_claim(waits("b", 0)).await, Code::ResourceExhausted, Some("QUOTA"), None);
     let begun = begin(&link, waits("b", 60_000));
-    let seen = waiting(&mut link, "b").await;
-    assert_eq!((seen.pools.len(), seen.reason()), (0, Reason::Quota));
+    let observed = waiting(&mut link, "b").await;
+    assert_eq!((observed.pools.len(), observed.reason()), (0, Reason::Quota));
     let get = GetQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()) };
     assert_eq!(link.quotas.get_quota(get).await.unwrap().into_inner().quota.unwrap().waiting, 1);
     assert!(!link.quotas.put_quota(put(2)).await.unwrap().into_inner().created);

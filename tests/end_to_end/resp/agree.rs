@@ -17,8 +17,8 @@ fn in_resp(error: &Value) -> String {
         ("RESOURCE_EXHAUSTED", reason) => ("NOCAPACITY", reason),
         other => panic!("{other:?}"),
     };
-    let words = [Some(name), reason, word("field"), word("message")];
-    format!("-{}", words.into_iter().flatten().collect::<Vec<_>>().join(" "))
+    let parts = [Some(name), reason, word("field"), word("message")];
+    format!("-{}", parts.into_iter().flatten().collect::<Vec<_>>().join(" "))
 }
 
 #[track_caller]
@@ -88,7 +88,7 @@ fn refusals_are_the_same() {
 #[test]
 fn errors_that_only_resp_can_have_name_their_field_too() {
     let (_dir, _server, _client, mut wire) = with_pool(1);
-    for (command, said) in [
+    for (command, response) in [
         ("CLAIM ns", "-BADREQ pool must be namespace/pool"),
         ("CLAIM ns/warm KEY", "-BADREQ key is required"),
         ("CLAIM ns/warm KEY a KEY b", "-BADREQ key is given twice"),
@@ -114,7 +114,7 @@ fn errors_that_only_resp_can_have_name_their_field_too() {
         ("REGISTER ns/warm w LABEL a b LABEL a c", "-BADREQ labels a label is given twice"),
         ("HEARTBEAT ns/warm w0 CLAIMS 10001", "-BADREQ claims must be a whole number, 0..=10000, got 10001"),
     ] {
-        assert_eq!(wire.reply_text(command), said, "{command}");
+        assert_eq!(wire.reply_text(command), response, "{command}");
     }
     wire.send(b"*2\r\n$5\r\nCLAIM\r\n$2\r\n\xff\xfe\r\n");
     assert_eq!(text(&wire.receive()), "-BADREQ pool must be UTF-8");

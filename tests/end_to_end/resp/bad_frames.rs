@@ -29,13 +29,13 @@ fn an_invalid_frame_gets_an_error_and_ends_only_its_connection() {
         (b"\x16\x03\x01\x02\x00\x01", "got 0x16"),
         (&[b'a'; (64 << 10) + 1], "too big inline request"),
     ];
-    for (bytes, words) in table {
+    for (bytes, parts) in table {
         let mut wire = Wire::connect(address);
         // Earlier commands are answered.
         wire.send(&[&frame("PING"), bytes].concat());
         assert_eq!(text(&wire.receive()), "PONG");
         let rest = wire.rest();
-        assert!(rest.starts_with("-ERR Protocol error: ") && rest.contains(words), "{words}: {rest}");
+        assert!(rest.starts_with("-ERR Protocol error: ") && rest.contains(parts), "{parts}: {rest}");
         assert!(rest.ends_with("\r\n") && rest.lines().count() == 1, "{rest}");
     }
     assert_eq!(ended(&mut client, "protocol"), table.len() as u64);
@@ -162,7 +162,7 @@ fn large_commands_share_a_budget() {
     let word = [format!("${}\r\n", 64 << 10).into_bytes(), vec![b'a'; 64 << 10], b"\r\n".to_vec()].concat();
     let most = [b"*127\r\n".to_vec(), word.repeat(126)].concat();
     let mut held = Vec::new();
-    let refused = loop {
+    let rejected = loop {
         assert!(held.len() < 64, "the room has no end");
         let wire = Wire::connect(address);
         let mut to = wire.stream().try_clone().unwrap();
@@ -172,8 +172,8 @@ fn large_commands_share_a_budget() {
             break held.pop();
         }
     };
-    let said = refused.unwrap().rest();
-    assert!(said.is_empty() || said.starts_with("-OVERLOADED "), "{said}");
+    let response = rejected.unwrap().rest();
+    assert!(response.is_empty() || response.starts_with("-OVERLOADED "), "{response}");
     assert!(metric(&mut client, "process_resident_memory_bytes") < 900 << 20);
     // Small commands need no permit.
     assert!(good.reply_text("CLAIM ns/warm KEY a").starts_with("[a "));
@@ -182,12 +182,12 @@ fn large_commands_share_a_budget() {
     let mut wire = Wire::connect(address);
     let n = 9_000;
     let keys: String = (0..n).map(|i| format!(" key-{i}-{}", "k".repeat(100))).collect();
-    let said = loop {
-        let said = text(&wire.call(&format!("CLAIMS {n} ns/warm KEYS{keys}")));
-        if !said.starts_with("-OVERLOADED") {
-            break said;
+    let response = loop {
+        let response = text(&wire.call(&format!("CLAIMS {n} ns/warm KEYS{keys}")));
+        if !response.starts_with("-OVERLOADED") {
+            break response;
         }
         wire = Wire::connect(address);
     };
-    assert!(said.contains("-NOCAPACITY"), "{}", &said[..100]);
+    assert!(response.contains("-NOCAPACITY"), "{}", &response[..100]);
 }

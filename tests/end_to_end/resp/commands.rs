@@ -106,10 +106,10 @@ fn a_batch_is_answered_claim_by_claim() {
 #[test]
 fn workers_register_and_report_their_claims() {
     let (_dir, _server, mut client, mut wire) = with_pool(0);
-    let said = "REGISTER ns/warm w1 CPU 2000 MEM 4096 SLOTS 3 GPU A10 1 NODE n1 LABEL zone a LABEL rack 7 \
+    let command = "REGISTER ns/warm w1 CPU 2000 MEM 4096 SLOTS 3 GPU A10 1 NODE n1 LABEL zone a LABEL rack 7 \
                 INCARNATION 5 EXPIRES 9000000000000";
-    assert_eq!(wire.reply_text(said), "1");
-    assert_eq!(wire.reply_text(said), "0");
+    assert_eq!(wire.reply_text(command), "1");
+    assert_eq!(wire.reply_text(command), "0");
     let worker = client.get("/v1/pools/ns/warm/workers/w1").expect(200)["worker"].take();
     assert_eq!(worker["labels"], json!({"zone": "a", "rack": "7"}));
     let gpu = json!({"model": "A10", "count": 1});
@@ -133,7 +133,7 @@ fn explanations_and_pools_match_http() {
     let (_dir, _server, mut client, mut wire) = with_pool(1);
     wire.call("HELLO 3");
     let explained = wire.reply_text("EXPLAIN ns/warm CPU 5");
-    assert!(explained.contains("outcome=refused") && explained.contains("reason=unsatisfiable"), "{explained}");
+    assert!(explained.contains("outcome=rejected") && explained.contains("reason=unsatisfiable"), "{explained}");
     assert!(wire.reply_text("EXPLAIN ns/warm").contains("would_take={pool=warm worker=w0}"));
     let pools = wire.reply_text("POOLS");
     assert!(pools.starts_with("{items=[{"), "{pools}");
@@ -172,16 +172,19 @@ fn hello_chooses_the_protocol() {
     assert_eq!(wire.reply_text("CLIENT GETNAME"), "nil");
     assert!(wire.reply_text("HELLO 2").starts_with("[server hotpool"));
     assert_eq!(wire.reply_text("HELLO 4"), "-NOPROTO unsupported protocol version: use 2 or 3");
-    for asked in ["AUTH secret", "AUTH user secret", "HELLO 3 AUTH user secret SETNAME me"] {
-        assert!(wire.reply_text(asked).starts_with("-ERR AUTH called without any password configured"), "{asked}");
+    for requested in ["AUTH secret", "AUTH user secret", "HELLO 3 AUTH user secret SETNAME me"] {
+        assert!(
+            wire.reply_text(requested).starts_with("-ERR AUTH called without any password configured"),
+            "{requested}"
+        );
     }
-    assert!(wire.reply_text("CLAIM ns/warm KEY a").starts_with("[a "), "a HELLO that is refused changes nothing");
+    assert!(wire.reply_text("CLAIM ns/warm KEY a").starts_with("[a "), "a HELLO that is rejected changes nothing");
 }
 
 #[test]
 fn the_first_commands_of_clients_are_answered() {
     let (_dir, _server, _client, mut wire) = with_pool(0);
-    for (asked, answer) in [
+    for (requested, answer) in [
         ("PING", "PONG"),
         ("ping hi", "hi"),
         ("ECHO hi", "hi"),
@@ -200,7 +203,7 @@ fn the_first_commands_of_clients_are_answered() {
         ("COMMAND FOO", "-ERR unknown subcommand 'FOO'; known: COUNT, LIST, INFO, DOCS"),
         ("PING a b", "-ERR wrong number of arguments for 'ping' command"),
     ] {
-        assert_eq!(wire.reply_text(asked), answer, "{asked}");
+        assert_eq!(wire.reply_text(requested), answer, "{requested}");
     }
     for command in texts(&wire.call("COMMAND LIST")) {
         let docs = wire.reply_text(&format!("COMMAND DOCS {command}"));
@@ -220,9 +223,9 @@ fn the_first_commands_of_clients_are_answered() {
 fn an_unknown_command_gets_a_hint() {
     let (_dir, _server, mut client, mut wire) = with_pool(0);
     for name in ["FLUSHALL", "SET", "GET", "MONITOR", "SUBSCRIBE", "claim\r\n+OK"] {
-        let said = wire.reply_text(&format!("{name} a b"));
-        assert!(said.starts_with("-ERR unknown command '"), "{said}");
-        assert!(said.contains("COMMAND LIST"), "{said}");
+        let response = wire.reply_text(&format!("{name} a b"));
+        assert!(response.starts_with("-ERR unknown command '"), "{response}");
+        assert!(response.contains("COMMAND LIST"), "{response}");
     }
     assert!(wire.reply_text(&"x".repeat(60_000)).len() < 300);
     assert_eq!(

@@ -6,12 +6,12 @@ use crate::server::until;
 #[test]
 fn ten_thousand_idle_connections_take_little_memory() {
     const IDLE: usize = 10_000;
-    let wanted = IDLE as u64 + 500;
-    match rlimit::increase_nofile_limit(wanted) {
-        Ok(limit) if limit >= wanted => {}
+    let expected = IDLE as u64 + 500;
+    match rlimit::increase_nofile_limit(expected) {
+        Ok(limit) if limit >= expected => {}
         other => {
             eprintln!(
-                "SKIPPED ten_thousand_idle_connections_take_little_memory: {wanted} open files are not allowed: {other:?}"
+                "SKIPPED ten_thousand_idle_connections_take_little_memory: {expected} open files are not allowed: {other:?}"
             );
             return;
         }
@@ -22,8 +22,8 @@ fn ten_thousand_idle_connections_take_little_memory() {
     let mut idle: Vec<Wire> = (0..IDLE).map(|_| Wire::connect(address)).collect();
     for wire in &mut idle {
         // Each was used once.
-        let said = wire.reply_text("CLAIM ns/warm KEY a");
-        assert!(said.starts_with("[a "), "{said}");
+        let response = wire.reply_text("CLAIM ns/warm KEY a");
+        assert!(response.starts_with("[a "), "{response}");
     }
     let after = metric(&mut client, "process_resident_memory_bytes");
     let each = (after - before) / IDLE as u64;

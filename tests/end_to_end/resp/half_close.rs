@@ -11,7 +11,7 @@ use crate::server::until;
 /// Sends these commands, then closes the sending side.
 fn send_and_half_close(address: SocketAddr, commands: &[&str]) -> Wire {
     let mut wire = Wire::connect(address);
-    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    wire.send(&commands.iter().flat_map(|parts| frame(parts)).collect::<Vec<u8>>());
     wire.stream().shutdown(Shutdown::Write).unwrap();
     wire
 }
@@ -46,9 +46,12 @@ fn c15_complete_commands_are_answered_after_a_half_close() {
         let waits = format!("CLAIM ns/safe KEY s{key} WAIT 60000 RESERVE 0");
         let (release, others) = (format!("RELEASE ns {key} *"), format!("RELEASE ns s{key} *"));
         let mut wire = send_and_half_close(address, &[&claim, &waits, &release, &others, "PING"]);
-        let said: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
-        assert!(said[0].starts_with(&format!("[{key} ")) && said[1].starts_with(&format!("[s{key} ")), "{said:?}");
-        assert_eq!(said[2..], ["1", "1", "PONG"]);
+        let response: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
+        assert!(
+            response[0].starts_with(&format!("[{key} ")) && response[1].starts_with(&format!("[s{key} ")),
+            "{response:?}"
+        );
+        assert_eq!(response[2..], ["1", "1", "PONG"]);
         assert_eq!(wire.rest(), "");
     }
 }

@@ -10,8 +10,8 @@ const ENDED: &str = r#"hotpool_resp_connections_ended_total{reason="idle"}"#;
 
 #[test]
 fn h06_idle_connections_end_and_used_ones_stay() {
-    let wanted = IDLE as u64 + 500;
-    assert!(rlimit::increase_nofile_limit(wanted).unwrap() >= wanted, "{wanted} open files are needed");
+    let expected = IDLE as u64 + 500;
+    assert!(rlimit::increase_nofile_limit(expected).unwrap() >= expected, "{expected} open files are needed");
     let (_dir, server, mut client, mut holder) = with_pool_in(1, &[("HOTPOOL__SERVER__IDLE_MS", "1000")]);
     let address = server.resp.unwrap();
     assert_eq!(holder.reply_text("CONFIG GET timeout"), "[timeout 1]");

@@ -10,7 +10,7 @@ use crate::server::until;
 
 /// Sends all commands at once, and reads as many replies.
 fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
-    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    wire.send(&commands.iter().flat_map(|parts| frame(parts)).collect::<Vec<u8>>());
     commands.iter().map(|_| text(&wire.receive())).collect()
 }
 
@@ -29,20 +29,20 @@ fn answers_come_in_order() {
             _ => {}
         }
     }
-    let bytes: Vec<u8> = commands.iter().flat_map(|words| frame(words)).collect();
+    let bytes: Vec<u8> = commands.iter().flat_map(|parts| frame(parts)).collect();
     wire.send(&bytes);
     for command in &commands {
         let answer = text(&wire.receive());
-        let words: Vec<&str> = command.split(' ').collect();
-        let wanted = match words[0] {
-            "CLAIM" if words[3] == "!" => "-BADREQ key".to_owned(),
-            "CLAIM" => format!("[{} ", words[3]),
-            "ECHO" => words[1].to_owned(),
+        let parts: Vec<&str> = command.split(' ').collect();
+        let expected = match parts[0] {
+            "CLAIM" if parts[3] == "!" => "-BADREQ key".to_owned(),
+            "CLAIM" => format!("[{} ", parts[3]),
+            "ECHO" => parts[1].to_owned(),
             "RELEASE" => "1".to_owned(),
             "CONFIRM" => "-NOTFOUND".to_owned(),
             _ => "-ERR unknown command".to_owned(),
         };
-        assert!(answer.starts_with(&wanted), "{command}: {answer}");
+        assert!(answer.starts_with(&expected), "{command}: {answer}");
     }
 }
 

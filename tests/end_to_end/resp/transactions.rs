@@ -7,7 +7,7 @@ const ABORTED: &str = "-EXECABORT Transaction discarded because of previous erro
 
 /// Sends all commands at once, and reads as many replies.
 fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
-    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    wire.send(&commands.iter().flat_map(|parts| frame(parts)).collect::<Vec<u8>>());
     commands.iter().map(|_| text(&wire.receive())).collect()
 }
 
@@ -23,9 +23,9 @@ fn held(client: &mut Client) -> Vec<String> {
 #[test]
 fn c14_a_transaction_is_answered_as_its_commands_would_be() {
     let (_dir, _server, mut client, mut wire) = with_pool(2);
-    let said =
+    let response =
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "ECHO hi", "CLAIM ns/warm KEY b", "CLAIM ns/warm KEY c"]);
-    assert_eq!(said, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert_eq!(response, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
     assert_eq!(held(&mut client), [""; 0], "nothing is carried out before EXEC");
     let answers = texts(&wire.call("EXEC"));
     assert!(answers[0].starts_with("[a ") && answers[2].starts_with("[b "), "{answers:?}");
@@ -33,7 +33,7 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
     assert_eq!(answers[3], "-NOCAPACITY pool_exhausted no worker that the request allows is free");
     // The connection keeps nothing of it.
     assert_eq!(wire.reply_text("EXEC"), "-ERR EXEC without MULTI");
-    let said = all(
+    let response = all(
         &mut wire,
         &[
             "MULTI",
@@ -45,9 +45,12 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
             "PING",
         ],
     );
-    assert_eq!(said[..5], ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
-    assert!(said[5].starts_with("[1 [c ") && said[5].contains(" 1 [[c ") && said[5].contains(" [d "), "{said:?}");
-    assert_eq!(said[6], "PONG");
+    assert_eq!(response[..5], ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert!(
+        response[5].starts_with("[1 [c ") && response[5].contains(" 1 [[c ") && response[5].contains(" [d "),
+        "{response:?}"
+    );
+    assert_eq!(response[6], "PONG");
     assert_eq!(held(&mut client), ["c", "d"]);
     let series = |command| format!(r#"hotpool_resp_commands_total{{command="{command}",outcome="OK"}}"#);
     let counted = ["multi", "exec", "claim"].map(|command| metric(&mut client, &series(command)));
@@ -58,9 +61,10 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
 fn c14_a_rejected_command_discards_the_transaction() {
     let (_dir, _server, mut client, mut wire) = with_pool(3);
     for wrong in ["SET a b", "CLAIM", "CLAIM ns/warm TTL soon", "RELEASE ns a", "CONFIRM ns a *", "MULTI x"] {
-        let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", wrong, "CLAIM ns/warm KEY b", "EXEC"]);
-        assert_eq!((&*said[1], &*said[3], &*said[4]), ("QUEUED", "QUEUED", ABORTED), "{wrong}");
-        assert!(said[2].starts_with("-ERR ") || said[2].starts_with("-BADREQ "), "{said:?}");
+        let response =
+            all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", wrong, "CLAIM ns/warm KEY b", "EXEC"]);
+        assert_eq!((&*response[1], &*response[3], &*response[4]), ("QUEUED", "QUEUED", ABORTED), "{wrong}");
+        assert!(response[2].starts_with("-ERR ") || response[2].starts_with("-BADREQ "), "{response:?}");
         assert_eq!(held(&mut client), [""; 0], "{wrong}");
     }
     assert_eq!(
@@ -83,15 +87,18 @@ fn c14_a_rejected_command_discards_the_transaction() {
 #[test]
 fn c14_nested_and_watched_transactions_are_answered_as_by_redis() {
     let (_dir, _server, mut client, mut wire) = with_pool(3);
-    let said = all(&mut wire, &["MULTI", "MULTI", "WATCH a", "UNWATCH", "CLAIM ns/warm KEY a", "EXEC"]);
-    assert_eq!(said[1..4], ["-ERR MULTI calls can not be nested", "-ERR WATCH inside MULTI is not allowed", "QUEUED"]);
-    assert!(said[5].starts_with("[OK [a "), "{said:?}");
+    let response = all(&mut wire, &["MULTI", "MULTI", "WATCH a", "UNWATCH", "CLAIM ns/warm KEY a", "EXEC"]);
+    assert_eq!(
+        response[1..4],
+        ["-ERR MULTI calls can not be nested", "-ERR WATCH inside MULTI is not allowed", "QUEUED"]
+    );
+    assert!(response[5].starts_with("[OK [a "), "{response:?}");
     // A client that watches something does not want this to be executed unwatched.
-    let said =
+    let response =
         all(&mut wire, &["WATCH a", "MULTI", "CLAIM ns/warm KEY b", "EXEC", "MULTI", "CLAIM ns/warm KEY b", "EXEC"]);
-    assert!(said[0].starts_with("-ERR WATCH "), "{said:?}");
-    assert_eq!((&*said[2], &*said[3]), ("QUEUED", ABORTED));
-    assert!(said[6].starts_with("[[b "), "{said:?}");
+    assert!(response[0].starts_with("-ERR WATCH "), "{response:?}");
+    assert_eq!((&*response[2], &*response[3]), ("QUEUED", ABORTED));
+    assert!(response[6].starts_with("[[b "), "{response:?}");
     assert_eq!(all(&mut wire, &["WATCH a", "UNWATCH", "MULTI", "PING", "EXEC"])[4], "[PONG]");
     assert_eq!(held(&mut client), ["a", "b"]);
 }
@@ -120,14 +127,16 @@ fn c14_a_transaction_may_be_sent_in_any_form() {
         wire.send(&[byte]);
     }
     wire.receive();
-    let said: Vec<String> = (0..4).map(|_| text(&wire.receive())).collect();
+    let response: Vec<String> = (0..4).map(|_| text(&wire.receive())).collect();
     assert!(
-        said[3].starts_with("[{key=a ") && said[3].contains(" node=nil created_at_ms=") && said[3].ends_with("} hi]"),
-        "{said:?}"
+        response[3].starts_with("[{key=a ")
+            && response[3].contains(" node=nil created_at_ms=")
+            && response[3].ends_with("} hi]"),
+        "{response:?}"
     );
     // The protocol version changes at its command in the transaction.
-    let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "HELLO 2", "CLAIM ns/warm KEY a", "EXEC"]);
-    assert!(said[4].starts_with("[{key=a ") && said[4].contains("] [a "), "{said:?}");
+    let response = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "HELLO 2", "CLAIM ns/warm KEY a", "EXEC"]);
+    assert!(response[4].starts_with("[{key=a ") && response[4].contains("] [a "), "{response:?}");
     let mut deep = Wire::connect(server.resp.unwrap());
     assert_eq!(all(&mut deep, &["CLIENT SETNAME me", "MULTI", "CLAIM ns/warm KEY b"])[2], "QUEUED");
     for _ in 0..20 {
@@ -145,19 +154,19 @@ fn c14_a_transaction_is_bounded() {
     let mut commands = vec!["MULTI", "CLAIM ns/warm KEY a"];
     commands.extend(vec!["PING"; 10_000]);
     commands.push("EXEC");
-    let said = all(&mut wire, &commands);
-    assert_eq!(said[10_000], "QUEUED");
-    assert_eq!(said[10_001], "-ERR a transaction has at most 10000 commands and 4194304 bytes");
-    assert_eq!(said[10_002], ABORTED);
+    let response = all(&mut wire, &commands);
+    assert_eq!(response[10_000], "QUEUED");
+    assert_eq!(response[10_001], "-ERR a transaction has at most 10000 commands and 4194304 bytes");
+    assert_eq!(response[10_002], ABORTED);
     assert_eq!(held(&mut client), [""; 0]);
     let commands = [vec!["MULTI"], vec!["PING"; 10_000], vec!["EXEC"]].concat();
-    let said = all(&mut wire, &commands);
-    assert_eq!(said[10_001], format!("[{}]", ["PONG"; 10_000].join(" ")));
+    let response = all(&mut wire, &commands);
+    assert_eq!(response[10_001], format!("[{}]", ["PONG"; 10_000].join(" ")));
     let long = format!("ECHO {}", "x".repeat(60_000));
     let commands = [vec!["MULTI"], vec![&*long; 70], vec!["EXEC"]].concat();
-    let said = all(&mut wire, &commands);
-    assert_eq!((&*said[69], &*said[71]), ("QUEUED", ABORTED));
-    assert!(said[70].starts_with("-ERR a transaction has at most "), "{}", said[70]);
+    let response = all(&mut wire, &commands);
+    assert_eq!((&*response[69], &*response[71]), ("QUEUED", ABORTED));
+    assert!(response[70].starts_with("-ERR a transaction has at most "), "{}", response[70]);
     assert_eq!(wire.reply_text("PING"), "PONG");
 }
 
@@ -172,9 +181,9 @@ fn c14_no_command_waits_within_a_transaction() {
             .map(frame)
             .concat(),
     );
-    let said: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
+    let response: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
     let full = "-NOCAPACITY pool_exhausted no worker that the request allows is free";
-    assert_eq!(said[4], format!("[PONG {full} [{full}]]"));
+    assert_eq!(response[4], format!("[PONG {full} [{full}]]"));
     assert_eq!(metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#), 0);
     assert_eq!(other.reply_text("RELEASE ns held *"), "1");
     assert!(other.reply_text("CLAIM ns/warm KEY d").starts_with("[d "));

@@ -56,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
     let whole = read(input, &[]);
     assert_eq!(read(input, cuts), whole);
     let (commands, starts, _) = whole;
-    for (words, from) in commands.iter().zip(starts) {
+    for (parts, from) in commands.iter().zip(starts) {
         if input[from] != b'*' {
             continue;
         }
@@ -66,6 +66,6 @@ fuzz_target!(|data: &[u8]| {
             OwnedFrame::BulkString(word) => word,
             other => panic!("{other:?} is no word"),
         });
-        assert_eq!(theirs.collect::<Vec<_>>(), *words);
+        assert_eq!(theirs.collect::<Vec<_>>(), *parts);
     }
 });
