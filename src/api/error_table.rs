@@ -47,7 +47,7 @@ impl ErrorStatus {
     pub const ROUTE: Self = Self { code: ErrorCode::NotFound, status: 404, reason: Some("route") };
     /// Path exists, but not with this method.
     pub const METHOD: Self = Self { code: ErrorCode::InvalidArgument, status: 405, reason: Some("method") };
-    /// Body exceeds `server.max_body_bytes`.
+    /// Body of the request exceeds `server.max_body_bytes`.
     pub const BODY_TOO_LARGE: Self =
         Self { code: ErrorCode::InvalidArgument, status: 413, reason: Some("body_too_large") };
     /// Host of the request is not one of the service's names.

@@ -58,7 +58,7 @@ pub fn check_error(body: &Value, code: &str, reason: Option<&str>, field: Option
     assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
 }
 
-/// One HTTP/1.1 connection.
+/// Connection of one HTTP/1.1 client.
 pub struct Client(BufReader<TcpStream>);
 
 impl Client {

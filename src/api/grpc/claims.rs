@@ -1,4 +1,4 @@
-//! Methods of `ClaimService`.
+//! Methods of `ClaimService`: claims, batches and the claim stream.
 
 use std::sync::Arc;
 

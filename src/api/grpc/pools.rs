@@ -1,4 +1,4 @@
-//! Methods of `PoolService`.
+//! Methods of `PoolService`: pools, their demand and their events.
 
 use futures::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};

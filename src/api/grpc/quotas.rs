@@ -1,4 +1,4 @@
-//! Methods of `QuotaService`.
+//! Methods of `QuotaService`: quotas of tenants and namespaces.
 
 use tonic::{Request, Response, async_trait};
 

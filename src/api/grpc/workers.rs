@@ -1,4 +1,4 @@
-//! Methods of `WorkerService`.
+//! Methods of `WorkerService`: worker registration and heartbeats.
 
 use tonic::{Request, Response, async_trait};
 

@@ -1,4 +1,4 @@
-//! Handlers of `/v1/claims`.
+//! Handlers of `/v1/claims` and `/v1/explain`.
 
 use axum::body::Body;
 use axum::extract::State;

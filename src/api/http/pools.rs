@@ -1,4 +1,4 @@
-//! Handlers of `/v1/pools`.
+//! Handlers of `/v1/pools` and of demand.
 
 use axum::body::Body;
 use axum::extract::State;

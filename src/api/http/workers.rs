@@ -1,4 +1,4 @@
-//! Handlers of `/v1/pools/{ns}/{pool}/workers`.
+//! Handlers of `/v1/pools/{ns}/{pool}/workers`: registration, heartbeats and operator commands.
 
 use axum::body::Body;
 use axum::extract::State;

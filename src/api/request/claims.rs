@@ -1,4 +1,4 @@
-//! Requests about claims.
+//! Request forms for claims and what their holders do.
 
 use serde::Deserialize;
 use uuid::Uuid;

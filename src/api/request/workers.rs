@@ -1,4 +1,4 @@
-//! Requests about workers.
+//! Request forms for registrations and heartbeats.
 
 use serde::Deserialize;
 

@@ -238,7 +238,7 @@ fn syntax_parts(syntax: &'static str) -> Vec<SyntaxPart> {
 
 /// Reason why a `COMMAND` is rejected.
 pub(super) enum CommandQueryError {
-    /// Subcommand is unknown.
+    /// Subcommand of `COMMAND` is unknown.
     Subcommand,
     /// Number of repeated or known names, which would make the reply arbitrarily long.
     Names(usize),

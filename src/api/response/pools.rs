@@ -1,4 +1,4 @@
-//! Pools as responses.
+//! Response bodies for pools and their counts.
 
 use std::collections::BTreeMap;
 

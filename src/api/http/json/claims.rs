@@ -1,4 +1,4 @@
-//! Claims as responses.
+//! Response bodies for claims, held or queued.
 
 use serde::Serialize;
 

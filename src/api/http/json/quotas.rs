@@ -1,4 +1,4 @@
-//! Quotas as responses.
+//! Response bodies for quotas and their usage.
 
 use serde::Serialize;
 

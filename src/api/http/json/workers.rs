@@ -1,4 +1,4 @@
-//! Workers as responses.
+//! Response bodies for workers and heartbeats.
 
 use serde::Serialize;
 

@@ -17,7 +17,7 @@ use crate::api::error_table::{ApiError, ErrorStatus};
 mod examples;
 mod schemas;
 
-/// Serves `GET /v1/openapi.json`.
+/// Serves the document at `GET /v1/openapi.json`.
 pub(super) async fn document() -> Response {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| serialize_in_order(&describe()).into());
     let json = HeaderValue::from_static("application/json");

@@ -14,9 +14,9 @@ const TRANSACTION_FACTOR: u32 = 4;
 /// Phase of a quiet connection, which decides how long it may be idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IdlePhase {
-    /// Between two commands.
+    /// Phase between two commands.
     Commands,
-    /// Between `MULTI` and `EXEC`.
+    /// Phase between `MULTI` and `EXEC`.
     Transaction,
 }
 

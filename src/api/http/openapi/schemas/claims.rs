@@ -6,7 +6,7 @@ use super::{at_least_1, closed_object, count, described, number, open_object, ou
 use crate::limits;
 use crate::model::{FilterReason, WorkerSurvey};
 
-/// Schemas of claims.
+/// Schemas of claims, their requests and listings.
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
     let mut schemas = json!({
@@ -61,7 +61,7 @@ pub(super) fn schemas() -> Value {
     schemas
 }
 
-/// Schemas of explanations.
+/// Schemas of explanations of claims.
 #[rustfmt::skip]
 fn explanations() -> Value {
     json!({

@@ -6,7 +6,7 @@ use super::{amount, closed_object, count, described, number, open_object, page, 
 use crate::limits;
 use crate::model::{PoolSpec, UnschedulableReason};
 
-/// Schemas of pools.
+/// Schemas of pools, shards and their counts.
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
     json!({

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::limits;
 
-/// Schemas of workers.
+/// Schemas of workers, registrations and heartbeats.
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
     json!({
