@@ -193,6 +193,123 @@ fn every_path_in_the_architecture_exists() {
     assert!(gone.is_empty(), "docs/ARCHITECTURE.md names what is not there: {gone:?}");
 }
 
+/// Whether it reads like a name of the code: `PendingReply`, `handle_event`, `Shard::handle_event`, `LAYERS`.
+fn is_name(word: &str) -> bool {
+    let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
+    let telling = word.contains('_') || (word.len() > 3 && word.starts_with(|c: char| c.is_ascii_uppercase()));
+    plain && telling && !word.starts_with("hotpool_")
+}
+
+#[test]
+fn every_name_in_the_architecture_and_the_glossary_exists() {
+    let code: String = ["src", "tests"].into_iter().flat_map(sources).map(|path| text(&path)).collect();
+    let identifiers: BTreeSet<_> = code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    for document in ["docs/ARCHITECTURE.md", "docs/GLOSSARY.md"] {
+        let words = backticked(&text(document));
+        let names: BTreeSet<_> = words.iter().filter(|word| is_name(word)).flat_map(|word| word.split("::")).collect();
+        assert!(names.len() > 10, "{document} names little of the code: {names:?}");
+        let gone: Vec<_> = names.iter().filter(|name| !identifiers.contains(*name)).collect();
+        assert!(gone.is_empty(), "{document} uses names that the code does not have: {gone:?}");
+    }
+}
+
+/// README.md and every Markdown file below `docs`.
+fn documents() -> Vec<String> {
+    let mut found = vec!["README.md".to_owned()];
+    for dir in ["docs", "docs/decisions"] {
+        let files = std::fs::read_dir(root().join(dir)).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = files.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".md"));
+        found.extend(names.map(|name| format!("{dir}/{name}")));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn every_file_that_a_document_names_exists() {
+    const FOLDERS: &[&str] = &["src/", "tests/", "benches/", "config/", "docs/"];
+    let mut gone = Vec::new();
+    for document in documents() {
+        for word in backticked(&text(&document)) {
+            let named = is_path(&word) && FOLDERS.iter().any(|folder| word.starts_with(folder));
+            if named && !root().join(&word).exists() {
+                gone.push(format!("{document}: {word}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "documents name files that are not there:\n{}", gone.join("\n"));
+}
+
+/// Anchors of a document's headings, as GitHub makes them.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = document.lines().filter(|line| line.starts_with('#'));
+    let plain = |heading: &str| heading.trim_start_matches('#').trim().to_lowercase();
+    let anchor = |heading: String| -> String {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(|heading| anchor(plain(heading))).collect()
+}
+
+#[test]
+fn every_link_of_a_document_leads_somewhere() {
+    let (mut links, mut dangling) = (0, Vec::new());
+    for document in documents() {
+        let content = text(&document);
+        let targets = content.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://") && !target.contains(' ')) {
+            links += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let path = if file.is_empty() {
+                root().join(&document)
+            } else {
+                root().join(&document).parent().unwrap().join(file)
+            };
+            let reached = path.exists()
+                && (anchor.is_empty() || anchors(&std::fs::read_to_string(&path).unwrap()).contains(anchor));
+            if !reached {
+                dangling.push(format!("{document}: {target}"));
+            }
+        }
+    }
+    assert!(links > 100, "only {links} links were found");
+    assert!(dangling.is_empty(), "links that lead nowhere:\n{}", dangling.join("\n"));
+}
+
+#[test]
+fn every_metric_that_a_document_names_exists() {
+    let names: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
+    let files = ["config/prometheus/alerts.yml", "config/grafana/hotpool.json"].map(str::to_owned);
+    let is_old = |document: &String| ["docs/CHANGELOG.md", "docs/benchmark-log.md"].contains(&document.as_str());
+    let mut gone = BTreeSet::new();
+    for document in documents().into_iter().filter(|document| !is_old(document)).chain(files) {
+        let content = text(&document);
+        for word in content.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            if word.starts_with("hotpool_") && !names.contains(word) && !names.contains(base) {
+                gone.insert(format!("{document}: {word}"));
+            }
+        }
+    }
+    assert!(gone.is_empty(), "metrics that the code does not have: {gone:?}");
+}
+
+#[test]
+fn the_architecture_fits_on_a_few_pages() {
+    let lines = text("docs/ARCHITECTURE.md").lines().count();
+    assert!(lines <= 250, "docs/ARCHITECTURE.md has {lines} lines, and may have 250");
+}
+
+/// Returns the cells of each row of the tables under `heading` in `document`, without header and rule.
+fn table_rows(document: &str, heading: &str) -> Vec<Vec<String>> {
+    let (_, section) =
+        document.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---"));
+    let cells = rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect());
+    cells.skip(1).collect()
+}
+
 /// Every Rust file under `dir`, as a path from the root.
 fn sources(dir: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -285,6 +402,19 @@ fn what_is_said_to_be_absent_is_absent() {
     }
 }
 
+#[test]
+fn the_architecture_lists_the_absences() {
+    let listed: BTreeMap<String, BTreeSet<String>> = table_rows(&text("docs/ARCHITECTURE.md"), "Absences")
+        .iter()
+        .map(|row| (row[0].trim_matches('`').to_owned(), backticked(&row[1])))
+        .collect();
+    let checked: BTreeMap<String, BTreeSet<String>> = ONLY_IN
+        .iter()
+        .map(|(words, places)| ((*words).to_owned(), places.iter().map(|place| (*place).to_owned()).collect()))
+        .collect();
+    assert_eq!(listed, checked, "docs/ARCHITECTURE.md lists other absences than ONLY_IN");
+}
+
 /// Modules of the library from the bottom up: a module imports from rows below its own, never from its own row or above.
 const LAYERS: &[&[&str]] = &[
     &["limits"],
@@ -298,6 +428,17 @@ const LAYERS: &[&[&str]] = &[
     &["server"],
     &["cli"],
 ];
+
+#[test]
+fn the_architecture_lists_the_layers() {
+    let listed: BTreeSet<(String, String)> = table_rows(&text("docs/ARCHITECTURE.md"), "Modules and layers")
+        .iter()
+        .map(|row| (row[0].clone(), row[1].trim_matches('`').to_owned()))
+        .collect();
+    let numbered = LAYERS.iter().enumerate().flat_map(|(number, row)| row.iter().map(move |module| (number, *module)));
+    let checked: BTreeSet<_> = numbered.map(|(number, module)| (number.to_string(), module.to_owned())).collect();
+    assert_eq!(listed, checked, "docs/ARCHITECTURE.md lists other layers than LAYERS");
+}
 
 /// Imports within a row or upwards that still stand, each with its reason.
 const LAYER_EXCEPTIONS: &[(&str, &str, &str)] = &[
@@ -343,6 +484,164 @@ fn imports_point_down() {
     assert!(new.is_empty(), "these modules import from their own layer or a higher one: {new:?}");
     let gone: Vec<_> = excepted.difference(&upward).collect();
     assert!(gone.is_empty(), "these exceptions are not needed any more: {gone:?}");
+}
+
+/// Nouns of GLOSSARY.md: its headings of the third level, in order.
+fn glossary_nouns(glossary: &str) -> Vec<&str> {
+    glossary.lines().filter_map(|line| line.strip_prefix("### ")).collect()
+}
+
+#[test]
+fn the_glossary_is_in_order_and_its_links_lead_to_entries() {
+    let glossary = text("docs/GLOSSARY.md");
+    let nouns: Vec<_> = glossary_nouns(&glossary).into_iter().map(str::to_lowercase).collect();
+    let unordered: Vec<_> = nouns.windows(2).filter(|pair| pair[0] >= pair[1]).collect();
+    assert!(unordered.is_empty(), "docs/GLOSSARY.md has these twice or out of order: {unordered:?}");
+    let headings = glossary.lines().filter(|line| line.starts_with('#'));
+    let anchors: BTreeSet<_> =
+        headings.map(|line| line.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-")).collect();
+    let links = glossary.split("](#").skip(1).filter_map(|link| link.split(')').next());
+    let dangling: BTreeSet<_> = links.filter(|link| !anchors.contains(*link)).collect();
+    assert!(dangling.is_empty(), "docs/GLOSSARY.md has no entries for these links: {dangling:?}");
+}
+
+/// Removes the items that an attribute `#[cfg(test)]` keeps out of the program, but keeps their lines as empty ones.
+fn without_tests(code: &str) -> String {
+    let mut kept = String::with_capacity(code.len());
+    let mut closing: Option<String> = None;
+    let mut attribute = None;
+    for line in code.lines() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        if let Some(end) = &closing {
+            if line.trim_end_matches(';') == end {
+                closing = None;
+            }
+        } else if line.trim() == "#[cfg(test)]" {
+            attribute = Some(indent);
+        } else if let Some(indent) = attribute.filter(|_| !line.trim_start().starts_with("#[")) {
+            attribute = None;
+            closing = line.ends_with('{').then(|| format!("{indent}}}"));
+        } else if attribute.is_none() {
+            kept.push_str(line);
+        }
+        kept.push('\n');
+    }
+    kept
+}
+
+/// Whether a Rust file is compiled for tests alone.
+fn is_test_file(path: &str) -> bool {
+    path.contains("/tests/") || path.ends_with("tests.rs")
+}
+
+/// Name of the type that a line defines. Aliases count outside of functions and traits only.
+fn defined_type(line: &str) -> Option<&str> {
+    let plain = line.trim_start();
+    let public =
+        plain.strip_prefix("pub").map(|rest| match rest.strip_prefix('(').and_then(|path| path.split_once(')')) {
+            Some((_, rest)) => rest.trim_start(),
+            None => rest.trim_start(),
+        });
+    let (keyword, rest) = public.unwrap_or(plain).split_once(' ')?;
+    let defines = ["struct", "enum", "trait", "union"].contains(&keyword)
+        || (keyword == "type" && !line.starts_with(char::is_whitespace));
+    let name = rest.split(|c: char| !c.is_ascii_alphanumeric()).next()?;
+    (defines && name.starts_with(|c: char| c.is_ascii_uppercase())).then_some(name)
+}
+
+#[test]
+fn a_type_with_a_name_of_one_word_is_a_noun_of_the_glossary() {
+    let glossary = text("docs/GLOSSARY.md");
+    let nouns: BTreeSet<_> = glossary_nouns(&glossary).into_iter().map(str::to_lowercase).collect();
+    let (mut types, mut unknown) = (0, Vec::new());
+    for path in sources("src").into_iter().filter(|path| !is_test_file(path)) {
+        for (number, line) in (1..).zip(without_tests(&text(&path)).lines()) {
+            let Some(name) = defined_type(line) else { continue };
+            types += 1;
+            let words = name.chars().filter(char::is_ascii_uppercase).count();
+            if words == 1 && !nouns.contains(&name.to_lowercase()) {
+                unknown.push(format!("{path}:{number} {name}"));
+            }
+        }
+    }
+    assert!(types > 500, "only {types} types were found");
+    assert!(unknown.is_empty(), "these types need two words, or an entry in docs/GLOSSARY.md:\n{}", unknown.join("\n"));
+}
+
+/// Doc comments of a file: the number of the first line of each, and its text on one line.
+fn doc_comments(code: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut last: Option<&str> = None;
+    for (number, line) in (1..).zip(code.lines().map(str::trim_start)) {
+        let kind = ["///", "//!"].into_iter().find(|kind| line.starts_with(kind) && !line.starts_with("////"));
+        if let Some(kind) = kind {
+            let text = line[kind.len()..].trim();
+            match found.last_mut().filter(|_| last == Some(kind)) {
+                Some((_, whole)) => {
+                    whole.push(' ');
+                    whole.push_str(text);
+                }
+                None => found.push((number, text.to_owned())),
+            }
+        }
+        last = kind;
+    }
+    found
+}
+
+/// Lists the doc comments in `src` that `is_bad` finds fault with, and fails if there are any.
+fn assert_doc_comments(rule: &str, is_bad: impl Fn(&str) -> bool) {
+    const SHOWN_MAX: usize = 50;
+    let (mut comments, mut bad) = (0, Vec::new());
+    for path in sources("src") {
+        for (line, comment) in doc_comments(&text(&path)) {
+            comments += 1;
+            if is_bad(&comment) {
+                bad.push(format!("{path}:{line}: {comment}"));
+            }
+        }
+    }
+    assert!(comments > 3_000, "only {comments} doc comments were found");
+    let shown = bad[..bad.len().min(SHOWN_MAX)].join("\n");
+    assert!(bad.is_empty(), "{rule}; {} of {comments} doc comments do not, among them:\n{shown}", bad.len());
+}
+
+/// Words that refer to something else, so that a comment which begins with one does not stand alone.
+const PRONOUNS: &[&str] = &[
+    "It", "It's", "Its", "This one", "Those", "These", "They", "Of", "Whose", "Who", "Whom", "Whoever", "Such",
+    "Nobody", "Somebody", "One that", "That", "Which", "What", "Where", "How", "Here", "Same", "The same",
+];
+
+/// Whether a comment begins with one of [`PRONOUNS`], as whole words.
+fn begins_with_pronoun(comment: &str) -> bool {
+    let follows = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || "_'".contains(c));
+    PRONOUNS.iter().any(|pronoun| comment.strip_prefix(pronoun).is_some_and(follows))
+}
+
+/// Words of a comment: whatever stands between blanks and holds a letter or a digit.
+fn word_count(comment: &str) -> usize {
+    comment.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count()
+}
+
+#[test]
+fn no_doc_comment_begins_with_a_pronoun() {
+    for bad in ["It.", "Its end.", "The same for many.", "Which.", "One that waits.", "Here: no."] {
+        assert!(begins_with_pronoun(bad), "{bad}");
+    }
+    for good in ["Item of a batch.", "Ofs", "`It` is a name.", "One writer of a shard.", "Thatcher", "The samovar"] {
+        assert!(!begins_with_pronoun(good), "{good}");
+    }
+    assert_doc_comments("a doc comment stands alone: it begins with a noun or a verb", begins_with_pronoun);
+}
+
+#[test]
+fn no_doc_comment_has_fewer_than_four_words() {
+    assert_eq!(
+        doc_comments("/// One two\n    /// three -- four.\nfn f() {}"),
+        [(1, "One two three -- four.".to_owned())]
+    );
+    assert_eq!(word_count("One two three -- four."), 4);
+    assert_doc_comments("a doc comment says more than a name: four words or more", |comment| word_count(comment) < 4);
 }
 
 /// Splits off the ids that the name of a test begins with, in capitals: `C03` and `C05` of `c03_c05_a_claim`.
