@@ -353,7 +353,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     (
         "Uuid::now_v7",
         &[
-            "src/api/http/json/claims.rs",
+            "src/api/request/claims.rs",
             "src/scheduler/caller.rs",
             "src/scheduler/ownership.rs",
             "src/persist/store/data_dir/mod.rs",
@@ -362,6 +362,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ),
     ("tokio::time", TIMERS),
     ("use dashmap", &["src/admission/key_directory/", "src/persist/journal/mod.rs", "src/admission/tenants.rs"]),
+    ("api::http", &["src/api/http/"]),
     ("use axum", &["src/api/http/"]),
     ("use tonic", &["src/api/grpc/", "src/load/grpc"]),
     ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/scheduler/recovery.rs"]),

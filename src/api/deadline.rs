@@ -1,7 +1,7 @@
-//! When a request is given up: after the time that any may take, and one that waits for room that much later.
+//! Deadlines of requests: the request timeout, extended by the time that a claim may be queued for capacity.
 //!
-//! The time begins with a request's head, and how long it may wait stands in its body. So the handler says it when it has
-//! read that, and whoever looks at the clock asks for it when the time is up.
+//! The timeout starts when the head of a request arrives, but the extension is in its body. So the handler records the
+//! extension once it has read the body, and the timer reads it when the timeout elapses.
 
 use std::cell::{Cell, OnceCell};
 use std::pin::pin;
@@ -16,20 +16,21 @@ use crate::limits;
 use crate::model::ClaimRequest;
 
 tokio::task_local! {
-    /// Wait of the request that this task runs.
+    /// Extension for the request that this task runs.
     static WAIT_ALLOWANCE: WaitAllowance;
-    /// Connection on which the request came that this task runs.
+    /// Wait permits of the connection that carries this task's request.
     static CONNECTION_WAITS: WaitPermits;
 }
 
-/// How much longer than others a request may take, and that its connection bears it.
+/// Extension of one request's deadline, with the connection's permit for it.
 #[derive(Default)]
 struct WaitAllowance {
     longest: Cell<Duration>,
     permit: OnceCell<OwnedSemaphorePermit>,
 }
 
-/// Room for requests of one connection that wait at the same time, [`limits::CONNECTION_WAITING_MAX`] of them.
+/// Limit on requests of one connection that are queued for capacity at the same time
+/// ([`limits::CONNECTION_WAITING_MAX`]).
 #[derive(Debug, Clone)]
 pub(super) struct WaitPermits(Arc<Semaphore>);
 
@@ -40,12 +41,12 @@ impl Default for WaitPermits {
 }
 
 impl WaitPermits {
-    fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+    fn new(max: usize) -> Self {
+        Self(Arc::new(Semaphore::new(max)))
     }
 }
 
-/// Runs a request that came on this connection.
+/// Runs a request with the wait permits of its connection.
 pub(super) fn with_connection<F: Future>(
     connection: &WaitPermits,
     request: F,
@@ -53,90 +54,91 @@ pub(super) fn with_connection<F: Future>(
     CONNECTION_WAITS.scope(connection.clone(), request)
 }
 
-/// Why a request was given up.
+/// Reason why a request was abandoned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AbandonReason {
-    /// Time for the request was over.
+    /// Deadline of the request has passed.
     TimedOut,
-    /// Nobody is waited for any longer who has closed the sending side.
+    /// Client has closed its sending side, and the grace period is over.
     ClientGone,
 }
 
-/// Runs a request to its end. None: it took longer than `limit` and the time that it [waits](allow), or than `most` in all.
+/// Runs a request to completion. Returns `None` if it exceeds `limit` plus its [extension](extend_for_wait), or `max`
+/// in all.
 pub(super) async fn run_with_deadline<F: Future>(
     limit: Duration,
-    most: Option<Duration>,
+    max: Option<Duration>,
     request: F,
 ) -> Option<F::Output> {
-    run_until_client_leaves(std::future::pending(), limit, most, request).await.ok()
+    run_until_client_leaves(std::future::pending(), limit, max, request).await.ok()
 }
 
-/// Runs a request as [`run`] does, and gives one that waits up when its client `departs`.
+/// Runs a request like [`run_with_deadline`], and abandons one that is queued when its client `departs`.
 pub(super) async fn run_until_client_leaves<F: Future>(
     departs: impl Future<Output = ()>,
     limit: Duration,
-    most: Option<Duration>,
+    max: Option<Duration>,
     request: F,
 ) -> Result<F::Output, AbandonReason> {
-    let watched = async {
+    let supervised = async {
         let allowed = || {
-            let all = limit + WAIT_ALLOWANCE.with(|waits| waits.longest.get());
-            most.map_or(all, |most| all.min(most))
+            let all = limit + WAIT_ALLOWANCE.with(|allowance| allowance.longest.get());
+            max.map_or(all, |max| all.min(max))
         };
-        let (mut request, mut departs, mut is_there) = (pin!(request), pin!(departs), true);
-        let mut so_far = allowed();
-        let mut late = pin!(sleep(so_far));
+        let (mut request, mut departs, mut is_connected) = (pin!(request), pin!(departs), true);
+        let mut limit_so_far = allowed();
+        let mut timer = pin!(sleep(limit_so_far));
         loop {
             tokio::select! {
                 biased;
-                answer = &mut request => return Ok(answer),
-                () = &mut departs, if is_there => match WAIT_ALLOWANCE.with(|waits| waits.longest.get()) {
+                output = &mut request => return Ok(output),
+                () = &mut departs, if is_connected => match WAIT_ALLOWANCE.with(|allowance| allowance.longest.get()) {
                     Duration::ZERO => {
-                        is_there = false;
+                        is_connected = false;
                         continue;
                     }
                     _ => return Err(AbandonReason::ClientGone),
                 },
-                () = &mut late => {}
+                () = &mut timer => {}
             }
-            let more = allowed().saturating_sub(so_far);
+            let more = allowed().saturating_sub(limit_so_far);
             if more.is_zero() {
                 return Err(AbandonReason::TimedOut);
             }
-            so_far += more;
-            let until = late.deadline() + more;
-            late.as_mut().reset(until);
+            limit_so_far += more;
+            let until = timer.deadline() + more;
+            timer.as_mut().reset(until);
         }
     };
-    WAIT_ALLOWANCE.scope(WaitAllowance::default(), watched).await
+    WAIT_ALLOWANCE.scope(WaitAllowance::default(), supervised).await
 }
 
-/// Lets the request that is being run wait as long as this claim of it; of several the longest counts.
+/// Extends the deadline of the current request by the wait of `claim`; the longest wait of several counts.
 ///
 /// # Errors
-/// `overloaded`: as many requests of its connection wait already as may.
+/// `overloaded`: too many requests of its connection are queued.
 pub(super) fn extend_for_wait(claim: ClaimRequest) -> Result<ClaimRequest, ApiError> {
     let wait = Duration::from_millis(claim.max_wait_ms().min(limits::WAIT_MS_MAX));
-    // Outside of `run` nothing has a deadline.
-    let allowed = WAIT_ALLOWANCE.try_with(|waits| {
-        if !wait.is_zero() && waits.permit.get().is_none() {
+    // Outside of `run_with_deadline` there is no deadline to extend.
+    let allowed = WAIT_ALLOWANCE.try_with(|allowance| {
+        if !wait.is_zero() && allowance.permit.get().is_none() {
             let permit = CONNECTION_WAITS.try_with(|connection| Arc::clone(&connection.0).try_acquire_owned());
             match permit {
-                Ok(Ok(permit)) => drop(waits.permit.set(permit)),
+                Ok(Ok(permit)) => drop(allowance.permit.set(permit)),
                 Ok(Err(_)) => return false,
-                // It came on no connection.
+                // The request came from inside the process.
                 Err(_) => {}
             }
         }
-        waits.longest.set(waits.longest.get().max(wait));
+        allowance.longest.set(allowance.longest.get().max(wait));
         true
     });
     if allowed.unwrap_or(true) {
         return Ok(claim);
     }
     Err(ApiError::overloaded(format!(
-        "{} requests of this connection wait for room, which is as many as may: let some of them end, or open another \
-         connection",
+        "{} requests of this connection are queued for capacity, which is the limit: wait until some of them end, or open \
+         another connection",
         limits::CONNECTION_WAITING_MAX
     )))
 }
@@ -150,7 +152,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(20);
 
-    fn waits(wait_ms: u64) {
+    fn extend(wait_ms: u64) {
         claim(wait_ms).unwrap();
     }
 
@@ -159,40 +161,41 @@ mod tests {
         extend_for_wait(ClaimRequest { wait_ms, ..ClaimRequest::new(id, PoolName::new("ns", "p").unwrap()) })
     }
 
-    /// Whether a request that waits so long is answered, if it takes a while; none: it is still under way some time later.
-    async fn ends(most: Option<Duration>, wait_ms: &[u64], takes: Duration) -> Option<bool> {
+    /// Runs a request that waits and takes a while. Returns whether it completed; `None`: it is still running after ten
+    /// times the limit.
+    async fn completes(max: Option<Duration>, wait_ms: &[u64], duration: Duration) -> Option<bool> {
         let request = async {
-            wait_ms.iter().for_each(|ms| waits(*ms));
-            sleep(takes).await;
+            wait_ms.iter().for_each(|ms| extend(*ms));
+            sleep(duration).await;
         };
-        timeout(LIMIT * 10, run_with_deadline(LIMIT, most, request)).await.ok().map(|answer| answer.is_some())
+        timeout(LIMIT * 10, run_with_deadline(LIMIT, max, request)).await.ok().map(|output| output.is_some())
     }
 
     #[tokio::test]
-    async fn a_request_that_waits_has_its_wait_on_top() {
+    async fn a_queued_request_has_its_wait_on_top_of_the_timeout() {
         let never = Duration::MAX;
-        assert_eq!(ends(None, &[], never).await, Some(false));
-        assert_eq!(ends(None, &[], Duration::ZERO).await, Some(true));
-        assert_eq!(ends(None, &[7], LIMIT * 5).await, Some(false));
-        assert_eq!(ends(None, &[5, 1_000, 7], LIMIT * 5).await, Some(true));
-        assert_eq!(ends(None, &[u64::MAX], never).await, None);
-        // The caller's own limit stands.
-        assert_eq!(ends(Some(LIMIT * 3), &[60_000], never).await, Some(false));
-        assert_eq!(ends(Some(LIMIT / 10), &[60_000], LIMIT).await, Some(false));
-        assert_eq!(ends(Some(LIMIT * 99), &[], never).await, Some(false));
-        // Said late, but in time.
+        assert_eq!(completes(None, &[], never).await, Some(false));
+        assert_eq!(completes(None, &[], Duration::ZERO).await, Some(true));
+        assert_eq!(completes(None, &[7], LIMIT * 5).await, Some(false));
+        assert_eq!(completes(None, &[5, 1_000, 7], LIMIT * 5).await, Some(true));
+        assert_eq!(completes(None, &[u64::MAX], never).await, None);
+        // The caller's own limit stays.
+        assert_eq!(completes(Some(LIMIT * 3), &[60_000], never).await, Some(false));
+        assert_eq!(completes(Some(LIMIT / 10), &[60_000], LIMIT).await, Some(false));
+        assert_eq!(completes(Some(LIMIT * 99), &[], never).await, Some(false));
+        // Recorded late, but before the timeout.
         let late = async {
             sleep(LIMIT / 2).await;
-            waits(1_000);
+            extend(1_000);
             sleep(LIMIT * 3).await;
         };
         assert!(run_with_deadline(LIMIT, None, late).await.is_some());
-        waits(1);
+        extend(1);
     }
 
-    /// Calls that wait leave streams of their connection for others; a batch that waits is one call.
+    /// Queued calls leave streams of their connection for other calls; a queued batch counts as one call.
     #[tokio::test]
-    async fn q02_a_connection_bears_so_many_calls_that_wait() {
+    async fn q02_a_connection_has_a_limit_of_queued_calls() {
         let connection = WaitPermits::new(2);
         let call = |waits: &'static [u64]| {
             let request = async move {

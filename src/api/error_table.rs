@@ -1,4 +1,4 @@
-//! The one table of outcomes: [`RequestError`] to code word, HTTP status and reason; and the error that edges send.
+//! Table that maps [`RequestError`] to error code, HTTP status and reason, and the error that every edge sends.
 
 use std::borrow::Cow;
 
@@ -7,65 +7,65 @@ use serde::{Serialize, Serializer};
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::scheduler::caller::RequestId;
 
-/// The words for errors, on every edge.
+/// Error codes, the same on every edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
-    /// The request is wrong, whatever the state of the service.
+    /// Request is invalid, whatever the state of the service.
     InvalidArgument,
-    /// The named thing does not exist.
+    /// Named object does not exist.
     NotFound,
-    /// The caller is not, or no longer, the holder; or what it has read is not there any more.
+    /// Caller is not, or no longer, the holder, or acted on a version that has changed.
     Aborted,
-    /// What is there does not allow it.
+    /// Current state does not allow the request.
     FailedPrecondition,
-    /// No room.
+    /// Capacity, quota or a limit is exhausted.
     ResourceExhausted,
-    /// Cannot be answered now; retry.
+    /// Service cannot reply now; the client should retry.
     Unavailable,
-    /// No answer in time; the outcome is unknown.
+    /// Deadline passed before a reply; the outcome is unknown.
     DeadlineExceeded,
-    /// A defect of the service.
+    /// Defect of the service itself.
     Internal,
-    /// The caller may not ask.
+    /// Caller is not allowed to send the request.
     PermissionDenied,
 }
 
-/// How one outcome is said.
+/// Row of the error table: how one error appears on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorStatus {
-    /// The word.
+    /// Error code, shared by all edges.
     pub code: ErrorCode,
-    /// HTTP status.
+    /// HTTP status of the response.
     pub status: u16,
-    /// The finer word, where callers can act on it.
+    /// Reason within the code, where callers can act on it.
     pub reason: Option<&'static str>,
 }
 
 impl ErrorStatus {
-    /// No such route.
+    /// No route has the path.
     pub const ROUTE: Self = Self { code: ErrorCode::NotFound, status: 404, reason: Some("route") };
-    /// The route exists, the method does not.
+    /// Path exists, but not with this method.
     pub const METHOD: Self = Self { code: ErrorCode::InvalidArgument, status: 405, reason: Some("method") };
-    /// The body is larger than the service takes.
+    /// Body of the request exceeds `server.max_body_bytes`.
     pub const BODY_TOO_LARGE: Self =
         Self { code: ErrorCode::InvalidArgument, status: 413, reason: Some("body_too_large") };
-    /// The service is not known by the host of the request.
+    /// Host of the request is not one of the service's names.
     pub const HOST: Self = Self { code: ErrorCode::InvalidArgument, status: 421, reason: Some("host") };
-    /// The page behind the request is of another origin.
+    /// Page that sent the request has another origin.
     pub const ORIGIN: Self = Self { code: ErrorCode::PermissionDenied, status: 403, reason: Some("origin") };
-    /// The body is in a form that the service does not read.
+    /// Body has a content encoding that the service does not support.
     pub const CONTENT_ENCODING: Self =
         Self { code: ErrorCode::InvalidArgument, status: 415, reason: Some("content_encoding") };
-    /// As many connections as may be are open.
+    /// Connection limit of the service is reached.
     pub const CONNECTIONS: Self = Self { code: ErrorCode::Unavailable, status: 503, reason: Some("connections") };
-    /// A handler panicked.
+    /// Handler of the request panicked.
     pub const PANIC: Self = Self { code: ErrorCode::Internal, status: 500, reason: Some("panic") };
 
-    /// The table.
+    /// Looks up the code, status and reason of an error.
     #[must_use]
-    pub const fn from_refusal(refusal: &RequestError) -> Self {
-        let (code, status, reason) = match refusal {
+    pub const fn from_error(error: &RequestError) -> Self {
+        let (code, status, reason) = match error {
             RequestError::Invalid { .. } => (ErrorCode::InvalidArgument, 400, None),
             RequestError::NotFound(_) => (ErrorCode::NotFound, 404, None),
             RequestError::FenceMismatch => (ErrorCode::Aborted, 409, Some("fence")),
@@ -76,51 +76,51 @@ impl ErrorStatus {
             RequestError::GangTooLarge => (ErrorCode::InvalidArgument, 400, Some("unsatisfiable")),
             RequestError::GangMemberRejected(_) => (ErrorCode::Aborted, 409, Some("gang")),
             RequestError::Unsatisfiable => (ErrorCode::InvalidArgument, 400, Some("unsatisfiable")),
-            RequestError::Exhausted(what) => (ErrorCode::ResourceExhausted, 429, Some(what.as_str())),
+            RequestError::Exhausted(reason) => (ErrorCode::ResourceExhausted, 429, Some(reason.as_str())),
             RequestError::TooManyWatchers => (ErrorCode::ResourceExhausted, 429, Some("watchers")),
-            RequestError::Unavailable(why) => (ErrorCode::Unavailable, 503, Some(why.as_str())),
+            RequestError::Unavailable(reason) => (ErrorCode::Unavailable, 503, Some(reason.as_str())),
             RequestError::DeadlineExceeded => (ErrorCode::DeadlineExceeded, 504, None),
         };
         Self { code, status, reason }
     }
 }
 
-/// An answer that is not success. Serialises as `{"error":{"code","reason"?,"field"?,"message"}}`, as an item of a batch
-/// has it; [`Failure::answer`] is the body of an answer.
+/// Error response. Serialises as `{"error":{"code","reason"?,"field"?,"message"}}`, the form of an item in a batch;
+/// [`ApiError::body`] adds the request id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
-    /// What it is called.
+    /// Code, status and reason of the error.
     pub status: ErrorStatus,
-    /// Path of the offending field, if one is to blame.
+    /// Path of the invalid field, if the error is about one.
     pub field: Option<Cow<'static, str>>,
-    /// For people.
+    /// Explanation for people; the text may change.
     pub message: Cow<'static, str>,
 }
 
 impl ApiError {
-    /// A failure that names no field.
-    pub fn new(outcome: ErrorStatus, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status: outcome, field: None, message: message.into() }
+    /// Creates an error that names no field.
+    pub fn new(status: ErrorStatus, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, field: None, message: message.into() }
     }
 
-    /// A wrong field.
+    /// Creates the error for an invalid field.
     pub fn invalid(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         RequestError::invalid(field, message).into()
     }
 
-    /// A limit of the edges that is reached: `message` names it and says what helps.
+    /// Creates an `overloaded` error for a limit of the edges. `message` names the limit and what to do.
     pub(in crate::api) fn overloaded(message: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(ErrorStatus::from_refusal(&RequestError::Unavailable(UnavailableReason::Overloaded)), message)
+        Self::new(ErrorStatus::from_error(&RequestError::Unavailable(UnavailableReason::Overloaded)), message)
     }
 
-    /// Body of the answer to the request with this id.
+    /// Serialises as the body of a response to the request with this id.
     pub fn body<'f>(&'f self, request_id: Option<&'f RequestId>) -> impl Serialize + 'f {
         let ErrorStatus { code, reason, .. } = self.status;
         let field = self.field.as_deref();
         ErrorEnvelope { error: ErrorBody { code, reason, field, message: &self.message, request_id } }
     }
 
-    /// The same field, which the caller has inside of `field`, if that is one.
+    /// Prefixes the field, if there is one, with the path of its parent.
     #[must_use]
     pub(in crate::api) fn nested_in(mut self, field: &str) -> Self {
         if let Some(inner) = self.field.as_ref().filter(|_| !field.is_empty()) {
@@ -129,7 +129,7 @@ impl ApiError {
         self
     }
 
-    /// The same, said of one item of a batch: the field is under `items[index]`.
+    /// Prefixes the field, if there is one, with `items[index]`, its position in a batch.
     #[must_use]
     pub fn for_item(mut self, items: &str, index: usize) -> Self {
         if let Some(field) = &self.field {
@@ -141,25 +141,25 @@ impl ApiError {
 }
 
 impl From<RequestError> for ApiError {
-    fn from(refusal: RequestError) -> Self {
-        let outcome = ErrorStatus::from_refusal(&refusal);
-        match refusal {
-            RequestError::Invalid { field, message } => Self { status: outcome, field: Some(field), message },
+    fn from(error: RequestError) -> Self {
+        let status = ErrorStatus::from_error(&error);
+        match error {
+            RequestError::Invalid { field, message } => Self { status, field: Some(field), message },
             RequestError::Unsatisfiable => {
-                Self { status: outcome, field: Some("resources".into()), message: refusal.to_string().into() }
+                Self { status, field: Some("resources".into()), message: error.to_string().into() }
             }
-            other => Self { status: outcome, field: None, message: other.to_string().into() },
+            other => Self { status, field: None, message: other.to_string().into() },
         }
     }
 }
 
 impl From<UnavailableReason> for ApiError {
-    fn from(why: UnavailableReason) -> Self {
-        RequestError::Unavailable(why).into()
+    fn from(reason: UnavailableReason) -> Self {
+        RequestError::Unavailable(reason).into()
     }
 }
 
-/// Body of an answer that is not success.
+/// Top-level object of an error response.
 #[derive(Serialize)]
 struct ErrorEnvelope<'f> {
     error: ErrorBody<'f>,
@@ -185,12 +185,12 @@ impl Serialize for ApiError {
 
 #[cfg(test)]
 impl ErrorStatus {
-    /// Every outcome that is not success, some of them twice.
+    /// Every row of the table, some of them twice.
     pub(in crate::api) fn all() -> Vec<Self> {
         use crate::model::QuotaResource;
         use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition};
 
-        let refusals = [
+        let of_requests = [
             RequestError::invalid("key", "x"),
             RequestError::NotFound(ObjectKind::Pool),
             RequestError::FenceMismatch,
@@ -229,7 +229,7 @@ impl ErrorStatus {
             Self::CONNECTIONS,
             Self::PANIC,
         ];
-        refusals.into_iter().chain(more).map(|refusal| Self::from_refusal(&refusal)).chain(of_edges).collect()
+        of_requests.into_iter().chain(more).map(|error| Self::from_error(&error)).chain(of_edges).collect()
     }
 }
 
@@ -241,25 +241,25 @@ mod tests {
     use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition};
 
     #[test]
-    fn the_table_in_the_docs_has_every_outcome() {
+    fn the_table_in_the_docs_has_every_error() {
         let (_, table) = include_str!("../../docs/API.md").split_once("| status | code | reason |").expect("the table");
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
-        let said: BTreeSet<String> = rows
+        let documented: BTreeSet<String> = rows
             .map(|row| row.split('|').skip(1).take(3).map(|cell| cell.trim_matches(['`', ' '])))
             .map(|cells| cells.collect::<Vec<_>>().join(" ").trim_end().to_owned())
             .collect();
-        let wanted = ErrorStatus::all().into_iter().map(|ErrorStatus { code, status, reason }| {
+        let expected = ErrorStatus::all().into_iter().map(|ErrorStatus { code, status, reason }| {
             let code = serde_json::to_value(code).unwrap();
             format!("{status} {} {}", code.as_str().unwrap(), reason.unwrap_or_default()).trim_end().to_owned()
         });
-        assert_eq!(said, wanted.collect());
+        assert_eq!(documented, expected.collect());
     }
 
     #[test]
-    fn every_refusal_has_its_words() {
-        let said = |refusal: RequestError| {
-            let status = ErrorStatus::from_refusal(&refusal).status;
-            format!("{status} {}", serde_json::to_string(&ApiError::from(refusal)).unwrap())
+    fn every_error_has_its_status_and_body() {
+        let response = |error: RequestError| {
+            let status = ErrorStatus::from_error(&error).status;
+            format!("{status} {}", serde_json::to_string(&ApiError::from(error)).unwrap())
         };
         let table = [
             (
@@ -307,13 +307,13 @@ mod tests {
                 r#"504 {"error":{"code":"DEADLINE_EXCEEDED","message":"no answer within the deadline; the outcome is unknown, retry with the same key"}}"#,
             ),
         ];
-        for (refusal, words) in table {
-            assert_eq!(said(refusal), words);
+        for (error, expected) in table {
+            assert_eq!(response(error), expected);
         }
     }
 
     #[test]
-    fn an_item_is_named_by_its_index() {
+    fn errors_of_items_name_the_index() {
         let field = |f: ApiError| f.for_item("items", 3).field.unwrap();
         assert_eq!(field(ApiError::invalid("pool", "is required")), "items[3].pool");
         assert_eq!(field(ApiError::invalid("", "must be an object")), "items[3]");

@@ -1,9 +1,10 @@
-//! Connections beyond `server.max_connections`: each is answered one probe or one scrape and closed, so that whoever holds
-//! all connections neither blinds those who watch the service nor has it restarted by them.
+//! Connections beyond `server.max_connections`: each may send one probe or one scrape and is then closed, so that
+//! clients that use up all connections cannot hide the service from its monitoring, or have it restarted by a failing
+//! probe.
 //!
-//! Excess connections are few, and each has a second to ask and a second to be answered. When all are taken the next one displaces
-//! the one that has asked for nothing for longest, so idle ones keep nobody out: it would take [`EXCESS_CONNECTIONS_MAX`] new ones
-//! in the moment that a probe needs to send its request.
+//! Excess connections are few, and each has one second to send a request and one to receive the response. When all are
+//! in use, the next one evicts the connection that has been idle for longest, so idle ones keep nobody out: it would
+//! take [`EXCESS_CONNECTIONS_MAX`] new ones in the moment that a probe needs to send its request.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -32,20 +33,20 @@ use super::socket::{ClientSocket, linger};
 use crate::limits::EXCESS_CONNECTIONS_MAX;
 use crate::metrics::{ExcessOutcome, HttpRoute, metrics};
 
-/// How long a connection may take to send its request, and again to be answered.
+/// Time limit for receiving the request, and again for sending the response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The connections beyond those that the service takes.
+/// Connections beyond the configured limit.
 pub(super) struct ExcessConnections {
     queue: Mutex<ExcessQueue<oneshot::Sender<()>>>,
-    /// Sockets that are open. One that was displaced is, until its task has seen it.
+    /// Permits for open sockets; an evicted one keeps its permit until its task has noticed.
     open: Arc<Semaphore>,
     http: auto::Builder<TokioExecutor>,
     max_connections: usize,
 }
 
 impl ExcessConnections {
-    /// `max_connections`: how many there may be before one is an excess.
+    /// Creates the set for a service with `max_connections` regular connections.
     pub(super) fn new(max_connections: usize) -> Arc<Self> {
         let mut http = listener::http_builder();
         http.http1().keep_alive(false);
@@ -54,17 +55,17 @@ impl ExcessConnections {
         Arc::new(Self { queue: Mutex::default(), open, http, max_connections })
     }
 
-    /// Serves one in a task of its own, once the one that it displaces is closed.
+    /// Serves a connection in its own task, once the connection that it evicts is closed.
     pub(super) async fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, edges: ApiEdges) {
-        let (displace, displaced) = oneshot::channel();
-        let (id, oldest) = self.queue().admit(displace);
-        // Ends that connection.
+        let (evict, evicted) = oneshot::channel();
+        let (id, oldest) = self.queue().admit(evict);
+        // Closes that connection.
         drop(oldest);
-        let permit = Arc::clone(&self.open).acquire_owned().await.expect("nobody closes it");
+        let permit = Arc::clone(&self.open).acquire_owned().await.expect("the semaphore is never closed");
         let excess = Arc::clone(self);
         tokio::spawn(async move {
             let outcome = match listener::configure_socket(&stream) {
-                Ok(()) => excess.serve(id, stream, peer, edges, displaced).await,
+                Ok(()) => excess.serve(id, stream, peer, edges, evicted).await,
                 Err(_) => {
                     drop(stream);
                     ExcessOutcome::Silent
@@ -89,36 +90,36 @@ impl ExcessConnections {
         stream: TcpStream,
         peer: SocketAddr,
         edges: ApiEdges,
-        displaced: oneshot::Receiver<()>,
+        evicted: oneshot::Receiver<()>,
     ) -> ExcessOutcome {
         let client = Arc::new(HttpPeer::new(stream));
-        let (asked, answer) = (Notify::new(), OnceLock::new());
+        let (requested, served) = (Notify::new(), OnceLock::new());
         let service = service_fn(|request: Request<Incoming>| {
             let is_served = is_monitoring_request(&request);
             let outcome = if is_served { ExcessOutcome::Answered } else { ExcessOutcome::Refused };
-            let is_served = answer.set(outcome).is_ok() && is_served;
-            asked.notify_one();
-            let (edges, refusal) = (edges.clone(), self.refusal());
+            let is_served = served.set(outcome).is_ok() && is_served;
+            requested.notify_one();
+            let (edges, rejection) = (edges.clone(), self.rejection());
             with_request_id(peer, request, async move |request| {
-                if is_served { edges.route(request).await } else { Ok(reject(&request, &refusal)) }
+                if is_served { edges.route(request).await } else { Ok(reject(&request, &rejection)) }
             })
         });
-        let mut displaced = pin!(displaced);
+        let mut evicted = pin!(evicted);
         let outcome = {
             let serving = self.http.serve_connection(TokioIo::new(ClientSocket(Arc::clone(&client))), service);
-            let (mut serving, mut late) = (pin!(serving), pin!(sleep(REQUEST_TIMEOUT)));
+            let (mut serving, mut timer) = (pin!(serving), pin!(sleep(REQUEST_TIMEOUT)));
             loop {
                 tokio::select! {
                     biased;
-                    _ = &mut serving => break answer.get().copied().unwrap_or(ExcessOutcome::Silent),
-                    () = asked.notified() => {
+                    _ = &mut serving => break served.get().copied().unwrap_or(ExcessOutcome::Silent),
+                    () = requested.notified() => {
                         self.queue().note_request(id);
                         serving.as_mut().graceful_shutdown();
-                        late.set(sleep(REQUEST_TIMEOUT));
+                        timer.set(sleep(REQUEST_TIMEOUT));
                     }
-                    _ = &mut displaced => break ExcessOutcome::Displaced,
-                    () = &mut late => {
-                        break if answer.get().is_some() { ExcessOutcome::Late } else { ExcessOutcome::Silent };
+                    _ = &mut evicted => break ExcessOutcome::Displaced,
+                    () = &mut timer => {
+                        break if served.get().is_some() { ExcessOutcome::Late } else { ExcessOutcome::Silent };
                     }
                 }
             }
@@ -126,32 +127,31 @@ impl ExcessConnections {
         if matches!(outcome, ExcessOutcome::Answered | ExcessOutcome::Refused) {
             tokio::select! {
                 () = linger(&client.stream, LINGER) => {}
-                _ = displaced => {}
+                _ = evicted => {}
             }
         }
         outcome
     }
 
-    fn refusal(&self) -> ApiError {
+    fn rejection(&self) -> ApiError {
         let message = format!(
-            "as many connections are open as may be (server.max_connections: {}, fewer if open files are): on others only \
-             probes and /metrics are answered; retry later",
+            "all connections are in use (server.max_connections: {}, or fewer if the limit of open files is lower): others \
+             are only for probes and /metrics; retry later",
             self.max_connections
         );
         ApiError::new(ErrorStatus::CONNECTIONS, message)
     }
 }
 
-/// Whether those who watch the service ask.
+/// Whether the request is a probe or a scrape.
 fn is_monitoring_request(request: &Request<Incoming>) -> bool {
     is_probe(&RequestHead::from(request))
         || (request.method() == Method::GET && request.uri().path() == HttpRoute::Metrics.as_str())
 }
 
-/// Register of the connections beyond the limit, which chooses the one that goes for the next.
+/// Queue of excess connections, which decides which one is evicted for the next.
 #[derive(Debug)]
 struct ExcessQueue<H> {
-    /// In the order in which they came.
     entries: VecDeque<ExcessEntry<H>>,
     next_id: u64,
 }
@@ -170,10 +170,10 @@ impl<H> Default for ExcessQueue<H> {
 }
 
 impl<H> ExcessQueue<H> {
-    /// Takes one, and gives it a number. The other handle is of the one that goes for it: the first of those that have not
-    /// asked for anything, or of all.
+    /// Adds a connection and returns its id, with the handle of the one to evict: the oldest without a request, or else
+    /// the oldest of all.
     fn admit(&mut self, handle: H) -> (u64, Option<H>) {
-        let displaced = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
+        let evicted = (self.entries.len() == EXCESS_CONNECTIONS_MAX).then(|| {
             let at = self.entries.iter().position(|entry| !entry.has_requested).unwrap_or(0);
             self.entries.remove(at).expect("the queue is full").handle
         });
@@ -181,7 +181,7 @@ impl<H> ExcessQueue<H> {
         self.next_id += 1;
         self.entries.push_back(ExcessEntry { id, has_requested: false, handle });
         assert!(self.entries.len() <= EXCESS_CONNECTIONS_MAX, "excess connections are bounded");
-        (id, displaced)
+        (id, evicted)
     }
 
     fn note_request(&mut self, id: u64) {
@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_who_has_asked_for_nothing_goes_first() {
+    fn h06_connections_without_a_request_are_evicted_first() {
         let mut queue = ExcessQueue::default();
         for handle in 0..EXCESS_CONNECTIONS_MAX {
             assert_eq!(queue.admit(handle), (handle as u64, None));
@@ -209,11 +209,11 @@ mod tests {
         queue.note_request(2);
         assert_eq!(queue.admit(100).1, Some(1));
         assert_eq!(queue.admit(101).1, Some(3));
-        // A place that is given back displaces nobody.
+        // A removed entry leaves space, so nothing is evicted.
         queue.remove(4);
         queue.remove(1);
         assert_eq!(queue.admit(102).1, None);
-        // When all have asked, the one that came first goes.
+        // When all have sent a request, the oldest is evicted.
         (0..queue.next_id).for_each(|id| queue.note_request(id));
         assert_eq!(queue.admit(103).1, Some(0));
         assert_eq!(queue.admit(104).1, Some(103));

@@ -1,14 +1,14 @@
-//! Clients that have closed their sending side. To the system a client that will send no more and reads on looks like one
-//! that is gone: both sent FIN. Only what is written tells them apart, because the system of a client that is gone answers
-//! it with a reset. Hence the rule of all edges on TCP:
+//! Clients that have closed their sending side. The operating system cannot tell a client that only stopped sending
+//! from one that is gone: both sent FIN. Only a write tells them apart, because the system of a client that is gone
+//! replies with a reset. Hence the rules for all edges on TCP:
 //!
-//! - What came as a whole before is carried out and answered.
-//! - A claim that waits for room goes on waiting for [`GRACE`] and no longer, so that those of clients that died are not
-//!   in the way of others for long.
-//! - A claim that was answered after the FIN is given back unless the client's system acknowledged the answer.
-//! - A stream of events goes on, and something is written to it at once.
-//! - A reset, at any time, is a client that is gone. A claim whose answer its system had acknowledged before is kept: whether
-//!   the client had read it cannot be known, and to give the worker back could give it out twice.
+//! - A request that arrived completely before is executed and answered.
+//! - A queued claim stays queued for [`HALF_CLOSE_GRACE`] and no longer, so that claims of dead clients do not block
+//!   others.
+//! - A claim that was answered after the FIN is rolled back unless the client's system acknowledged the response.
+//! - An event stream goes on, and something is written to it at once.
+//! - A reset, at any time, means that the client is gone. A claim whose response was acknowledged before is kept:
+//!   whether the client read it is unknown, and a rollback could assign the worker twice.
 
 use parking_lot::Mutex;
 use std::pin::Pin;
@@ -27,20 +27,20 @@ use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimResult, Fence};
 use crate::scheduler::Scheduler;
 
-/// How long a claim goes on waiting whose client has closed its sending side.
+/// Time for which a claim stays queued after its client has closed its sending side.
 pub(super) const HALF_CLOSE_GRACE: Duration = Duration::from_secs(2);
-/// First and longest pause between two looks at what the client's system acknowledged.
+/// First and longest pause between two checks of what the client's system has acknowledged.
 const ACK_POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
-/// Claims whose answers may not arrive.
+/// Claims whose responses may not have arrived.
 pub(super) type UndeliveredClaims = Vec<(ClaimId, Fence)>;
 
 tokio::task_local! {
-    /// Client of the request that this task carries out, where a connection carries one request at a time.
+    /// Client of the request that this task runs, where a connection carries one request at a time.
     pub(super) static CLIENT: Option<Arc<HttpPeer>>;
 }
 
-/// The client of a connection over HTTP/1.1.
+/// Client of an HTTP/1.1 connection.
 #[derive(Debug)]
 pub(super) struct HttpPeer {
     pub(super) stream: TcpStream,
@@ -52,13 +52,13 @@ impl HttpPeer {
         Self { stream, undelivered: Mutex::default() }
     }
 
-    /// Resolves when a claim that waits is to wait no longer.
+    /// Resolves when a queued claim of this client should be abandoned.
     pub(super) async fn wait_for_departure(&self) {
         half_closed(&self.stream).await;
         sleep(HALF_CLOSE_GRACE).await;
     }
 
-    /// Claims that were answered after it had closed its sending side.
+    /// Takes the claims that were answered after the client had closed its sending side.
     pub(super) fn take_undelivered(&self) -> UndeliveredClaims {
         std::mem::take(&mut *self.undelivered.lock())
     }
@@ -75,38 +75,38 @@ pub(super) fn client_half_closed() -> impl Future<Output = ()> + Send + 'static 
     }
 }
 
-/// Notes claims that are about to be answered, if their client has closed its sending side.
-pub(super) fn record_undelivered<'t>(taken: impl Iterator<Item = &'t ClaimResult>) {
-    // Outside of a connection nobody has a client.
+/// Records claims that are about to be answered, if their client has closed its sending side.
+pub(super) fn record_undelivered<'t>(results: impl Iterator<Item = &'t ClaimResult>) {
+    // Outside of a connection there is no client.
     let _ = CLIENT.try_with(|client| {
         let Some(client) = client else { return };
-        let mut made = created_claims(taken).peekable();
-        if made.peek().is_some() && is_half_closed(&client.stream) {
-            client.undelivered.lock().extend(made);
+        let mut created = created_claims(results).peekable();
+        if created.peek().is_some() && is_half_closed(&client.stream) {
+            client.undelivered.lock().extend(created);
         }
     });
 }
 
-/// Claims that were made, of those that were answered.
+/// Claims among the answered ones that were newly created.
 pub(super) fn created_claims<'t>(
-    taken: impl Iterator<Item = &'t ClaimResult>,
+    results: impl Iterator<Item = &'t ClaimResult>,
 ) -> impl Iterator<Item = (ClaimId, Fence)> {
-    taken.filter(|taken| taken.created).map(|taken| (taken.claim.id.clone(), taken.claim.fence))
+    results.filter(|result| result.created).map(|result| (result.claim.id.clone(), result.claim.fence))
 }
 
-/// Why a claim waits no more.
+/// Reason why a queued claim is abandoned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientDeparture {
-    /// The client is gone.
+    /// Connection was reset: the client is gone.
     Gone,
-    /// The client has closed its sending side, and [`GRACE`] has passed since.
+    /// Client closed its sending side more than [`HALF_CLOSE_GRACE`] ago.
     HalfClosed,
 }
 
 /// Whether the client has closed its sending side, or is gone.
 pub(super) fn is_half_closed(stream: &TcpStream) -> bool {
-    // The system is asked as well: the runtime may hear of it later. A reset shows as an error here, and once more when
-    // the answer is written.
+    // Ask the operating system as well, because the runtime may notice later. A reset is an error here, and again when
+    // the response is written.
     let has_ended = || match rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
         Ok((_, bytes)) => bytes == 0,
         Err(error) => !matches!(error, Errno::AGAIN | Errno::INTR),
@@ -116,16 +116,16 @@ pub(super) fn is_half_closed(stream: &TcpStream) -> bool {
 
 /// Resolves when the client has closed its sending side, or is gone.
 pub(super) async fn half_closed(stream: &TcpStream) {
-    // Not woken by what the client sends, which nobody reads meanwhile. An error here is the runtime's end.
+    // Does not wake up for data, which nobody reads in the meantime. An error here means that the runtime shuts down.
     let _ = stream.ready(Interest::PRIORITY).await;
 }
 
-/// Resolves when the client is known to be gone.
+/// Resolves when the connection was reset by its client.
 pub(super) async fn reset_by_peer(stream: &TcpStream) {
     let _ = stream.ready(Interest::ERROR).await;
 }
 
-/// Resolves when a claim of this client is to wait no longer. `grace` is kept over the claims of a connection.
+/// Resolves when a queued claim of this client should be abandoned. `grace` lasts across the claims of a connection.
 pub(super) async fn departure(stream: &TcpStream, grace: &mut Option<Pin<Box<Sleep>>>) -> ClientDeparture {
     half_closed(stream).await;
     tokio::select! {
@@ -135,20 +135,21 @@ pub(super) async fn departure(stream: &TcpStream, grace: &mut Option<Pin<Box<Sle
     }
 }
 
-/// Answer to a claim that waits no longer.
+/// Error for a queued claim that was abandoned.
 pub(super) fn wait_abandoned_error() -> ApiError {
     let grace_ms = HALF_CLOSE_GRACE.as_millis();
     let message =
-        format!("the client has closed its sending side, and a claim waits at most {grace_ms} ms from then on");
-    ApiError::new(ErrorStatus::from_refusal(&RequestError::DeadlineExceeded), message)
+        format!("the client has closed its sending side, after which a claim is queued for at most {grace_ms} ms");
+    ApiError::new(ErrorStatus::from_error(&RequestError::DeadlineExceeded), message)
 }
 
-/// Whether the client's system acknowledged all that was written, its sending side being closed and ours as well.
-async fn was_acknowledged(stream: &TcpStream, within: Duration) -> bool {
+/// Whether the client's system acknowledged everything that was written, once both sides have closed their sending
+/// side.
+async fn was_acknowledged(stream: &TcpStream, limit: Duration) -> bool {
     let acknowledged = async {
         let (mut pause, longest) = ACK_POLL_BACKOFF;
         loop {
-            // A closed socket has no peer: without an error, all of it was acknowledged, our FIN last.
+            // A closed socket has no peer: without an error, everything was acknowledged, our FIN last.
             let closed = stream.peer_addr().is_err();
             if !matches!(stream.take_error(), Ok(None)) {
                 return false;
@@ -160,29 +161,29 @@ async fn was_acknowledged(stream: &TcpStream, within: Duration) -> bool {
             pause = (pause * 2).min(longest);
         }
     };
-    timeout(within, acknowledged).await.unwrap_or(false)
+    timeout(limit, acknowledged).await.unwrap_or(false)
 }
 
-/// Gives claims back whose answers did not arrive. Nothing more is to be written.
+/// Rolls back claims whose responses did not arrive. The caller must have written everything.
 pub(super) async fn roll_back_unacknowledged(
     scheduler: &Scheduler,
-    untold: UndeliveredClaims,
+    undelivered: UndeliveredClaims,
     stream: &TcpStream,
-    within: Duration,
+    limit: Duration,
 ) {
-    if untold.is_empty() {
+    if undelivered.is_empty() {
         return;
     }
-    // An error here is one that the look at the socket finds as well.
+    // An error here shows up again in the check of the socket.
     let _ = rustix::net::shutdown(stream, Shutdown::Write);
-    if !was_acknowledged(stream, within).await {
-        roll_back_all(scheduler, untold);
+    if !was_acknowledged(stream, limit).await {
+        roll_back_all(scheduler, undelivered);
     }
 }
 
-/// Gives claims back that their client was not told of.
-pub(super) fn roll_back_all(scheduler: &Scheduler, untold: UndeliveredClaims) {
-    for (id, fence) in untold {
+/// Rolls back claims that their client never received.
+pub(super) fn roll_back_all(scheduler: &Scheduler, undelivered: UndeliveredClaims) {
+    for (id, fence) in undelivered {
         scheduler.roll_back_undelivered(&id, fence);
     }
 }

@@ -1,7 +1,7 @@
-//! Hosts, as a request's head, the origin of a page and the configuration name them.
+//! Host names and addresses, as request heads, origins of pages and the configuration contain them.
 //!
-//! Read strictly and by hand: `http::uri::Authority` takes user names and ports that are none, and `url::HostAddress` turns `127.1`
-//! and `0x7f.1` into addresses. Browsers write addresses in their usual form before they send them, so whatever else
+//! Parsed strictly and by hand: `http::uri::Authority` accepts user names and invalid ports, and `url::Host` turns
+//! `127.1` and `0x7f.1` into addresses. Browsers normalise addresses before they send them, so everything else that
 //! arrives here is a name.
 
 use std::fmt;
@@ -12,22 +12,22 @@ use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::limits::{HOST_BYTES_MAX, HOST_LABEL_BYTES_MAX, HOSTS_MAX};
 
-/// Name by which every machine knows itself.
+/// Host name that always means this machine.
 const LOCALHOST: &str = "localhost";
 
-/// A host and perhaps a port: the value of `HostAddress`, an `:authority`, the end of an origin.
+/// Host with an optional port: the value of `Host`, of `:authority`, or the end of an origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct HostPort<'a> {
     pub(super) host: HostAddress<'a>,
     pub(super) port: Option<u16>,
 }
 
-/// A host by address or by name.
+/// Host by address or by name.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum HostAddress<'a> {
-    /// An address in its usual form.
+    /// IP address in its usual notation.
     Address(IpAddr),
-    /// A name without its final dot, in the case in which it came.
+    /// Name without its final dot, in its original case.
     Name(&'a str),
 }
 
@@ -44,7 +44,7 @@ impl PartialEq for HostAddress<'_> {
 impl Eq for HostAddress<'_> {}
 
 impl<'a> HostPort<'a> {
-    /// Reads an authority. None: it is none, or has a user name.
+    /// Parses an authority. Returns `None` if it is invalid or has a user name.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -70,7 +70,7 @@ impl<'a> HostPort<'a> {
 }
 
 impl<'a> HostAddress<'a> {
-    /// Reads an IPv4 address or a name, which may be empty.
+    /// Parses an IPv4 address or a name, which may be empty.
     fn parse(text: &'a str) -> Option<Self> {
         if let Ok(address) = text.parse::<Ipv4Addr>() {
             return Some(Self::Address(address.into()));
@@ -79,7 +79,7 @@ impl<'a> HostAddress<'a> {
         text.bytes().all(is_plain).then(|| Self::Name(text.strip_suffix('.').unwrap_or(text)))
     }
 
-    /// Whether no one but this machine's administrator decides what the host means: rebinding always carries a name.
+    /// Whether only this machine's administrator decides what the host means: DNS rebinding always carries a name.
     pub(super) fn is_local_or_address(&self) -> bool {
         match self {
             Self::Address(_) => true,
@@ -87,7 +87,7 @@ impl<'a> HostAddress<'a> {
         }
     }
 
-    /// Whether it is one of these names.
+    /// Whether the host is one of these names.
     pub(super) fn matches_any(&self, names: &[HostName]) -> bool {
         match self {
             Self::Address(_) => false,
@@ -96,38 +96,66 @@ impl<'a> HostAddress<'a> {
     }
 }
 
-/// A host name of the configuration: lower case, without a final dot.
+/// Reason why a text is not a host name for the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostNameError {
+    /// Name contains a wildcard.
+    #[error("{0:?} is a pattern: list each name, wildcards are not supported")]
+    Wildcard(String),
+    /// Name contains characters outside of ASCII.
+    #[error("{0:?} is not ASCII: write the name as browsers send it, as in xn--e1afmkfd.example")]
+    NotAscii(String),
+    /// Text is an IP address, which needs no entry.
+    #[error("{0:?} is an IP address: addresses are always accepted, list only names")]
+    Address(String),
+    /// Text has a scheme, a user or a port.
+    #[error("{0:?} is more than a name: leave out scheme, user and port; any port is accepted")]
+    NotOnlyName(String),
+    /// Name or one of its labels has a wrong length or character.
+    #[error(
+        "{0:?} is not a host name: 1..={HOST_BYTES_MAX} bytes, labels of 1..={HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] \
+         separated by dots"
+    )]
+    Malformed(String),
+    /// Last label is a number, so browsers take the text for an address.
+    #[error("{0:?} ends like an IP address: browsers take it for one, and addresses are always accepted")]
+    EndsInNumber(String),
+    /// List is longer than [`HOSTS_MAX`].
+    #[error("at most {HOSTS_MAX} names")]
+    TooMany,
+    /// Several names of a list are invalid.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Self>),
+}
+
+/// Host name from the configuration: lower case, without a final dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostName(Box<str>);
 
 impl FromStr for HostName {
-    type Err = String;
+    type Err = HostNameError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| Err(format!("{text:?} {why}"));
+    fn from_str(text: &str) -> Result<Self, HostNameError> {
+        let reject = |error: fn(String) -> HostNameError| Err(error(text.to_owned()));
         let name = text.strip_suffix('.').unwrap_or(text);
         if text.contains('*') {
-            return wrong("is a pattern: list each name, there are no wildcards");
+            return reject(HostNameError::Wildcard);
         }
         if !text.is_ascii() {
-            return wrong("is not ASCII: write the name as browsers send it, as in xn--e1afmkfd.example");
+            return reject(HostNameError::NotAscii);
         }
         if text.parse::<IpAddr>().is_ok() || text.starts_with('[') {
-            return wrong("is an address: addresses are always served, list names alone");
+            return reject(HostNameError::Address);
         }
         if text.contains(['/', ':', '@']) {
-            return wrong("is more than a name: leave out scheme, user and port, any port is served");
+            return reject(HostNameError::NotOnlyName);
         }
         let is_label = |label: &str| {
             (1..=HOST_LABEL_BYTES_MAX).contains(&label.len())
                 && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
         };
         if name.len() > HOST_BYTES_MAX || !name.split('.').all(is_label) {
-            return Err(format!(
-                "{:?} is no host name: 1..={HOST_BYTES_MAX} bytes, labels of 1..={HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] with dots \
-                 between",
-                &text[..text.len().min(HOST_BYTES_MAX)]
-            ));
+            return Err(HostNameError::Malformed(text[..text.len().min(HOST_BYTES_MAX)].to_owned()));
         }
         let last = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
         let is_number = match last.strip_prefix("0x") {
@@ -135,37 +163,37 @@ impl FromStr for HostName {
             None => last.bytes().all(|byte| byte.is_ascii_digit()),
         };
         if is_number {
-            return wrong("ends like an address: browsers take it for one, and addresses are always served");
+            return reject(HostNameError::EndsInNumber);
         }
         Ok(Self(name.to_ascii_lowercase().into()))
     }
 }
 
-/// The host names of the configuration, a bounded number.
+/// Host names from the configuration, a bounded number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostNames(pub Vec<HostName>);
 
 impl HostNames {
-    fn parse_all<'t>(names: impl Iterator<Item = &'t str>) -> Result<Self, String> {
-        let (mut good, mut problems) = (Vec::new(), Vec::new());
-        for (number, name) in names.enumerate() {
-            if number == HOSTS_MAX {
-                return Err(format!("at most {HOSTS_MAX} names"));
+    fn parse_all<'t>(texts: impl Iterator<Item = &'t str>) -> Result<Self, HostNameError> {
+        let (mut names, mut errors) = (Vec::new(), Vec::new());
+        for (index, text) in texts.enumerate() {
+            if index == HOSTS_MAX {
+                return Err(HostNameError::TooMany);
             }
-            match name.parse() {
-                Ok(name) => good.push(name),
-                Err(problem) => problems.push(problem),
+            match text.parse() {
+                Ok(name) => names.push(name),
+                Err(error) => errors.push(error),
             }
         }
-        if problems.is_empty() { Ok(Self(good)) } else { Err(problems.join("; ")) }
+        if errors.is_empty() { Ok(Self(names)) } else { Err(HostNameError::Several(errors)) }
     }
 }
 
 impl FromStr for HostNames {
-    type Err = String;
+    type Err = HostNameError;
 
-    /// Names with commas between; nothing at all means none.
-    fn from_str(text: &str) -> Result<Self, String> {
+    /// Parses names separated by commas; an empty text means none.
+    fn from_str(text: &str) -> Result<Self, HostNameError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
@@ -189,12 +217,12 @@ impl<'de> Deserialize<'de> for HostNames {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<HostNames, A::Error> {
                 let mut names: Vec<String> = Vec::new();
-                // Whatever is wrong is the list's fault, so that its path is the key of the configuration.
+                // Every error is reported for the whole list, so that its path is the configuration key.
                 while let Some(value) = seq.next_element::<serde_json::Value>()? {
                     match value {
                         serde_json::Value::String(name) if names.len() <= HOSTS_MAX => names.push(name),
                         serde_json::Value::String(_) => {}
-                        other => return Err(serde::de::Error::custom(format!("{other} is no host name"))),
+                        other => return Err(serde::de::Error::custom(format!("{other} is not a host name"))),
                     }
                 }
                 HostNames::parse_all(names.iter().map(String::as_str)).map_err(serde::de::Error::custom)
@@ -221,45 +249,45 @@ mod tests {
             assert_eq!(text.parse(), Ok(HostName(name.into())), "{text}");
         }
         let (long_label, long_name) = (format!("{}.example", "a".repeat(64)), "a.".repeat(127) + "example");
-        for (text, why) in [
-            ("", "is no host name"),
-            (".", "is no host name"),
-            ("a..b", "is no host name"),
-            ("a b", "is no host name"),
-            ("a,b", "is no host name"),
-            (long_label.as_str(), "is no host name"),
-            (long_name.as_str(), "is no host name"),
-            ("*.example.com", "there are no wildcards"),
+        for (text, reason) in [
+            ("", "is not a host name"),
+            (".", "is not a host name"),
+            ("a..b", "is not a host name"),
+            ("a b", "is not a host name"),
+            ("a,b", "is not a host name"),
+            (long_label.as_str(), "is not a host name"),
+            (long_name.as_str(), "is not a host name"),
+            ("*.example.com", "wildcards are not supported"),
             ("pool.example.com:7070", "leave out scheme, user and port"),
             ("http://pool.example.com", "leave out scheme, user and port"),
             ("user@pool.example.com", "leave out scheme, user and port"),
-            ("127.0.0.1", "addresses are always served"),
-            ("::1", "addresses are always served"),
-            ("[::1]", "addresses are always served"),
-            ("127.1", "addresses are always served"),
-            ("0x7f", "addresses are always served"),
+            ("127.0.0.1", "addresses are always accepted"),
+            ("::1", "addresses are always accepted"),
+            ("[::1]", "addresses are always accepted"),
+            ("127.1", "addresses are always accepted"),
+            ("0x7f", "addresses are always accepted"),
             ("пример.example", "is not ASCII"),
         ] {
-            let error = text.parse::<HostName>().expect_err(text);
-            assert!(error.contains(why), "{text}: {error}");
+            let error = text.parse::<HostName>().expect_err(text).to_string();
+            assert!(error.contains(reason), "{text}: {error}");
         }
     }
 
     #[test]
-    fn h01_lists_of_names_are_bounded_and_tell_every_problem() {
+    fn h01_lists_of_names_are_bounded_and_report_every_problem() {
         let names = |text: &str| text.parse::<HostNames>().map(|names| names.0.len());
         assert_eq!((names(""), names(" "), names("a"), names("a, b ,c.d")), (Ok(0), Ok(0), Ok(1), Ok(3)));
-        let problems = names("a:1,b,*").unwrap_err();
+        let problems = names("a:1,b,*").unwrap_err().to_string();
         assert!(
             problems.contains("\"a:1\"") && problems.contains("\"*\"") && !problems.contains("\"b\""),
             "{problems}"
         );
         assert_eq!(names(&vec!["a"; HOSTS_MAX].join(",")), Ok(HOSTS_MAX));
-        assert!(names(&vec!["a"; HOSTS_MAX + 1].join(",")).unwrap_err().contains("at most 64"));
+        assert!(names(&vec!["a"; HOSTS_MAX + 1].join(",")).unwrap_err().to_string().contains("at most 64"));
         let list = |json: serde_json::Value| serde_json::from_value::<HostNames>(json).map(|names| names.0.len());
         assert_eq!(list(serde_json::json!(["a", "b"])).unwrap(), 2);
         assert_eq!(list(serde_json::json!("a,b")).unwrap(), 2);
-        assert!(list(serde_json::json!(["a", 1])).unwrap_err().to_string().contains("1 is no host name"));
+        assert!(list(serde_json::json!(["a", 1])).unwrap_err().to_string().contains("1 is not a host name"));
         assert!(list(serde_json::json!(7)).unwrap_err().to_string().contains("a list of host names"));
         assert!(list(serde_json::json!(vec!["a"; 100])).unwrap_err().to_string().contains("at most 64"));
     }

@@ -1,4 +1,4 @@
-//! Accepts connections, a bounded number of them: HTTP/1.1, HTTP/2 and gRPC on one port. RESP has another.
+//! Accepts a bounded number of connections: HTTP/1.1, HTTP/2 and gRPC on one port. RESP has its own.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,34 +27,36 @@ use super::write_timeout::{WriteTimeoutExecutor, WriteTimeoutSocket};
 use crate::limits;
 use crate::metrics::metrics;
 
-/// How long a request's head may take, and a connection may idle between requests.
+/// Time limit for a request's head, and for idle time between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest request head, and the most that is read ahead on one connection, in bytes.
+/// Largest request head, and limit of read-ahead on one connection, in bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// How often an idle HTTP/2 peer is asked whether it lives.
+/// Interval of HTTP/2 pings on an idle connection.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// Bytes of answers that the system may keep for a connection; Linux takes twice as much memory for them.
+/// Size of the kernel's send buffer of a connection, in bytes; Linux allocates twice as much.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
-/// How long a connection may be silent before the system asks whether its peer lives.
+/// Idle time of a connection before the kernel sends the first keepalive probe.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Pause between two such questions.
+/// Pause between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// Questions without an answer after which the peer is gone.
+/// Number of unanswered probes after which the peer is gone.
 const KEEPALIVE_PROBES: u32 = 3;
-/// Time after which a silent peer is gone: the system heeds no number of questions where it has a limit for what is not
-/// acknowledged, and a shorter limit would end a connection over one question that was lost.
+/// Time after which a silent peer is gone: where the kernel has a limit for unacknowledged data it ignores the number
+/// of probes, and a shorter limit would close a connection over one lost probe.
 const USER_TIMEOUT: Duration = Duration::from_secs(60 + 3 * 20);
-/// Connections that wait to be accepted. Past it the system drops their first packet, and they retry a second later.
+/// Length of the accept queue. Beyond it the kernel drops the first packet of a connection, and the client retries a
+/// second later.
 const BACKLOG: u32 = 4096;
-/// How long the rest of what a client sends is read once its connection ends, so that it sees the answer and not a reset.
+/// Time for which remaining input is read and discarded at the end of a connection, so that its client sees the
+/// response and not a reset.
 pub(super) const LINGER: Duration = Duration::from_millis(500);
-/// Pause after the system refused to accept, which is mostly a lack of file descriptors.
+/// Pause after a failed accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes an address; `[::]` is that of all interfaces, also where there is no IPv6.
+/// Binds an address; `[::]` means all interfaces, also where there is no IPv6.
 ///
 /// # Errors
-/// The port is taken, or the address is not this machine's.
+/// The port is in use, or the address does not belong to this machine.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let no_ipv6 = |error: &io::Error| {
         let unsupported = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
@@ -73,14 +75,14 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() && address.ip().is_unspecified() {
         rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
     }
-    // A restarted service takes its port back while connections of the old one linger.
+    // A restarted service binds its port again while connections of the previous process linger.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
 /// Serves until `stop` resolves; then accepts no more and waits at most `grace` for the requests in flight. Connections
-/// beyond the budget are [answered one probe](super::excess_connections).
+/// beyond the budget may [send one probe](super::excess_connections).
 pub async fn serve(
     listener: TcpListener,
     edges: ApiEdges,
@@ -104,11 +106,11 @@ pub async fn serve(
     }
     drop(listener);
     if timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight at the deadline of the shutdown");
+        tracing::warn!("requests were still in flight at the shutdown deadline");
     }
 }
 
-/// The next connection; none: `stop` has resolved.
+/// Accepts the next connection; `None` once `stop` has resolved.
 pub(super) async fn next_connection(
     listener: &TcpListener,
     mut stop: Pin<&mut impl Future<Output = ()>>,
@@ -122,7 +124,7 @@ pub(super) async fn next_connection(
             Ok(accepted) => return Some(accepted),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                // A peer that went away in the queue costs nothing; anything else needs time to pass.
+                // A peer that left the accept queue costs nothing; any other error needs a pause.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -131,9 +133,9 @@ pub(super) async fn next_connection(
     }
 }
 
-/// A small answer would otherwise wait for the peer's acknowledgement of the one before; and a peer that vanished without
-/// a word would be taken for one that is silent. What the system keeps unsent is bounded: it tells of room only when a third of
-/// that is free, which a client that reads slowly must reach in time.
+/// Configures a connection: small responses do not wait for the acknowledgement of the previous one, and keepalive
+/// finds peers that vanished. The send buffer is bounded because the kernel reports it as writable only when a third is
+/// free, which a slow reader must reach in time.
 pub(super) fn configure_socket(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER_BYTES)?;
@@ -144,23 +146,23 @@ pub(super) fn configure_socket(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A peer whose system acknowledges nothing of what was written for so long is dropped. One whose system does, and that reads
-/// nothing, is dropped by [`WriteTimeoutSocket`].
-fn set_write_timeout(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    let limit_ms = patience.max(USER_TIMEOUT).as_millis();
+/// Closes the connection when the peer's kernel acknowledges nothing for `limit`. A peer whose kernel acknowledges
+/// but which reads nothing is closed by [`WriteTimeoutSocket`].
+fn set_write_timeout(stream: &TcpStream, limit: Duration) -> io::Result<()> {
+    let limit_ms = limit.max(USER_TIMEOUT).as_millis();
     rustix::net::sockopt::set_tcp_user_timeout(stream, u32::try_from(limit_ms).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
-/// HTTP as this service speaks it.
+/// HTTP server settings of this service.
 pub(super) fn http_builder() -> auto::Builder<TokioExecutor> {
     http_builder_with(TokioExecutor::new())
 }
 
-/// HTTP as this service speaks it, with the streams of HTTP/2 run by this executor.
+/// HTTP server settings of this service, with an executor for the streams of HTTP/2.
 fn http_builder_with<E>(executor: E) -> auto::Builder<E> {
     let mut http = auto::Builder::new(executor);
-    // Without it, whoever has sent all that it has to say is taken for one that is gone.
+    // Otherwise a client that has sent everything would be treated as gone.
     http.http1().half_close(true);
     http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
     http.http2()
@@ -179,16 +181,16 @@ async fn connection(
     _permit: ConnectionPermit,
 ) {
     if let Err(error) = configure_socket(&stream).and_then(|()| set_write_timeout(&stream, edges.write_timeout)) {
-        tracing::debug!(%error, "a connection was gone before it was served");
+        tracing::debug!(%error, "connection closed before it was served");
         return;
     }
     let open = OpenConnection::count();
-    let asked = Arc::new(AtomicBool::new(false));
+    let has_requested = Arc::new(AtomicBool::new(false));
     let client = Arc::new(HttpPeer::new(stream));
     let waiting = WaitPermits::default();
     let service = service_fn(|mut request: Request<Incoming>| {
-        asked.store(true, Ordering::Relaxed);
-        // Over HTTP/2 a peer that sends nothing any more cannot keep to the protocol: it is gone.
+        has_requested.store(true, Ordering::Relaxed);
+        // An HTTP/2 client that closes its sending side cannot follow the protocol any more: it is gone.
         if request.version() != Version::HTTP_2 {
             request.extensions_mut().insert(Arc::clone(&client));
         }
@@ -197,15 +199,15 @@ async fn connection(
     });
     let socket = WriteTimeoutSocket::new(ClientSocket(Arc::clone(&client)), edges.response_timeout);
     let serving = watcher.watch(http.serve_connection(TokioIo::new(socket), service));
-    // Hyper's timeout begins when the version is known, so a peer that sends nothing would hold its place for ever.
+    // Hyper's timeout starts when the version is known, so a peer that sends nothing would hold its connection forever.
     let silence = async {
         sleep(HEAD_TIMEOUT).await;
-        if asked.load(Ordering::Relaxed) {
+        if has_requested.load(Ordering::Relaxed) {
             std::future::pending::<()>().await;
         }
     };
     let ended = tokio::select! {
-        ended = serving => ended.inspect_err(|error| tracing::debug!(%error, "a connection ended early")).is_ok(),
+        ended = serving => ended.inspect_err(|error| tracing::debug!(%error, "connection ended early")).is_ok(),
         () = half_close::reset_by_peer(&client.stream) => false,
         () = silence => false,
     };
@@ -225,7 +227,7 @@ async fn connection(
     drop(open);
 }
 
-/// A connection in the gauge, until this is dropped: also when its task panics.
+/// Counts one connection in the gauge until it is dropped, even when its task panics.
 struct OpenConnection;
 
 impl OpenConnection {
@@ -246,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_a_probe_that_is_lost_ends_no_connection() {
+    fn h06_a_lost_probe_does_not_close_a_connection() {
         assert_eq!(USER_TIMEOUT, KEEPALIVE + KEEPALIVE_INTERVAL * KEEPALIVE_PROBES);
     }
 

@@ -1,6 +1,6 @@
-//! The edges: they translate between the wire and the [scheduler](crate::scheduler), and decide nothing.
-//! What a refusal is called on the wire stands in one table, [`outcome`]. One port serves HTTP and gRPC, another RESP:
-//! [`listener`].
+//! Edges of the service: they translate between the wire and the [scheduler](crate::scheduler), and decide nothing. One
+//! table, [`error_table`], names every error on the wire; [`request`] holds the request forms of all edges. One port
+//! serves HTTP and gRPC ([`listener`]), another RESP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,14 @@ use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::Semaphore;
 
 pub use self::connection_budget::ConnectionBudget;
-pub use self::host::{HostName, HostNames};
+pub use self::host::{HostName, HostNameError, HostNames};
 use self::request_guard::RequestGuard;
 pub use self::response_budget::ResponseBudget;
 use crate::metrics::MetricsExporter;
 use crate::scheduler::Scheduler;
 
+mod batch;
+mod body_budget;
 mod connection_budget;
 mod deadline;
 pub mod error_table;
@@ -25,16 +27,18 @@ mod half_close;
 mod host;
 pub mod http;
 pub mod listener;
+mod request;
 mod request_guard;
 mod request_id;
 pub mod resp;
+mod response;
 mod response_body;
 mod response_budget;
 mod routing;
 mod socket;
 mod write_timeout;
 
-/// Every edge of the service. Cheap to clone.
+/// All edges of the service. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiEdges {
     guard: RequestGuard,
@@ -42,39 +46,38 @@ pub struct ApiEdges {
     grpc: Arc<grpc::GrpcEdge>,
     scheduler: Scheduler,
     response_budget: ResponseBudget,
-    /// How long a client may take nothing of what was written to it.
+    /// Time for which a client may accept nothing of what was written to it.
     write_timeout: Duration,
-    /// Longest time for which a piece of an answer may wait for its client.
     response_timeout: Duration,
-    /// RESP.
+    /// Edge for Redis clients.
     pub resp: resp::RespEdge,
 }
 
-/// What bounds a request, on any edge.
+/// Limits of a request on any edge.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestLimits {
     /// Largest request body, in bytes.
     pub body_bytes_max: usize,
-    /// From a request's head to its answer, beside the time that it waits for room; past it the outcome is unknown to the
-    /// caller.
+    /// Time limit from a request's head to its response, without the time in a queue; beyond it the outcome is unknown
+    /// to the caller.
     pub timeout: Duration,
 }
 
-/// Times `server.request_timeout_ms` for which a piece of an answer may wait for its client: the answers of many streams share
-/// one connection, and each waits while the others are sent.
+/// Factor on `server.request_timeout_ms` for the time that a chunk of a response may wait for its client: the responses
+/// of many streams share one connection, and each waits while the others are sent.
 const RESPONSE_TIMEOUT_FACTOR: u32 = 6;
 
-/// Memory that all requests share. Cheap to clone.
+/// Memory budgets that all requests share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct MemoryBudgets {
-    /// Room for large bodies, in KiB.
+    /// Budget for large request bodies, in KiB.
     pub bodies: Arc<Semaphore>,
-    /// Room for large answers.
+    /// Budget for large responses, in bytes.
     pub responses: ResponseBudget,
 }
 
 impl ApiEdges {
-    /// Over a scheduler. `stopping` closes when the service begins to stop. Needs a tokio runtime.
+    /// Creates the edges over a scheduler. `stopping` closes when the service begins to stop. Needs a tokio runtime.
     #[must_use]
     pub fn new(
         scheduler: Scheduler,
@@ -82,26 +85,25 @@ impl ApiEdges {
         bounds: RequestLimits,
         stopping: tokio::sync::watch::Receiver<()>,
     ) -> Self {
-        // Many connections times the largest body would be all of memory.
-        let bodies = Arc::new(Semaphore::new(http::BODY_BUDGET_KIB));
-        let answers = ResponseBudget::default();
-        let rooms = MemoryBudgets { bodies: Arc::clone(&bodies), responses: answers.clone() };
-        let api = http::HttpState::new(scheduler.clone(), exporter, bounds, rooms.clone(), stopping.clone());
+        // Many connections times the largest body would exceed all memory.
+        let bodies = Arc::new(Semaphore::new(body_budget::BODY_BUDGET_KIB));
+        let responses = ResponseBudget::default();
+        let budgets = MemoryBudgets { bodies: Arc::clone(&bodies), responses: responses.clone() };
+        let api = http::HttpState::new(scheduler.clone(), exporter, bounds, budgets.clone(), stopping.clone());
         let resp = resp::RespEdge::new(scheduler.clone(), bounds, bodies);
-        let (patience, answer_patience) = (bounds.timeout, bounds.timeout * RESPONSE_TIMEOUT_FACTOR);
         Self {
             guard: RequestGuard::new(HostNames::default()),
-            write_timeout: patience,
-            response_timeout: answer_patience,
+            write_timeout: bounds.timeout,
+            response_timeout: bounds.timeout * RESPONSE_TIMEOUT_FACTOR,
             http: http::router(api),
-            grpc: Arc::new(grpc::GrpcEdge::new(scheduler.clone(), bounds, rooms, stopping)),
+            grpc: Arc::new(grpc::GrpcEdge::new(scheduler.clone(), bounds, budgets, stopping)),
             scheduler,
-            response_budget: answers,
+            response_budget: responses,
             resp,
         }
     }
 
-    /// Serves requests under these host names as well, beside `localhost` and addresses.
+    /// Accepts requests under these host names, in addition to `localhost` and IP addresses.
     #[must_use]
     pub fn with_hosts(self, hosts: HostNames) -> Self {
         Self { guard: RequestGuard::new(hosts), ..self }
@@ -112,7 +114,7 @@ impl ApiEdges {
 fn wait_for_stop(stopping: &tokio::sync::watch::Receiver<()>) -> BoxFuture<'static, ()> {
     let mut stopping = stopping.clone();
     async move {
-        // Either outcome means the end: a word, or nobody left to say it.
+        // Both outcomes mean stop: a message, or a dropped sender.
         let _ = stopping.changed().await;
     }
     .boxed()

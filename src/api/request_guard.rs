@@ -1,16 +1,16 @@
-//! Decides from a request's head, and nothing else, whether it may be carried out at all: HTTP, server-sent events and gRPC
-//! alike. Nobody is asked who they are, so everything that reaches the port is believed; what a browser sends on behalf of a
-//! page must not be.
+//! Decides from the head of a request whether it may be executed at all: HTTP, server-sent events and gRPC alike. The
+//! service does not authenticate, so it trusts everything that reaches the port, except what a browser sends on behalf
+//! of a page.
 //!
-//! **Host.** A page whose name its owner lets point at this machine ("DNS rebinding") is of the same origin as the service
-//! to its browser, and may read and change everything. Such a request always carries that name, so only `localhost`,
-//! addresses, and names of the configuration are served.
+//! **Host.** A page whose name its owner points at this machine ("DNS rebinding") has the same origin as the service to
+//! its browser, and could read and change everything. Such a request always carries that name, so the service accepts
+//! only `localhost`, IP addresses, and names from the configuration.
 //!
-//! **Origin.** Some requests a page may send anywhere without asking (a POST of plain text, a form), though it cannot read
-//! the answers. Browsers say so: in `ServiceOrigin`, or in `Sec-Fetch-Site`. Programs that are no browsers send neither.
+//! **Origin.** A page may send some requests anywhere (a POST of plain text, a form), though it cannot read the
+//! responses. Browsers mark them with `Origin` or `Sec-Fetch-Site`. Programs that are no browsers send neither.
 //!
-//! Probes are let through whatever they say: load balancers send any host or none. Under a host that is not known they are
-//! answered with the status alone, for a page may read it; reasons name pools.
+//! Probes are accepted under any host, because load balancers send any host or none. Under an unknown host the response
+//! is only the status, because a page may read it and reasons contain pool names.
 
 use std::sync::Arc;
 
@@ -22,20 +22,20 @@ use super::host::{HostName, HostNames, HostPort};
 use crate::metrics::RequestRefusal;
 use crate::model::request_error::RequestError;
 
-/// Paths of probes, which are answered under any host.
+/// Paths of probes, which are served under any host.
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];
-/// Method of gRPC that probes call.
+/// gRPC method that probes call.
 pub(super) const GRPC_PROBE: &str = "/grpc.health.v1.Health/Check";
-/// Paths of pages, to which others may link.
+/// Paths of pages that other sites may link to.
 const LINKABLE_PATHS: [&str; 2] = ["/", "/docs"];
-/// Most bytes of a foreign value that are repeated to whoever sent it.
+/// Limit on the echo of a rejected value, in bytes.
 const ECHO_BYTES_MAX: usize = 100;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 static SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 static SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// What comes before the body of a request.
+/// Head of a request, as far as the guard checks it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestHead<'a> {
     pub(super) version: Version,
@@ -51,38 +51,38 @@ impl<'a, B> From<&'a Request<B>> for RequestHead<'a> {
     }
 }
 
-/// Why a request is not carried out.
+/// Reason why a request is rejected before it is routed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RequestRejection {
-    /// A `HostAddress` is required and there is none, there are several, it is none, or the target says another.
+    /// `Host` is missing, repeated, malformed, or differs from the request target.
     InvalidHost(&'static str),
-    /// The service is not known by this name.
+    /// Host is not one of the service's names.
     ForeignHost(String),
-    /// The page behind it is of another origin.
+    /// Page that sent the request has another origin.
     ForeignOrigin(String),
-    /// The page behind it is of another site.
+    /// Page that sent the request belongs to another site.
     ForeignSite,
-    /// The body has a content encoding that the service does not read.
+    /// Body has a content encoding that the service does not support.
     UnknownEncoding(String),
 }
 
-/// Extension of a probe's request under a host by which the service is not known.
+/// Request extension that marks a probe under an unknown host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UnknownHost;
 
-/// The decision about requests, for one configuration. Cheap to clone.
+/// Guard of one configuration. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct RequestGuard {
     hosts: Arc<[HostName]>,
 }
 
 impl RequestGuard {
-    /// `hosts`: names by which the service is known beside `localhost`.
+    /// Creates a guard that accepts `hosts` in addition to `localhost` and IP addresses.
     pub(super) fn new(hosts: HostNames) -> Self {
         Self { hosts: hosts.0.into() }
     }
 
-    /// Lets a request through, or says why not.
+    /// Accepts a request, or returns why it is rejected.
     pub(super) fn check(&self, head: &RequestHead<'_>) -> Result<(), RequestRejection> {
         let host = host_header(head)?;
         if is_probe(head) {
@@ -93,21 +93,21 @@ impl RequestGuard {
         check_encoding(head.headers)
     }
 
-    /// Whether a probe is let through though the service is not known by its host.
+    /// Whether the request is a probe under an unknown host, which is accepted nevertheless.
     pub(super) fn is_probe_of_unknown_host(&self, head: &RequestHead<'_>) -> bool {
         is_probe(head) && host_header(head).and_then(|host| self.check_host(head, host)).is_err()
     }
 
-    /// The host and port that the request is for.
+    /// Returns the host and port of the request, or why they are rejected.
     fn check_host<'a>(
         &self,
         head: &RequestHead<'a>,
         header: Option<&'a HeaderValue>,
     ) -> Result<HostPort<'a>, RequestRejection> {
-        let malformed = RequestRejection::InvalidHost("must be a host name or an address, and perhaps a port");
-        let read = |text: Option<&'a str>| text.and_then(HostPort::parse).ok_or_else(|| malformed.clone());
-        let header = header.map(|value| read(value.to_str().ok())).transpose()?;
-        let target = head.uri.authority().map(|authority| read(Some(authority.as_str()))).transpose()?;
+        let malformed = RequestRejection::InvalidHost("must be a host name or an IP address, with an optional port");
+        let parse = |text: Option<&'a str>| text.and_then(HostPort::parse).ok_or_else(|| malformed.clone());
+        let header = header.map(|value| parse(value.to_str().ok())).transpose()?;
+        let target = head.uri.authority().map(|authority| parse(Some(authority.as_str()))).transpose()?;
         let own = match (target, header) {
             (Some(target), Some(header)) if target != header => {
                 return Err(RequestRejection::InvalidHost("must be the host and port of the request's target"));
@@ -118,12 +118,12 @@ impl RequestGuard {
         if own.host.is_local_or_address() || own.host.matches_any(&self.hosts) {
             return Ok(own);
         }
-        let said = head.uri.authority().map(|authority| authority.as_str().as_bytes());
-        let said = said.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
-        Err(RequestRejection::ForeignHost(escape_for_message(said.unwrap_or_default())))
+        let host = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let host = host.or_else(|| head.headers.get(HOST).map(HeaderValue::as_bytes));
+        Err(RequestRejection::ForeignHost(escape_for_message(host.unwrap_or_default())))
     }
 
-    /// Checks what a browser says of the page that sends the request.
+    /// Checks what a browser says about the page that sends the request.
     fn check_origin(&self, head: &RequestHead<'_>, own: HostPort<'_>) -> Result<(), RequestRejection> {
         let foreign = head.headers.get_all(ORIGIN).iter().find(|origin| !self.is_same_origin(origin, own));
         if let Some(origin) = foreign {
@@ -148,7 +148,7 @@ impl RequestGuard {
     }
 }
 
-/// The one `HostAddress` of a request.
+/// Value of the only `Host` header of a request.
 fn host_header<'a>(head: &RequestHead<'a>) -> Result<Option<&'a HeaderValue>, RequestRejection> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -163,7 +163,7 @@ fn host_header<'a>(head: &RequestHead<'a>) -> Result<Option<&'a HeaderValue>, Re
     if is_missing { Err(RequestRejection::InvalidHost("is required")) } else { Ok(host) }
 }
 
-/// Whether a load balancer or a supervisor asks how the service is.
+/// Whether the request is a health check of a load balancer or a supervisor.
 pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
     let path = head.uri.path();
     match *head.method {
@@ -173,34 +173,34 @@ pub(super) fn is_probe(head: &RequestHead<'_>) -> bool {
     }
 }
 
-/// Whether somebody follows a link to a page: the window shows it, and the page with the link learns nothing.
+/// Whether the request follows a link to a page: the window shows the page, and the page with the link learns nothing.
 fn is_navigation(head: &RequestHead<'_>) -> bool {
-    let says = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|said| said == value);
+    let has = |name: &HeaderName, value: &str| head.headers.get(name).is_some_and(|sent| sent == value);
     head.method == Method::GET
         && LINKABLE_PATHS.contains(&head.uri.path())
-        && says(&SEC_FETCH_MODE, "navigate")
-        && says(&SEC_FETCH_DEST, "document")
+        && has(&SEC_FETCH_MODE, "navigate")
+        && has(&SEC_FETCH_DEST, "document")
 }
 
 fn check_encoding(headers: &HeaderMap) -> Result<(), RequestRejection> {
     let is_identity = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case("identity");
-    let is_understood = |value: &&HeaderValue| {
+    let is_supported = |value: &&HeaderValue| {
         value.to_str().is_ok_and(|codings| codings.split(',').all(|coding| is_identity(coding.trim())))
     };
-    match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_understood(value)) {
+    match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_supported(value)) {
         Some(value) => Err(RequestRejection::UnknownEncoding(escape_for_message(value.as_bytes()))),
         None => Ok(()),
     }
 }
 
-/// A foreign value as an answer may repeat it: bounded, and nothing but printable ASCII.
+/// Makes a rejected value safe to echo: bounded, and printable ASCII only.
 fn escape_for_message(value: &[u8]) -> String {
-    let rest = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
-    format!("{}{rest}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
+    let ellipsis = if value.len() > ECHO_BYTES_MAX { "..." } else { "" };
+    format!("{}{ellipsis}", value[..value.len().min(ECHO_BYTES_MAX)].escape_ascii())
 }
 
 impl RequestRejection {
-    /// Label of the metric that counts it.
+    /// Label of this rejection in the metrics.
     pub(super) const fn label(&self) -> RequestRefusal {
         match self {
             Self::InvalidHost(_) => RequestRefusal::InvalidHost,
@@ -214,35 +214,35 @@ impl RequestRejection {
 
 impl From<RequestRejection> for ApiError {
     fn from(rejection: RequestRejection) -> Self {
-        let of_field = |outcome, field: &'static str, message: String| Self {
+        let with_field = |status, field: &'static str, message: String| Self {
             field: Some(field.into()),
-            ..Self::new(outcome, message)
+            ..Self::new(status, message)
         };
         match rejection {
             RequestRejection::InvalidHost(message) => RequestError::invalid("host", message).into(),
             RequestRejection::ForeignHost(host) => {
                 let message = format!(
-                    "this service is not known as \"{host}\"; it is served as localhost, under addresses, and under the names in \
-                     server.hosts: to serve another, add it there (hosts = [...] in [server], \
+                    "\"{host}\" is not a name of this service: it accepts localhost, IP addresses, and the names in \
+                     server.hosts; to accept another name, add it there (hosts = [...] in [server], \
                      HOTPOOL__SERVER__HOSTS, or --hosts)"
                 );
-                of_field(ErrorStatus::HOST, "host", message)
+                with_field(ErrorStatus::HOST, "host", message)
             }
             RequestRejection::ForeignOrigin(origin) => {
                 let message = format!(
-                    "a page of \"{origin}\" may not use this service: that is neither the host and port of the request \
-                     nor a name in server.hosts"
+                    "pages of \"{origin}\" may not use this service: their origin is neither the host and port of the \
+                     request nor a name in server.hosts"
                 );
                 Self::new(ErrorStatus::ORIGIN, message)
             }
             RequestRejection::ForeignSite => {
                 let message =
-                    "a page of another site may not use this service; type its address, or begin at its own page";
+                    "pages of other sites may not use this service; enter its address, or start at its own page";
                 Self::new(ErrorStatus::ORIGIN, message)
             }
             RequestRejection::UnknownEncoding(coding) => {
-                let message = format!("the content coding \"{coding}\" is not understood: send the body as it is");
-                of_field(ErrorStatus::CONTENT_ENCODING, "content-encoding", message)
+                let message = format!("content encoding \"{coding}\" is not supported: send the body unencoded");
+                with_field(ErrorStatus::CONTENT_ENCODING, "content-encoding", message)
             }
         }
     }

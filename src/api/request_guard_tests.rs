@@ -2,17 +2,17 @@ use hyper::Request;
 
 use super::*;
 
-/// The guard of a service with these names.
+/// Guard of a service with these host names.
 fn guard(hosts: &str) -> RequestGuard {
     RequestGuard::new(hosts.parse().unwrap())
 }
 
-/// The verdict on a request: `METHOD TARGET VERSION` and headers, a line each.
+/// Checks a request that is given as `METHOD TARGET VERSION` and one header per line.
 fn verdict(guard: &RequestGuard, head: &str) -> Result<(), &'static str> {
     let mut lines = head.lines().map(str::trim);
-    let mut words = lines.next().unwrap().split(' ');
-    let mut word = || words.next().unwrap();
-    let (method, target, version) = (word(), word(), word());
+    let mut parts = lines.next().unwrap().split(' ');
+    let mut part = || parts.next().unwrap();
+    let (method, target, version) = (part(), part(), part());
     let version = match version {
         "1.0" => Version::HTTP_10,
         "1.1" => Version::HTTP_11,
@@ -28,7 +28,7 @@ fn verdict(guard: &RequestGuard, head: &str) -> Result<(), &'static str> {
     guard.check(&RequestHead::from(&request)).map_err(|rejection| rejection.label().as_str())
 }
 
-/// Rows of the table of hosts in docs/OPERATING.md: a host, and whether it is served.
+/// Parses the table of hosts in docs/OPERATING.md: a host, and whether it is served.
 fn documented() -> Vec<(String, Result<(), &'static str>)> {
     let text = include_str!("../../docs/OPERATING.md");
     let (_, table) = text.split_once("| `Host` | answer |\n|---|---|\n").expect("the table of hosts");
@@ -41,7 +41,7 @@ fn documented() -> Vec<(String, Result<(), &'static str>)> {
             "400" => Err("invalid_host"),
             other => panic!("{other}"),
         };
-        let hosts = cells[0].split('`').skip(1).step_by(2).filter(|word| *word != "server.hosts");
+        let hosts = cells[0].split('`').skip(1).step_by(2).filter(|part| *part != "server.hosts");
         hosts.map(move |host| (host.to_owned(), answer)).collect::<Vec<_>>()
     })
     .collect()
@@ -102,7 +102,7 @@ fn h01_hosts() {
 fn h01_heads() {
     let guard = guard("pool.example.com");
     for (head, answer) in [
-        // Which host it is.
+        // Hosts.
         ("GET /v1/pools 1.1", Err("invalid_host")),
         ("GET /v1/pools 1.0", Err("host")),
         ("GET /v1/pools 2", Err("invalid_host")),
@@ -133,7 +133,7 @@ fn h01_heads() {
         ("POST /grpc.health.v1.Health/Check 1.1\nhost: evil.test", Err("host")),
         ("POST http://evil.test/grpc.health.v1.Health/Watch 2", Err("host")),
         ("GET /metrics 1.1\nhost: evil.test", Err("host")),
-        // Whose page it is.
+        // Origins.
         ("POST /v1/claims 1.1\nhost: localhost:7070\norigin: http://localhost:7070", Ok(())),
         ("POST /v1/claims 1.1\nhost: LOCALHOST.:7070\norigin: http://localhost:7070", Ok(())),
         ("POST /v1/claims 1.1\nhost: localhost\norigin: http://localhost", Ok(())),
@@ -157,7 +157,7 @@ fn h01_heads() {
         ("OPTIONS /v1/claims 1.1\nhost: localhost\norigin: http://evil.test", Err("origin")),
         ("GET /v1/claims 1.1\nhost: localhost\norigin: http://evil.test", Err("origin")),
         ("GET / 1.1\nhost: localhost\nupgrade: websocket\norigin: http://evil.test", Err("origin")),
-        // What a browser says of it.
+        // Fetch metadata of browsers.
         ("GET /v1/claims 1.1\nhost: localhost\nsec-fetch-site: none", Ok(())),
         ("GET /v1/claims 1.1\nhost: localhost\nsec-fetch-site: same-origin", Ok(())),
         ("GET /v1/claims 1.1\nhost: localhost\nsec-fetch-site: same-site", Err("fetch_site")),
@@ -169,7 +169,7 @@ fn h01_heads() {
             Err("fetch_site"),
         ),
         ("POST /v1/claims 2\nhost: localhost\nsec-fetch-site: cross-site", Err("fetch_site")),
-        // In which form its body is.
+        // Content encodings.
         ("POST /v1/claims 1.1\nhost: localhost\ncontent-encoding: identity", Ok(())),
         ("POST /v1/claims 1.1\nhost: localhost\ncontent-encoding:", Ok(())),
         ("POST /v1/claims 1.1\nhost: localhost\ncontent-encoding: gzip", Err("content_encoding")),
@@ -179,7 +179,7 @@ fn h01_heads() {
             Err("content_encoding"),
         ),
         ("POST http://localhost/hotpool.v1.ClaimService/TakeClaim 2\ngrpc-encoding: gzip\nte: trailers", Ok(())),
-        // The first that is wrong counts.
+        // The first problem decides.
         ("POST /v1/claims 1.1\nhost: evil.test\norigin: http://evil.test\ncontent-encoding: gzip", Err("host")),
     ] {
         assert_eq!(verdict(&guard, head), answer, "{head}");

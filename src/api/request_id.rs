@@ -1,5 +1,5 @@
-//! Ids of requests on HTTP and gRPC: taken from the caller or made, known to all that a request runs through, and in the
-//! head of every answer. Stands outside of everything else, so that an answer of whatever guard carries it too.
+//! Request ids on HTTP and gRPC: taken from the caller or generated, available to everything that handles the request,
+//! and part of every response head. This layer is the outermost, so that the rejections of all guards carry the id too.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -11,10 +11,10 @@ use hyper::{Request, Response};
 use super::routing::is_grpc;
 use crate::scheduler::caller::{CallerContext, ChangeSource, RequestId};
 
-/// Name of the header, and of the metadata in gRPC.
+/// Name of the HTTP header and of the gRPC metadata.
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Answers one request of a client at `peer`.
+/// Runs one request of a client at `peer` under its request id.
 pub(super) async fn with_request_id<B, R, E, A>(
     peer: SocketAddr,
     request: Request<B>,
@@ -26,7 +26,8 @@ where
     let request_id = request_id_of(request.headers());
     let source = if is_grpc(&request) { ChangeSource::Grpc } else { ChangeSource::Http };
     let caller = CallerContext { source, request_id: Some(request_id.clone()), peer: Some(peer) };
-    // Stays where it is made: it has room for every state of every edge, and moving that costs more than all else here.
+    // Pinned in place: the future holds the state of every edge, and moving it would cost more than everything else
+    // here.
     let mut answered = pin!(answer(request));
     let mut response = poll_fn(|context| caller.clone().sync_scope(|| answered.as_mut().poll(context))).await?;
     response.headers_mut().insert(HEADER, request_id.header());
@@ -35,7 +36,7 @@ where
 
 fn request_id_of(headers: &HeaderMap) -> RequestId {
     let sent = headers.get(HEADER);
-    // Of two ids nobody knows which one is looked for later.
+    // With two ids it is unknown which one will be searched for later.
     let is_one = sent.is_some() && headers.get_all(HEADER).iter().nth(1).is_none();
     RequestId::from_header_or_generate(sent.filter(|_| is_one))
 }

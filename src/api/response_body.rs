@@ -1,12 +1,12 @@
-//! The body of an answer, which does not wait for ever for a client that reads nothing of it. Bodies of streams that last
-//! (events, claim streams, health, reflection) are not among these: they are few, and each has its own bounds.
+//! Response body with a limit on how long it waits for a client that does not read. Long-lived streams (events, claim
+//! streams, health, reflection) are not included: they are few, and have their own limits.
 //!
-//! Over HTTP/2 hyper takes a frame of the body and lets it wait until the client has opened its window, and then h2 keeps it
-//! until all of it is sent. Neither gives up. So a large body is handed out in pieces, the next one only when h2 has sent
-//! the last, and the end when it has sent all: a piece knows when it is dropped. Until then the body looks at the clock,
-//! and resets the stream when it is late. For the piece that waits in hyper, which asks for no more meanwhile,
-//! [`WriteTimeoutExecutor`](super::write_timeout::WriteTimeoutExecutor) looks at it. Over HTTP/1.1 it is the socket that waits, and
-//! [`WriteTimeoutSocket`](super::write_timeout::WriteTimeoutSocket) that gives up.
+//! Over HTTP/2 hyper takes a frame of the body and waits until the client has opened its window, and then h2 keeps the
+//! frame until all of it is sent. Neither has a timeout. So a large body is split into chunks: the next one is yielded
+//! only when h2 has sent the previous one, and the end when everything is sent, which a chunk notices when it is
+//! dropped. In the meantime the body's own timer resets a late stream. While a chunk waits inside hyper, which does not
+//! poll the body then, [`WriteTimeoutExecutor`](super::write_timeout::WriteTimeoutExecutor) has the timer. Over
+//! HTTP/1.1 the socket waits, and [`WriteTimeoutSocket`](super::write_timeout::WriteTimeoutSocket) has the timeout.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,35 +26,34 @@ use super::error_table::ApiError;
 use super::response_budget::{ResponseBudget, ResponsePermit, SMALL_RESPONSE_BYTES};
 use super::write_timeout;
 
-/// Error of a body, of either edge.
 type StdError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Largest piece of a body over HTTP/2, in bytes: so much a client must read within its time.
+/// Largest chunk of a body over HTTP/2, in bytes: a client must read this much within the timeout.
 const CHUNK_BYTES_MAX: usize = 32 << 10;
 
-/// What a large answer does where there is no room for it.
+/// Treatment of a large response when the response budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResponseClass {
-    /// Nothing was changed, so the answer may be refused.
+    /// Request changed nothing, so its response may be replaced by an error.
     Refusable,
-    /// What was done must be told, and a scrape must not be lost: it takes room whatever there is.
+    /// Response reports a change, or is a scrape: it is charged even beyond the budget.
     MustDeliver,
-    /// All clients are sent the same bytes, so it takes no room.
+    /// All clients receive the same bytes, so nothing is charged.
     Shared,
 }
 
-/// A body whose client is not waited for longer than `patience`.
+/// Body that is abandoned when its client does not read for `read_timeout`.
 struct ResponseBody<B> {
-    /// What is left of the first frame.
+    /// Remaining bytes of the first frame.
     data: Bytes,
-    /// What came first and is no data.
+    /// First frame, if it holds trailers instead of data.
     trailers: Option<Frame<Bytes>>,
     rest: B,
     large: Option<LargeBody>,
     read_timeout: Duration,
 }
 
-/// What a large body has beside its bytes.
+/// Additional state of a large body.
 struct LargeBody {
     permit: Option<Arc<ResponsePermit>>,
     chunk: Arc<ChunkState>,
@@ -62,14 +61,14 @@ struct LargeBody {
     read_timeout: Option<Pin<Box<Sleep>>>,
 }
 
-/// Whether a piece has been handed out and not been dropped yet.
+/// Whether a chunk has been yielded and not been dropped yet.
 #[derive(Default)]
 struct ChunkState {
     in_flight: AtomicBool,
     dropped: AtomicWaker,
 }
 
-/// Bytes that were handed out.
+/// Bytes of one chunk, which wake the body when they are dropped.
 struct BodyChunk {
     bytes: Bytes,
     state: Arc<ChunkState>,
@@ -84,23 +83,23 @@ impl AsRef<[u8]> for BodyChunk {
 
 impl Drop for BodyChunk {
     fn drop(&mut self) {
-        // The bytes go before anybody hears of it.
+        // Free the bytes before the body is woken.
         self.bytes = Bytes::new();
         self.state.in_flight.store(false, Ordering::Release);
         self.state.dropped.wake();
     }
 }
 
-/// Bounds how long and how much of an answer waits for its client.
+/// Limits how long a response waits for its client, and charges a large one to the budget.
 ///
 /// # Errors
-/// `overloaded`: there is no room for an answer of this size.
+/// `overloaded`: the budget cannot take a response of this size.
 pub(super) fn bound_response<B>(
     mut body: B,
     version: Version,
     class: ResponseClass,
-    room: &ResponseBudget,
-    patience: Duration,
+    budget: &ResponseBudget,
+    read_timeout: Duration,
 ) -> Result<axum::body::Body, ApiError>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -109,12 +108,12 @@ where
     if body.is_end_stream() {
         return Ok(axum::body::Body::new(body));
     }
-    // Answers are there as a whole. A call of gRPC would be encoded only when its client opens the window, and nobody knew how
-    // large it is.
-    let (data, other) = match body.frame().now_or_never() {
+    // Bodies are complete. A gRPC response would otherwise be encoded only when its client opens the window, with its
+    // size unknown until then.
+    let (data, trailers) = match body.frame().now_or_never() {
         Some(Some(Ok(frame))) => match frame.into_data() {
             Ok(data) => (data, None),
-            Err(other) => (Bytes::new(), Some(other)),
+            Err(trailers) => (Bytes::new(), Some(trailers)),
         },
         Some(Some(Err(error))) => return Ok(axum::body::Body::new(FailedBody(Some(error.into())))),
         Some(None) => return Ok(axum::body::Body::empty()),
@@ -124,19 +123,19 @@ where
         None
     } else {
         let charge = match class {
-            ResponseClass::Refusable => Some(room.try_acquire(data.len())?),
-            ResponseClass::MustDeliver => Some(room.acquire(data.len())),
+            ResponseClass::Refusable => Some(budget.try_acquire(data.len())?),
+            ResponseClass::MustDeliver => Some(budget.acquire(data.len())),
             ResponseClass::Shared => None,
         };
         Some(LargeBody { permit: charge.map(Arc::new), chunk: Arc::default(), version, read_timeout: None })
     };
-    Ok(axum::body::Body::new(ResponseBody { data, trailers: other, rest: body, large, read_timeout: patience }))
+    Ok(axum::body::Body::new(ResponseBody { data, trailers, rest: body, large, read_timeout }))
 }
 
 impl LargeBody {
-    /// Bytes of the next piece.
-    fn chunk_bytes(&self, left: usize) -> usize {
-        if self.version == Version::HTTP_2 { left.min(CHUNK_BYTES_MAX) } else { left }
+    /// Size of the next chunk, in bytes.
+    fn chunk_bytes(&self, remaining: usize) -> usize {
+        if self.version == Version::HTTP_2 { remaining.min(CHUNK_BYTES_MAX) } else { remaining }
     }
 
     fn next_chunk(&self, bytes: Bytes) -> Bytes {
@@ -144,21 +143,21 @@ impl LargeBody {
         Bytes::from_owner(BodyChunk { bytes, state: Arc::clone(&self.chunk), _permit: self.permit.clone() })
     }
 
-    /// Ready when the last piece is sent, with whether it was in time.
-    fn poll_sent(&mut self, context: &mut Context<'_>, patience: Duration) -> Poll<Result<(), ClientReadTimeout>> {
+    /// Becomes ready when the previous chunk is sent, or its timeout has elapsed.
+    fn poll_sent(&mut self, context: &mut Context<'_>, limit: Duration) -> Poll<Result<(), ClientReadTimeout>> {
         self.chunk.dropped.register(context.waker());
         if !self.chunk.in_flight.load(Ordering::Acquire) {
             self.read_timeout = None;
             return Poll::Ready(Ok(()));
         }
-        let late = self.read_timeout.get_or_insert_with(|| Box::pin(sleep(patience)));
-        late.as_mut().poll(context).map(|()| Err(ClientReadTimeout))
+        let timer = self.read_timeout.get_or_insert_with(|| Box::pin(sleep(limit)));
+        timer.as_mut().poll(context).map(|()| Err(ClientReadTimeout))
     }
 }
 
-/// Failure of an answer that its client has not read in time.
+/// Error of a response that its client did not read in time.
 #[derive(Debug, thiserror::Error)]
-#[error("the client has not read the answer in time")]
+#[error("the client has not read the response in time")]
 struct ClientReadTimeout;
 
 impl<B> Body for ResponseBody<B>
@@ -178,15 +177,15 @@ where
             return Poll::Ready(Some(Err(unread.into())));
         }
         if !this.data.is_empty() {
-            let piece = match &this.large {
+            let chunk = match &this.large {
                 Some(large) => large.next_chunk(this.data.split_to(large.chunk_bytes(this.data.len()))),
                 None => std::mem::take(&mut this.data),
             };
             write_timeout::record_frame_yielded();
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
-        if let Some(other) = this.trailers.take() {
-            return Poll::Ready(Some(Ok(other)));
+        if let Some(trailers) = this.trailers.take() {
+            return Poll::Ready(Some(Ok(trailers)));
         }
         let frame = ready!(Pin::new(&mut this.rest).poll_frame(context));
         if frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_data)) {
@@ -196,7 +195,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        // Over HTTP/2 the end of a large one is told when all of it is sent.
+        // Over HTTP/2 the end of a large body follows when all of it is sent.
         let ends_with_data = self.large.as_ref().is_none_or(|large| large.version != Version::HTTP_2);
         ends_with_data && self.data.is_empty() && self.trailers.is_none() && self.rest.is_end_stream()
     }
@@ -212,7 +211,7 @@ where
     }
 }
 
-/// A body that could not be made.
+/// Body that could not be created.
 struct FailedBody(Option<StdError>);
 
 impl Body for FailedBody {
@@ -233,53 +232,53 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(20);
+    const READ_TIMEOUT: Duration = Duration::from_millis(20);
 
-    fn body(bytes: usize, version: Version, room: &ResponseBudget) -> axum::body::Body {
+    fn body(bytes: usize, version: Version, budget: &ResponseBudget) -> axum::body::Body {
         let full = Full::new(Bytes::from(vec![b'x'; bytes]));
-        bound_response(full, version, ResponseClass::Refusable, room, PATIENCE).unwrap()
+        bound_response(full, version, ResponseClass::Refusable, budget, READ_TIMEOUT).unwrap()
     }
 
-    async fn piece(body: &mut axum::body::Body) -> Option<Result<usize, String>> {
+    async fn next_bytes(body: &mut axum::body::Body) -> Option<Result<usize, String>> {
         let frame = body.frame().await?;
         Some(frame.map(|frame| frame.into_data().unwrap().len()).map_err(|error| error.to_string()))
     }
 
     #[tokio::test]
-    async fn h06_the_next_piece_is_there_when_the_last_is_sent() {
-        let room = ResponseBudget::default();
-        let mut body = body(CHUNK_BYTES_MAX + 1, Version::HTTP_2, &room);
+    async fn h06_the_next_chunk_follows_when_the_previous_one_is_sent() {
+        let budget = ResponseBudget::default();
+        let mut body = body(CHUNK_BYTES_MAX + 1, Version::HTTP_2, &budget);
         assert_eq!(body.size_hint().exact(), Some(CHUNK_BYTES_MAX as u64 + 1));
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
         assert_eq!(first.len(), CHUNK_BYTES_MAX);
         assert!(body.frame().now_or_never().is_none() && !body.is_end_stream());
         drop(first);
-        assert_eq!(piece(&mut body).await, Some(Ok(1)));
-        assert!(!body.is_end_stream(), "the end comes by itself");
-        assert_eq!(piece(&mut body).await, None);
+        assert_eq!(next_bytes(&mut body).await, Some(Ok(1)));
+        assert!(!body.is_end_stream(), "the end is a frame of its own");
+        assert_eq!(next_bytes(&mut body).await, None);
     }
 
     #[tokio::test]
-    async fn h06_a_piece_that_is_not_sent_breaks_the_answer_and_keeps_its_room() {
-        let room = ResponseBudget::default();
+    async fn h06_an_unsent_chunk_fails_the_response_and_stays_charged() {
+        let budget = ResponseBudget::default();
         for bytes in [CHUNK_BYTES_MAX, 3 * CHUNK_BYTES_MAX] {
-            let mut body = body(bytes, Version::HTTP_2, &room);
-            let held = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            assert_eq!(piece(&mut body).await, Some(Err(ClientReadTimeout.to_string())));
+            let mut body = body(bytes, Version::HTTP_2, &budget);
+            let unsent = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(next_bytes(&mut body).await, Some(Err(ClientReadTimeout.to_string())));
             drop(body);
             let all = 256 << 20;
-            assert!(room.try_acquire(all).is_err(), "the piece is still in memory");
-            drop(held);
-            drop(room.try_acquire(all).unwrap());
+            assert!(budget.try_acquire(all).is_err(), "the chunk is still in memory");
+            drop(unsent);
+            drop(budget.try_acquire(all).unwrap());
         }
     }
 
     #[tokio::test]
-    async fn h06_over_http_1_and_in_small_an_answer_is_one_frame() {
-        let room = ResponseBudget::default();
+    async fn h06_small_responses_and_those_over_http_1_are_one_frame() {
+        let budget = ResponseBudget::default();
         for (bytes, version) in [(1 << 20, Version::HTTP_11), (SMALL_RESPONSE_BYTES, Version::HTTP_2)] {
-            let mut body = body(bytes, version, &room);
-            assert_eq!(piece(&mut body).await, Some(Ok(bytes)));
+            let mut body = body(bytes, version, &budget);
+            assert_eq!(next_bytes(&mut body).await, Some(Ok(bytes)));
             assert!(body.is_end_stream());
         }
     }

@@ -1,21 +1,21 @@
-//! Memory of large answers until their clients have read them. Over HTTP/2 a client decides for each answer how much of it is
-//! sent, so that thousands of answers of one connection may wait at a time.
+//! Memory of large responses until their clients have read them. Over HTTP/2 a client controls how much of each
+//! response is sent, so that thousands of responses of one connection may be pending at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::error_table::ApiError;
 
-/// Largest answer that takes no part in the room, in bytes.
+/// Largest response that is not charged to the budget, in bytes.
 pub(super) const SMALL_RESPONSE_BYTES: usize = 4 << 10;
-/// Most that large answers may take together, in bytes.
+/// Limit on the sum of all large responses, in bytes.
 const RESPONSE_BUDGET_BYTES: usize = 256 << 20;
 
-/// The room that all large answers share. Cheap to clone.
+/// Budget that all large responses share. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct ResponseBudget(Arc<AtomicUsize>);
 
-/// Room of one answer, given back when this is dropped.
+/// Charge of one response, returned on drop.
 #[derive(Debug)]
 pub(super) struct ResponsePermit {
     budget: ResponseBudget,
@@ -23,27 +23,27 @@ pub(super) struct ResponsePermit {
 }
 
 impl ResponseBudget {
-    /// Finds room for what may have a large answer. What changes something asks before it does: its answer is charged whatever
-    /// there is, because an outcome that nobody is told of would be worse.
+    /// Checks that the budget is not used up. A request that changes something checks before it does: its response is
+    /// charged even beyond the budget, because an outcome that is never reported would be worse.
     ///
     /// # Errors
-    /// `overloaded`: answers that are not read take all of it.
+    /// `overloaded`: unread responses use up the budget.
     pub(super) fn check_available(&self) -> Result<(), ApiError> {
         if self.0.load(Ordering::Relaxed) < RESPONSE_BUDGET_BYTES { Ok(()) } else { Err(response_budget_exceeded()) }
     }
 
-    /// Takes room for an answer of so many bytes.
+    /// Charges a response of so many bytes, even beyond the budget.
     pub(super) fn acquire(&self, bytes: usize) -> ResponsePermit {
         self.0.fetch_add(bytes, Ordering::Relaxed);
         ResponsePermit { budget: self.clone(), bytes }
     }
 
-    /// Takes room for an answer that may be refused, because nothing was changed.
+    /// Charges a response that may be rejected, because its request changed nothing.
     ///
     /// # Errors
-    /// `overloaded`: there is not as much.
+    /// `overloaded`: the budget cannot take it.
     pub(super) fn try_acquire(&self, bytes: usize) -> Result<ResponsePermit, ApiError> {
-        let sum = |taken: usize| taken.checked_add(bytes).filter(|&taken| taken <= RESPONSE_BUDGET_BYTES);
+        let sum = |used: usize| used.checked_add(bytes).filter(|&sum| sum <= RESPONSE_BUDGET_BYTES);
         match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum) {
             Ok(_) => Ok(ResponsePermit { budget: self.clone(), bytes }),
             Err(_) => Err(response_budget_exceeded()),
@@ -59,8 +59,8 @@ impl Drop for ResponsePermit {
 
 fn response_budget_exceeded() -> ApiError {
     ApiError::overloaded(format!(
-        "answers over {} KiB that their clients have not read take all of the {} MiB that they may take together; read \
-         them, retry later, or ask for smaller pages and batches",
+        "unread responses over {} KiB use up their budget of {} MiB; read them, retry later, or request smaller pages \
+         and batches",
         SMALL_RESPONSE_BYTES >> 10,
         RESPONSE_BUDGET_BYTES >> 20
     ))
@@ -71,17 +71,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn h06_reads_are_refused_past_the_room_and_writes_before_they_are_carried_out() {
-        let room = ResponseBudget::default();
-        let half = room.try_acquire(RESPONSE_BUDGET_BYTES / 2).unwrap();
-        assert!(room.try_acquire(RESPONSE_BUDGET_BYTES).is_err());
-        room.check_available().unwrap();
-        let more = room.acquire(RESPONSE_BUDGET_BYTES);
-        assert!(room.check_available().is_err() && room.try_acquire(1).is_err());
+    fn h06_reads_are_rejected_beyond_the_budget_and_writes_before_they_are_executed() {
+        let budget = ResponseBudget::default();
+        let half = budget.try_acquire(RESPONSE_BUDGET_BYTES / 2).unwrap();
+        assert!(budget.try_acquire(RESPONSE_BUDGET_BYTES).is_err());
+        budget.check_available().unwrap();
+        let more = budget.acquire(RESPONSE_BUDGET_BYTES);
+        assert!(budget.check_available().is_err() && budget.try_acquire(1).is_err());
         drop(half);
-        assert!(room.check_available().is_err());
+        assert!(budget.check_available().is_err());
         drop(more);
-        room.check_available().unwrap();
-        assert_eq!(room.0.load(Ordering::Relaxed), 0);
+        budget.check_available().unwrap();
+        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
     }
 }

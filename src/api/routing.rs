@@ -1,4 +1,4 @@
-//! Where a request goes: past the [guard](super::request_guard), then to the edge that it is for.
+//! Routing of requests: through the [guard](super::request_guard), then to their edge.
 
 use std::convert::Infallible;
 
@@ -13,18 +13,17 @@ use super::response_body::{self, ResponseClass};
 use super::{ApiEdges, grpc, http};
 use crate::metrics::metrics;
 
-/// Body of an answer, of either edge.
 type EdgeBody = axum::body::Body;
 
-/// Type of a stream of events, which lasts.
+/// Content type of an event stream, which is long-lived.
 const EVENT_STREAM: &str = "text/event-stream";
 
 impl ApiEdges {
-    /// Answers one request.
+    /// Answers one request of any edge.
     pub(super) async fn route(mut self, mut request: Request<Incoming>) -> Result<Response<EdgeBody>, Infallible> {
         if let Err(rejection) = self.guard.check(&RequestHead::from(&request)) {
             metrics().requests_refused(rejection.label()).increment(1);
-            tracing::debug!(?rejection, method = %request.method(), "a request was refused");
+            tracing::debug!(?rejection, method = %request.method(), "rejected a request");
             return Ok(reject(&request, &rejection.into()));
         }
         if self.guard.is_probe_of_unknown_host(&RequestHead::from(&request)) {
@@ -61,8 +60,8 @@ impl ApiEdges {
     }
 }
 
-/// What the answer to a request over HTTP does where there is no room for it. Monitoring is not refused because others do not
-/// read, and pages and documents are part of the program.
+/// Treatment of a response over HTTP when the budget is used up. Monitoring is never rejected because other clients do
+/// not read, and static pages and documents are part of the program.
 fn http_response_class<B>(request: &Request<B>) -> ResponseClass {
     let path = request.uri().path();
     match *request.method() {
@@ -74,7 +73,7 @@ fn http_response_class<B>(request: &Request<B>) -> ResponseClass {
     }
 }
 
-/// Answer to a request that no edge sees: its body is not read.
+/// Rejects a request before any edge sees it, without reading its body.
 pub(super) fn reject(request: &Request<Incoming>, failure: &ApiError) -> Response<EdgeBody> {
     if is_grpc(request) {
         return grpc::reject(request.uri().path(), failure).map(EdgeBody::new);
@@ -82,13 +81,13 @@ pub(super) fn reject(request: &Request<Incoming>, failure: &ApiError) -> Respons
     let mut response = http::reject_unrouted(failure);
     http::add_security_headers(&mut response, http::CachePolicy::for_path(request.uri().path()));
     if request.version() < Version::HTTP_2 && !request.body().is_end_stream() {
-        // What nobody reads of the body cannot be told from a next request.
+        // An unread body cannot be told from a next request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-/// gRPC needs HTTP/2 and says so in its content type; gRPC-Web, whose type begins alike, is another protocol.
+/// Whether the request is gRPC: HTTP/2 with its content type. gRPC-Web, whose type begins alike, is another protocol.
 pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
     if request.version() != Version::HTTP_2 {
         return false;

@@ -1,4 +1,4 @@
-//! The socket of a connection whose client is looked after while hyper reads and writes.
+//! Socket of a connection whose client is watched while hyper reads and writes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,10 +12,10 @@ use tokio::time::{Duration, timeout};
 
 use super::half_close::HttpPeer;
 
-/// Bytes of unread input that are forgotten at a time.
+/// Size of the buffer for discarded input, in bytes.
 const UNREAD_BYTES: usize = 4 << 10;
 
-/// A stream that others may look at.
+/// Shared TCP stream that hyper reads and writes.
 pub(super) struct ClientSocket(pub(super) Arc<HttpPeer>);
 
 impl ClientSocket {
@@ -38,10 +38,10 @@ impl ClientSocket {
     }
 }
 
-/// Ends the sending side, then reads and forgets what the peer still sends, for at most `patience`: a connection that is
-/// closed over unread input is reset, and its last answer lost.
-pub(super) async fn linger(stream: &TcpStream, patience: Duration) {
-    // An error here is one that reading finds as well.
+/// Closes the sending side, then discards input for at most `limit`: a connection that is closed with unread input is
+/// reset, and its last response lost.
+pub(super) async fn linger(stream: &TcpStream, limit: Duration) {
+    // An error here shows up again when reading.
     let _ = rustix::net::shutdown(stream, Shutdown::Write);
     let mut unread = [0; UNREAD_BYTES];
     let read_all = async {
@@ -54,7 +54,7 @@ pub(super) async fn linger(stream: &TcpStream, patience: Duration) {
             }
         }
     };
-    let _ = timeout(patience, read_all).await;
+    let _ = timeout(limit, read_all).await;
 }
 
 impl AsyncRead for ClientSocket {

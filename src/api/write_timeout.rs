@@ -1,5 +1,5 @@
-//! What gives up on clients that read nothing of what is sent to them. A peer that is gone is found by its system, which
-//! acknowledges nothing; these find the one that is there and does not read.
+//! Timeouts for clients that do not read what is sent to them. The kernel finds a peer that is gone, because nothing is
+//! acknowledged; these find one that is alive but does not read.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -15,34 +15,34 @@ use tokio::time::{Sleep, sleep};
 use super::socket::ClientSocket;
 
 tokio::task_local! {
-    /// State of the answer of the HTTP/2 stream that this task serves.
+    /// State of the response on the HTTP/2 stream that this task serves.
     static LAST_FRAME: Cell<FrameState>;
 }
 
-/// What became of the last frame that a body gave.
+/// State of the last frame that a body yielded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FrameState {
-    /// Frame taken, or none given yet.
+    /// Frame was consumed, or none was yielded yet.
     Consumed,
-    /// Frame given since the clock was looked at.
+    /// Frame was yielded since the last check of the timer.
     Yielded,
-    /// Frame that waits, with the clock running.
+    /// Frame is waiting, with the timer running.
     Stalled,
 }
 
-/// Notes that a body is asked for a frame: the last one waits no more.
+/// Records that a body is polled for a frame, so the last one was consumed.
 pub(super) fn record_frame_consumed() {
-    // Where nobody looks at the clock there is nothing to note.
-    let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Consumed));
+    // Outside of a timed stream there is nothing to record.
+    let _ = LAST_FRAME.try_with(|frame| frame.set(FrameState::Consumed));
 }
 
-/// Notes that a body gives a frame.
+/// Records that a body yields a frame.
 pub(super) fn record_frame_yielded() {
-    let _ = LAST_FRAME.try_with(|handed| handed.set(FrameState::Yielded));
+    let _ = LAST_FRAME.try_with(|frame| frame.set(FrameState::Yielded));
 }
 
-/// Runs each HTTP/2 stream in a task, and ends one whose client lets the same frame wait for `patience`: dropping it resets
-/// the stream.
+/// Runs each HTTP/2 stream in a task, and drops one whose client leaves a frame waiting for `write_timeout`, which
+/// resets the stream.
 #[derive(Debug, Clone)]
 pub(super) struct WriteTimeoutExecutor {
     pub(super) write_timeout: Duration,
@@ -57,50 +57,49 @@ where
     }
 }
 
-async fn run_with_write_timeout<F: Future>(patience: Duration, stream: F) {
+async fn run_with_write_timeout<F: Future>(limit: Duration, stream: F) {
     let run = async move {
         let mut stream = pin!(stream);
-        let mut late: Option<Pin<Box<Sleep>>> = None;
+        let mut timer: Option<Pin<Box<Sleep>>> = None;
         poll_fn(|context| {
             if stream.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
             }
             match LAST_FRAME.with(Cell::get) {
-                FrameState::Consumed => late = None,
+                FrameState::Consumed => timer = None,
                 FrameState::Yielded => {
-                    LAST_FRAME.with(|handed| handed.set(FrameState::Stalled));
-                    late = Some(Box::pin(sleep(patience)));
+                    LAST_FRAME.with(|frame| frame.set(FrameState::Stalled));
+                    timer = Some(Box::pin(sleep(limit)));
                 }
                 FrameState::Stalled => {}
             }
-            let Some(late) = &mut late else { return Poll::Pending };
-            late.as_mut().poll(context).map(|()| tracing::debug!("an answer was not read in time"))
+            let Some(timer) = &mut timer else { return Poll::Pending };
+            timer.as_mut().poll(context).map(|()| tracing::debug!("a response was not read in time"))
         })
         .await;
     };
     LAST_FRAME.scope(Cell::new(FrameState::Consumed), run).await;
 }
 
-/// A socket on which writing fails when the peer has taken nothing for `patience`.
+/// Socket on which writing fails when the peer has accepted nothing for `write_timeout`.
 pub(super) struct WriteTimeoutSocket {
     socket: ClientSocket,
     write_timeout: Duration,
-    /// Runs while something waits to be written.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl WriteTimeoutSocket {
-    pub(super) const fn new(socket: ClientSocket, patience: Duration) -> Self {
-        Self { socket, write_timeout: patience, deadline: None }
+    pub(super) const fn new(socket: ClientSocket, write_timeout: Duration) -> Self {
+        Self { socket, write_timeout, deadline: None }
     }
 
-    fn check_write<T>(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if wrote.is_ready() {
+    fn check_write<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
             self.deadline = None;
-            return wrote;
+            return written;
         }
-        let late = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
-        late.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        let timer = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
+        timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -113,8 +112,8 @@ impl AsyncRead for WriteTimeoutSocket {
 impl AsyncWrite for WriteTimeoutSocket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let wrote = Pin::new(&mut this.socket).poll_write(context, bytes);
-        this.check_write(context, wrote)
+        let written = Pin::new(&mut this.socket).poll_write(context, bytes);
+        this.check_write(context, written)
     }
 
     fn poll_write_vectored(
@@ -123,8 +122,8 @@ impl AsyncWrite for WriteTimeoutSocket {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let wrote = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
-        this.check_write(context, wrote)
+        let written = Pin::new(&mut this.socket).poll_write_vectored(context, slices);
+        this.check_write(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

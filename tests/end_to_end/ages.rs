@@ -1,5 +1,5 @@
-//! C16: claims have an age. Every view says when a claim was created and when it became active; lists choose by state and age; a
-//! pool bounds how long a claim may stay without a renewal.
+//! C16: age of claims. Every view shows when a claim was created and when it became active; listings filter by state
+//! and age; a pool limits how long a claim may stay without a renewal.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,7 @@ use crate::grpc::link::{Link, expect, put_pool, take};
 use crate::server::{Server, fresh, until, with_pool};
 use crate::watch::Watcher;
 
-/// How far the time that a claim shows may be off: the service's time moves in ticks, and follows the wall clock loosely.
+/// Tolerance for a claim's times, in milliseconds: the service's clock has ticks, and follows the wall clock loosely.
 const SLACK_MS: u64 = 200;
 
 fn unix_ms() -> u64 {
@@ -43,7 +43,7 @@ fn call(client: &mut Client, verb: &str, claim: &Value, more: Value) -> Value {
     client.post(&format!("/v1/claims/ns/{key}:{verb}"), &body).expect(200)["claim"].take()
 }
 
-/// Keys that a list shows, over all of its pages.
+/// Returns the keys of a listing, over all of its pages.
 fn listed(client: &mut Client, query: &str) -> Vec<String> {
     let (mut keys, mut from) = (Vec::new(), String::new());
     loop {
@@ -58,26 +58,26 @@ fn listed(client: &mut Client, query: &str) -> Vec<String> {
 }
 
 #[test]
-fn c16_every_view_of_a_claim_says_when_it_was_created_and_activated() {
+fn c16_every_view_of_a_claim_has_its_creation_and_activation_time() {
     let (dir, server, mut client) = with_pool(3);
     let before = unix_ms();
-    let taken = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
-    let (created, activated) = times(&taken);
+    let new_claim = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
+    let (created, activated) = times(&new_claim);
     let created = created.expect("a claim shows when it was created");
     assert!((before - SLACK_MS..=unix_ms() + SLACK_MS).contains(&created), "{created} is not about {before}");
     assert_eq!(activated, None, "it is reserved");
-    // Asked for once more it is the same claim.
+    // A repeated request returns the same claim.
     assert_eq!(times(&client.post("/v1/claims", &body("a")).expect(200)["claim"]), (Some(created), None));
-    let confirmed = call(&mut client, "confirm", &taken, json!({}));
+    let confirmed = call(&mut client, "confirm", &new_claim, json!({}));
     let (again, activated) = times(&confirmed);
     assert_eq!(again, Some(created));
     assert!(activated.is_some_and(|at| at >= created && at <= unix_ms() + SLACK_MS), "{confirmed}");
     let times_now = times(&confirmed);
     let views = |client: &mut Client| {
-        let worker = format!("/v1/pools/ns/warm/workers/{}", text(&taken, "worker"));
+        let worker = format!("/v1/pools/ns/warm/workers/{}", text(&new_claim, "worker"));
         [
             client.get("/v1/claims/ns/a").expect(200)["claim"].take(),
-            client.get(&format!("/v1/claims?worker={}", text(&taken, "worker"))).expect(200)["items"][0].take(),
+            client.get(&format!("/v1/claims?worker={}", text(&new_claim, "worker"))).expect(200)["items"][0].take(),
             client.get(&worker).expect(200)["worker"]["claims"][0].take(),
             client.post(&format!("{worker}:heartbeat"), &json!({})).expect(200)["claims"][0].take(),
         ]
@@ -86,7 +86,7 @@ fn c16_every_view_of_a_claim_says_when_it_was_created_and_activated() {
         assert_eq!(times(&view), times_now, "{view}");
     }
     for verb in ["confirm", "renew"] {
-        assert_eq!(times(&call(&mut client, verb, &taken, json!({}))), times_now, "it became active once");
+        assert_eq!(times(&call(&mut client, verb, &new_claim, json!({}))), times_now, "it became active once");
     }
     let batch = json!({"mode": "independent", "items": [with(body("b"), "reserve_ms", 0), body("a")]});
     let items = client.post("/v1/claims:batch", &batch).expect(200)["items"].take();
@@ -96,14 +96,14 @@ fn c16_every_view_of_a_claim_says_when_it_was_created_and_activated() {
     let gang = json!({"mode": "all_or_nothing", "items": [body("c")]});
     let items = client.post("/v1/claims:batch", &gang).expect(200)["items"].take();
     assert!(matches!(times(&items[0]["claim"]), (Some(_), None)), "{items}");
-    // A restart changes neither, and who looks at the store sees them there.
+    // A restart changes neither, and a dump of the store shows both.
     drop(client);
     assert!(server.stop().success());
     let store = format!("redb:{}", dir.path().join("data").display());
     let inspected = run(&mut command(&["store", "inspect", &store, "--rows"]), "");
     let (created, activated) = (times_now.0.unwrap(), times_now.1.unwrap());
-    let row = format!("default/a#{} active created_at_ms={created} activated_at_ms={activated}", taken["fence"]);
-    assert!(inspected.good().contains(&row), "{row} is not in {inspected:?}");
+    let row = format!("default/a#{} active created_at_ms={created} activated_at_ms={activated}", new_claim["fence"]);
+    assert!(inspected.stdout().contains(&row), "{row} is not in {inspected:?}");
     let server = Server::start(dir.path());
     for view in views(&mut server.client()) {
         assert_eq!(times(&view), times_now, "{view}");
@@ -111,14 +111,14 @@ fn c16_every_view_of_a_claim_says_when_it_was_created_and_activated() {
 }
 
 #[test]
-fn c16_lists_choose_by_state_tenant_and_age() {
+fn c16_listings_filter_by_state_tenant_and_age() {
     let (_dir, server, mut client) = with_pool(5);
     for (key, tenant) in [("a", "x"), ("b", "x"), ("c", "y"), ("d", "y")] {
-        let taken = client.post("/v1/claims", &with(body(key), "tenant", tenant)).expect(201)["claim"].take();
+        let new_claim = client.post("/v1/claims", &with(body(key), "tenant", tenant)).expect(201)["claim"].take();
         match key {
-            "b" | "d" => drop(call(&mut client, "confirm", &taken, json!({"tenant": tenant}))),
+            "b" | "d" => drop(call(&mut client, "confirm", &new_claim, json!({"tenant": tenant}))),
             "c" => {
-                let more = json!({"fence": taken["fence"], "tenant": tenant, "phase": "begin"});
+                let more = json!({"fence": new_claim["fence"], "tenant": tenant, "phase": "begin"});
                 client.post("/v1/claims/ns/c:release", &more).expect(200);
             }
             _ => {}
@@ -138,7 +138,7 @@ fn c16_lists_choose_by_state_tenant_and_age() {
     for (query, keys) in queries {
         assert_eq!(listed(&mut client, query), keys, "{query}");
     }
-    // They grow older.
+    // The claims grow older.
     until("all are older than 50 ms", || {
         listed(&mut client, "older_than_ms=50&state=active,reserved,releasing") == all
     });
@@ -159,7 +159,7 @@ fn c16_lists_choose_by_state_tenant_and_age() {
 }
 
 #[test]
-fn c16_a_pool_has_a_ttl_for_claims_that_say_none_and_a_longest_one() {
+fn c16_a_pool_has_a_default_and_a_maximum_ttl() {
     let (_dir, _server, mut client) = fresh();
     let put = |client: &mut Client, ttl: Value| client.put("/v1/pools/ns/warm", &ttl);
     for (spec, field) in [
@@ -185,13 +185,13 @@ fn c16_a_pool_has_a_ttl_for_claims_that_say_none_and_a_longest_one() {
     assert_eq!(left(&a), Some(1), "the pool's default: {a}");
     let b = client.post("/v1/claims", &with(active("b"), "ttl_ms", 3_600_000)).expect(201)["claim"].take();
     assert_eq!(left(&b), Some(6), "what it asked for: {b}");
-    let refused = client.post("/v1/claims", &with(active("c"), "ttl_ms", 3_600_001));
-    refused.expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
-    assert!(refused.text().contains("3600000"), "{}", refused.text());
+    let rejected = client.post("/v1/claims", &with(active("c"), "ttl_ms", 3_600_001));
+    rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
+    assert!(rejected.text().contains("3600000"), "{}", rejected.text());
     let holder = json!({"fence": a["fence"], "ttl_ms": 3_600_001});
     client.post("/v1/claims/ns/a:renew", &holder).expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
     assert_eq!(left(&call(&mut client, "renew", &a, json!({"ttl_ms": 3_600_000}))), Some(6));
-    // What is held stays as it is until it is renewed.
+    // Existing claims stay as they are until they are renewed.
     put(&mut client, json!({"ttl_max_ms": 1_200_000})).expect(200);
     assert_eq!(left(&client.get("/v1/claims/ns/a").expect(200)["claim"]), Some(6));
     assert_eq!(left(&call(&mut client, "renew", &a, json!({}))), Some(2), "the longest is also the default");
@@ -205,29 +205,29 @@ fn c16_a_pool_has_a_ttl_for_claims_that_say_none_and_a_longest_one() {
 }
 
 #[test]
-fn c16_events_say_how_long_a_claim_was_held() {
+fn c16_events_show_how_long_a_claim_was_held() {
     let (_dir, server, mut client) = with_pool(1);
     let mut watcher = Watcher::open(server.address, "/v1/pools/ns/warm/events", "");
     assert_eq!(watcher.event()["event"], "started");
-    let taken = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
-    let confirmed = call(&mut client, "confirm", &taken, json!({}));
-    client.post("/v1/claims/ns/a:release", &json!({"fence": taken["fence"]})).expect(200);
+    let new_claim = client.post("/v1/claims", &body("a")).expect(201)["claim"].take();
+    let confirmed = call(&mut client, "confirm", &new_claim, json!({}));
+    client.post("/v1/claims/ns/a:release", &json!({"fence": new_claim["fence"]})).expect(200);
     let claimed = watcher.event();
-    assert_eq!((claimed["event"].as_str(), times(&claimed)), (Some("claimed"), times(&taken)));
+    assert_eq!((claimed["event"].as_str(), times(&claimed)), (Some("claimed"), times(&new_claim)));
     assert_eq!(claimed["at_ms"], claimed["created_at_ms"]);
     let released = watcher.event();
     assert_eq!((released["event"].as_str(), times(&released)), (Some("released"), times(&confirmed)));
 }
 
 #[tokio::test]
-async fn c16_grpc_says_the_same_and_lists_the_same() {
+async fn c16_grpc_shows_the_same_times_and_lists_the_same() {
     let (_dir, server, mut client) = with_pool(3);
     let mut link = Link::open(server.address).await;
-    let taken = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let new_claim = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
     let active = TakeClaimRequest { reserve_ms: Some(0), ..take("b") };
     let active = link.claims.take_claim(active).await.unwrap().into_inner().claim.unwrap();
     assert_eq!((active.created_at_ms.is_some(), active.activated_at_ms), (true, active.created_at_ms));
-    for claim in [&taken, &active] {
+    for claim in [&new_claim, &active] {
         let shown = client.get(&format!("/v1/claims/ns/{}", claim.key)).expect(200)["claim"].take();
         assert_eq!(times(&shown), (claim.created_at_ms, claim.activated_at_ms), "{shown}");
     }

@@ -6,18 +6,18 @@ const CLAIMS: &str = "/v1/claims";
 const QUOTA: &str = "/v1/quotas/ns/acme";
 const BEATS: &str = "/v1/pools/ns/warm/workers:heartbeat";
 
-/// `{"namespace":"ns","pool":"warm",` and what follows.
+/// Body `{"namespace":"ns","pool":"warm",` with the given rest.
 fn claim_with(rest: &str) -> String {
     format!(r#"{{"namespace":"ns","pool":"warm",{rest}}}"#)
 }
 
-/// A claim whose `node.preferred_then_wait` is this.
+/// Body of a claim with this `node.preferred_then_wait`.
 fn then_wait(what: &str) -> String {
     claim_with(&format!(r#""node":{{"preferred_then_wait":{what}}}"#))
 }
 
 #[test]
-fn every_bad_body_names_its_field() {
+fn every_invalid_body_names_its_field() {
     let (_dir, _server, mut client) = with_pool(1);
     let long = "x".repeat(300);
     let pool = "/v1/pools/ns/other";
@@ -255,9 +255,9 @@ fn every_bad_body_names_its_field() {
     ];
     for (method, path, body, field) in cases {
         let answer = client.request(method, path, body.as_bytes());
-        let said = &answer.json()["error"]["field"];
+        let response = &answer.json()["error"]["field"];
         let shown: String = body.chars().take(200).collect();
-        assert_eq!(said, field, "{method} {path} {shown}: {}", answer.text());
+        assert_eq!(response, field, "{method} {path} {shown}: {}", answer.text());
         answer.expect_error(400, "INVALID_ARGUMENT", None, Some(field));
     }
     // The limit is in the message.
@@ -271,7 +271,7 @@ fn every_bad_body_names_its_field() {
     }
     let answer = client.request("PUT", QUOTA, br#"{"weight":-1}"#);
     assert!(answer.text().contains("1000,"), "{}", answer.text());
-    // Nothing of all that left a trace.
+    // None of these requests had an effect.
     assert_eq!(client.get("/v1/quotas").expect(200)["items"], json!([]));
     client.get(pool).expect_error(404, "NOT_FOUND", None, None);
     client.get(worker).expect_error(404, "NOT_FOUND", None, None);
@@ -279,7 +279,7 @@ fn every_bad_body_names_its_field() {
 }
 
 #[test]
-fn every_bad_path_and_query_is_refused() {
+fn every_invalid_path_and_query_is_rejected() {
     let (_dir, _server, mut client) = with_pool(1);
     let long = "x".repeat(300);
     let invalid = [
@@ -367,7 +367,7 @@ fn every_bad_path_and_query_is_refused() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_refused() {
+fn invalid_utf8_is_rejected() {
     let (_dir, _server, mut client) = with_pool(1);
     for body in [
         &b"{\"namespace\":\"\xff\xfe\"}"[..],
@@ -399,14 +399,14 @@ fn the_content_type_does_not_matter() {
 }
 
 #[test]
-fn a_large_body_is_413_and_the_service_lives() {
+fn a_large_body_is_413_and_the_service_keeps_running() {
     let dir = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "4096")]);
     let large = vec![b' '; 4097];
-    let refused = server.client().request("POST", CLAIMS, &large);
-    refused.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
-    assert!(refused.text().contains("4096"));
-    // In chunks, so that the length is not announced.
+    let rejected = server.client().request("POST", CLAIMS, &large);
+    rejected.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
+    assert!(rejected.text().contains("4096"));
+    // Sent in chunks, so that the length is not announced.
     let mut client = server.client();
     client
         .send(format!("POST {CLAIMS} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes())
@@ -415,7 +415,7 @@ fn a_large_body_is_413_and_the_service_lives() {
         let _ = client.send(&[&b"400\r\n"[..], &large[..1024], b"\r\n"].concat());
     }
     client.receive().unwrap().expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
-    // Exactly the limit is read.
+    // A body of exactly the limit is read.
     server.client().request("POST", CLAIMS, &large[..4096]).expect_error(
         400,
         "INVALID_ARGUMENT",
@@ -426,10 +426,10 @@ fn a_large_body_is_413_and_the_service_lives() {
 }
 
 #[test]
-fn large_bodies_together_are_bounded_and_hold_no_small_one() {
+fn large_bodies_share_a_budget_and_do_not_block_small_ones() {
     let dir = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "67108864")]);
-    // Four announce 64 MiB each, which is all the room, and send nothing.
+    // Four requests announce 64 MiB each, which uses up the budget, and send nothing.
     let announce = format!(
         "POST {CLAIMS} HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 67108864\r\n\r\n"
     );
@@ -442,13 +442,13 @@ fn large_bodies_together_are_bounded_and_hold_no_small_one() {
     let mut client = server.client();
     client.request("POST", CLAIMS, &large).expect_error(503, "UNAVAILABLE", Some("overloaded"), None);
     server.client().request("POST", CLAIMS, b"{}").expect_error(400, "INVALID_ARGUMENT", None, Some("namespace"));
-    // They go, and their room is free again.
+    // They disconnect, and their budget is free again.
     drop(slow);
     until("the body's bytes are free again", || server.client().request("POST", CLAIMS, &large).status != 503);
 }
 
 #[test]
-fn what_is_not_http_is_refused() {
+fn invalid_http_is_rejected() {
     let (_dir, server, mut good) = with_pool(1);
     for bytes in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello"[..],
@@ -458,7 +458,7 @@ fn what_is_not_http_is_refused() {
     ] {
         let mut client = server.client();
         client.send(bytes).unwrap();
-        // An answer of 4xx, or just the end.
+        // A response of 4xx, or just the end.
         if let Ok(answer) = client.receive() {
             assert!((400..500).contains(&answer.status), "{bytes:?}: {}", answer.status);
         }

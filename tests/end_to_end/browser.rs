@@ -1,4 +1,4 @@
-//! A real Chromium: what pages of other sites can do to a service, and whether its own page works.
+//! Real Chromium: what pages of other sites can do to a service, and whether the service's own page works.
 
 mod attacker;
 mod devtools;
@@ -11,7 +11,7 @@ use self::devtools::Browser;
 use crate::client::Client;
 use crate::server::Server;
 
-/// A service with RESP, the pool `ns/warm` and two workers.
+/// Starts a service with RESP, the pool `ns/warm` and two workers.
 fn service(dir: &TempDir) -> (Server, Client) {
     let server = Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
     let mut client = server.client();
@@ -43,7 +43,7 @@ fn h01_pages_of_other_sites_change_nothing_and_read_nothing() {
     let (server, mut client) = service(&dir);
     let attacker = Attacker::start(server.address, server.resp.unwrap());
     let mut browser = Browser::start("MAP evil.test 127.0.0.1");
-    // A page of another origin: what it may send without asking, what a browser asks for first, and what it reads.
+    // A page of another origin: requests that it may send without a preflight, preflights, and what it reads.
     for page in ["rebound", ""] {
         let page = format!("http://evil.test:{}/{page}", attacker.port());
         browser.open(&page);
@@ -55,19 +55,19 @@ fn h01_pages_of_other_sites_change_nothing_and_read_nothing() {
         }
         expect_untouched(&mut client, &page);
     }
-    // A form that takes the whole window with it shows the refusal, and no more.
+    // A form that navigates the whole window shows the rejection, and no more.
     browser.open(&format!("http://evil.test:{}/form", attacker.port()));
     let shown = browser.wait_for("location.pathname == '/v1/claims' && document.body.innerText");
     assert!(shown.as_str().unwrap().contains("PERMISSION_DENIED"), "{shown}");
     expect_untouched(&mut client, "a form on the top level");
-    // All of it was refused by the guard: a browser that could not connect would have shown the same.
+    // The guard rejected all of it: a browser that could not connect would have shown the same.
     let scrape = client.get("/metrics");
     for reason in ["host", "origin"] {
         let series = format!(r#"hotpool_requests_refused_total{{reason="{reason}"}} "#);
         let count = scrape.text().lines().find_map(|line| line.strip_prefix(series.as_str()));
         assert!(count.is_some_and(|count| count.parse::<u32>().unwrap() >= 4), "{reason}: {count:?}");
     }
-    // The other port took nothing of it either, once for each page.
+    // The RESP port rejected it too, once for each page.
     assert!(scrape.text().contains(r#"hotpool_resp_connections_ended_total{reason="http"} 2"#), "{}", scrape.text());
 }
 
@@ -101,7 +101,7 @@ fn h01_the_viewer_works_under_its_policy() {
         let status: u16 = status.as_str().unwrap().split_whitespace().next().unwrap().parse().unwrap();
         assert!([200, 201, 400, 404, 429].contains(&status), "{path}: {status}");
     }
-    // What a request was answered is no complaint about the page.
+    // The status of a response is not a message of the page.
     let complaints: Vec<String> = browser.complaints();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }

@@ -1,4 +1,4 @@
-//! What is logged of what operators change: who, what, and what became of it.
+//! Log of operators' changes: who, what, and the outcome.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::grpc::link::{Link, put_pool, register};
 use crate::server::Server;
 
-/// Lines about changes, parsed.
+/// Parses the log lines about changes.
 fn logged(dir: &Path) -> Vec<Value> {
     let log = std::fs::read_to_string(dir.join("log")).unwrap();
     // The last line may be half written.
@@ -23,12 +23,12 @@ fn logged(dir: &Path) -> Vec<Value> {
     lines.filter(|line: &Value| line["target"] == "hotpool::change").collect()
 }
 
-/// A service that logs JSON.
+/// Starts a service that logs JSON.
 fn start(dir: &Path) -> Server {
     Server::start_with(dir, &["--log", "json"], &[])
 }
 
-fn words(line: &Value) -> (String, String, String) {
+fn parts(line: &Value) -> (String, String, String) {
     let fields = &line["fields"];
     let word = |name: &str| fields[name].as_str().unwrap_or_default().to_owned();
     let subject = ["worker", "quota", "pool"].map(word).into_iter().find(|word| !word.is_empty());
@@ -36,7 +36,7 @@ fn words(line: &Value) -> (String, String, String) {
 }
 
 #[test]
-fn every_change_is_logged_with_who_asked_for_it_and_what_became_of_it() {
+fn every_change_is_logged_with_its_caller_and_its_outcome() {
     let dir = TempDir::new().unwrap();
     let server = start(dir.path());
     let mut client = server.client();
@@ -88,7 +88,7 @@ fn every_change_is_logged_with_who_asked_for_it_and_what_became_of_it() {
         ("delete_pool", "done", "ns/warm"),
     ];
     let expected = expected.map(|(change, result, subject)| (change.to_owned(), result.to_owned(), subject.to_owned()));
-    assert_eq!(lines.iter().map(words).collect::<Vec<_>>(), expected);
+    assert_eq!(lines.iter().map(parts).collect::<Vec<_>>(), expected);
     for line in &lines {
         let fields = &line["fields"];
         assert_eq!((&line["level"], &fields["source"]), (&json!("INFO"), &json!("http")), "{line}");
@@ -109,7 +109,7 @@ fn every_change_is_logged_with_who_asked_for_it_and_what_became_of_it() {
 }
 
 #[test]
-fn a_change_of_single_fields_is_logged_and_so_is_every_refusal_with_its_reason() {
+fn patches_are_logged_and_rejected_ones_with_their_reason() {
     let dir = TempDir::new().unwrap();
     let server = start(dir.path());
     let mut client = server.client();
@@ -130,7 +130,7 @@ fn a_change_of_single_fields_is_logged_and_so_is_every_refusal_with_its_reason()
     let found: Vec<_> = lines
         .iter()
         .map(|line| {
-            let (change, result, subject) = words(line);
+            let (change, result, subject) = parts(line);
             (change, result, subject, line["fields"]["error"].as_str().unwrap_or_default().to_owned())
         })
         .collect();
@@ -172,7 +172,7 @@ async fn a_change_over_grpc_is_logged_as_well() {
     link.pools.delete_pool(DeletePoolRequest { namespace, pool, force: false }).await.unwrap();
     assert_eq!(server.stop().code(), Some(0));
     let lines = logged(dir.path());
-    let changes: Vec<_> = lines.iter().map(|line| words(line).0).collect();
+    let changes: Vec<_> = lines.iter().map(|line| parts(line).0).collect();
     let expected = ["put_pool", "cordon_worker", "put_quota", "delete_quota", "delete_worker", "delete_pool"];
     assert_eq!(changes, expected);
     assert!(lines.iter().all(|line| line["fields"]["source"] == "grpc"), "{lines:?}");
@@ -180,7 +180,7 @@ async fn a_change_over_grpc_is_logged_as_well() {
 }
 
 #[test]
-fn what_the_configuration_declares_is_logged_when_it_changes_something() {
+fn declared_pools_are_logged_when_they_change_something() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("config.toml");
     std::fs::write(&file, "[[pools]]\nname = \"ns/declared\"\nshards = 2\n").unwrap();
@@ -189,14 +189,14 @@ fn what_the_configuration_declares_is_logged_when_it_changes_something() {
     assert_eq!(Server::start_with(dir.path(), &arguments, &[]).stop().code(), Some(0));
     let made = logged(dir.path());
     assert!(matches!(&made[..], [line] if line["fields"]["source"] == "configuration"), "{made:?}");
-    assert_eq!(words(&made[0]), ("put_pool".into(), "created".into(), "ns/declared".into()));
+    assert_eq!(parts(&made[0]), ("put_pool".into(), "created".into(), "ns/declared".into()));
     assert_eq!(Server::start_with(dir.path(), &arguments, &[]).stop().code(), Some(0));
     assert_eq!(logged(dir.path()), [Value::Null; 0], "nothing was changed");
 }
 
-/// A selector that names thousands of workers would fill the disk with lines.
+/// A selector that matches thousands of workers must not fill the disk with log lines.
 #[test]
-fn many_changes_of_a_kind_are_some_lines_and_a_count() {
+fn many_similar_changes_are_a_few_lines_and_a_count() {
     const WORKERS: u64 = 400;
     let dir = TempDir::new().unwrap();
     let server = start(dir.path());
@@ -208,7 +208,7 @@ fn many_changes_of_a_kind_are_some_lines_and_a_count() {
         client.post(&format!("/v1/pools/ns/warm/workers/w{i}:drain"), &json!({})).expect(200);
     }
     assert_eq!(server.stop().code(), Some(0));
-    let drained = logged(dir.path()).into_iter().filter(|line| words(line).0 == "drain_worker");
+    let drained = logged(dir.path()).into_iter().filter(|line| parts(line).0 == "drain_worker");
     let (counts, singles): (Vec<_>, Vec<_>) = drained.partition(|line| line["fields"].get("more").is_some());
     let more: u64 = counts.iter().map(|line| line["fields"]["more"].as_u64().unwrap()).sum();
     assert_eq!(singles.len() as u64 + more, WORKERS);
@@ -216,11 +216,11 @@ fn many_changes_of_a_kind_are_some_lines_and_a_count() {
 }
 
 #[test]
-fn what_a_caller_sends_cannot_begin_a_line_of_its_own() {
+fn a_callers_text_cannot_start_a_log_line() {
     let dir = TempDir::new().unwrap();
     let server = Server::start(dir.path());
     let mut client: Client = server.client();
-    // Characters that a label may have, and that end a line or turn the direction of a text for some readers.
+    // Characters that a label may contain, and that end a line or reverse the text direction for some readers.
     let labels = json!({"a": "b\u{2028} INFO forged\u{202e}"});
     client.put("/v1/pools/ns/warm", &json!({"labels": labels})).expect(201);
     assert_eq!(server.stop().code(), Some(0));

@@ -1,4 +1,4 @@
-//! What a claim may ask for, as a client says it.
+//! Constraints of claims, as a client sends them.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ fn ask(client: &mut Client, more: Value) -> Response {
     client.post("/v1/claims", &body)
 }
 
-/// Two pools: `cpu` with w1 (zone a, node n1, 1 core) and w2 (zone b), `gpu` with g1.
+/// Creates two pools: `cpu` with w1 (zone a, node n1, 1 core) and w2 (zone b), `gpu` with g1.
 fn pools(client: &mut Client) {
     client.put("/v1/pools/ns/cpu", &json!({"shards": 2, "class": "small", "labels": {"tier": "hot"}})).expect(201);
     client.put("/v1/pools/ns/gpu", &json!({"shards": 2, "class": "large", "labels": {"tier": "hot"}})).expect(201);
@@ -23,7 +23,7 @@ fn pools(client: &mut Client) {
 }
 
 #[test]
-fn p01_p04_p05_w07_a_claim_gets_what_it_asks_for_or_hears_why_not() {
+fn p01_p04_p05_w07_a_claim_gets_what_it_requests_or_the_reason_why_not() {
     let (_dir, _server, mut client) = fresh();
     pools(&mut client);
     let exhausted = |answer: Response, reason: &str| {
@@ -45,16 +45,16 @@ fn p01_p04_p05_w07_a_claim_gets_what_it_asks_for_or_hears_why_not() {
         "resources": {"cpu_milli": 500}, "node": {"required": [], "preferred": ["n9", "n1"]}, "worker": "w1",
         "labels": {"job": "42"}, "must_match": true, "wait_ms": 0,
     });
-    let taken = ask(&mut client, all.clone()).expect(201)["claim"].take();
-    assert_eq!((&taken["worker"], &taken["pool"]), (&json!("w1"), &json!("cpu")));
-    assert_eq!((&taken["labels"], &taken["resources"]), (&json!({"job": "42"}), &json!({"cpu_milli": 1000})));
-    assert_eq!(ask(&mut client, all.clone()).expect(200)["claim"]["fence"], taken["fence"]);
+    let created = ask(&mut client, all.clone()).expect(201)["claim"].take();
+    assert_eq!((&created["worker"], &created["pool"]), (&json!("w1"), &json!("cpu")));
+    assert_eq!((&created["labels"], &created["resources"]), (&json!({"job": "42"}), &json!({"cpu_milli": 1000})));
+    assert_eq!(ask(&mut client, all.clone()).expect(200)["claim"]["fence"], created["fence"]);
     let mut other = all;
     other["resources"]["cpu_milli"] = json!(501);
     ask(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
     let shown = client.get("/v1/claims/ns/k").expect(200)["claim"].take();
-    assert_eq!(shown["labels"], taken["labels"]);
-    assert_eq!(client.get("/v1/claims?namespace=ns").expect(200)["items"][0]["labels"], taken["labels"]);
+    assert_eq!(shown["labels"], created["labels"]);
+    assert_eq!(client.get("/v1/claims?namespace=ns").expect(200)["items"][0]["labels"], created["labels"]);
     // In the order of their names.
     let by_label = json!({"pool_selector": "tier=hot"});
     assert_eq!(ask(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "w2");
@@ -74,24 +74,24 @@ fn p01_p04_p05_w07_a_claim_gets_what_it_asks_for_or_hears_why_not() {
 }
 
 #[test]
-fn c04_what_a_claim_asked_for_and_its_labels_outlive_kill_9() {
+fn c04_requested_resources_and_labels_survive_kill_9() {
     let (dir, server, mut client) = fresh();
     pools(&mut client);
     let body =
         json!({"key": "k", "pool": "cpu", "resources": {"cpu_milli": 7}, "labels": {"job": "1"}, "must_match": true});
-    let taken = ask(&mut client, body.clone()).expect(201)["claim"].take();
+    let created = ask(&mut client, body.clone()).expect(201)["claim"].take();
     server.kill();
     let server = Server::start(dir.path());
     let mut client = server.client();
     let again = ask(&mut client, body.clone()).expect(200)["claim"].take();
-    assert_eq!((&again["fence"], &again["labels"]), (&taken["fence"], &json!({"job": "1"})));
+    assert_eq!((&again["fence"], &again["labels"]), (&created["fence"], &json!({"job": "1"})));
     let mut other = body;
     other["resources"] = json!({});
     ask(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
 }
 
 #[test]
-fn b01_a_batch_mixes_what_its_items_ask_for() {
+fn b01_a_batch_mixes_different_requests() {
     let (_dir, _server, mut client) = fresh();
     pools(&mut client);
     let items = json!([
@@ -104,15 +104,15 @@ fn b01_a_batch_mixes_what_its_items_ask_for() {
         {"namespace": "ns", "pool": "cpu", "resources": {"slots": 1}},
     ]);
     let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
-    let said = |i: usize, path: &str| answer.pointer(&format!("/items/{i}/{path}")).cloned().unwrap_or_default();
+    let response = |i: usize, path: &str| answer.pointer(&format!("/items/{i}/{path}")).cloned().unwrap_or_default();
     assert_eq!(
-        (said(0, "claim/worker"), said(3, "claim/worker"), said(5, "claim/worker")),
+        (response(0, "claim/worker"), response(3, "claim/worker"), response(5, "claim/worker")),
         (json!("w2"), json!("g1"), json!("w1"))
     );
-    assert_eq!(said(3, "claim/labels"), json!({"i": "3"}));
+    assert_eq!(response(3, "claim/labels"), json!({"i": "3"}));
     let fields = [(1, "items[1].selector"), (2, "items[2].pools[1]"), (4, "items[4].pools"), (6, "items[6].resources")];
     for (i, field) in fields {
-        assert_eq!(said(i, "error/field"), json!(field), "{answer}");
+        assert_eq!(response(i, "error/field"), json!(field), "{answer}");
     }
-    assert_eq!(said(6, "error/reason"), json!("unsatisfiable"));
+    assert_eq!(response(6, "error/reason"), json!("unsatisfiable"));
 }

@@ -24,34 +24,37 @@ fn count(client: &mut Client) -> (u64, usize) {
 }
 
 #[test]
-fn a_claim_is_taken_confirmed_and_released() {
+fn a_claim_is_created_confirmed_and_released() {
     let (_dir, _server, mut client) = with_pool(1);
     client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
-    let taken = claim(&mut client, "a").expect(201)["claim"].take();
-    assert_eq!((&taken["key"], &taken["tenant"], &taken["worker"]), (&json!("a"), &json!("default"), &json!("w0")));
-    assert_eq!((&taken["state"], &taken["pool"]), (&json!("reserved"), &json!("warm")));
-    assert!(taken["expires_at_ms"].as_u64().is_some());
-    assert!((1..1 << 53).contains(&taken["fence"].as_u64().unwrap()));
+    let created = claim(&mut client, "a").expect(201)["claim"].take();
+    assert_eq!(
+        (&created["key"], &created["tenant"], &created["worker"]),
+        (&json!("a"), &json!("default"), &json!("w0"))
+    );
+    assert_eq!((&created["state"], &created["pool"]), (&json!("reserved"), &json!("warm")));
+    assert!(created["expires_at_ms"].as_u64().is_some());
+    assert!((1..1 << 53).contains(&created["fence"].as_u64().unwrap()));
     claim(&mut client, "b").expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
-    let confirmed = holder(&mut client, "confirm", &taken).expect(200)["claim"].take();
+    let confirmed = holder(&mut client, "confirm", &created).expect(200)["claim"].take();
     assert_eq!(confirmed["state"], "active");
     assert_eq!(confirmed.get("expires_at_ms"), None);
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], confirmed);
-    assert_eq!(holder(&mut client, "release", &taken).expect(200), json!({"released": true}));
+    assert_eq!(holder(&mut client, "release", &created).expect(200), json!({"released": true}));
     client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
     let next = claim(&mut client, "b").expect(201)["claim"].take();
-    assert!(next["fence"].as_u64() > taken["fence"].as_u64());
+    assert!(next["fence"].as_u64() > created["fence"].as_u64());
 }
 
 #[test]
-fn without_a_key_the_service_makes_one() {
+fn without_a_key_the_service_generates_one() {
     let (_dir, _server, mut client) = with_pool(2);
     let mut keys = Vec::new();
     for _ in 0..2 {
         let body = json!({"namespace": "ns", "pool": "warm", "reserve_ms": 0, "ack": "durable", "affinity": "image-1"});
-        let taken = client.post("/v1/claims", &body).expect(201)["claim"].take();
-        assert_eq!(taken["state"], "active");
-        keys.push(taken["key"].as_str().unwrap().to_owned());
+        let created = client.post("/v1/claims", &body).expect(201)["claim"].take();
+        assert_eq!(created["state"], "active");
+        keys.push(created["key"].as_str().unwrap().to_owned());
     }
     assert_ne!(keys[0], keys[1]);
     assert_eq!(keys[0].len(), 36);
@@ -59,7 +62,7 @@ fn without_a_key_the_service_makes_one() {
 }
 
 #[test]
-fn a_request_may_ask_for_no_more_and_no_weaker_than_its_pool() {
+fn a_request_cannot_exceed_or_weaken_the_settings_of_its_pool() {
     let (_dir, _server, mut client) = with_pool(1);
     let ask = |client: &mut Client, name: &str, value: Value| {
         let mut body = json!({"namespace": "ns", "pool": "warm", "key": "a"});
@@ -72,7 +75,7 @@ fn a_request_may_ask_for_no_more_and_no_weaker_than_its_pool() {
 }
 
 #[test]
-fn a_batch_answers_in_order_and_a_bad_item_harms_no_other() {
+fn a_batch_is_answered_in_order_and_an_invalid_item_affects_no_other() {
     let (_dir, _server, mut client) = with_pool(4);
     let good = |key: &str| json!({"namespace": "ns", "pool": "warm", "key": key});
     let mut unknown = good("c");
@@ -155,7 +158,7 @@ fn c03_one_key_claimed_by_many_at_once_has_one_holder() {
 fn c05_retries_and_late_cleanups_change_nothing() {
     let (_dir, _server, mut client) = with_pool(1);
     let first = claim(&mut client, "a").expect(201)["claim"].take();
-    // The reply was lost: the same claim again.
+    // The reply was lost: the retry returns the same claim.
     let again = claim(&mut client, "a").expect(200)["claim"].take();
     assert_eq!((&again["fence"], &again["worker"]), (&first["fence"], &first["worker"]));
 
@@ -172,7 +175,7 @@ fn c05_retries_and_late_cleanups_change_nothing() {
     holder(&mut client, "release", &first).expect(200);
     assert_eq!(worker_of(&mut client, &first)["version"], version);
 
-    // The cleanup of the earlier holder comes when the key is held anew.
+    // The earlier holder's cleanup arrives when the key has a new claim.
     let second = claim(&mut client, "a").expect(201)["claim"].take();
     holder(&mut client, "release", &first).expect_error(409, "ABORTED", Some("fence"), None);
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"]["fence"], second["fence"]);
@@ -180,7 +183,7 @@ fn c05_retries_and_late_cleanups_change_nothing() {
 }
 
 #[test]
-fn c06_a_refused_claim_leaves_nothing_behind() {
+fn c06_a_rejected_claim_leaves_nothing_behind() {
     let (dir, server, mut client) = with_pool(1);
     let held = claim(&mut client, "held").expect(201)["claim"].take();
     let version = worker_of(&mut client, &held)["version"].clone();
@@ -197,7 +200,7 @@ fn c06_a_refused_claim_leaves_nothing_behind() {
     };
     nothing_behind(&mut client);
     assert_eq!(worker_of(&mut client, &held)["version"], version);
-    // In the store neither: also not after a power cut.
+    // The store has no claim either, even after a power cut.
     server.kill();
     let server = Server::start(dir.path());
     let mut client = server.client();
@@ -217,13 +220,13 @@ fn c07_tenants_and_namespaces_are_independent() {
         let body = json!({"namespace": namespace, "pool": "warm", "key": "k", "tenant": tenant});
         fences.push(client.post("/v1/claims", &body).expect(201)["claim"]["fence"].clone());
     }
-    // One of them goes; the others stay.
+    // One of them ends; the others stay.
     client.post("/v1/claims/ns/k:release", &json!({"fence": fences[0], "tenant": "x"})).expect(200);
     client.get("/v1/claims/ns/k?tenant=x").expect_error(404, "NOT_FOUND", None, None);
     client.get("/v1/claims/ns/k").expect_error(404, "NOT_FOUND", None, None);
     assert_eq!(client.get("/v1/claims/ns/k?tenant=y").expect(200)["claim"]["fence"], fences[1]);
     assert_eq!(client.get("/v1/claims/other/k?tenant=x").expect(200)["claim"]["fence"], fences[2]);
-    // One tenant's fence opens nothing of another's.
+    // One tenant's fence does not work for another's claim.
     client.post("/v1/claims/ns/k:release", &json!({"fence": fences[2], "tenant": "y"})).expect_error(
         409,
         "ABORTED",

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client that can also send what no good client would.
+//! Small HTTP/1.1 client that can also send what no well-behaved client would.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longest wait for one answer: a test that takes it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one response: a test that reaches it has failed.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Response {
     pub status: u16,
@@ -28,14 +28,15 @@ impl Response {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body, if the status is this one.
+    /// Returns the body, if the status is this one.
     #[track_caller]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         self.json()
     }
 
-    /// Checks that the body is `{"error":{"code","reason"?,"field"?,"message","request_id"}}` and no more, with these.
+    /// Checks that the body is exactly `{"error":{"code","reason"?,"field"?,"message","request_id"}}` with these
+    /// values.
     #[track_caller]
     pub fn expect_error(&self, status: u16, code: &str, reason: Option<&str>, field: Option<&str>) {
         let body = self.expect(status);
@@ -48,32 +49,32 @@ impl Response {
 
 #[track_caller]
 pub fn check_error(body: &Value, code: &str, reason: Option<&str>, field: Option<&str>) {
-    let words = |name: &str| body["error"][name].as_str();
-    assert_eq!((words("code"), words("reason"), words("field")), (Some(code), reason, field), "{body}");
-    assert!(words("message").is_some_and(|message| !message.is_empty() && message.len() < 1_000), "{body}");
+    let parts = |name: &str| body["error"][name].as_str();
+    assert_eq!((parts("code"), parts("reason"), parts("field")), (Some(code), reason, field), "{body}");
+    assert!(parts("message").is_some_and(|message| !message.is_empty() && message.len() < 1_000), "{body}");
     let known = ["code", "reason", "field", "message", "request_id"];
     let keys = body["error"].as_object().unwrap().keys();
     assert!(keys.clone().all(|key| known.contains(&key.as_str())), "{body}");
     assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
 }
 
-/// One connection.
+/// Connection of one HTTP/1.1 client.
 pub struct Client(BufReader<TcpStream>);
 
 impl Client {
     pub fn connect(address: SocketAddr) -> std::io::Result<Self> {
         let stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// Writes raw bytes.
+    /// Writes raw bytes to the connection.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.0.get_mut().write_all(bytes)
     }
 
-    /// True if the peer has closed and sent nothing.
+    /// Whether the peer has closed the connection and sent nothing.
     pub fn is_closed(&mut self) -> bool {
         match self.0.fill_buf() {
             Ok(bytes) => bytes.is_empty(),
@@ -81,7 +82,7 @@ impl Client {
         }
     }
 
-    /// Reads one answer.
+    /// Reads one response from the connection.
     pub fn receive(&mut self) -> std::io::Result<Response> {
         let mut line = String::new();
         let mut next = |reader: &mut BufReader<TcpStream>| -> std::io::Result<String> {
@@ -107,7 +108,7 @@ impl Client {
 
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Response {
         let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
-        // The service may refuse a body before it has read it.
+        // The service may reject a body before it has read it.
         let _ = self.send(&[head.as_bytes(), body].concat());
         self.receive().unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }

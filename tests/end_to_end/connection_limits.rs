@@ -1,4 +1,4 @@
-//! What is answered while one peer holds all the connections that it can.
+//! Responses of the service while one peer occupies all connections that it can.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -13,15 +13,15 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::client::{Client, Response};
 use crate::server::{Server, command};
 
-/// Connections that the services of these tests take.
+/// Connection limit of the services in these tests.
 const MAX: usize = 3_000;
-/// Idle connections that are opened beyond them.
+/// Number of idle connections beyond the limit.
 const BEYOND: usize = 500;
 
 /// Raises the limit of open files of this process.
-fn allow_files(wanted: u64) {
-    let allowed = rlimit::increase_nofile_limit(wanted).unwrap();
-    assert!(allowed >= wanted, "this test needs {wanted} open files, and the hard limit is {allowed}: raise it");
+fn allow_files(expected: u64) {
+    let allowed = rlimit::increase_nofile_limit(expected).unwrap();
+    assert!(allowed >= expected, "this test needs {expected} open files, and the hard limit is {allowed}: raise it");
 }
 
 fn get(address: SocketAddr, path: &str) -> std::io::Result<Response> {
@@ -30,10 +30,10 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<Response> {
     client.receive()
 }
 
-/// Waits until the service has taken so many connections of HTTP: what lies in its queue holds nothing.
+/// Waits until the service has accepted so many HTTP connections: the accept queue counts for nothing.
 fn wait_until_taken(client: &mut Client, connections: usize) {
-    let wanted = format!("\nhotpool_http_connections {connections}\n");
-    while !client.get("/metrics").text().contains(&wanted) {}
+    let expected = format!("\nhotpool_http_connections {connections}\n");
+    while !client.get("/metrics").text().contains(&expected) {}
 }
 
 fn expect_probes(address: SocketAddr) {
@@ -59,15 +59,15 @@ async fn h06_probes_answer_while_one_peer_holds_all_connections() {
         let mut health = HealthClient::new(endpoint.connect().await.unwrap());
         health.check(HealthCheckRequest::default()).await.unwrap();
     }
-    // Anything else is refused with its reason, however much of it is sent.
+    // Any other request is rejected with its reason, however much of it is sent.
     let body = json!({"items": vec![json!({"namespace": "ns", "pool": "warm"}); 9_000]});
     for mut client in [server.client(), server.client()] {
-        let refused = client.post("/v1/claims:batch", &body);
-        refused.expect_error(503, "UNAVAILABLE", Some("connections"), None);
-        assert_eq!(refused.header("connection"), Some("close"));
+        let rejected = client.post("/v1/claims:batch", &body);
+        rejected.expect_error(503, "UNAVAILABLE", Some("connections"), None);
+        assert_eq!(rejected.header("connection"), Some("close"));
         assert!(client.is_closed());
     }
-    // What holds no place among those that are served, and says nothing, is closed.
+    // Excess connections without a request are closed.
     for mut client in beyond {
         assert!(client.is_closed());
     }
@@ -77,11 +77,11 @@ async fn h06_probes_answer_while_one_peer_holds_all_connections() {
         let line = scrape.text().lines().find_map(|line| line.strip_prefix(series.as_str()).map(str::to_owned));
         line.map_or(0, |count| count.parse::<usize>().unwrap())
     };
-    let (answered, refused) = (counted(&mut first, "answered"), counted(&mut first, "refused"));
-    assert_eq!((answered, refused), (12, 2));
-    // All that came beyond is counted once, by what became of it.
+    let (answered, rejected) = (counted(&mut first, "answered"), counted(&mut first, "refused"));
+    assert_eq!((answered, rejected), (12, 2));
+    // Every excess connection is counted once, by its outcome.
     while counted(&mut first, "silent") + counted(&mut first, "displaced") < BEYOND {}
-    // A place that is given back is anybody's.
+    // A returned permit can be taken by anyone.
     drop(idle);
     while get(server.address, "/v1/pools").map_or(503, |answer| answer.status) != 200 {}
 }
@@ -96,7 +96,7 @@ fn h06_probes_answer_when_open_files_are_few() {
     limited.arg("-c").arg(format!("ulimit -n {FILES} && exec \"$0\" \"$@\"")).arg(serve.get_program());
     limited.args(serve.get_args()).stderr(File::create(dir.path().join("log")).unwrap());
     let server = Server::start_command(dir.path(), limited);
-    // More than both ports could hold together.
+    // More connections than both ports together may have.
     let resp = server.resp.unwrap();
     let _idle: Vec<Client> =
         [server.address, resp].iter().flat_map(|at| (0..FILES).map(|_| Client::connect(*at).unwrap())).collect();
@@ -107,7 +107,7 @@ fn h06_probes_answer_when_open_files_are_few() {
     assert!(log.contains("server.max_connections") && !log.contains("cannot accept a connection"), "{log}");
 }
 
-/// A probe behind which its client has sent more than is read.
+/// Probe whose client has sent more than is read.
 #[test]
 fn h06_an_excess_connection_is_answered_before_it_is_closed() {
     let dir = TempDir::new().unwrap();
@@ -119,7 +119,7 @@ fn h06_an_excess_connection_is_answered_before_it_is_closed() {
         let mut client = server.client();
         let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", rest.len());
         client.send(head.as_bytes()).unwrap();
-        // A reset would end this early, and take the answer with it.
+        // A reset would end this early, and lose the response.
         client.send(&rest).unwrap_or_else(|error| panic!("{path}: {error}"));
         assert_eq!(client.receive().unwrap_or_else(|error| panic!("{path}: {error}")).status, 200);
     }

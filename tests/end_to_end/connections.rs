@@ -6,18 +6,18 @@ use crate::server::{Server, with_pool};
 #[test]
 fn idle_connections_do_not_stop_others() {
     const IDLE: usize = 10_000;
-    let wanted = IDLE as u64 + 500;
-    let allowed = rlimit::increase_nofile_limit(wanted).unwrap();
-    assert!(allowed >= wanted, "this test needs {wanted} open files, and the hard limit is {allowed}: raise it");
+    let expected = IDLE as u64 + 500;
+    let allowed = rlimit::increase_nofile_limit(expected).unwrap();
+    assert!(allowed >= expected, "this test needs {expected} open files, and the hard limit is {allowed}: raise it");
     let (_dir, server, mut client) = with_pool(1);
     let idle: Vec<_> = (0..IDLE).map(|_| server.client()).collect();
     for i in 0..50 {
         let key = format!("k{i}");
-        let taken = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": key})).expect(201);
-        let body = json!({"fence": taken["claim"]["fence"]});
+        let created = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": key})).expect(201);
+        let body = json!({"fence": created["claim"]["fence"]});
         client.post(&format!("/v1/claims/ns/{key}:release"), &body).expect(200);
     }
-    // A newcomer is served too, and the idle ones are still there and can wake up.
+    // A new client is served too, and the idle ones can still be used.
     server.client().get("/healthz").expect(200);
     let scrape = client.get("/metrics");
     let open = scrape.text().lines().find_map(|line| line.strip_prefix("hotpool_http_connections ")).unwrap();
@@ -28,7 +28,7 @@ fn idle_connections_do_not_stop_others() {
 }
 
 #[test]
-fn a_connection_too_many_is_refused_closed_and_counted() {
+fn an_excess_connection_is_rejected_closed_and_counted() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "3")]);
     let mut held: Vec<_> = (0..3).map(|_| server.client()).collect();
@@ -43,7 +43,7 @@ fn a_connection_too_many_is_refused_closed_and_counted() {
         assert!(client.is_closed());
     }
     while !held[0].get("/metrics").text().contains("hotpool_http_connections_refused_total 2\n") {}
-    // A place that is given back can be taken.
+    // A returned permit can be taken.
     held.pop();
     loop {
         let answer = server.client().get("/v1/pools");
@@ -55,7 +55,7 @@ fn a_connection_too_many_is_refused_closed_and_counted() {
 }
 
 #[test]
-fn half_a_request_holds_nobody_else() {
+fn half_a_request_blocks_no_other() {
     let (_dir, server, mut good) = with_pool(1);
     let halves: [&[u8]; 5] = [
         b"",
@@ -70,13 +70,13 @@ fn half_a_request_holds_nobody_else() {
         client.send(half).unwrap();
         waiting.push(client);
     }
-    let taken = good.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
-    // The client of the half body goes away: it claimed nothing.
+    let created = good.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
+    // The client with half a body disconnects: it claimed nothing.
     drop(waiting.pop());
     let claims = good.get("/v1/claims").expect(200)["items"].take();
     assert_eq!(claims.as_array().unwrap().len(), 1);
-    assert_eq!(claims[0]["fence"], taken["claim"]["fence"]);
-    // The half head goes on where it stopped.
+    assert_eq!(claims[0]["fence"], created["claim"]["fence"]);
+    // The half head continues where it stopped.
     let mut slow = waiting.pop().unwrap();
     let body = r#"{"namespace":"ns","pool":"warm","key":"a"}"#;
     slow.send(format!("ngth: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
@@ -84,7 +84,7 @@ fn half_a_request_holds_nobody_else() {
 }
 
 #[test]
-fn a_body_that_never_comes_is_504() {
+fn a_body_that_never_arrives_is_504() {
     let dir = TempDir::new().unwrap();
     let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &[], &waits);

@@ -1,4 +1,4 @@
-//! H03: what the service keeps is readable by its owner alone.
+//! H03: data of the service is readable by its owner alone.
 
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -18,7 +18,7 @@ fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Mode of everything in a directory, by name.
+/// Returns the modes of everything in a directory, by name.
 fn modes(dir: &Path) -> Vec<(String, u32)> {
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
     let mut modes: Vec<_> =
@@ -33,13 +33,13 @@ fn is_private(dir: &Path, names: &[&str]) {
     assert_eq!((mode(dir), modes(dir)), (0o700, expected), "{:o}: {:?}", mode(dir), modes(dir));
 }
 
-/// Lines of the log that warn of a directory or file that others can read.
+/// Returns the log lines that warn of a directory or file that others can read.
 fn warnings(dir: &Path) -> Vec<String> {
     let log = std::fs::read_to_string(dir.join("log")).unwrap();
     log.lines().filter(|line| line.contains("can be read")).map(ToOwned::to_owned).collect()
 }
 
-/// A data directory as earlier versions left it, with everything in it open to all.
+/// Creates a data directory as earlier versions left it, with everything in it open to all.
 fn wide(dir: &Path) {
     let data = dir.join("data");
     assert_eq!(Server::start(dir).stop().code(), Some(0));
@@ -59,7 +59,7 @@ fn h03_data_is_readable_by_its_owner_alone_whatever_the_umask() {
         let data = dir.path().join("data");
         is_private(&data, &["hotpool.redb", "lock"]);
         assert_eq!(server.stop().code(), Some(0));
-        // A file that was set aside is written anew.
+        // A file that was set aside is written again.
         std::fs::rename(data.join("hotpool.redb"), data.join("hotpool.redb.unsynced")).unwrap();
         set_mode(&data.join("hotpool.redb.unsynced"), 0o644);
         let under = through_sh(&format!("umask {umask}"), &command(dir.path(), &[], &[]), dir.path());
@@ -71,7 +71,7 @@ fn h03_data_is_readable_by_its_owner_alone_whatever_the_umask() {
 }
 
 #[test]
-fn h03_the_directory_beside_a_redis_store_as_well() {
+fn h03_the_directory_of_a_redis_store_is_restricted_too() {
     let dir = TempDir::new().unwrap();
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (address, nowhere) = (free().to_string(), format!("redis://{}", free()));
@@ -87,7 +87,7 @@ fn h03_the_directory_beside_a_redis_store_as_well() {
 }
 
 #[test]
-fn h03_a_wider_directory_is_narrowed_if_all_in_it_is_the_services_own() {
+fn h03_an_open_directory_is_restricted_if_it_has_only_the_services_files() {
     let dir = TempDir::new().unwrap();
     wide(dir.path());
     let server = Server::start(dir.path());
@@ -97,7 +97,7 @@ fn h03_a_wider_directory_is_narrowed_if_all_in_it_is_the_services_own() {
 }
 
 #[test]
-fn h03_a_directory_that_holds_more_is_left_as_it_is_and_warned_about_once() {
+fn h03_a_directory_with_other_files_is_unchanged_and_warned_about_once() {
     let dir = TempDir::new().unwrap();
     let data = dir.path().join("data");
     wide(dir.path());
@@ -129,7 +129,7 @@ fn h03_a_link_to_the_directory_is_followed_and_one_in_it_is_not() {
 }
 
 #[test]
-fn h03_a_directory_of_somebody_else_is_left_as_it_is() {
+fn h03_a_directory_of_another_user_is_unchanged() {
     let dir = TempDir::new().unwrap();
     wide(dir.path());
     let data = dir.path().join("data");

@@ -1,4 +1,4 @@
-//! `[[pools]]` of the configuration, with the binary.
+//! Pools in `[[pools]]` of the configuration, with the binary.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -8,18 +8,18 @@ use tempfile::TempDir;
 
 use crate::server::{Running, Server, command};
 
-/// Writes the configuration; its path.
+/// Writes the configuration and returns its path.
 fn declare(dir: &Path, text: &str) -> String {
     let path = dir.join("hotpool.toml");
     std::fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-/// Runs a service that must not start; its exit code and what it wrote to stderr.
+/// Runs a service that must not start, and returns its exit code and stderr.
 #[track_caller]
-fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+fn rejected(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut child = Running(command(dir, arguments, environment).spawn().unwrap());
-    // One that starts would run for ever: its first word is enough to fail.
+    // A service that starts would run forever: its first output is enough to fail.
     let started = child.0.stdout.take().unwrap().read(&mut [0; 1]).unwrap();
     assert_eq!(started, 0, "it started");
     (child.0.wait().unwrap().code(), std::fs::read_to_string(dir.join("log")).unwrap())
@@ -28,7 +28,7 @@ fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Opt
 const WARM: &str = "[[pools]]\nname = \"demo/warm\"\nshards = 2\nlabels = { tier = \"gold\" }\n";
 
 #[test]
-fn declared_pools_are_there_when_the_service_is_ready() {
+fn declared_pools_exist_when_the_service_is_ready() {
     let dir = TempDir::new().unwrap();
     let file = declare(dir.path(), &format!("{WARM}[[pools]]\nname = \"demo/cold\"\nack = \"memory\"\n"));
     let server = Server::start_with(dir.path(), &["--config", &file], &[]);
@@ -44,7 +44,7 @@ fn declared_pools_are_there_when_the_service_is_ready() {
     client.put("/v1/pools/demo/warm", &json!({"shards": 2, "reserve_ms": 7})).expect(200);
     assert_eq!(server.stop().code(), Some(0));
 
-    // What was changed over the API is as declared again; what is declared no more stays; workers stay.
+    // Changes over the API are reset to the declaration; undeclared pools stay; workers stay.
     let file = declare(dir.path(), WARM);
     let server = Server::start_with(dir.path(), &["--config", &file], &[]);
     let mut client = server.client();
@@ -54,7 +54,7 @@ fn declared_pools_are_there_when_the_service_is_ready() {
 }
 
 #[test]
-fn a_shared_pool_is_declared_with_all_that_it_says() {
+fn a_shared_pool_is_declared_with_all_its_fields() {
     let dir = TempDir::new().unwrap();
     let kinds = "[[pools.typical_requests]]\nweight = 3\ngpu = { models = [\"a100\"], milli = 500 }\n";
     let text = format!(
@@ -75,37 +75,37 @@ fn a_shared_pool_is_declared_with_all_that_it_says() {
 }
 
 #[test]
-fn a_declaration_that_can_never_be_stops_the_start() {
+fn an_impossible_declaration_fails_the_start() {
     let dir = TempDir::new().unwrap();
     let file = declare(dir.path(), WARM);
     assert_eq!(Server::start_with(dir.path(), &["--config", &file], &[]).stop().code(), Some(0));
     let other = declare(dir.path(), "[[pools]]\nname = \"demo/new\"\n[[pools]]\nname = \"demo/warm\"\nshards = 4\n");
-    let (code, said) = refused(dir.path(), &["--config", &other], &[]);
-    assert_eq!(code, Some(1), "{said}");
-    let words =
-        "cannot set up the pool demo/warm of the configuration: shards of a pool must not change: it has 2, got 4";
-    assert!(said.contains(words), "{said}");
-    // The store is as good as before.
+    let (code, output) = rejected(dir.path(), &["--config", &other], &[]);
+    assert_eq!(code, Some(1), "{output}");
+    let parts =
+        "cannot create the pool demo/warm of the configuration: shards of a pool must not change: it has 2, got 4";
+    assert!(output.contains(parts), "{output}");
+    // The store is still intact.
     let file = declare(dir.path(), WARM);
     let server = Server::start_with(dir.path(), &["--config", &file], &[]);
     assert_eq!(server.client().get("/v1/pools/demo/warm").expect(200)["pool"]["spec"]["shards"], 2);
 }
 
 #[test]
-fn a_wrong_declaration_is_64_before_anything_is_touched() {
+fn an_invalid_declaration_exits_with_64_before_any_change() {
     let dir = TempDir::new().unwrap();
     let file = declare(dir.path(), "[[pools]]\nname = \"demo/warm\"\nshards = 3\n[sever]\n");
-    let (code, said) = refused(dir.path(), &["--config", &file], &[]);
-    assert_eq!((code, said.lines().count()), (Some(64), 2), "{said}");
+    let (code, output) = rejected(dir.path(), &["--config", &file], &[]);
+    assert_eq!((code, output.lines().count()), (Some(64), 2), "{output}");
     assert!(
-        said.contains("pools[0].shards: must be a power of two") && said.contains("sever: unknown field"),
-        "{said}"
+        output.contains("pools[0].shards: must be a power of two") && output.contains("sever: unknown field"),
+        "{output}"
     );
     assert!(!dir.path().join("data").exists());
 }
 
 #[test]
-fn logs_are_json_when_said_and_what_is_logged_is_rust_logs() {
+fn logs_are_json_on_request_and_filtered_by_rust_log() {
     let dir = TempDir::new().unwrap();
     assert_eq!(Server::start_with(dir.path(), &["--log", "json"], &[("RUST_LOG", "info")]).stop().code(), Some(0));
     let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
@@ -113,6 +113,6 @@ fn logs_are_json_when_said_and_what_is_logged_is_rust_logs() {
     assert!(lines.iter().any(|line| line["fields"]["message"] == "SIGTERM: stopping"), "{log}");
     assert_eq!(Server::start_with(dir.path(), &["--log", "text"], &[("RUST_LOG", "off")]).stop().code(), Some(0));
     assert_eq!(std::fs::read_to_string(dir.path().join("log")).unwrap(), "");
-    let (code, said) = refused(dir.path(), &[], &[("RUST_LOG", "info,=")]);
-    assert!(code == Some(64) && said.contains("RUST_LOG: "), "{said}");
+    let (code, output) = rejected(dir.path(), &[], &[("RUST_LOG", "info,=")]);
+    assert!(code == Some(64) && output.contains("RUST_LOG: "), "{output}");
 }

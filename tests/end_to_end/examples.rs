@@ -1,9 +1,10 @@
-//! The examples of docs/API.md and the tour of README.md, carried out on a running service.
+//! Examples of docs/API.md and the tour of README.md, run against a service.
 //!
-//! Every `http` block of API.md is a request, in order, all to one service, and the `json` block behind it is the answer.
-//! An `http waits` block is a request that is not answered before others were made; `json waits` is the answer of the first such.
-//! What differs from run to run, fences and times, is compared by where it stands: a fence is the same wherever the page
-//! has the same. With `HOTPOOL_BLESS=1` the answers, and the fences in the requests, are taken anew.
+//! Every `http` block of API.md is a request, in order, all to one service, and the `json` block after it is the
+//! response. An `http waits` block is a request that is answered only after later ones; `json waits` is the response to
+//! the first such. Values that differ in every run, fences and times, are compared by position: a fence is the same
+//! wherever the page has the same. With `HOTPOOL_BLESS=1` the responses, and the fences in the requests, are recorded
+//! anew.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::server::{Server, fresh};
 
-/// Fields whose value is another in every run.
+/// Fields whose value differs in every run.
 const VOLATILE: [&str; 8] =
     ["expires_at_ms", "created_at_ms", "activated_at_ms", "lag_ms", "waited_ms", "left_ms", "oldest_ms", "estimate_ms"];
 
@@ -26,7 +27,7 @@ fn page(name: &str) -> (PathBuf, String) {
     (path, text)
 }
 
-/// A fenced block: its kind, the number of its first line, its lines.
+/// Fenced block: its kind, the number of its first line, its lines.
 struct Block<'a> {
     kind: &'a str,
     line: usize,
@@ -47,12 +48,12 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
     blocks
 }
 
-/// Fences of the page and those that stand for them in this run.
+/// Fences of the page, each with its fence in this run.
 #[derive(Default)]
 struct Fences(BTreeMap<u64, u64>);
 
 impl Fences {
-    /// Puts this run's in their place.
+    /// Replaces the page's fences by those of this run.
     fn translate(&self, value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -68,43 +69,49 @@ impl Fences {
         }
     }
 
-    /// Compares what the page says with what was answered; where it differs.
-    fn compare(&mut self, said: &Value, got: &Value, path: &str) -> Vec<String> {
+    /// Compares a response of the page with the actual one, and returns the differences.
+    fn compare(&mut self, text_output: &Value, got: &Value, path: &str) -> Vec<String> {
         let name = path.rsplit('.').next().unwrap_or_default();
-        match (said, got) {
-            (Value::Object(said), Value::Object(got)) => {
-                let names: std::collections::BTreeSet<_> = said.keys().chain(got.keys()).collect();
+        match (text_output, got) {
+            (Value::Object(text_output), Value::Object(got)) => {
+                let names: std::collections::BTreeSet<_> = text_output.keys().chain(got.keys()).collect();
                 let mut wrong = Vec::new();
                 for name in names {
                     let path = format!("{path}.{name}");
-                    match (said.get(name), got.get(name)) {
-                        (Some(said), Some(got)) => wrong.extend(self.compare(said, got, &path)),
+                    match (text_output.get(name), got.get(name)) {
+                        (Some(text_output), Some(got)) => wrong.extend(self.compare(text_output, got, &path)),
                         (Some(_), None) => wrong.push(format!("{path} is not answered")),
                         (None, _) => wrong.push(format!("{path} is not on the page")),
                     }
                 }
                 wrong
             }
-            (Value::Array(said), Value::Array(got)) if said.len() == got.len() => {
-                let pairs = said.iter().zip(got).enumerate();
-                pairs.flat_map(|(at, (said, got))| self.compare(said, got, &format!("{path}[{at}]"))).collect()
+            (Value::Array(text_output), Value::Array(got)) if text_output.len() == got.len() => {
+                let pairs = text_output.iter().zip(got).enumerate();
+                pairs
+                    .flat_map(|(at, (text_output, got))| self.compare(text_output, got, &format!("{path}[{at}]")))
+                    .collect()
             }
-            // That of a pool is drawn where fences are; that of a worker counts.
-            (Value::Number(said), Value::Number(got))
-                if name == "fence" || name == "version" && said.as_u64() > Some(1 << 40) =>
+            // The version of a pool is drawn like a fence; that of a worker is a count.
+            (Value::Number(text_output), Value::Number(got))
+                if name == "fence" || name == "version" && text_output.as_u64() > Some(1 << 40) =>
             {
-                let (said, got) = (said.as_u64().unwrap(), got.as_u64().unwrap());
-                let stands_for = *self.0.entry(said).or_insert(got);
-                if stands_for == got { Vec::new() } else { vec![format!("{path} is not the fence {said} of before")] }
+                let (text_output, got) = (text_output.as_u64().unwrap(), got.as_u64().unwrap());
+                let stands_for = *self.0.entry(text_output).or_insert(got);
+                if stands_for == got {
+                    Vec::new()
+                } else {
+                    vec![format!("{path} is not the fence {text_output} of before")]
+                }
             }
             (Value::Number(_), Value::Number(_)) if VOLATILE.contains(&name) => Vec::new(),
-            (said, got) if said == got => Vec::new(),
-            (said, got) => vec![format!("{path} is {said} on the page and {got} here")],
+            (text_output, got) if text_output == got => Vec::new(),
+            (text_output, got) => vec![format!("{path} is {text_output} on the page and {got} here")],
         }
     }
 }
 
-/// A request as it is sent.
+/// Request of an example, as it is sent.
 struct Ask {
     method: String,
     path: String,
@@ -128,16 +135,16 @@ impl Ask {
     fn send(&self, client: &mut Client) -> String {
         let body = if self.body.is_null() { String::new() } else { self.body.to_string() };
         let answer = client.request(&self.method, &self.path, body.as_bytes());
-        let mut said = answer.text().to_owned();
-        assert_eq!(answer.status >= 400, said.starts_with(r#"{"error""#), "line {}: {said}", self.line);
-        // The page leaves it out of its errors: it is another one in every answer.
+        let mut text_output = answer.text().to_owned();
+        assert_eq!(answer.status >= 400, text_output.starts_with(r#"{"error""#), "line {}: {text_output}", self.line);
+        // The page omits it from its errors, because it differs in every response.
         if let Some(id) = answer.header("x-request-id") {
-            said = said.replace(&format!(r#","request_id":"{id}""#), "");
+            text_output = text_output.replace(&format!(r#","request_id":"{id}""#), "");
         }
-        said
+        text_output
     }
 
-    /// Sends a claim that waits from then on.
+    /// Sends a claim that stays queued.
     fn begin(self, server: &Server) -> JoinHandle<String> {
         let word = |name: &str| self.body[name].as_str().expect("a claim").to_owned();
         let path = format!("/v1/claims/{}/{}", word("namespace"), word("key"));
@@ -151,7 +158,7 @@ impl Ask {
 }
 
 #[test]
-fn the_examples_of_the_api_page_are_what_the_service_says() {
+fn the_examples_of_the_api_page_match_the_service() {
     let bless = std::env::var_os("HOTPOOL_BLESS").is_some_and(|bless| bless == "1");
     let (path, text) = page("docs/API.md");
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -181,14 +188,14 @@ fn the_examples_of_the_api_page_are_what_the_service_says() {
             other => panic!("line {}: {other} without a request", block.line),
         };
         assert_eq!(answer.lines.len(), 1, "line {}: an answer is one line", answer.line);
-        let said =
+        let text_output =
             serde_json::from_str(answer.lines[0]).unwrap_or_else(|error| panic!("line {}: {error}", answer.line));
-        let differs = fences.compare(&said, &serde_json::from_str(&got).unwrap(), "");
+        let differs = fences.compare(&text_output, &serde_json::from_str(&got).unwrap(), "");
         wrong.extend(differs.into_iter().map(|what| format!("line {}: {what}", answer.line + 1)));
         lines[answer.line].clone_from(&got);
         for at in (request.line..).take(request.lines.len()) {
-            for (said, got) in &fences.0 {
-                lines[at] = lines[at].replace(&said.to_string(), &got.to_string());
+            for (text_output, got) in &fences.0 {
+                lines[at] = lines[at].replace(&text_output.to_string(), &got.to_string());
             }
         }
     }
@@ -203,7 +210,7 @@ fn the_examples_of_the_api_page_are_what_the_service_says() {
     }
 }
 
-/// What `redis-cli` shows for one command, typed as a person would.
+/// Returns the output of `redis-cli` for one command, typed as a person would.
 fn redis_cli(port: u16, command: &str) -> String {
     let mut cli = Command::new("redis-cli");
     cli.args(["--no-raw", "-p", &port.to_string()]).args(command.split(' ')).stdin(Stdio::null());
@@ -211,13 +218,13 @@ fn redis_cli(port: u16, command: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
-/// Numbers of a text that differ from run to run: fences and times.
+/// Returns the numbers of a text that differ in every run: fences and times.
 fn numbers(text: &str) -> Vec<u64> {
     text.split(|c: char| !c.is_ascii_digit()).filter(|word| word.len() > 12).map(|word| word.parse().unwrap()).collect()
 }
 
 #[test]
-fn the_session_of_the_api_page_goes_as_redis_cli_shows_it() {
+fn the_redis_cli_session_of_the_api_page_is_current() {
     let bless = std::env::var_os("HOTPOOL_BLESS").is_some_and(|bless| bless == "1");
     let (path, text) = page("docs/API.md");
     let dir = TempDir::new().unwrap();
@@ -225,7 +232,7 @@ fn the_session_of_the_api_page_goes_as_redis_cli_shows_it() {
     server.client().put("/v1/pools/demo/resp", &serde_json::json!({"ack": "memory"})).expect(201);
     let port = server.resp.unwrap().port();
     let mut session = String::new();
-    let (mut said, mut wrong, mut fences) = (String::new(), Vec::new(), BTreeMap::new());
+    let (mut text_output, mut wrong, mut fences) = (String::new(), Vec::new(), BTreeMap::new());
     let blocks: Vec<_> = blocks(&text).into_iter().filter(|block| block.kind == "resp").collect();
     let [block] = &*blocks else { panic!("one session") };
     let mut lines = block.lines.iter().peekable();
@@ -243,17 +250,17 @@ fn the_session_of_the_api_page_goes_as_redis_cli_shows_it() {
         };
         let command = translate(command, &fences);
         let got = redis_cli(port, &command);
-        for (said, got) in numbers(&shown).into_iter().zip(numbers(&got)) {
-            fences.entry(said).or_insert(got);
+        for (text_output, got) in numbers(&shown).into_iter().zip(numbers(&got)) {
+            fences.entry(text_output).or_insert(got);
         }
         if translate(&shown, &fences) != got {
             wrong.push(format!("{command}:\n{shown}\non the page, and here\n{got}"));
         }
         session += &format!("> {command}\n{got}\n");
-        said += &format!("{line}\n{shown}\n");
+        text_output += &format!("{line}\n{shown}\n");
     }
     if bless {
-        std::fs::write(path, text.replace(&said, &session)).unwrap();
+        std::fs::write(path, text.replace(&text_output, &session)).unwrap();
     } else {
         assert!(
             wrong.is_empty(),
@@ -262,7 +269,7 @@ fn the_session_of_the_api_page_goes_as_redis_cli_shows_it() {
     }
 }
 
-/// Where traces lie, if they do.
+/// Returns the directory of traces.
 fn traces() -> PathBuf {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/traces");
     std::env::var_os("HOTPOOL_TRACES").map_or_else(beside, PathBuf::from)
@@ -272,14 +279,15 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// The harness is another package of the workspace, and its program lies beside the service's: `cargo build --bins` makes both.
+/// Path of the load harness: it is another package of the workspace, and its binary lies next to the service's: `cargo
+/// build --bins` builds both.
 fn harness() -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_hotpool")).with_file_name("hotpool-load");
     assert!(program.exists(), "{} is not built; run cargo build --bins", program.display());
     program
 }
 
-/// Runs a block of commands; what it wrote to stdout.
+/// Runs a block of commands and returns its stdout.
 fn shell(dir: &Path, server: &Server, block: &Block<'_>, line: usize) -> String {
     let address = server.address.to_string();
     let script = block.lines.join("\n");
@@ -303,7 +311,7 @@ fn shell(dir: &Path, server: &Server, block: &Block<'_>, line: usize) -> String 
 }
 
 #[test]
-fn the_tour_of_the_readme_goes_as_it_says() {
+fn the_tour_of_the_readme_works() {
     let (_, text) = page("README.md");
     let (before, tour) = text.split_once("\n## Five minutes\n").expect("README.md has a section `## Five minutes`");
     let tour = tour.split("\n## ").next().unwrap_or_default();
@@ -321,18 +329,18 @@ fn the_tour_of_the_readme_goes_as_it_says() {
                 ran += block.lines.len();
             }
             "json" => {
-                // Answers of several commands follow each other without a line between them.
+                // Responses of several commands follow each other without a line between them.
                 let got =
                     serde_json::Deserializer::from_str(&last).into_iter::<Value>().last().expect("an answer").unwrap();
-                let said = serde_json::from_str(block.lines[0]).unwrap();
-                let wrong = fences.compare(&said, &got, "");
+                let text_output = serde_json::from_str(block.lines[0]).unwrap();
+                let wrong = fences.compare(&text_output, &got, "");
                 assert!(wrong.is_empty(), "README.md, line {line}: {wrong:#?}");
             }
             other => panic!("README.md, line {line}: what is {other:?}?"),
         }
     }
     assert!(ran >= 15, "commands were found: {ran}");
-    // What it did is there, and what it gave back is free.
+    // The effects are visible, and the released claims are gone.
     assert_eq!(client.get("/v1/pools/demo/batch").expect(200)["pool"]["workers"]["total"], 10);
     assert_eq!(client.get("/v1/claims").expect(200)["items"], serde_json::json!([]));
 }

@@ -1,4 +1,4 @@
-//! What a claim would get, over HTTP, gRPC and as a command.
+//! Explanations of claims over HTTP, over gRPC and as a command.
 
 use hotpool::api::grpc::proto;
 use serde_json::{Value, json};
@@ -34,10 +34,10 @@ fn explain(client: &mut Client, more: &Value) -> Value {
 }
 
 #[test]
-fn p02_a_claim_is_explained_and_not_made() {
+fn p02_a_claim_is_explained_without_being_created() {
     let (_dir, _server, mut client) = ready();
     let two = json!({"pool": "gpu", "key": "b", "resources": {"gpu": {"count": 2}}});
-    let refused = json!({
+    let rejected = json!({
         "outcome": "refused",
         "error": {
             "code": "RESOURCE_EXHAUSTED", "reason": "pool_exhausted",
@@ -49,9 +49,9 @@ fn p02_a_claim_is_explained_and_not_made() {
             "most_free": {"cpu_milli": 8000, "gpu": 1, "gpu_milli": 1000},
         }],
     });
-    assert_eq!(explain(&mut client, &two), refused);
+    assert_eq!(explain(&mut client, &two), rejected);
     client.get("/v1/claims/ns/b").expect_error(404, "NOT_FOUND", None, None);
-    // Without a key as well; what it says is what the claim gets.
+    // Works without a key as well, and predicts what the claim gets.
     let list = json!({"pools": ["gpu", "cpu"], "resources": {"cpu_milli": 4000}, "selector": "!zone", "node": {"preferred": ["n1"]}});
     let placed = explain(&mut client, &list);
     assert_eq!(
@@ -68,7 +68,7 @@ fn p02_a_claim_is_explained_and_not_made() {
         (&json!("unsatisfiable"), &json!(1))
     );
     assert_eq!(explain(&mut client, &json!({"pool": "cpu", "class": "x"}))["error"]["reason"], "no_eligible_pool");
-    // What is wrong with the request itself is refused as a claim is.
+    // An invalid request is rejected like an invalid claim.
     for (body, field) in [
         (json!({}), "namespace"),
         (json!({"namespace": "ns"}), "pool"),
@@ -98,20 +98,20 @@ async fn p02_grpc_explains_the_same() {
         };
         proto::ExplainClaimRequest { claim: Some(claim) }
     };
-    let said = link.claims.explain_claim(ask("gpu", 2)).await.unwrap().into_inner();
-    let Some(Outcome::Error(error)) = said.outcome else { panic!("{said:?}") };
+    let response = link.claims.explain_claim(ask("gpu", 2)).await.unwrap().into_inner();
+    let Some(Outcome::Error(error)) = response.outcome else { panic!("{response:?}") };
     assert_eq!(error.reason(), proto::Reason::PoolExhausted);
-    let survey = &said.pools[0];
+    let survey = &response.pools[0];
     let counted: Vec<_> = survey.ruled_out.iter().map(|out| (out.by(), out.workers)).collect();
     assert_eq!(counted, [(proto::RuledOutBy::Cordoned, 1), (proto::RuledOutBy::Gpu, 1)]);
     assert_eq!((survey.workers, survey.fits, survey.nearest[0].text.as_str()), (2, 0, "short by 1 GPU on g1"));
     assert_eq!(survey.most_free.unwrap().gpu, 1);
-    let said = link.claims.explain_claim(ask("gpu", 1)).await.unwrap().into_inner();
-    let Some(Outcome::WouldTake(would)) = said.outcome else { panic!("{said:?}") };
+    let response = link.claims.explain_claim(ask("gpu", 1)).await.unwrap().into_inner();
+    let Some(Outcome::WouldTake(would)) = response.outcome else { panic!("{response:?}") };
     assert_eq!((would.pool.as_str(), would.worker.as_str(), would.node()), ("gpu", "g1", "n1"));
     let missing = link.claims.explain_claim(proto::ExplainClaimRequest { claim: None }).await;
     crate::grpc::link::expect(missing, tonic::Code::InvalidArgument, None, Some("claim"));
-    // Each reason has its word under its number.
+    // The number of each reason has its name.
     for (at, why) in hotpool::model::FilterReason::ALL.into_iter().enumerate() {
         let by = proto::RuledOutBy::try_from(at as i32 + 1).unwrap();
         assert_eq!(by.as_str_name(), format!("RULED_OUT_BY_{}", why.as_str().to_uppercase()));
@@ -119,17 +119,17 @@ async fn p02_grpc_explains_the_same() {
 }
 
 #[test]
-fn the_command_explains_and_its_code_says_whether() {
+fn the_command_explains_and_its_exit_code_is_the_outcome() {
     let (_dir, server, _client) = ready();
     let placed = server.cli("explain ns/gpu --cpu-milli 1000 --gpu a100:1:500");
-    placed.good();
+    placed.stdout();
     assert_eq!(placed.row("outcome")[1..].join(" "), "placed: worker g1 of gpu on node n1");
-    let refused = server.cli("explain ns/gpu --gpu a100:2");
-    assert_eq!((refused.code, refused.err.as_str()), (Some(3), ""), "{refused:?}");
-    assert!(refused.out.contains("(RESOURCE_EXHAUSTED, pool_exhausted)"), "{refused:?}");
-    assert_eq!(refused.row("ruled")[2..].join(" "), "cordoned 1, gpu 1");
-    assert_eq!(refused.row("nearest")[1..].join(" "), "short by 1 GPU on g1 (node n1)");
-    assert_eq!(refused.row("most")[2..].join(" "), "cpu 8, gpu 1");
+    let rejected = server.cli("explain ns/gpu --gpu a100:2");
+    assert_eq!((rejected.code, rejected.err.as_str()), (Some(3), ""), "{rejected:?}");
+    assert!(rejected.out.contains("(RESOURCE_EXHAUSTED, pool_exhausted)"), "{rejected:?}");
+    assert_eq!(rejected.row("ruled")[2..].join(" "), "cordoned 1, gpu 1");
+    assert_eq!(rejected.row("nearest")[1..].join(" "), "short by 1 GPU on g1 (node n1)");
+    assert_eq!(rejected.row("most")[2..].join(" "), "cpu 8, gpu 1");
     let json = server.cli("explain ns/gpu ns/cpu --cpu-milli 4000 -o json").json();
     assert_eq!((&json["outcome"], json["pools"].as_array().unwrap().len()), (&json!("placed"), 2));
     server.cli("explain ns/none").failed(4, &["pool not found"]);

@@ -1,4 +1,4 @@
-//! What somebody meets who runs the service for the first time.
+//! First steps with the service: messages, help and documented examples.
 
 use std::fmt;
 use std::io::Read as _;
@@ -13,14 +13,14 @@ use tempfile::TempDir;
 use crate::client::{Client, Response};
 use crate::server::{Running, Server, command, fresh};
 
-/// A get with an `Accept` header.
+/// Sends a GET with an `Accept` header.
 fn accepting(client: &mut Client, path: &str, accept: &str) -> Response {
     client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n").as_bytes()).unwrap();
     client.receive().unwrap()
 }
 
 #[test]
-fn the_root_leads_to_the_viewer() {
+fn the_root_redirects_to_the_viewer() {
     let (_dir, server, mut client) = fresh();
     let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
     let page = accepting(&mut client, "/", browser);
@@ -44,7 +44,7 @@ fn the_root_leads_to_the_viewer() {
     drop(server);
 }
 
-/// A JSON object whose fields stay in their order.
+/// JSON object whose fields keep their order.
 struct InOrder<T>(Vec<(String, T)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
@@ -76,7 +76,7 @@ struct Document {
     components: Value,
 }
 
-/// An operation as "Try it out" sends it.
+/// Operation as "Try it out" sends it.
 struct Example {
     id: String,
     method: String,
@@ -107,7 +107,7 @@ fn example(method: &str, path: &str, operation: &Value, document: &Document) -> 
     Example { id, method: method.to_uppercase(), path, body }
 }
 
-/// All operations: section by section as the viewer shows them, and the deletions last, the last section first.
+/// Returns all operations: section by section as the viewer shows them, the deletions last, the last section first.
 fn in_documented_order(document: &Document) -> Vec<Example> {
     let mut all = Vec::new();
     for tag in &document.tags {
@@ -123,7 +123,7 @@ fn in_documented_order(document: &Document) -> Vec<Example> {
 }
 
 #[test]
-fn every_example_of_the_description_works_as_it_stands() {
+fn every_example_of_the_description_works_unchanged() {
     let (_dir, server, mut client) = fresh();
     let answer = client.get("/v1/openapi.json");
     let document: Document = serde_json::from_str(answer.text()).unwrap();
@@ -131,17 +131,18 @@ fn every_example_of_the_description_works_as_it_stands() {
     let described: usize =
         answer.json()["paths"].as_object().unwrap().values().map(|item| item.as_object().unwrap().len()).sum();
     assert_eq!(examples.len(), described);
-    // Twice: what a person tries again still works, but that it is new. The last claim is released the second time.
+    // Twice: a repeated example still works, except that it creates nothing. The last claim is released the second
+    // time.
     let mut fence = Value::Null;
     for round in 0..2 {
         for Example { id, method, path, body } in &examples {
             let mut body = body.clone().unwrap_or_default();
-            // As the viewer does: the example's fence stands for that of the claim that was taken last.
+            // Like the viewer: the example's fence stands for that of the latest claim.
             if body.get("fence").is_some() {
                 body["fence"] = fence.clone();
             }
             if id == "watchPool" {
-                // It does not end by itself.
+                // The stream does not end by itself.
                 let answered = first_bytes(server.address, path);
                 assert!(answered.starts_with("HTTP/1.1 200"), "{id}: {answered}");
                 continue;
@@ -173,7 +174,7 @@ fn first_bytes(address: SocketAddr, path: &str) -> String {
 }
 
 #[test]
-fn the_address_may_stand_before_the_command() {
+fn the_address_may_precede_the_command() {
     let (_dir, server, mut client) = fresh();
     client.put("/v1/pools/ns/warm", &json!({})).expect(201);
     let address = server.address.to_string();
@@ -181,18 +182,18 @@ fn the_address_may_stand_before_the_command() {
         let mut command = crate::cli::command(arguments);
         crate::cli::run(command.env("HOTPOOL_ADDR", "127.0.0.1:1"), "")
     };
-    assert!(run(&["--addr", &address, "pools", "ls"]).good().contains("ns/warm"));
-    assert!(run(&["pools", "--addr", &address, "ls"]).good().contains("ns/warm"));
+    assert!(run(&["--addr", &address, "pools", "ls"]).stdout().contains("ns/warm"));
+    assert!(run(&["pools", "--addr", &address, "ls"]).stdout().contains("ns/warm"));
     assert!(run(&["--addr", &address, "-o", "json", "--timeout-ms", "9000", "pools", "ls"]).json()["items"].is_array());
     assert!(run(&["-o", "table", "--addr", &address, "pools", "ls", "-o", "json"]).json()["items"].is_array());
-    // What stands behind the command is nearer to it.
-    assert!(run(&["--addr", "127.0.0.1:2", "status", "--addr", &address]).good().contains("is ready"));
+    // An option after the command takes precedence.
+    assert!(run(&["--addr", "127.0.0.1:2", "status", "--addr", &address]).stdout().contains("is ready"));
     run(&["--addr", "h:x", "pools", "ls"]).failed(64, &["must be http://HOST:PORT"]);
     run(&["--addr", &address, "serve"]).failed(64, &["--addr"]);
     run(&["--timeout-ms", "9", "completions", "bash"]).failed(64, &["--timeout-ms"]);
     run(&["--addr", &address, "store", "inspect", "redb:/nowhere"]).failed(64, &["--addr"]);
     run(&["-o", "json", "store", "inspect", "redb:/nowhere"]).failed(1, &["{\"error\":"]);
-    // Looking makes nothing.
+    // Read-only commands create nothing.
     let empty = TempDir::new().unwrap();
     let url = format!("redb:{}", empty.path().display());
     run(&["store", "inspect", &url]).failed(1, &["there is no store in this directory"]);
@@ -200,11 +201,11 @@ fn the_address_may_stand_before_the_command() {
 }
 
 #[test]
-fn a_release_of_what_is_not_held_says_so() {
+fn a_release_without_a_claim_reports_it() {
     let (_dir, server, mut client) = crate::server::with_pool(1);
     let nothing = "ns/none holds no claim: nothing to release\n";
-    assert_eq!(server.cli("claims release ns/none --fence 7").good(), nothing);
-    assert_eq!(server.cli("claims release ns/none --fence 7 --phase begin").good(), nothing);
+    assert_eq!(server.cli("claims release ns/none --fence 7").stdout(), nothing);
+    assert_eq!(server.cli("claims release ns/none --fence 7 --phase begin").stdout(), nothing);
     assert_eq!(server.cli("claims release ns/none --fence 7 -o json").json(), json!({"released": false}));
     let take = json!({"namespace": "ns", "pool": "warm", "key": "a"});
     let fence = client.post("/v1/claims", &take).expect(201)["claim"]["fence"].take();
@@ -213,7 +214,7 @@ fn a_release_of_what_is_not_held_says_so() {
     assert_eq!(release(&mut client, &json!({"fence": fence, "phase": "begin"})), json!({"released": true}));
     assert_eq!(release(&mut client, &body), json!({"released": true}));
     assert_eq!(release(&mut client, &body), json!({"released": false}));
-    // Its neighbours.
+    // The other claim commands.
     for line in ["claims confirm ns/none --fence 7", "claims renew ns/none --fence 7"] {
         server.cli(line).failed(4, &["claim not found"]);
     }
@@ -228,7 +229,7 @@ fn a_release_of_what_is_not_held_says_so() {
     server.cli("quotas rm ns/none").failed(4, &["quota not found"]);
 }
 
-/// The address that a service says it is ready on, started with these.
+/// Starts a service with these arguments, and returns the address of its ready line.
 fn listens(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<SocketAddr>, Option<SocketAddr>, String) {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), arguments, environment);
@@ -237,12 +238,12 @@ fn listens(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<SocketAd
 }
 
 #[test]
-fn a_name_or_no_host_at_all_may_be_listened_on() {
+fn the_listen_address_may_have_a_name_or_no_host() {
     let (http, resp, _) = listens(&["--listen", "localhost:0", "--resp-listen", "localhost:0"], &[]);
     assert!(http.unwrap().ip().is_loopback() && resp.unwrap().ip().is_loopback());
     let (http, resp, _) = listens(&["--listen", ":0", "--resp-listen", ":0", "--insecure"], &[]);
     assert!(http.unwrap().ip().is_unspecified() && resp.unwrap().ip().is_unspecified());
-    // All interfaces: both families, where there are both.
+    // All interfaces: both families, where both exist.
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--listen", ":0", "--insecure"], &[]);
     let port = server.address.port();
@@ -272,16 +273,16 @@ fn a_name_or_no_host_at_all_may_be_listened_on() {
     );
 }
 
-/// Runs a service that must not start; its exit code and what it wrote to stderr.
-fn refused(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+/// Runs a service that must not start, and returns its exit code and stderr.
+fn rejected(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let ended = command(dir, arguments, environment).output().unwrap();
     (ended.status.code(), std::fs::read_to_string(dir.join("log")).unwrap())
 }
 
 #[test]
-fn an_address_that_cannot_be_is_refused_with_what_would_do() {
+fn an_impossible_address_is_rejected_with_an_alternative() {
     let dir = TempDir::new().unwrap();
-    for (flag, address, words) in [
+    for (flag, address, parts) in [
         ("--listen", "localhost", "HOST:PORT, as in 127.0.0.1:7070, localhost:7070 or :7070"),
         ("--listen", "localhost:", "HOST:PORT"),
         ("--listen", "localhost:70000", "HOST:PORT"),
@@ -292,27 +293,27 @@ fn an_address_that_cannot_be_is_refused_with_what_would_do() {
         ("--resp-listen", "no-such-host.invalid:0", "no-such-host.invalid"),
         ("--resp-listen", "on", "must be HOST:PORT or off"),
     ] {
-        let (code, said) = refused(dir.path(), &[flag, address], &[]);
-        assert_eq!(code, Some(64), "{flag} {address}: {said}");
-        assert!(said.contains(words), "{flag} {address}: {said}");
+        let (code, text_output) = rejected(dir.path(), &[flag, address], &[]);
+        assert_eq!(code, Some(64), "{flag} {address}: {text_output}");
+        assert!(text_output.contains(parts), "{flag} {address}: {text_output}");
     }
 }
 
 #[test]
-fn what_is_wrong_in_a_file_is_told_with_file_and_line() {
+fn errors_in_a_file_are_reported_with_file_and_line() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("my.toml");
     let path = file.to_str().unwrap();
-    let said = |text: &str, environment: &[(&str, &str)], more: &[&str]| {
+    let text_output = |text: &str, environment: &[(&str, &str)], more: &[&str]| {
         std::fs::write(&file, text).unwrap();
-        let (code, said) = refused(dir.path(), &[&["--config", path], more].concat(), environment);
-        assert_eq!(code, Some(64), "{said}");
-        said
+        let (code, text_output) = rejected(dir.path(), &[&["--config", path], more].concat(), environment);
+        assert_eq!(code, Some(64), "{text_output}");
+        text_output
     };
     let at = |line: u32| format!("{path}:{line}: ");
-    let broken = said("[server]\nmax_connections = 7\nlisten = \n", &[], &[]);
+    let broken = text_output("[server]\nmax_connections = 7\nlisten = \n", &[], &[]);
     assert!(broken.contains(&at(3)), "{broken}");
-    let all = said(
+    let all = text_output(
         "[server]\nmax_connections = 0\n\n[store]\nwait = 7\n[[pools]]\nname = \"a/b\"\n[[pools]]\nname = \"a/c\"\nshards = 3\nlabels = { x = 1 }\n",
         &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "1")],
         &[],
@@ -327,16 +328,16 @@ fn what_is_wrong_in_a_file_is_told_with_file_and_line() {
     ] {
         assert!(all.contains(&line), "{line:?} is not in\n{all}");
     }
-    // What does not come from the file is not said to.
+    // A value from elsewhere is not attributed to the file.
     assert!(!all.contains(": server.max_body_bytes"), "{all}");
-    let over = said("[server]\nmax_connections = 7\n", &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "0")], &[]);
+    let over = text_output("[server]\nmax_connections = 7\n", &[("HOTPOOL__SERVER__MAX_CONNECTIONS", "0")], &[]);
     assert!(over.contains("server.max_connections: must be") && !over.contains(path), "{over}");
-    let over = said("[server]\nlisten = \"127.0.0.1:1\"\n", &[], &["--listen", "0.0.0.0:0"]);
+    let over = text_output("[server]\nlisten = \"127.0.0.1:1\"\n", &[], &["--listen", "0.0.0.0:0"]);
     assert!(over.contains("server.listen: 0.0.0.0:0 can be reached") && !over.contains(path), "{over}");
 }
 
 #[test]
-fn a_data_directory_may_be_said_where_it_is_of_no_use() {
+fn a_data_directory_may_be_given_where_it_is_unused() {
     let dir = TempDir::new().unwrap();
     let data = dir.path().join("data");
     let server = Server::start_with(dir.path(), &["--store", "memory:", "--data-dir", data.to_str().unwrap()], &[]);
@@ -345,15 +346,15 @@ fn a_data_directory_may_be_said_where_it_is_of_no_use() {
     assert!(log.contains("--data-dir is not used") && log.contains("memory:"), "{log}");
     assert_eq!(server.stop().code(), Some(0));
     assert!(!data.exists());
-    // Alone it stands for redb:DIR, whatever the file says.
+    // On its own it means redb:DIR, whatever the file says.
     let file = dir.path().join("hotpool.toml");
     std::fs::write(&file, "[store]\nurl = \"memory:\"\n").unwrap();
     let arguments = ["--config", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
     let server = Server::start_with(dir.path(), &arguments, &[]);
     assert!(server.welcome[0].contains(&format!("(store: redb:{})", data.display())), "{:?}", server.welcome);
     drop(server);
-    let (code, said) = refused(dir.path(), &["--store", "redb:/a", "--data-dir", "/b"], &[]);
-    assert_eq!(code, Some(64), "{said}");
+    let (code, text_output) = rejected(dir.path(), &["--store", "redb:/a", "--data-dir", "/b"], &[]);
+    assert_eq!(code, Some(64), "{text_output}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Gangs, as a client sees them.
+//! Gangs of claims, as a client sees them.
 
 use serde_json::{Value, json};
 
@@ -30,14 +30,14 @@ fn b02_a_gang_over_http() {
     for (one, two) in all.iter().zip(&again) {
         assert_eq!((&one["claim"]["fence"], &two["created"]), (&two["claim"]["fence"], &json!(false)));
     }
-    // No room for three, or ever for seven.
+    // No capacity for three, and never for seven.
     let none = gang(&mut client, &keys("b", 3));
     let reasons: Vec<&str> = none.iter().map(|item| item["error"]["reason"].as_str().unwrap()).collect();
     assert!(reasons.contains(&"pool_exhausted") && reasons.iter().all(|r| ["pool_exhausted", "gang"].contains(r)));
     let none = gang(&mut client, &keys("c", 7));
     assert!(none.iter().any(|item| item["error"]["reason"] == "unsatisfiable"), "{none:?}");
     assert!(none.iter().all(|item| item["error"]["code"] != "RESOURCE_EXHAUSTED"));
-    // A bad item, a key twice, a key that is held: that one says why, the others point to it.
+    // An invalid item, a repeated key, a key that is held: that item has the reason, the others refer to it.
     let cases = [
         (json!({"namespace": "ns", "key": "x"}), "INVALID_ARGUMENT", None, Some("items[1].pool")),
         (item("d0"), "INVALID_ARGUMENT", None, Some("items[1].key")),

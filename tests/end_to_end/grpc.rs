@@ -1,4 +1,4 @@
-//! gRPC on the real binary.
+//! gRPC edge of the real binary.
 
 mod agree;
 mod calls;

@@ -1,4 +1,4 @@
-//! Clients that close their sending side after a whole request and read on, over HTTP/1.1.
+//! Clients that close their sending side after a whole request and continue to read, over HTTP/1.1.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::server::{until, with_pool};
 
-/// Longest wait for one answer: a test that takes it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one response: a test that reaches it has failed.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Headers of a connection that ends after its answer, and of one that is kept.
+/// Headers of a connection that ends after its response, and of one that is kept open.
 const CLOSE: &str = "connection: close\r\n";
 const KEEP: &str = "";
 
@@ -22,16 +22,16 @@ fn request(method: &str, path: &str, body: &Value, more: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Sends it, and no more.
-fn only(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+/// Sends these bytes, then closes the sending side.
+fn send_and_half_close(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(bytes).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     stream
 }
 
-/// All that the service answers.
+/// Reads everything that the service sends.
 fn answers(mut stream: TcpStream) -> String {
     let mut all = String::new();
     stream.read_to_string(&mut all).unwrap();
@@ -48,7 +48,7 @@ fn is_held(client: &mut Client, key: &str) -> bool {
 }
 
 #[test]
-fn c15_a_whole_request_is_answered_after_the_end_of_sending() {
+fn c15_a_complete_request_is_answered_after_a_half_close() {
     let (_dir, server, mut client) = with_pool(1);
     client.put("/v1/pools/ns/memory", &json!({"shards": 2, "ack": "memory"})).expect(201);
     client.put("/v1/pools/ns/memory/workers/m0", &json!({})).expect(201);
@@ -57,22 +57,23 @@ fn c15_a_whole_request_is_answered_after_the_end_of_sending() {
         for (pool, close) in [("warm", CLOSE), ("warm", KEEP), ("memory", CLOSE), ("memory", KEEP)] {
             let key = format!("{pool}{round}");
             let claim = json!({"namespace": "ns", "pool": pool, "key": key, "reserve_ms": 0});
-            let said = answers(only(server.address, &request("POST", "/v1/claims", &claim, close)));
-            if !said.starts_with("HTTP/1.1 20") {
-                empty.push(format!("{pool} {close:?}: {said:?}"));
+            let response = answers(send_and_half_close(server.address, &request("POST", "/v1/claims", &claim, close)));
+            if !response.starts_with("HTTP/1.1 20") {
+                empty.push(format!("{pool} {close:?}: {response:?}"));
                 continue;
             }
             let body = json!({"items": [claim, claim], "mode": "independent"});
-            let said = answers(only(server.address, &request("POST", "/v1/claims:batch", &body, close)));
-            if said.matches(r#""fence""#).count() != 2 {
-                empty.push(format!("batch {pool} {close:?}: {said:?}"));
+            let response =
+                answers(send_and_half_close(server.address, &request("POST", "/v1/claims:batch", &body, close)));
+            if response.matches(r#""fence""#).count() != 2 {
+                empty.push(format!("batch {pool} {close:?}: {response:?}"));
             }
             // A claim that was answered stays.
             let fence = client.get(&format!("/v1/claims/ns/{key}")).expect(200)["claim"]["fence"].take();
             let release = request("POST", &format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence}), close);
-            let said = answers(only(server.address, &release));
-            if !said.starts_with("HTTP/1.1 200") {
-                empty.push(format!("release {pool} {close:?}: {said:?}"));
+            let response = answers(send_and_half_close(server.address, &release));
+            if !response.starts_with("HTTP/1.1 200") {
+                empty.push(format!("release {pool} {close:?}: {response:?}"));
                 client.post(&format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence}));
             }
         }
@@ -81,13 +82,13 @@ fn c15_a_whole_request_is_answered_after_the_end_of_sending() {
 }
 
 #[test]
-fn c15_pipelined_requests_are_answered_after_the_end_of_sending() {
+fn c15_pipelined_requests_are_answered_after_a_half_close() {
     let (_dir, server, mut client) = with_pool(3);
     for round in 0..20 {
         let claim = |i: usize| json!({"namespace": "ns", "pool": "warm", "key": format!("k{i}"), "reserve_ms": 0});
         let all: Vec<u8> = (0..3).flat_map(|i| request("POST", "/v1/claims", &claim(i), KEEP)).collect();
-        let said = answers(only(server.address, &all));
-        assert_eq!(said.matches("HTTP/1.1 201 ").count(), 3, "round {round}: {said}");
+        let response = answers(send_and_half_close(server.address, &all));
+        assert_eq!(response.matches("HTTP/1.1 201 ").count(), 3, "round {round}: {response}");
         for i in 0..3 {
             let key = format!("/v1/claims/ns/k{i}");
             let fence = client.get(&key).expect(200)["claim"]["fence"].take();
@@ -97,7 +98,7 @@ fn c15_pipelined_requests_are_answered_after_the_end_of_sending() {
 }
 
 #[test]
-fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
+fn c15_a_claim_stays_queued_after_a_half_close() {
     let (_dir, server, mut client) = with_pool(1);
     let claim = |key: &str, wait_ms: u64| {
         request(
@@ -108,34 +109,34 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
         )
     };
     let held = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "held"})).expect(201);
-    // The claim's own time is over first.
-    let said = answers(only(server.address, &claim("a", 100)));
-    assert!(said.starts_with("HTTP/1.1 429 ") && said.contains("pool_exhausted"), "{said}");
-    // A worker comes in time.
-    let served = only(server.address, &claim("b", 60_000));
+    // The claim's own wait ends first.
+    let response = answers(send_and_half_close(server.address, &claim("a", 100)));
+    assert!(response.starts_with("HTTP/1.1 429 ") && response.contains("pool_exhausted"), "{response}");
+    // A worker arrives in time.
+    let served = send_and_half_close(server.address, &claim("b", 60_000));
     until("the claim waits", || waiting(&mut client));
     client.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
-    let said = answers(served);
-    assert!(said.starts_with("HTTP/1.1 201 "), "{said}");
+    let response = answers(served);
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
     assert!(is_held(&mut client, "b"), "its client was told of it");
-    // No worker comes.
-    let said = answers(only(server.address, &claim("c", 60_000)));
-    assert!(said.starts_with("HTTP/1.1 504 "), "{said}");
-    let why = "the client has closed its sending side, and a claim waits at most 2000 ms from then on";
-    assert!(said.contains(why), "{said}");
+    // No worker arrives.
+    let response = answers(send_and_half_close(server.address, &claim("c", 60_000)));
+    assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
+    let why = "the client has closed its sending side, after which a claim is queued for at most 2000 ms";
+    assert!(response.contains(why), "{response}");
     until("the claim waits no more", || !waiting(&mut client));
 }
 
-/// Whether nothing is held. To ask for a claim would be to be told of it, and then it is not given back.
+/// Whether no claim is held. A claim request would disclose the claim, which then would not be rolled back.
 fn is_idle(client: &mut Client) -> bool {
     let workers = client.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"].take();
     workers["idle"] == workers["total"]
 }
 
-/// A client that is gone has closed its sending side as well. What was claimed for it is given back when its system refuses
-/// the answer.
+/// Client that is gone, which has closed its sending side as well. Its claim is rolled back when its system rejects the
+/// response.
 #[test]
-fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
+fn c15_a_claim_is_rolled_back_when_its_client_is_gone() {
     let (_dir, server, mut client) = with_pool(2);
     let claim = |key: &str, wait_ms: u64| json!({"namespace": "ns", "pool": "warm", "key": key, "reserve_ms": 0, "wait_ms": wait_ms});
     let take =
@@ -147,7 +148,7 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
     let items = json!({"mode": "all_or_nothing", "items": [claim("a", 60_000), claim("b", 60_000)]});
     let gang = request("POST", "/v1/claims:batch", &items, KEEP);
     for (name, bytes) in [("one", one), ("many", many), ("gang", gang)] {
-        let gone = only(server.address, &bytes);
+        let gone = send_and_half_close(server.address, &bytes);
         until("the claim waits", || waiting(&mut client));
         drop(gone);
         for (i, fence) in fences.iter().enumerate() {
@@ -158,9 +159,9 @@ fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
     }
 }
 
-/// Claims that wait for nothing, and whose client is gone before they are answered: it has closed or reset its connection.
+/// Claims without a wait, whose client is gone before they are answered: it has closed or reset its connection.
 #[test]
-fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
+fn c12_an_unqueued_claim_is_rolled_back_when_its_client_is_gone() {
     let (_dir, server, mut client) = with_pool(2);
     client.put("/v1/pools/ns/safe", &json!({"shards": 1})).expect(201);
     client.put("/v1/pools/ns/safe/workers/s0", &json!({})).expect(201);
@@ -182,28 +183,28 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
     }
 }
 
-/// A watcher's place is free as soon as its client is gone, though nothing happens in the pool.
+/// Watcher that is removed as soon as its client is gone, though nothing happens in the pool.
 #[test]
 fn c15_a_stream_of_events_ends_with_its_client() {
     let (_dir, server, _client) = with_pool(1);
     let ask = b"GET /v1/pools/ns/warm/events HTTP/1.1\r\nhost: localhost\r\n\r\n";
     for opened in 0..300 {
         let mut stream = TcpStream::connect(server.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(ask).unwrap();
         let mut begin = [0; 15];
         stream.read_exact(&mut begin).unwrap();
         assert_eq!(String::from_utf8_lossy(&begin), "HTTP/1.1 200 OK", "after {opened} others");
     }
-    // One that has only finished sending goes on reading.
-    let mut stream = only(server.address, ask);
+    // A client that has only finished sending continues to read.
+    let mut stream = send_and_half_close(server.address, ask);
     let mut client = server.client();
-    let mut said = String::new();
-    while !said.contains("event: claimed") {
+    let mut response = String::new();
+    while !response.contains("event: claimed") {
         client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm"}));
         let mut more = [0; 1024];
         let read = stream.read(&mut more).unwrap();
-        assert!(read > 0, "{said}");
-        said.push_str(&String::from_utf8_lossy(&more[..read]));
+        assert!(read > 0, "{response}");
+        response.push_str(&String::from_utf8_lossy(&more[..read]));
     }
 }

@@ -1,5 +1,5 @@
-//! Clients that go away in the middle, over HTTP: of everything that can be asked, half is sent, or all of it and
-//! nobody waits for the answer. What was begun ends, nothing stays pending, and the others notice nothing.
+//! Clients that disconnect in the middle, over HTTP: of every kind of request half is sent, or all of it without
+//! waiting for the response. Started requests end, nothing stays pending, and other clients notice nothing.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use crate::client::Client;
 use crate::server::{Server, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One of each call, about one worker and one key.
-fn everything(fence: &Value) -> Vec<(&'static str, String, Value)> {
+/// One request of each kind, about one worker and one key.
+fn all_requests(fence: &Value) -> Vec<(&'static str, String, Value)> {
     let claim = json!({"namespace": "ns", "pool": "warm", "key": "k"});
     let worker = format!("{POOL}/workers/w0");
     let named = json!([{"key": "k", "fence": fence}]);
@@ -54,22 +54,22 @@ fn sent(method: &str, path: &str, body: &Value) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// Asks until the answer is as it should be.
+/// Repeats a request until its response is as expected.
 fn until(server: &Server, what: &str, mut is: impl FnMut(&mut Client) -> bool) {
     let (begun, mut client) = (Instant::now(), server.client());
     while !is(&mut client) {
-        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "in vain: {what}");
         std::thread::yield_now();
     }
 }
 
 #[test]
-fn a_client_that_hangs_up_in_the_middle_of_anything_leaves_nothing_behind() {
+fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
     let (_dir, server, mut good) = with_pool(1);
     good.put(POOL, &json!({"shards": 4, "reserve_ms": 500, "releasing_ms": 500})).expect(200);
     let mut fence = json!(1);
     for round in 0..6 {
-        for (method, path, body) in everything(&fence) {
+        for (method, path, body) in all_requests(&fence) {
             let bytes = sent(method, &path, &body);
             // Half of it, all but the last byte, and all of it.
             for length in [bytes.len() / 2, bytes.len() - 1, bytes.len()] {
@@ -81,18 +81,18 @@ fn a_client_that_hangs_up_in_the_middle_of_anything_leaves_nothing_behind() {
                 good.get("/healthz").expect(200);
             }
         }
-        // In between a claim that somebody waits for, so that the next round speaks of one that is held.
+        // A claim in between whose response is awaited, so that the next round finds it held.
         let claim = json!({"namespace": "ns", "pool": "warm", "key": "k", "worker": "w0"});
         let answer = good.post("/v1/claims", &claim);
         if let Some(new) = answer.json()["claim"]["fence"].as_u64() {
             fence = json!(new);
         }
     }
-    // Everything that was begun comes to an end: reservations are swept, clean-ups given up.
+    // Everything that was started ends: reservations expire, cleanings time out.
     let worker = format!("{POOL}/workers/w0");
     until(&server, "the key is free", |client| {
         let claim = client.get("/v1/claims/ns/k");
-        // It may have been held by the worker that was deleted: then it is remembered so.
+        // Its worker may have been deleted: then the claim is remembered as lost.
         let lost = claim.status == 200 && claim.json()["claim"]["state"] == "lost";
         if claim.status == 200 && !lost {
             let body = json!({"fence": claim.json()["claim"]["fence"]});
@@ -116,7 +116,7 @@ fn a_client_that_hangs_up_in_the_middle_of_anything_leaves_nothing_behind() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// Cordon and uncordon from two sides at once: each is answered with what it asked for, and the last one stands.
+/// Cordon and uncordon from two clients at once: each is answered by its own command, and the last one stands.
 #[test]
 fn w03_conflicting_cordons_leave_one_of_both() {
     let (_dir, server, mut good) = with_pool(1);
@@ -124,10 +124,10 @@ fn w03_conflicting_cordons_leave_one_of_both() {
     let asking = ["cordon", "uncordon"].map(|verb| {
         let (mut client, path) = (server.client(), format!("{worker}:{verb}"));
         std::thread::spawn(move || {
-            let said = if verb == "cordon" { "cordoned" } else { "open" };
+            let response = if verb == "cordon" { "cordoned" } else { "open" };
             for _ in 0..200 {
                 let answer = client.post(&path, &json!({})).expect(200);
-                assert_eq!(answer["worker"]["schedulability"], said);
+                assert_eq!(answer["worker"]["schedulability"], response);
             }
         })
     });
@@ -137,25 +137,25 @@ fn w03_conflicting_cordons_leave_one_of_both() {
     let looked = good.get(&worker).expect(200)["worker"]["schedulability"].take();
     let idle = good.get(POOL).expect(200)["pool"]["workers"]["idle"].take();
     assert!((looked == "open" && idle == 1) || (looked == "cordoned" && idle == 0), "{looked} {idle}");
-    // Draining is one way: whoever is later than it and wants to undo it is told.
+    // Draining cannot be undone: a later uncordon is rejected.
     good.post(&format!("{worker}:cordon"), &json!({})).expect(200);
     assert_eq!(good.post(&format!("{worker}:drain"), &json!({})).expect(200)["worker"]["schedulability"], "draining");
-    let refused = good.post(&format!("{worker}:uncordon"), &json!({}));
-    refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    let rejected = good.post(&format!("{worker}:uncordon"), &json!({}));
+    rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
 }
 
-/// The claim of another tenant is another claim, whatever fence is said.
+/// Another tenant has another claim, whatever the fence.
 #[test]
 fn c07_another_tenant_ends_confirms_and_renews_nothing() {
     let (_dir, _server, mut client) = with_pool(1);
     let claim = json!({"namespace": "ns", "pool": "warm", "key": "k", "tenant": "acme", "ttl_ms": 60_000});
     let held = client.post("/v1/claims", &claim).expect(201)["claim"].take();
     for tenant in [json!({"fence": held["fence"]}), json!({"fence": held["fence"], "tenant": "other"})] {
-        // What is not there is gone: to release it succeeds, and ends nothing.
+        // Releasing an absent claim succeeds and ends nothing.
         assert_eq!(client.post("/v1/claims/ns/k:release", &tenant).expect(200), json!({"released": false}));
         for verb in ["confirm", "renew"] {
-            let refused = client.post(&format!("/v1/claims/ns/k:{verb}"), &tenant);
-            refused.expect_error(404, "NOT_FOUND", None, None);
+            let rejected = client.post(&format!("/v1/claims/ns/k:{verb}"), &tenant);
+            rejected.expect_error(404, "NOT_FOUND", None, None);
         }
     }
     assert_eq!(client.get("/v1/claims/ns/k?tenant=acme").expect(200)["claim"], held);

@@ -1,5 +1,5 @@
-//! Who may send requests at all: by host, by origin, by what a browser says of the page behind a request. On every edge
-//! of the port, before anything of a body is read.
+//! Requests that the guard accepts: by host, by origin, by fetch metadata of browsers. On every edge of the port,
+//! before any of the body is read.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -17,13 +17,13 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::client::{Client, Response};
-use crate::grpc::link::{said, take};
+use crate::grpc::link::{error_of, take};
 use crate::server::{Running, Server, command, until, with_pool};
 use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
 
 const CLAIM: &str = r#"{"namespace":"ns","pool":"warm","key":"foreign"}"#;
 
-/// Answer to a head that is sent as it stands, with this body.
+/// Sends a head unchanged, with this body, and returns the response.
 fn ask(address: SocketAddr, head: &str, body: &str) -> Response {
     let mut client = Client::connect(address).unwrap();
     let head = head.replace('\n', "\r\n");
@@ -35,19 +35,19 @@ fn get(address: SocketAddr, path: &str, headers: &str) -> Response {
     ask(address, &format!("GET {path} HTTP/1.1\n{headers}"), "")
 }
 
-/// A claim sent with these headers.
+/// Sends a claim with these headers.
 fn claim(address: SocketAddr, headers: &str) -> Response {
     ask(address, &format!("POST /v1/claims HTTP/1.1\n{headers}"), CLAIM)
 }
 
-/// Nothing was claimed, the worker is open, the pool is there.
+/// Checks that nothing was claimed, the worker is open and the pool exists.
 #[track_caller]
 fn expect_untouched(client: &mut Client) {
     assert_eq!(client.get("/v1/claims").expect(200)["items"], json!([]));
     assert_eq!(client.get("/v1/pools/ns/warm/workers/w0").expect(200)["worker"]["schedulability"], "open");
 }
 
-/// Answer over HTTP/2 to a request whose `:authority` is that of its URI.
+/// Sends a request over HTTP/2, with the `:authority` of its URI.
 async fn over_http2(address: SocketAddr, request: Request<Full<Bytes>>) -> HyperResponse<Bytes> {
     let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (mut sender, connection) = handshake(TokioExecutor::new(), io).await.unwrap();
@@ -65,10 +65,10 @@ async fn h01_a_foreign_host_is_misdirected_on_every_edge() {
     let (_dir, server, mut client) = with_pool(1);
     let at = server.address;
     // HTTP/1.1, and server-sent events.
-    let refused = claim(at, "host: evil.test:7070");
-    refused.expect_error(421, "INVALID_ARGUMENT", Some("host"), Some("host"));
-    for words in ["evil.test", "server.hosts", "HOTPOOL__SERVER__HOSTS", "--hosts"] {
-        assert!(refused.text().contains(words), "{words}: {}", refused.text());
+    let rejected = claim(at, "host: evil.test:7070");
+    rejected.expect_error(421, "INVALID_ARGUMENT", Some("host"), Some("host"));
+    for fragments in ["evil.test", "server.hosts", "HOTPOOL__SERVER__HOSTS", "--hosts"] {
+        assert!(rejected.text().contains(fragments), "{fragments}: {}", rejected.text());
     }
     get(at, "/v1/pools/ns/warm/events", "host: evil.test").expect_error(
         421,
@@ -76,21 +76,21 @@ async fn h01_a_foreign_host_is_misdirected_on_every_edge() {
         Some("host"),
         Some("host"),
     );
-    // What is shown of the host is bounded and plain.
+    // The echo of the host is bounded and plain.
     let long = get(at, "/v1/pools", &format!("host: {}.test", "e".repeat(5_000)));
     long.expect_error(421, "INVALID_ARGUMENT", Some("host"), Some("host"));
-    // HTTP/2, by authority; and an authority that is not the Host is neither.
+    // HTTP/2, by authority; and an authority that differs from the Host is rejected.
     let request = Request::post("http://evil.test/v1/claims").body(Full::new(CLAIM.into())).unwrap();
     assert_eq!(over_http2(at, request).await.status(), 421);
     let request = Request::get("http://localhost/v1/pools").header("host", "evil.test").body(no_body()).unwrap();
     assert_eq!(over_http2(at, request).await.status(), 400);
     let request = Request::get(format!("http://{at}/v1/pools")).body(no_body()).unwrap();
     assert_eq!(over_http2(at, request).await.status(), 200);
-    // gRPC says the same in its own words.
+    // gRPC has the same rejection with its own code.
     let endpoint = Endpoint::from_shared(format!("http://{at}")).unwrap();
     let foreign = endpoint.clone().origin("http://evil.test".parse().unwrap()).connect().await.unwrap();
     let status = ClaimServiceClient::new(foreign).take_claim(take("foreign")).await.unwrap_err();
-    assert_eq!(said(&status), (Code::InvalidArgument, Some("HOST".to_owned()), Some("host".to_owned())));
+    assert_eq!(error_of(&status), (Code::InvalidArgument, Some("HOST".to_owned()), Some("host".to_owned())));
     assert!(status.message().contains("evil.test") && status.message().contains("server.hosts"), "{status:?}");
     expect_untouched(&mut client);
     let local = endpoint.origin("http://localhost:1".parse().unwrap()).connect().await.unwrap();
@@ -114,7 +114,7 @@ fn h01_names_of_the_configuration_are_served() {
     // A page of such a host may send requests, whatever its port and scheme.
     let own = "host: 10.1.2.3:7070\norigin: https://pool.example.com";
     get(server.address, "/v1/pools", own).expect(200);
-    // The flag goes over the variable.
+    // The flag takes precedence over the variable.
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--hosts", "a.test,b.test"], &hosts);
     get(server.address, "/v1/pools", "host: b.test").expect(200);
@@ -137,19 +137,19 @@ async fn h01_probes_answer_under_any_host() {
     let endpoint = Endpoint::from_shared(format!("http://{at}")).unwrap().origin("http://evil.test".parse().unwrap());
     let mut health = HealthClient::new(endpoint.connect().await.unwrap());
     health.check(HealthCheckRequest::default()).await.unwrap();
-    // Nothing but probes is answered without a host.
+    // Only probes are answered without a host.
     for path in ["/metrics", "/v1/pools", "/", "/docs"] {
         assert_eq!(ask(at, &format!("GET {path} HTTP/1.0"), "").status, 421, "{path}");
     }
     assert_eq!(ask(at, "GET /metrics HTTP/1.0\nhost: 127.0.0.1", "").status, 200);
 }
 
-/// Names of pools stand in the reasons, and under a host that is not known a page may read the answer.
+/// Probe under an unknown host, whose reasons would contain names of pools that a page may read.
 #[test]
-fn h01_a_probe_under_an_unknown_host_is_told_no_reasons() {
+fn h01_a_probe_under_an_unknown_host_gets_no_reasons() {
     let dir = TempDir::new().unwrap();
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    // Nobody listens there, so the service never becomes ready.
+    // The store's address is not served, so the service never becomes ready.
     let (at, nowhere) = (free(), format!("redis://{}", free()));
     let listen = at.to_string();
     let _service = Running(command(dir.path(), &["--store", &nowhere, "--listen", &listen], &[]).spawn().unwrap());
@@ -178,7 +178,7 @@ fn h01_a_request_has_one_host() {
         ("GET /v1/pools HTTP/1.1\nhost: user@localhost", 400),
         ("GET /v1/pools HTTP/1.1\nhost: localhost:port", 400),
         ("GET /v1/pools HTTP/1.1\nhost: localhost, evil.test", 400),
-        // The target may name it as well, and then both say the same.
+        // The target may name it as well, and then both must agree.
         ("GET http://localhost/v1/pools HTTP/1.1\nhost: localhost", 200),
         ("GET http://evil.test/v1/pools HTTP/1.1\nhost: localhost", 400),
         ("GET http://localhost/v1/pools HTTP/1.1\nhost: evil.test", 400),
@@ -213,12 +213,12 @@ fn h01_foreign_pages_are_forbidden() {
         "sec-fetch-site: same-site".to_owned(),
         "sec-fetch-site: whatever".to_owned(),
         format!("origin: http://{at}\nsec-fetch-site: cross-site"),
-        // A form that is sent on the top level.
+        // A form that is submitted at the top level.
         "sec-fetch-site: cross-site\nsec-fetch-mode: navigate\nsec-fetch-dest: document".to_owned(),
     ] {
         claim(at, &format!("{host}\n{page}")).expect_error(403, "PERMISSION_DENIED", Some("origin"), None);
     }
-    // Before it sends them, a browser asks; nobody is ever told that they may.
+    // A browser sends a preflight first, which is never granted.
     for (method, page) in [
         ("OPTIONS", "origin: http://evil.test\naccess-control-request-method: DELETE"),
         ("OPTIONS", "access-control-request-method: DELETE"),
@@ -230,14 +230,14 @@ fn h01_foreign_pages_are_forbidden() {
         assert!(cors.is_none(), "{cors:?}");
     }
     expect_untouched(&mut client);
-    // Links to a page may be followed; nothing else may be opened so, and no page within another.
+    // Links to a page may be followed; nothing else may be opened that way, and no page within another.
     let link = "sec-fetch-site: cross-site\nsec-fetch-mode: navigate\nsec-fetch-dest: document";
     assert_eq!(get(at, "/docs", &format!("{host}\n{link}")).status, 200);
     assert!([200, 303, 307, 308].contains(&get(at, "/", &format!("{host}\n{link}")).status));
     assert_eq!(get(at, "/v1/pools", &format!("{host}\n{link}")).status, 403);
     let framed = link.replace("document", "iframe");
     assert_eq!(get(at, "/docs", &format!("{host}\n{framed}")).status, 403);
-    // What a browser says of the service's own page, and of an address that somebody typed.
+    // Fetch metadata for the service's own page, and for an address that was typed.
     for page in [format!("origin: http://{at}\nsec-fetch-site: same-origin"), "sec-fetch-site: none".to_owned()] {
         get(at, "/v1/pools", &format!("{host}\n{page}")).expect(200);
     }
@@ -248,7 +248,7 @@ fn h01_foreign_pages_are_forbidden() {
 }
 
 #[test]
-fn h01_what_is_refused_is_not_read() {
+fn h01_a_rejected_body_is_not_read() {
     let (_dir, server, _client) = with_pool(1);
     for headers in ["host: evil.test", "host: localhost\norigin: null", "host: localhost\ncontent-encoding: br"] {
         let mut client = server.client();
@@ -259,7 +259,7 @@ fn h01_what_is_refused_is_not_read() {
         assert_eq!(answer.header("connection"), Some("close"), "{headers}");
         assert!(client.is_closed());
     }
-    // Whoever sends all of it without waiting for a word is answered too, and not reset.
+    // A client that sends everything without waiting is answered too, and not reset.
     let mut client = server.client();
     let _ = client.send(b"POST /v1/claims HTTP/1.1\r\nhost: evil.test\r\ncontent-length: 4000000\r\n\r\n");
     let _ = client.send(&vec![b' '; 4_000_000]);
@@ -267,7 +267,7 @@ fn h01_what_is_refused_is_not_read() {
 }
 
 #[tokio::test]
-async fn h01_an_unknown_content_encoding_is_refused() {
+async fn h01_an_unknown_content_encoding_is_rejected() {
     let (_dir, server, mut client) = with_pool(1);
     for coding in ["gzip", "br", "x-gzip, identity", "identity, deflate", "unknown"] {
         let answer = claim(server.address, &format!("host: localhost\ncontent-encoding: {coding}"));
@@ -275,7 +275,7 @@ async fn h01_an_unknown_content_encoding_is_refused() {
     }
     expect_untouched(&mut client);
     claim(server.address, "host: localhost\ncontent-encoding: Identity").expect(201);
-    // gRPC has its own way to say so, and its own answer.
+    // gRPC has its own code and response.
     let mut raw = crate::grpc::link::Raw::open(server.address).await;
     let body = crate::grpc::link::framed(&take("b"));
     let call = "/hotpool.v1.ClaimService/TakeClaim";
@@ -283,11 +283,11 @@ async fn h01_an_unknown_content_encoding_is_refused() {
     let status = raw.call(call, &[("grpc-encoding", "gzip")], compressed).await;
     assert_eq!(status.code(), Code::Unimplemented, "{status:?}");
     let status = raw.call(call, &[("content-encoding", "gzip")], body).await;
-    assert_eq!(said(&status).1.as_deref(), Some("CONTENT_ENCODING"), "{status:?}");
+    assert_eq!(error_of(&status).1.as_deref(), Some("CONTENT_ENCODING"), "{status:?}");
 }
 
 #[test]
-fn h01_answers_say_what_browsers_may_do_with_them() {
+fn h01_responses_have_headers_that_restrict_browsers() {
     let (_dir, server, mut client) = with_pool(1);
     for path in ["/v1/pools", "/v1/claims/ns/none", "/v1/openapi.json", "/healthz", "/metrics", "/docs", "/none"] {
         let answer = client.get(path);
@@ -297,8 +297,8 @@ fn h01_answers_say_what_browsers_may_do_with_them() {
         let policy = answer.header("content-security-policy");
         assert_eq!(policy.is_some_and(|policy| policy.contains("frame-ancestors 'none'")), path == "/docs", "{path}");
     }
-    // Refusals too.
-    let refused = get(server.address, "/v1/pools", "host: evil.test");
-    assert_eq!(refused.header("x-content-type-options"), Some("nosniff"));
-    assert_eq!(refused.header("cache-control"), Some("no-store"));
+    // Rejections too.
+    let rejected = get(server.address, "/v1/pools", "host: evil.test");
+    assert_eq!(rejected.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(rejected.header("cache-control"), Some("no-store"));
 }

@@ -1,4 +1,4 @@
-//! Label keys are those of Kubernetes, on every edge; a label that is refused is named, with the rule.
+//! Label keys of Kubernetes on every edge; a rejected label is named, with the rule.
 
 use hotpool::api::grpc::proto::{PoolSpec, RegisterWorkerRequest, TakeClaimRequest, WorkerSpec};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::client::Client;
-use crate::grpc::link::{Link, put_pool, register, said, take};
+use crate::grpc::link::{Link, error_of, put_pool, register, take};
 use crate::resp::wire::Wire;
 use crate::server::{Server, fresh};
 
@@ -14,7 +14,7 @@ const POOL: &str = "/v1/pools/ns/warm";
 const ARCH: &str = "kubernetes.io/arch";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// Keys that are taken: those of Kubernetes, and what was taken before they were.
+/// Keys that are accepted: those of Kubernetes, and earlier ones.
 fn good_keys() -> Vec<String> {
     let mut keys: Vec<String> =
         [ARCH, ZONE, "a/b", "a1.b-2/C_3.d-e", "zone", "-x", "x-", "example.com-x", "1"].map(String::from).into();
@@ -24,7 +24,7 @@ fn good_keys() -> Vec<String> {
     keys
 }
 
-/// Keys that are refused.
+/// Keys that are rejected.
 fn bad_keys() -> Vec<String> {
     let mut keys: Vec<String> = [
         "", "/", "/a", "a/", "a/b/c", "A.b/c", "a..b/c", "-a/b", "a-/b", ".a/b", "a/-b", "a/b-", "a_b/c", "a b", "ü/a",
@@ -64,7 +64,7 @@ fn label_keys_are_those_of_kubernetes_over_http() {
             assert!(message.contains(shown), "{key:?} is not named: {message}");
             assert!(message.contains("[A-Za-z0-9._-]") || message.contains("bytes"), "no rule: {message}");
         }
-        // As Kubernetes has it, what is no key is no selector either, unless it reads as another one.
+        // As in Kubernetes, an invalid key is no selector either, unless it parses as another one.
         if !key.contains(' ') {
             let body = json!({"namespace": "ns", "pool": "warm", "selector": format!("{key}=v")});
             client.post("/v1/claims", &body).expect_error(400, "INVALID_ARGUMENT", None, Some("selector"));
@@ -73,7 +73,7 @@ fn label_keys_are_those_of_kubernetes_over_http() {
 }
 
 #[test]
-fn a_label_that_is_given_twice_is_refused_on_every_edge() {
+fn a_repeated_label_is_rejected_on_every_edge() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
     let mut client = server.client();
@@ -87,9 +87,9 @@ fn a_label_that_is_given_twice_is_refused_on_every_edge() {
         ("PUT", &worker, r#"{"labels":{"a":"1","a":"1"}}"#),
         ("POST", "/v1/claims", r#"{"namespace":"ns","pool":"warm","labels":{"a":"1","a":"2"}}"#),
     ] {
-        let refused = client.request(method, path, body.as_bytes());
-        refused.expect_error(400, "INVALID_ARGUMENT", None, Some("labels.a"));
-        assert_eq!(refused.json()["error"]["message"], "is given twice", "{method} {path}");
+        let rejected = client.request(method, path, body.as_bytes());
+        rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("labels.a"));
+        assert_eq!(rejected.json()["error"]["message"], "is given twice", "{method} {path}");
     }
     let items = client.request("POST", &batch, br#"{"workers":[{"id":"w","labels":{"a":"1","a":"2"}}]}"#).expect(200);
     assert_eq!(items["items"][0]["error"]["field"], "workers[0].labels.a", "{items}");
@@ -102,13 +102,15 @@ fn a_label_that_is_given_twice_is_refused_on_every_edge() {
         Some("typical_requests[0].weight"),
     );
     let mut wire = Wire::connect(server.resp.unwrap());
-    assert!(wire.said("REGISTER ns/warm w LABEL a 1 LABEL a 2").starts_with("-BADREQ labels one is given twice"));
+    assert!(
+        wire.reply_text("REGISTER ns/warm w LABEL a 1 LABEL a 2").starts_with("-BADREQ labels a label is given twice")
+    );
     let pool = client.get(POOL).expect(200)["pool"].take();
     assert_eq!((&pool["spec"]["labels"], &pool["workers"]["total"]), (&json!({"a": "0"}), &json!(0)));
 }
 
 #[test]
-fn a_value_is_refused_with_its_key_and_its_limit() {
+fn an_invalid_value_is_rejected_with_its_key_and_its_limit() {
     let (_dir, _server, mut client) = fresh();
     client.put(POOL, &json!({"shards": 1})).expect(201);
     for value in ["", "a/b:c d", &"x".repeat(255), "é"] {
@@ -123,7 +125,7 @@ fn a_value_is_refused_with_its_key_and_its_limit() {
     }
 }
 
-/// Claims by all of these selectors get the worker that is `arm64` in `z1`.
+/// Claims with each of these selectors get the worker that is `arm64` in `z1`.
 fn finds(client: &mut Client) {
     for selector in [
         format!("{ARCH}=arm64"),
@@ -144,7 +146,7 @@ fn finds(client: &mut Client) {
 }
 
 #[test]
-fn the_same_keys_are_taken_on_every_edge_and_read_back_from_the_store() {
+fn the_same_keys_are_accepted_on_every_edge_and_read_back_from_the_store() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -159,24 +161,24 @@ fn the_same_keys_are_taken_on_every_edge_and_read_back_from_the_store() {
         link.workers.register_worker(register(worker.clone())).await.unwrap();
         let bad = WorkerSpec { labels: [("a/b/c".to_owned(), String::new())].into(), ..worker };
         let status = link.workers.register_worker(register(bad)).await.unwrap_err();
-        assert_eq!(said(&status), (Code::InvalidArgument, None, Some("worker.labels".to_owned())));
+        assert_eq!(error_of(&status), (Code::InvalidArgument, None, Some("worker.labels".to_owned())));
         assert!(status.message().contains("a/b/c"), "{status:?}");
         let take = TakeClaimRequest { selector: Some(format!("{ARCH}=arm64")), ..take("g") };
-        let taken = link.claims.take_claim(take).await.unwrap().into_inner().claim.unwrap();
-        assert_eq!(taken.worker, "arm");
+        let created = link.claims.take_claim(take).await.unwrap().into_inner().claim.unwrap();
+        assert_eq!(created.worker, "arm");
     });
     let mut client = server.client();
     let fence = client.get("/v1/claims/ns/g").expect(200)["claim"]["fence"].take();
     client.post("/v1/claims/ns/g:release", &json!({"fence": fence})).expect(200);
     let mut wire = Wire::connect(server.resp.unwrap());
-    assert_eq!(wire.said(&format!("REGISTER ns/warm intel LABEL {ARCH} amd64 LABEL {ZONE} z2")), "1");
-    let refused = wire.said("REGISTER ns/warm bad LABEL a/b/c x");
-    assert!(refused.starts_with("-BADREQ labels") && refused.contains("a/b/c"), "{refused}");
-    server.cli(&format!("workers add ns/warm cli --label {ARCH}=amd64 --label {ZONE}=z2")).good();
+    assert_eq!(wire.reply_text(&format!("REGISTER ns/warm intel LABEL {ARCH} amd64 LABEL {ZONE} z2")), "1");
+    let rejected = wire.reply_text("REGISTER ns/warm bad LABEL a/b/c x");
+    assert!(rejected.starts_with("-BADREQ labels") && rejected.contains("a/b/c"), "{rejected}");
+    server.cli(&format!("workers add ns/warm cli --label {ARCH}=amd64 --label {ZONE}=z2")).stdout();
     server.cli("workers add ns/warm bad --label a/b/c=x").failed(64, &["a/b/c", "behind the slash"]);
     let shown = server.cli(&format!("claims take ns/warm --selector {ARCH}=arm64 --key c"));
     assert_eq!(shown.row("worker"), ["worker", "arm"]);
-    server.cli("claims release ns/c --current").good();
+    server.cli("claims release ns/c --current").stdout();
     finds(&mut client);
     let worker = |client: &mut Client, id: &str| -> Value {
         client.get(&format!("{POOL}/workers/{id}")).expect(200)["worker"]["labels"].take()

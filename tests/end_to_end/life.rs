@@ -1,4 +1,4 @@
-//! Heartbeats, what owners wish, two-step release and renewals, over HTTP.
+//! Heartbeats, operator commands, two-phase release and renewals, over HTTP.
 
 use serde_json::{Value, json};
 
@@ -19,19 +19,19 @@ fn steer(client: &mut Client, verb: &str) -> Value {
 }
 
 #[test]
-fn w04_a_heartbeat_says_what_should_run_and_what_should_not() {
+fn w04_a_heartbeat_returns_the_claims_to_run_and_to_stop() {
     let (_dir, _server, mut client) = with_pool(1);
-    let taken = claim(&mut client, json!({"key": "a"})).expect(201)["claim"].take();
-    let named = json!({"key": "a", "fence": taken["fence"]});
+    let created = claim(&mut client, json!({"key": "a"})).expect(201)["claim"].take();
+    let named = json!({"key": "a", "fence": created["fence"]});
     let other = json!({"key": "b", "tenant": "acme", "fence": 7});
     let beat = json!({"incarnation": 0, "seq": 1, "claims": [named, other]});
-    let heard = client.post(&format!("{WORKER}:heartbeat"), &beat).expect(200);
-    assert_eq!(heard["claims"][0]["state"], "active");
-    assert_eq!((&heard["claims"][0]["key"], &heard["claims"][0]["fence"]), (&json!("a"), &taken["fence"]));
-    assert_eq!(heard["stop"], json!([other]));
-    // An empty one says that it is alive, and no more.
-    let heard = client.request("POST", &format!("{WORKER}:heartbeat"), b"").expect(200);
-    assert_eq!((heard["claims"].as_array().unwrap().len(), &heard["stop"]), (1, &json!([])));
+    let response = client.post(&format!("{WORKER}:heartbeat"), &beat).expect(200);
+    assert_eq!(response["claims"][0]["state"], "active");
+    assert_eq!((&response["claims"][0]["key"], &response["claims"][0]["fence"]), (&json!("a"), &created["fence"]));
+    assert_eq!(response["stop"], json!([other]));
+    // An empty heartbeat only reports that the worker is alive.
+    let response = client.request("POST", &format!("{WORKER}:heartbeat"), b"").expect(200);
+    assert_eq!((response["claims"].as_array().unwrap().len(), &response["stop"]), (1, &json!([])));
     let worker = client.get(WORKER).expect(200)["worker"].take();
     assert_eq!((&worker["occupancy"], &worker["liveness"]), (&json!("busy"), &json!("live")));
     client.post(&format!("{WORKER}:heartbeat"), &json!({"incarnation": 1})).expect_error(
@@ -52,7 +52,7 @@ fn w04_a_heartbeat_says_what_should_run_and_what_should_not() {
 }
 
 #[test]
-fn w04_a_heartbeat_that_is_wrong_names_what() {
+fn w04_an_invalid_heartbeat_names_its_field() {
     let (_dir, _server, mut client) = with_pool(1);
     let path = format!("{WORKER}:heartbeat");
     let many: Vec<Value> = (0..100_000).map(|i| json!({"key": format!("k{i}"), "fence": i})).collect();
@@ -98,8 +98,8 @@ fn w03_cordon_uncordon_drain_and_clear() {
     steer(&mut client, "uncordon");
     claim(&mut client, json!({"key": "a"})).expect(201);
     assert_eq!(steer(&mut client, "drain")["schedulability"], "draining");
-    let refused = client.post(&format!("{WORKER}:uncordon"), &json!({}));
-    refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    let rejected = client.post(&format!("{WORKER}:uncordon"), &json!({}));
+    rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
     assert_eq!(steer(&mut client, "clear")["trust"], "trusted");
     let cleared = client.post(&format!("{POOL}:clear"), &json!({})).expect(200);
     assert_eq!(cleared, json!({"cleared": 0, "suspect": 0}));
@@ -107,14 +107,14 @@ fn w03_cordon_uncordon_drain_and_clear() {
 }
 
 #[test]
-fn w05_a_release_in_two_steps() {
+fn w05_a_release_in_two_phases() {
     let (_dir, _server, mut client) = with_pool(1);
-    let taken = claim(&mut client, json!({"key": "a", "reserve_ms": 0})).expect(201)["claim"].take();
+    let created = claim(&mut client, json!({"key": "a", "reserve_ms": 0})).expect(201)["claim"].take();
     let release = |client: &mut Client, phase: &str, tenant: &str| {
-        let body = json!({"fence": taken["fence"], "phase": phase, "tenant": tenant});
+        let body = json!({"fence": created["fence"], "phase": phase, "tenant": tenant});
         client.post("/v1/claims/ns/a:release", &body)
     };
-    // Another tenant's claim of that name is gone, or never was.
+    // Another tenant's claim with this key never existed.
     assert_eq!(release(&mut client, "begin", "acme").expect(200), json!({"released": false}));
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"]["state"], "active");
     assert_eq!(release(&mut client, "begin", "default").expect(200), json!({"released": true}));
@@ -128,7 +128,7 @@ fn w05_a_release_in_two_steps() {
 }
 
 #[test]
-fn c10_a_claim_with_a_time_is_renewed() {
+fn c10_a_claim_with_a_ttl_is_renewed() {
     let (_dir, _server, mut client) = with_pool(1);
     let year: u64 = 365 * 86_400_000;
     for ttl_ms in [json!(year), json!(0), json!(-1), json!("1"), json!(null)] {
@@ -137,18 +137,19 @@ fn c10_a_claim_with_a_time_is_renewed() {
     }
     assert!(claim(&mut client, json!({"key": "a", "ttl_ms": year})).text().contains("1..=2592000000"));
     let body = json!({"key": "a", "reserve_ms": 0, "ttl_ms": 3_600_000});
-    let taken = claim(&mut client, body).expect(201)["claim"].take();
-    assert!(taken["expires_at_ms"].as_u64().is_some());
+    let created = claim(&mut client, body).expect(201)["claim"].take();
+    assert!(created["expires_at_ms"].as_u64().is_some());
     let renew = |client: &mut Client, body: Value| client.post("/v1/claims/ns/a:renew", &body);
-    let renewed = renew(&mut client, json!({"fence": taken["fence"], "ttl_ms": 7_200_000})).expect(200)["claim"].take();
+    let renewed =
+        renew(&mut client, json!({"fence": created["fence"], "ttl_ms": 7_200_000})).expect(200)["claim"].take();
     let at = |claim: &Value| claim["expires_at_ms"].as_u64().unwrap();
-    assert!(at(&renewed) >= at(&taken) + 3_500_000);
-    // The same moment is the same number, wherever it is shown.
+    assert!(at(&renewed) >= at(&created) + 3_500_000);
+    // Every view shows the same times.
     let shown = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
     let listed = client.get("/v1/claims").expect(200)["items"][0].take();
     let of_worker = client.get(WORKER).expect(200)["worker"]["claims"][0].take();
-    let heard = client.request("POST", &format!("{WORKER}:heartbeat"), b"").expect(200)["claims"][0].take();
-    for claim in [shown, listed, of_worker, heard] {
+    let response = client.request("POST", &format!("{WORKER}:heartbeat"), b"").expect(200)["claims"][0].take();
+    for claim in [shown, listed, of_worker, response] {
         assert_eq!(claim, renewed);
     }
     renew(&mut client, json!({"fence": 1})).expect_error(409, "ABORTED", Some("fence"), None);
@@ -163,19 +164,19 @@ fn c10_a_claim_with_a_time_is_renewed() {
 }
 
 #[test]
-fn w02_what_a_deleted_worker_held_is_lost() {
+fn w02_claims_of_a_deleted_worker_are_lost() {
     let (_dir, _server, mut client) = with_pool(1);
-    let taken = claim(&mut client, json!({"key": "a", "reserve_ms": 0})).expect(201)["claim"].take();
+    let created = claim(&mut client, json!({"key": "a", "reserve_ms": 0})).expect(201)["claim"].take();
     client.delete(WORKER).expect(200);
     let lost = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
-    assert_eq!((&lost["state"], &lost["fence"]), (&json!("lost"), &taken["fence"]));
+    assert_eq!((&lost["state"], &lost["fence"]), (&json!("lost"), &created["fence"]));
     assert_eq!(client.get("/v1/claims").expect(200)["items"], json!([]), "it is not held any more");
     claim(&mut client, json!({"key": "a"})).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     client.put(WORKER, &json!({})).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
 }
 
 #[test]
-fn w01_a_registration_may_say_what_runs_and_when_it_ends() {
+fn w01_a_registration_may_report_claims_and_the_end_of_the_worker() {
     let (_dir, _server, mut client) = fresh();
     client.put(POOL, &json!({"releasing_ms": 5_000, "heartbeat_ttl_ms": 15_000})).expect(201);
     let named = json!({"key": "a", "tenant": "default", "fence": 5});

@@ -1,4 +1,4 @@
-//! The service over real sockets: the binary is started, and asked as a client would ask it.
+//! End-to-end tests over real sockets: the binary is started, and used as clients use it.
 
 mod ages;
 mod bad_input;
@@ -25,6 +25,7 @@ mod labels;
 mod life;
 mod lifecycle;
 mod many_shards;
+mod memory_budgets;
 mod metrics;
 mod openapi;
 mod pool_changes;
@@ -32,7 +33,6 @@ mod pools;
 mod quotas;
 mod request_ids;
 mod resp;
-mod room;
 mod server;
 mod shares;
 mod signals;

@@ -1,4 +1,4 @@
-//! H05: what shards cost that nobody uses, and how many there may be.
+//! H05: cost of unused shards, and the limit on their number.
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ fn h05_an_empty_shard_costs_kilobytes() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &[]);
     let mut client = server.client();
-    // Threads, buffers and tables are there after the first.
+    // The first pool starts threads, buffers and tables.
     put(&mut client, "first", 1_024).expect(201);
     let before = server.resident_kib();
     for pool in ["second", "third", "fourth"] {
@@ -29,7 +29,7 @@ fn h05_an_empty_shard_costs_kilobytes() {
 }
 
 #[test]
-fn h05_shards_of_all_pools_together_are_bounded_and_no_pool_is_lost_to_a_lower_bound() {
+fn h05_shards_of_all_pools_have_a_limit_and_no_pool_is_lost_to_a_lower_one() {
     let dir = TempDir::new().unwrap();
     let start = |most: &str| Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_SHARDS", most)]);
     let refusal = |most: usize, there: usize, more: usize| {
@@ -58,14 +58,14 @@ fn h05_shards_of_all_pools_together_are_bounded_and_no_pool_is_lost_to_a_lower_b
     put(&mut client, "a", 16).expect(200);
     let scraped = client.get("/metrics");
     assert!(scraped.text().contains("hotpool_shards_max 20"), "{}", scraped.text());
-    // What is deleted counts no more.
+    // Deleted pools no longer count.
     client.delete("/v1/pools/ns/b").expect(200);
     put(&mut client, "c", 1).expect(201);
     put(&mut client, "b", 2).expect(201);
     refused(&mut client, "d", 2, &refusal(20, 19, 2));
     assert_eq!(server.stop().code(), Some(0));
 
-    // A restart counts what the store has; one with a lower bound serves all of it.
+    // A restart counts what is stored; one with a lower limit serves all of it.
     let server = start("20");
     let mut client = server.client();
     refused(&mut client, "d", 2, &refusal(20, 19, 2));

@@ -1,4 +1,4 @@
-//! What a scrape shows of pools, how large it is, and that none of it outlives its pool (case H04).
+//! Metrics of pools: their size, and that none of them outlives its pool (case H04).
 
 use std::io::Read as _;
 
@@ -7,18 +7,19 @@ use serde_json::json;
 use crate::client::{Client, Response};
 use crate::server::{Server, fresh, until};
 
-/// Largest exposition of a pool that was made and never used.
+/// Size limit for the exposition of an unused pool, in bytes.
 const IDLE_BYTES_MAX: usize = 500;
-/// Largest exposition of a pool in use.
+/// Size limit for the exposition of a pool in use, in bytes.
 const USED_BYTES_MAX: usize = 6_000;
-/// What one pool in use adds beside its series: headings, and counters of the process that come with their first count.
+/// Size limit for what a pool in use adds besides its own series, in bytes: headings, and process counters that start
+/// with their first count.
 const HEADINGS_BYTES_MAX: usize = 6_000;
-/// Most that resident memory grows by while pools come and go.
+/// Limit on the growth of resident memory while pools are created and deleted, in KiB.
 const RESIDENT_KIB_MORE_MAX: u64 = 24 << 10;
-/// Pools made and deleted: more than ever had series at a time.
+/// Number of pools created and deleted: more than ever had series at a time.
 const POOLS: usize = 4_300;
 
-/// Lines of the scrape that belong to this pool.
+/// Returns the lines of the scrape that belong to this pool.
 fn lines_of<'a>(scrape: &'a str, pool: &str) -> Vec<&'a str> {
     let label = format!("pool=\"{pool}\"");
     scrape.lines().filter(|line| line.contains(&label)).collect()
@@ -45,11 +46,11 @@ fn make_and_delete(client: &mut Client, pools: std::ops::Range<usize>) {
 }
 
 #[test]
-fn h04_series_and_memory_leave_with_their_pool() {
+fn h04_series_and_memory_are_freed_with_their_pool() {
     let dir = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &[]);
     let mut client = server.client();
-    // What a process takes at its first use stays with it.
+    // Memory that a process allocates at its first use stays.
     make_and_delete(&mut client, 0..300);
     let before = (client.get("/metrics").body.len(), server.resident_kib());
     make_and_delete(&mut client, 300..POOLS);
@@ -111,7 +112,7 @@ fn h04_an_idle_pool_is_a_few_lines_and_one_in_use_a_few_kilobytes() {
             bytes_of(text, pool),
             lines_of(text, pool).join("\n")
         );
-        // What an autoscaler and the alerts ask for is there from the beginning.
+        // Series for an autoscaler and the alerts exist from the beginning.
         for series in ["hotpool_workers{state=\"idle\",", "hotpool_workers{state=\"busy\",", "hotpool_claims_pending{"]
         {
             assert!(text.contains(&format!("{series}pool=\"{pool}\"}} ")), "{series} of {pool}");
@@ -138,7 +139,7 @@ fn scrape_as(client: &mut Client, accept: &str) -> Response {
 }
 
 #[test]
-fn h04_a_scrape_is_compressed_for_who_accepts_it() {
+fn h04_a_scrape_is_compressed_if_the_client_accepts_it() {
     let (_dir, _server, mut client) = fresh();
     for i in 0..50 {
         client.put(&format!("/v1/pools/ns/p{i}"), &json!({"shards": 1})).expect(201);

@@ -1,4 +1,4 @@
-//! The description of the interface, held to a running service: what it takes, and what it says.
+//! OpenAPI description compared with a running service: requests that it accepts, and its responses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::client::{Client, Response};
 use crate::server::{fresh, with_pool};
 use crate::watch::Watcher;
 
-/// Closes every object of an answer, so that a field that is not described is found.
+/// Closes every object of a response, so that an undescribed field is found.
 fn close(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
@@ -25,18 +25,18 @@ fn close(schema: &mut Value) {
 
 struct Description {
     document: Value,
-    /// Operation and status of every answer that was checked.
-    seen: BTreeSet<(String, u16)>,
+    /// Operation and status of every response that was checked.
+    observed: BTreeSet<(String, u16)>,
     validators: BTreeMap<(String, u16), Validator>,
 }
 
 impl Description {
     fn of(client: &mut Client) -> Self {
         let document = client.get("/v1/openapi.json").expect(200);
-        Self { document, seen: BTreeSet::new(), validators: BTreeMap::new() }
+        Self { document, observed: BTreeSet::new(), validators: BTreeMap::new() }
     }
 
-    /// The operation that a request is for: path template and what is described.
+    /// Finds the operation of a request: its id and its description.
     fn operation(&self, method: &str, path: &str) -> (String, Value) {
         let path = path.split('?').next().unwrap();
         let paths = self.document["paths"].as_object().unwrap();
@@ -53,7 +53,7 @@ impl Description {
         (operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned(), operation)
     }
 
-    /// The schema of an answer, references and all, and every object closed.
+    /// Schema of a response, with references resolved and every object closed.
     fn validator(&mut self, id: &str, operation: &Value, status: u16) -> &Validator {
         self.validators.entry((id.to_owned(), status)).or_insert_with(|| {
             let mut response = operation["responses"][status.to_string()].clone();
@@ -69,7 +69,7 @@ impl Description {
         })
     }
 
-    /// Sends a request and checks the answer.
+    /// Sends a request and checks the response.
     fn check(&mut self, client: &mut Client, method: &str, path: &str, body: &Value) -> Response {
         let sent = if body.is_null() { String::new() } else { body.to_string() };
         let answer = client.request(method, path, sent.as_bytes());
@@ -78,11 +78,11 @@ impl Description {
         answer
     }
 
-    fn conforms(&mut self, id: &str, operation: &Value, status: u16, said: &Value) {
-        self.seen.insert((id.to_owned(), status));
-        let errors = self.validator(id, operation, status).iter_errors(said);
+    fn conforms(&mut self, id: &str, operation: &Value, status: u16, reply: &Value) {
+        self.observed.insert((id.to_owned(), status));
+        let errors = self.validator(id, operation, status).iter_errors(reply);
         let wrong: Vec<_> = errors.map(|error| error.to_string()).collect();
-        assert!(wrong.is_empty(), "{id}: {status} {said}\n{wrong:#?}");
+        assert!(wrong.is_empty(), "{id}: {status} {reply}\n{wrong:#?}");
     }
 
     /// Checks so many events of a pool.
@@ -242,13 +242,13 @@ fn answers_conform_to_their_description() {
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
     }
     let mut watcher = Watcher::open(server.address, "/v1/pools/ns/shared/events?from=1-1", "");
-    // One that waits, and what it is to an autoscaler; and one that was served.
+    // A queued claim, and the demand that an autoscaler sees; and a served one.
     let mut waits = server.client();
     let mut patient = share("patient", 1000);
     (patient["wait_ms"], patient["priority"], patient["preemptible"]) = (json!(60_000), json!(5), json!(true));
     let waiting = std::thread::spawn(move || waits.post("/v1/claims", &patient));
     while api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null).status != 200 {}
-    // While it has its turn it is in no queue, and so in no demand.
+    // While it is being decided it is in no queue, and so in no demand.
     let shape = loop {
         let demand = api.check(&mut client, "GET", "/v1/pools/ns/shared/demand", &Value::Null);
         if let Some(shape) = demand.json()["shapes"].get(0) {
@@ -260,7 +260,7 @@ fn answers_conform_to_their_description() {
     waiting.join().unwrap().expect(201);
     let served = api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null);
     assert_eq!(served.json()["claim"]["priority"], 5);
-    // It was missed what came before; a worker came, and the claim took it.
+    // Earlier events are missed; a worker was registered, and the claim took it.
     api.check_events(&mut watcher, 3);
 
     let fence = client.get("/v1/claims/ns/a").expect(200)["claim"]["fence"].take();
@@ -282,7 +282,7 @@ fn answers_conform_to_their_description() {
     api.check(&mut client, "DELETE", &format!("{pool}?force=true"), &Value::Null).expect(200);
     api.check(&mut client, "DELETE", pool, &Value::Null).expect(404);
 
-    // Every success that is described was seen, and every error but those that need a broken or a busy service.
+    // Every described success was seen, and every error except those that need a broken or a busy service.
     let mut unseen = Vec::new();
     for (path, item) in api.document["paths"].as_object().unwrap() {
         for operation in item.as_object().unwrap().values() {
@@ -292,7 +292,7 @@ fn answers_conform_to_their_description() {
                 statuses.filter(|status| *status < 500 && ![403, 413, 415, 421].contains(status) && id != "metrics");
             unseen.extend(
                 shown
-                    .filter(|status| !api.seen.contains(&(id.to_owned(), *status)))
+                    .filter(|status| !api.observed.contains(&(id.to_owned(), *status)))
                     .map(|status| (path.as_str(), id, status)),
             );
         }
@@ -303,16 +303,16 @@ fn answers_conform_to_their_description() {
     assert!(unseen.is_empty(), "described and not seen: {unseen:?}");
 }
 
-/// The names that a service lists when it meets one that it does not know.
+/// Returns the names that a service lists when it rejects an unknown one.
 fn known(answer: &Response) -> BTreeSet<String> {
-    let said = answer.json();
-    let message = said["error"]["message"].as_str().unwrap();
+    let reply = answer.json();
+    let message = reply["error"]["message"].as_str().unwrap();
     let (_, names) = message.split_once("known: ").unwrap_or_else(|| panic!("{message}"));
     names.split([',', ' ']).filter(|name| !name.is_empty() && *name != "or").map(str::to_owned).collect()
 }
 
 #[test]
-fn what_is_described_is_what_the_service_takes() {
+fn the_description_matches_accepted_requests() {
     let (_dir, _server, mut client) = with_pool(1);
     let api = Description::of(&mut client);
     let schema = |name: &str| api.document["components"]["schemas"][name].clone();
@@ -362,7 +362,7 @@ fn what_is_described_is_what_the_service_takes() {
         let answer = client.request(method, path, body.to_string().as_bytes());
         assert_eq!(known(&answer), fields(&described), "{method} {path}");
     }
-    // A batch says what it knows about each item.
+    // A batch lists the known names for each item.
     for (verb, item) in [("batch", "WorkerItem"), ("heartbeat", "HeartbeatItem")] {
         let path = format!("/v1/pools/ns/warm/workers:{verb}");
         let answer = client.post(&path, &json!({"workers": [nothing]})).expect(200);
@@ -371,17 +371,17 @@ fn what_is_described_is_what_the_service_takes() {
             assert!(message.contains(&field), "{field} is not in {message}");
         }
     }
-    // Words, and query parameters.
+    // Enumerations, and query parameters.
     for (field, path, method) in [
         ("mode", "/v1/pools/ns/other", "PUT"),
         ("policy", "/v1/pools/ns/other", "PUT"),
         ("ack", "/v1/pools/ns/other", "PUT"),
     ] {
         let answer = client.request(method, path, json!({field: "frobnicate"}).to_string().as_bytes());
-        let words = schema("PoolSpec")["properties"][field]["enum"].clone();
-        let words: BTreeSet<_> =
-            words.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect();
-        assert_eq!(known(&answer), words, "{field}");
+        let parts = schema("PoolSpec")["properties"][field]["enum"].clone();
+        let parts: BTreeSet<_> =
+            parts.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect();
+        assert_eq!(known(&answer), parts, "{field}");
     }
     for (path, item) in api.document["paths"].as_object().unwrap() {
         let Some(operation) = item.get("get").filter(|_| path.starts_with("/v1/")) else { continue };
@@ -407,7 +407,7 @@ fn what_is_described_is_what_the_service_takes() {
 }
 
 #[test]
-fn the_viewer_needs_no_other_host() {
+fn the_viewer_loads_nothing_from_other_hosts() {
     let (_dir, _server, mut client) = fresh();
     let page = client.get("/docs");
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
@@ -417,7 +417,7 @@ fn the_viewer_needs_no_other_host() {
     let script = client.get("/docs/viewer.js");
     assert_eq!((script.status, script.header("content-type")), (200, Some("text/javascript")));
     assert!(script.text().contains("/v1/openapi.json") && !script.text().contains("http"), "{}", script.text());
-    // Nothing of the page is in the page itself, so that a policy may forbid that.
+    // The page has no inline scripts or styles, so that a policy may forbid them.
     assert!(!page.text().contains("<script>") && !page.text().contains("<style"), "{}", page.text());
     for file in &files[..2] {
         let answer = client.get(file);

@@ -1,4 +1,4 @@
-//! Single fields of a pool's specification are changed, over HTTP, and only by a caller that knows what it changes.
+//! Single fields of a pool's specification are changed over HTTP, and only by a caller that knows the current version.
 
 use serde_json::{Value, json};
 
@@ -11,14 +11,14 @@ fn patch(client: &mut Client, query: &str, body: &Value) -> Response {
     client.request("PATCH", &format!("{POOL}{query}"), body.to_string().as_bytes())
 }
 
-/// The pool's version and specification.
+/// Returns the pool's version and specification.
 fn read(client: &mut Client) -> (u64, Value) {
     let mut pool = client.get(POOL).expect(200)["pool"].take();
     (pool["version"].as_u64().unwrap_or_else(|| panic!("no version: {pool}")), pool["spec"].take())
 }
 
 #[test]
-fn a_patch_changes_what_it_names_and_nothing_else() {
+fn a_patch_changes_only_the_named_fields() {
     let (_dir, _server, mut client) = fresh();
     let spec =
         json!({"shards": 2, "preemption": true, "reserve_ms": 7, "class": "gold", "labels": {"a": "1", "b": "2"}});
@@ -34,17 +34,17 @@ fn a_patch_changes_what_it_names_and_nothing_else() {
     let (second, after) = read(&mut client);
     assert_eq!((&after, changed["pool"]["version"].as_u64()), (&expected, Some(second)));
     assert!(second > first, "{second} is not above {first}");
-    // Null is the default, and nothing at all is no change.
+    // Null means the default, and an empty patch is no change.
     assert_eq!(patch(&mut client, "", &json!({"reserve_ms": null})).expect(200)["pool"]["spec"]["reserve_ms"], 30_000);
     let (third, _) = read(&mut client);
     assert_eq!(patch(&mut client, "", &json!({})).expect(200)["pool"]["version"], third);
     assert_eq!(patch(&mut client, "", &json!({"shards": 2})).expect(200)["pool"]["version"], third);
-    // Replacing it is a change too.
+    // Replacing the specification is a change too.
     assert!(client.put(POOL, &json!({"shards": 2})).expect(200)["pool"]["version"].as_u64() > Some(third));
 }
 
 #[test]
-fn a_patch_that_is_wrong_changes_nothing_and_names_its_field() {
+fn an_invalid_patch_changes_nothing_and_names_its_field() {
     let (_dir, _server, mut client) = fresh();
     patch(&mut client, "", &json!({"reserve_ms": 1})).expect_error(404, "NOT_FOUND", None, None);
     client.put(POOL, &json!({"shards": 2})).expect(201);
@@ -73,18 +73,18 @@ fn a_patch_that_is_wrong_changes_nothing_and_names_its_field() {
 }
 
 #[test]
-fn a_patch_of_another_version_than_the_one_that_was_read_is_refused() {
+fn a_patch_of_an_outdated_version_is_rejected() {
     let (dir, server, mut client) = fresh();
     client.put(POOL, &json!({"shards": 2})).expect(201);
     let (first, _) = read(&mut client);
     let at = |version: u64| format!("?version={version}");
     patch(&mut client, &at(first), &json!({"preemption": true})).expect(200);
-    let refused = patch(&mut client, &at(first), &json!({"preemption": false}));
-    refused.expect_error(409, "ABORTED", Some("version"), None);
+    let rejected = patch(&mut client, &at(first), &json!({"preemption": false}));
+    rejected.expect_error(409, "ABORTED", Some("version"), None);
     let (second, spec) = read(&mut client);
-    assert!(refused.text().contains(&second.to_string()), "{}", refused.text());
+    assert!(rejected.text().contains(&second.to_string()), "{}", rejected.text());
     assert_eq!(spec["preemption"], true);
-    // It is known after a restart, and never comes back with another pool of the name.
+    // The version survives a restart, and is not reused by another pool of the same name.
     assert_eq!(server.stop().code(), Some(0));
     let server = Server::start(dir.path());
     let mut client = server.client();
@@ -97,7 +97,7 @@ fn a_patch_of_another_version_than_the_one_that_was_read_is_refused() {
 }
 
 #[test]
-fn changes_of_different_fields_at_one_time_are_all_made() {
+fn concurrent_changes_of_different_fields_are_all_made() {
     let (_dir, server, mut client) = fresh();
     client.put(POOL, &json!({"shards": 2})).expect(201);
     let fields = ["reserve_ms", "releasing_ms", "heartbeat_ttl_ms", "lag_max_ms", "lost_keep_ms", "waiters_max"];

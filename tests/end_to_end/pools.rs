@@ -14,7 +14,7 @@ fn a_pool_is_created_replaced_read_and_deleted() {
     assert_eq!(made["pool"]["spec"]["mode"], "exclusive");
     assert_eq!(made["pool"]["spec"]["ack"], "durable");
     assert_eq!(made["pool"]["shards"].as_array().unwrap().len(), 2);
-    // What GET shows can be sent back.
+    // The response of GET can be sent back.
     let mut spec = made["pool"]["spec"].clone();
     spec["policy"] = json!("fifo");
     client.put(pool, &spec).expect(200);
@@ -29,7 +29,7 @@ fn a_pool_is_created_replaced_read_and_deleted() {
     client.get(pool).expect_error(404, "NOT_FOUND", None, None);
 }
 
-/// Every worker is in one count: of the totals that HTTP, gRPC, metrics and the commands show, and of an explanation.
+/// Counts of workers add up: in HTTP, gRPC, metrics and commands, and in an explanation.
 #[tokio::test]
 async fn w11_the_counts_of_a_pool_add_up_wherever_they_are_shown() {
     let (_dir, server, mut client) = with_pool(4);
@@ -115,7 +115,7 @@ fn a_pool_with_workers_is_deleted_only_by_force() {
     client.delete("/v1/pools/ns/warm?force=false").expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
     client.delete("/v1/pools/ns/warm?force=true").expect(200);
     client.get("/v1/pools/ns/warm/workers/w0").expect_error(404, "NOT_FOUND", None, None);
-    // The name is free again, and nothing of the old pool is in the new one.
+    // The name is free again, and the new pool has nothing of the old one.
     client.put("/v1/pools/ns/warm", &json!({})).expect(201);
     assert_eq!(client.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"]["total"], 0);
 }

@@ -1,4 +1,4 @@
-//! Quotas, as a client sets and meets them.
+//! Quotas, as a client sets them and runs into them.
 
 use serde_json::{Value, json};
 
@@ -20,9 +20,9 @@ fn used(claims: u64) -> Value {
 }
 
 #[test]
-fn q01_a_quota_is_set_met_raised_and_taken_away() {
+fn q01_a_quota_is_set_used_up_raised_and_deleted() {
     let (dir, server, mut client) = with_pool(4);
-    // Nobody has set any.
+    // No quota is set.
     let none =
         json!({"namespace": "ns", "tenant": "acme", "source": "none", "weight": 1, "used": used(0), "waiting": 0});
     assert_eq!(quota(&client.get(ACME), 200), none);
@@ -32,23 +32,23 @@ fn q01_a_quota_is_set_met_raised_and_taken_away() {
     assert_eq!(quota(&client.put(ACME, &set), 201), shown);
     claim(&mut client, "acme", "a").expect(201);
     let b = claim(&mut client, "acme", "b").expect(201)["claim"].take();
-    let refused = claim(&mut client, "acme", "c");
-    refused.expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
-    assert!(refused.text().contains("claims"), "{}", refused.text());
+    let rejected = claim(&mut client, "acme", "c");
+    rejected.expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
+    assert!(rejected.text().contains("claims"), "{}", rejected.text());
     claim(&mut client, "acme", "a").expect(200);
     claim(&mut client, "other", "a").expect(201);
     let scrape = client.get("/metrics");
     assert!(scrape.text().contains(r#"hotpool_claims_total{pool="ns/warm",outcome="quota"} 1"#), "{}", scrape.text());
     shown["used"] = used(2);
     assert_eq!(quota(&client.get(ACME), 200), shown);
-    // Below what is held: nothing is evicted. PUT replaces: what is left out is not bounded.
+    // Below the current usage: nothing is evicted. PUT replaces: omitted resources are unlimited.
     let lower = quota(&client.put(ACME, &json!({"claims": 1})), 200);
     assert_eq!((&lower["claims"], &lower["weight"], &lower["used"]["claims"]), (&json!(1), &json!(1), &json!(2)));
     assert_eq!(lower.get("gpu_milli"), None);
     client.post("/v1/claims/ns/b:release", &json!({"fence": b["fence"], "tenant": "acme"})).expect(200);
     claim(&mut client, "acme", "c").expect_error(429, "RESOURCE_EXHAUSTED", Some("quota"), None);
 
-    // It is as durable as a pool.
+    // A quota is as durable as a pool.
     server.kill();
     let server = Server::start(dir.path());
     let mut client = server.client();
@@ -61,7 +61,7 @@ fn q01_a_quota_is_set_met_raised_and_taken_away() {
 }
 
 #[test]
-fn a_namespace_has_a_quota_for_tenants_without_their_own_and_all_are_listed() {
+fn a_namespace_quota_applies_to_tenants_without_their_own_and_all_are_listed() {
     let (_dir, _server, mut client) = with_pool(4);
     let set = quota(&client.put("/v1/quotas/ns", &json!({"claims": 1})), 201);
     assert_eq!(set, json!({"namespace": "ns", "source": "namespace", "claims": 1, "weight": 1}));

@@ -1,4 +1,4 @@
-//! Every answer carries the id of its request: the caller's own, or one that the service makes.
+//! Request ids of responses: the caller's own, or one that the service generates.
 
 use std::collections::BTreeSet;
 
@@ -28,9 +28,9 @@ fn send(client: &mut Client, path: &str, headers: &[&[u8]]) -> Response {
 }
 
 #[test]
-fn every_answer_has_one_and_every_error_says_it() {
+fn every_response_has_a_request_id_and_every_error_repeats_it() {
     let (_dir, _server, mut client) = with_pool(1);
-    let mut seen = BTreeSet::new();
+    let mut observed = BTreeSet::new();
     let claim = json!({"namespace": "ns", "pool": "warm", "key": "a"});
     let answers = [
         client.get("/healthz"),
@@ -55,16 +55,16 @@ fn every_answer_has_one_and_every_error_says_it() {
         } else {
             assert!(!answer.text().contains(&id), "an answer that says more than it said");
         }
-        assert!(seen.insert(id), "two requests have the same id");
+        assert!(observed.insert(id), "two requests have the same id");
     }
-    // The items of a batch are of one request, whose id its answer has.
+    // The items of a batch belong to one request, whose id the response has.
     let batch = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": [{}, claim]}));
     assert_eq!(batch.expect(200)["items"][0]["error"].get("request_id"), None);
     assert!(batch.header(HEADER).is_some());
 }
 
 #[test]
-fn the_callers_own_is_taken_if_it_is_one_short_line_of_ascii() {
+fn the_callers_own_id_is_used_if_it_is_short_ascii() {
     let (_dir, _server, mut client) = fresh();
     let longest = "x".repeat(128);
     for id in ["1", "0197c2f6-7a1e-7b4e-9d0b-3c5a7d1e2f40", r##"!"#$%&'()*+,-./:;<=>?@[\]^_`{|}~"##, &longest] {
@@ -93,7 +93,7 @@ fn the_callers_own_is_taken_if_it_is_one_short_line_of_ascii() {
 }
 
 #[tokio::test]
-async fn over_grpc_it_is_metadata_and_in_the_details_of_an_error() {
+async fn over_grpc_the_id_is_in_the_metadata_and_in_error_details() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     let good = link.pools.list_pools(ListPoolsRequest::default()).await.unwrap();
@@ -110,7 +110,7 @@ async fn over_grpc_it_is_metadata_and_in_the_details_of_an_error() {
     }
     let watch = WatchPoolRequest { namespace: "ns".into(), pool: "warm".into(), from: None };
     assert!(link.pools.watch_pool(watch).await.unwrap().metadata().get(HEADER).is_some());
-    // What the library answers by itself.
+    // Errors of the library itself.
     let mut raw = Raw::open(server.address).await;
     for path in ["/hotpool.v1.ClaimService/Nothing", "/no.such.Service/Method"] {
         let status = raw.call(path, &[(HEADER, "ticket-18")], Vec::new()).await;
@@ -123,7 +123,7 @@ async fn over_grpc_it_is_metadata_and_in_the_details_of_an_error() {
 
 /// Streams end long after their call was answered, and often with an error.
 #[tokio::test]
-async fn the_status_that_ends_a_stream_says_it() {
+async fn the_final_status_of_a_stream_has_the_request_id() {
     let (_dir, server, mut http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     let named = |request| {
@@ -132,7 +132,7 @@ async fn the_status_that_ends_a_stream_says_it() {
         request
     };
     let id = |status: &Status| status.get_details_request_info().map(|info| info.request_id);
-    // A message that is larger than those of a stream may be.
+    // A message beyond the limit of a stream.
     let large = TakeClaimRequest { class: Some("x".repeat(17 << 10)), ..take("a") };
     let large = ClaimStreamRequest { id: 1, request: Some(Ask::Take(large)) };
     let mut request = Request::new(futures::stream::iter([large]));
@@ -140,7 +140,7 @@ async fn the_status_that_ends_a_stream_says_it() {
     let mut answers = link.claims.claim_stream(request).await.unwrap().into_inner();
     let end = answers.message().await.unwrap_err();
     assert_eq!((end.code(), id(&end).as_deref()), (Code::InvalidArgument, Some("ticket-18")), "{end:?}");
-    // What is no message.
+    // An invalid message.
     let mut raw = Raw::open(server.address).await;
     let garbage = [0, 0, 0, 0, 2, 0x0a, 0x05].to_vec();
     let answer = raw.begin("/hotpool.v1.ClaimService/ClaimStream", &[(HEADER, "ticket-20")], garbage).await;
@@ -148,7 +148,7 @@ async fn the_status_that_ends_a_stream_says_it() {
     let end = Status::from_header_map(body.trailers().unwrap()).unwrap();
     assert_eq!((end.code(), id(&end).as_deref()), (Code::InvalidArgument, Some("ticket-20")), "{end:?}");
     assert!(end.get_details_bad_request().is_some(), "its other details are kept: {end:?}");
-    // A pool that is deleted.
+    // A deleted pool.
     let watch = WatchPoolRequest { namespace: "ns".into(), pool: "warm".into(), from: None };
     let mut events = link.pools.watch_pool(named(watch)).await.unwrap().into_inner();
     events.message().await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The RESP edge.
+//! RESP edge of the real binary.
 
 mod agree;
 mod bad_frames;

@@ -1,4 +1,4 @@
-//! Starts and ends the binary.
+//! Starts and stops the binary.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -12,21 +12,21 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 
-/// Longest time that a service is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout for anything that a service does.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running service.
+/// Service process of a test.
 pub struct Server {
     pub address: SocketAddr,
-    /// Where it speaks RESP, if `--resp-listen` was among its arguments.
+    /// Address of the RESP edge, if `--resp-listen` was among the arguments.
     pub resp: Option<SocketAddr>,
-    /// What it printed when it was ready.
+    /// Lines that the service printed when it was ready.
     pub welcome: Vec<String>,
     pub child: Running,
 }
 
-/// The service's program. In the tests of another package Cargo does not say where it is: it lies beside that package's own, and
-/// `cargo build --bins` makes both.
+/// Path of the service's binary. For tests of another package Cargo does not provide it: it lies next to that package's
+/// own binary, and `cargo build --bins` builds both.
 fn program() -> PathBuf {
     let program = match option_env!("CARGO_BIN_EXE_hotpool") {
         Some(program) => PathBuf::from(program),
@@ -36,7 +36,7 @@ fn program() -> PathBuf {
     program
 }
 
-/// The command, with a data directory and a log file beside it.
+/// Command of the service, with a data directory and a log file.
 pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program());
     command.arg("serve").args(arguments).envs(environment.iter().copied());
@@ -54,7 +54,7 @@ pub fn command(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
     command
 }
 
-/// The same command after a line of shell, which changes what the process inherits.
+/// Wraps a command in a line of shell, which changes what the process inherits.
 pub fn through_sh(line: &str, plain: &Command, dir: &Path) -> Command {
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!("{line}; exec \"$0\" \"$@\"")).arg(plain.get_program()).args(plain.get_args());
@@ -74,7 +74,7 @@ impl Server {
         Self::start_command(dir, command(dir, arguments, environment))
     }
 
-    /// Runs what [`command`] has made, perhaps by way of another program, and waits until the service is ready.
+    /// Runs the result of [`command`], perhaps through another program, and waits until the service is ready.
     pub fn start_command(dir: &Path, mut command: Command) -> Self {
         command.stdout(Stdio::piped());
         let mut child = Running(command.spawn().unwrap());
@@ -84,12 +84,12 @@ impl Server {
         for line in out.by_ref().take(5) {
             welcome.push(line.unwrap());
         }
-        let said = |scheme| welcome.first().and_then(|line| address_in(line, scheme));
-        let Some(address) = said("http://") else {
+        let response = |scheme| welcome.first().and_then(|line| address_in(line, scheme));
+        let Some(address) = response("http://") else {
             let status = child.0.wait().unwrap();
             panic!("the service is not ready ({status}): {}", std::fs::read_to_string(dir.join("log")).unwrap());
         };
-        Self { address, resp: said("redis://"), welcome, child }
+        Self { address, resp: response("redis://"), welcome, child }
     }
 
     pub fn client(&self) -> Client {
@@ -103,29 +103,29 @@ impl Server {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Asks it to stop.
+    /// Sends SIGTERM to the service.
     pub fn terminate(&self) {
         signal("TERM", self.child.0.id());
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub fn wait(mut self) -> ExitStatus {
         self.child.0.wait().unwrap()
     }
 
-    /// Stops it as an operator would.
+    /// Stops the service as an operator would.
     pub fn stop(self) -> ExitStatus {
         self.terminate();
         self.wait()
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the service, like a power cut.
     pub fn kill(self) {
         drop(self.child);
     }
 }
 
-/// A process that ends with its scope, also when the test fails.
+/// Process that ends with its scope, also when the test fails.
 pub struct Running(pub Child);
 
 impl Drop for Running {
@@ -143,10 +143,10 @@ fn address_in(line: &str, scheme: &str) -> Option<SocketAddr> {
 }
 
 impl Server {
-    /// Runs `meanwhile` while the service stands still: it finds all of it done when it goes on.
+    /// Runs `meanwhile` while the service is stopped: it finds everything done when it continues.
     pub fn paused<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
         signal("STOP", self.child.0.id());
-        // The signal stops one thread after the other, and one that still runs could answer.
+        // The signal stops one thread after the other, and a running one could reply.
         until("every thread of the service is stopped", || is_stopped(self.child.0.id()));
         let done = meanwhile();
         signal("CONT", self.child.0.id());
@@ -154,11 +154,11 @@ impl Server {
     }
 }
 
-/// Waits for what another process does, so there is nothing to wait on; fails with `what` after [`PATIENCE`].
+/// Polls for the effect of another process; fails with `what` after [`TIMEOUT`].
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         std::thread::yield_now();
     }
 }
@@ -167,7 +167,7 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 fn is_stopped(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap()).all(|stat| {
-        // The name of the thread, in parentheses, may have any character.
+        // The name of the thread, in parentheses, may contain any character.
         stat.rsplit_once(") ").unwrap().1.starts_with('T')
     })
 }
@@ -177,7 +177,7 @@ pub fn signal(name: &str, process: u32) {
     assert!(sent.success());
 }
 
-/// A service on a fresh directory, and a client.
+/// Starts a service on a fresh directory, with a client.
 pub fn fresh() -> (TempDir, Server, Client) {
     let dir = TempDir::new().unwrap();
     let server = Server::start(dir.path());
@@ -185,7 +185,7 @@ pub fn fresh() -> (TempDir, Server, Client) {
     (dir, server, client)
 }
 
-/// A service with the pool `ns/warm` of `workers` workers `w0`, `w1`, ...
+/// Starts a service with the pool `ns/warm` of `workers` workers `w0`, `w1`, ...
 pub fn with_pool(workers: usize) -> (TempDir, Server, Client) {
     let (dir, server, mut client) = fresh();
     client.put("/v1/pools/ns/warm", &json!({"shards": 4})).expect(201);

@@ -35,7 +35,7 @@ fn gpus(count: u32) -> Value {
 }
 
 #[test]
-fn c04_a_share_is_taken_found_resized_and_given_back() {
+fn c04_an_allocation_is_created_repeated_resized_and_released() {
     let (dir, server, mut client) = fresh();
     shared(&mut client, 2, &json!([gpus(2)]));
     assert_eq!(
@@ -43,15 +43,15 @@ fn c04_a_share_is_taken_found_resized_and_given_back() {
         (&json!("shared"), &json!("best_fit"))
     );
     let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
-    let taken = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    let created = share(&mut client, "a", &ask).expect(201)["claim"].take();
     let held = json!({"cpu_milli": 2000, "gpu": {"model": "a100", "count": 1, "milli": 250, "cards": [0]}});
-    assert_eq!((&taken["resources"], &taken["worker"]), (&held, &json!("g1")));
-    // Other resources: the claim as it is, or 409 if they must match.
+    assert_eq!((&created["resources"], &created["worker"]), (&held, &json!("g1")));
+    // Other resources: the existing claim, or 409 if they must match.
     let mut other = item("a", &json!({"cpu_milli": 1}));
-    assert_eq!(client.post("/v1/claims", &other).expect(200)["claim"], taken);
+    assert_eq!(client.post("/v1/claims", &other).expect(200)["claim"], created);
     other["must_match"] = json!(true);
     client.post("/v1/claims", &other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
-    // Best fit: the card that is in use already.
+    // Best fit: the GPU that is in use already.
     let second = share(&mut client, "b", &json!({"gpu": {"milli": 500}})).expect(201)["claim"].take();
     assert_eq!(second["resources"]["gpu"]["cards"], json!([0]));
     share(&mut client, "c", &json!({"gpu": {"count": 2}})).expect_error(
@@ -75,20 +75,20 @@ fn c04_a_share_is_taken_found_resized_and_given_back() {
 
     // Absolute, in place, with the same fence.
     let whole = json!({"gpu": {"count": 1}});
-    let resized = resize(&mut client, &taken, &whole).expect(200)["claim"].take();
-    assert_eq!((&resized["fence"], &resized["resources"]["gpu"]["cards"]), (&taken["fence"], &json!([1])));
+    let resized = resize(&mut client, &created, &whole).expect(200)["claim"].take();
+    assert_eq!((&resized["fence"], &resized["resources"]["gpu"]["cards"]), (&created["fence"], &json!([1])));
     assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], resized);
-    assert_eq!(resize(&mut client, &taken, &whole).expect(200)["claim"], resized);
-    let refused = resize(&mut client, &second, &json!({"gpu": {"milli": 501}, "slots": 5}));
-    refused.expect_error(400, "INVALID_ARGUMENT", None, Some("resources"));
-    let refused = resize(&mut client, &second, &json!({"gpu": {"count": 2}}));
-    refused.expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
+    assert_eq!(resize(&mut client, &created, &whole).expect(200)["claim"], resized);
+    let rejected = resize(&mut client, &second, &json!({"gpu": {"milli": 501}, "slots": 5}));
+    rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("resources"));
+    let rejected = resize(&mut client, &second, &json!({"gpu": {"count": 2}}));
+    rejected.expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     assert_eq!(client.get("/v1/claims/ns/b").expect(200)["claim"], second, "nothing changed");
-    let mut stranger = taken.clone();
+    let mut stranger = created.clone();
     stranger["fence"] = json!(1);
     resize(&mut client, &stranger, &whole).expect_error(409, "ABORTED", Some("fence"), None);
 
-    // It outlives kill -9, cards and all.
+    // The allocation survives kill -9, GPU indexes included.
     let before = pool(&mut client);
     server.kill();
     let server = Server::start(dir.path());
@@ -105,7 +105,7 @@ fn c04_a_share_is_taken_found_resized_and_given_back() {
     assert_eq!(pool(&mut client)["gpus"]["a100"]["free_milli"], 2000);
 }
 
-/// Lines of the scrape about the pool, summed.
+/// Sums the lines of the scrape about the pool.
 fn scraped(client: &mut Client, name: &str) -> u64 {
     let scrape = client.get("/metrics");
     let lines = scrape.text().lines().filter(|line| line.starts_with(name) && line.contains(r#"pool="ns/p""#));
@@ -113,7 +113,7 @@ fn scraped(client: &mut Client, name: &str) -> u64 {
 }
 
 #[test]
-fn b03_a_hundred_claims_on_twenty_workers_are_twenty_touches() {
+fn b03_a_hundred_claims_on_twenty_workers_are_twenty_worker_updates() {
     let (_dir, _server, mut client) = fresh();
     let workers: Vec<_> = (0..20).map(|i| json!({"id": format!("w{i}"), "capacity": {"slots": 5}})).collect();
     shared(&mut client, 4, &json!(workers));
@@ -137,7 +137,7 @@ fn b03_a_hundred_claims_on_twenty_workers_are_twenty_touches() {
 }
 
 #[test]
-fn b01_bad_items_are_named_by_index_and_harm_no_other() {
+fn b01_invalid_items_are_named_by_index_and_affect_no_other() {
     let (_dir, _server, mut client) = fresh();
     shared(&mut client, 4, &json!([gpus(2)]));
     let terms = vec!["a"; 10_000].join(",");
@@ -158,17 +158,17 @@ fn b01_bad_items_are_named_by_index_and_harm_no_other() {
         item("k", &json!({"memory_bytes": 1})),
     ]);
     let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
-    let said = answer["items"].as_array().unwrap();
+    let response = answer["items"].as_array().unwrap();
     for (at, field) in
         [(1, "cpu_milli"), (2, "memory_bytes"), (3, "gpu.milli"), (4, "gpu.milli"), (5, "gpu.models[1]"), (6, "gpu")]
     {
-        check_error(&said[at], "INVALID_ARGUMENT", None, Some(&format!("items[{at}].resources.{field}")));
+        check_error(&response[at], "INVALID_ARGUMENT", None, Some(&format!("items[{at}].resources.{field}")));
     }
-    check_error(&said[7], "INVALID_ARGUMENT", None, Some("items[7].resources"));
-    check_error(&said[8], "INVALID_ARGUMENT", None, Some("items[8].resources"));
-    check_error(&said[9], "INVALID_ARGUMENT", None, Some("items[9].selector"));
-    check_error(&said[11], "INVALID_ARGUMENT", Some("unsatisfiable"), Some("items[11].resources"));
-    assert_eq!((&said[0]["claim"]["key"], &said[10]["claim"]["key"]), (&json!("a"), &json!("j")));
+    check_error(&response[7], "INVALID_ARGUMENT", None, Some("items[7].resources"));
+    check_error(&response[8], "INVALID_ARGUMENT", None, Some("items[8].resources"));
+    check_error(&response[9], "INVALID_ARGUMENT", None, Some("items[9].selector"));
+    check_error(&response[11], "INVALID_ARGUMENT", Some("unsatisfiable"), Some("items[11].resources"));
+    assert_eq!((&response[0]["claim"]["key"], &response[10]["claim"]["key"]), (&json!("a"), &json!("j")));
     assert_eq!(pool(&mut client)["claims"]["active"], 2);
 }
 
@@ -176,10 +176,10 @@ fn b01_bad_items_are_named_by_index_and_harm_no_other() {
 fn a_pool_stays_in_its_mode() {
     let (_dir, _server, mut client) = fresh();
     shared(&mut client, 2, &json!([gpus(1)]));
-    let refused = client.put(POOL, &json!({"shards": 2}));
-    refused.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
-    assert!(refused.text().contains("it is shared, got exclusive"), "{}", refused.text());
-    // The policy may change, while claims are held.
+    let rejected = client.put(POOL, &json!({"shards": 2}));
+    rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    assert!(rejected.text().contains("it is shared, got exclusive"), "{}", rejected.text());
+    // The policy may change while claims are held.
     share(&mut client, "a", &json!({"gpu": {"milli": 300}})).expect(201);
     for policy in ["spread", "fgd", "best_fit"] {
         let spec = json!({"mode": "shared", "shards": 2, "policy": policy});
@@ -195,23 +195,23 @@ fn a_pool_stays_in_its_mode() {
 }
 
 #[test]
-fn the_commands_take_shares_and_show_them() {
+fn the_commands_claim_resources_and_show_them() {
     let (_dir, server, mut client) = fresh();
-    server.cli("pools put ns/p --mode shared --policy fgd --shards 1 --spare-gpu-workers false").good();
+    server.cli("pools put ns/p --mode shared --policy fgd --shards 1 --spare-gpu-workers false").stdout();
     assert_eq!(pool(&mut client)["spec"]["spare_gpu_workers"], false);
-    server.cli("workers add ns/p g1 --cpu-milli 8000 --memory-bytes 16Gi --gpu a100=2").good();
-    let taken = server.cli("claims take ns/p --key a --reserve-ms 0 --cpu-milli 1500 --gpu h100,a100:1:250");
-    taken.good();
-    assert_eq!(taken.row("holds")[1..], ["cpu", "1.5,", "gpu", "0.25", "a100", "(card", "0)"]);
+    server.cli("workers add ns/p g1 --cpu-milli 8000 --memory-bytes 16Gi --gpu a100=2").stdout();
+    let created = server.cli("claims take ns/p --key a --reserve-ms 0 --cpu-milli 1500 --gpu h100,a100:1:250");
+    created.stdout();
+    assert_eq!(created.row("holds")[1..], ["cpu", "1.5,", "gpu", "0.25", "a100", "(card", "0)"]);
     let resized = server.cli("claims resize ns/a --current --memory-bytes 4Gi --gpu a100:2");
-    resized.good();
+    resized.stdout();
     assert_eq!(resized.row("holds")[1..].join(" "), "memory 4Gi, gpu 2 a100 (cards 0,1)");
-    assert_eq!(resized.row("fence"), taken.row("fence"));
+    assert_eq!(resized.row("fence"), created.row("fence"));
     server.cli("claims resize ns/a --current --gpu a100:3").failed(64, &["resources: "]);
     server.cli("claims resize ns/a --current").failed(64, &["resources: is required"]);
     server.cli("claims take ns/p --key b --gpu a100:1").failed(3, &["pool_exhausted"]);
     server.cli("claims take ns/p --key b").failed(64, &["resources: is required: the pool is shared"]);
-    server.cli("claims resize ns/a --current --gpu a100:1:700").good();
+    server.cli("claims resize ns/a --current --gpu a100:1:700").stdout();
     assert!(server.cli("claims ls ns").row("ns/a").join(" ").contains("gpu 0.7 a100 (card 0)"));
     let shown = server.cli("pools show ns/p");
     assert_eq!(shown.row("free")[1..].join(" "), "cpu 8, memory 16Gi, gpu 1 a100 (1.3 in all)");
@@ -219,19 +219,19 @@ fn the_commands_take_shares_and_show_them() {
     assert_eq!(worker.row("left")[1..].join(" "), "cpu 8, memory 16Gi, gpu 1 a100 (1.3 in all)");
     assert!(worker.row("holds").join(" ").ends_with("gpu 0.7 a100 (card 0)"), "{worker:?}");
     for key in ["c", "d", "e", "f"] {
-        server.cli(&format!("claims take ns/p --key {key} --cpu-milli 1")).good();
+        server.cli(&format!("claims take ns/p --key {key} --cpu-milli 1")).stdout();
     }
     assert!(server.cli("workers ls ns/p").row("g1")[2].ends_with(",+2"), "{:?}", server.cli("workers ls ns/p"));
 }
 
-/// A worker is registered anew with other cards, or with none: its claims show those that they were granted, over every
-/// restart, and no view says a word that is empty.
+/// A worker is registered again with other GPUs, or with none: its claims still show those that they were granted,
+/// across every restart, and no view has an empty name.
 #[test]
-fn c04_a_claim_shows_the_cards_that_it_was_granted_when_its_worker_has_lost_them() {
+fn c04_a_claim_shows_its_granted_gpus_after_its_worker_has_lost_them() {
     let (dir, server, mut client) = fresh();
     shared(&mut client, 1, &json!([gpus(2)]));
     let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
-    let taken = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    let created = share(&mut client, "a", &ask).expect(201)["claim"].take();
     client.put(&format!("{POOL}/workers/g1"), &json!({"capacity": {"cpu_milli": 8000}})).expect(200);
     let views = |client: &mut Client| {
         let listed = client.get("/v1/claims?namespace=ns").expect(200)["items"][0].take();
@@ -253,25 +253,25 @@ fn c04_a_claim_shows_the_cards_that_it_was_granted_when_its_worker_has_lost_them
         ]
     };
     for view in views(&mut client) {
-        assert_eq!(view, taken);
+        assert_eq!(view, created);
     }
     server.kill();
     let server = Server::start(dir.path());
     let mut client = server.client();
     for view in views(&mut client) {
-        assert_eq!(view, taken);
+        assert_eq!(view, created);
     }
-    // What it gives back is taken, and what it keeps is shown as before.
-    let resized = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "a100", "milli": 250}}));
-    assert_eq!(resized.expect(200)["claim"]["resources"]["gpu"], taken["resources"]["gpu"]);
-    let other = resize(&mut client, &taken, &json!({"cpu_milli": 1000, "gpu": {"model": "h100", "milli": 250}}));
+    // The released part is free, and the kept part is shown as before.
+    let resized = resize(&mut client, &created, &json!({"cpu_milli": 1000, "gpu": {"model": "a100", "milli": 250}}));
+    assert_eq!(resized.expect(200)["claim"]["resources"]["gpu"], created["resources"]["gpu"]);
+    let other = resize(&mut client, &created, &json!({"cpu_milli": 1000, "gpu": {"model": "h100", "milli": 250}}));
     other.expect_error(400, "INVALID_ARGUMENT", None, Some("resources.gpu.models"));
-    // Other cards in their place are not those that it was granted; once it asks for them it has them.
+    // Other GPUs are not those that were granted; once the claim requests them it gets them.
     let others = json!({"capacity": {"cpu_milli": 8000, "gpu": {"model": "h100", "count": 1}}});
     client.put(&format!("{POOL}/workers/g1"), &others).expect(200);
-    let seen = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
-    assert_eq!(seen["resources"]["gpu"]["model"], "a100");
-    let resized = resize(&mut client, &taken, &json!({"gpu": {"model": "h100", "milli": 500}})).expect(200);
+    let observed = client.get("/v1/claims/ns/a").expect(200)["claim"].take();
+    assert_eq!(observed["resources"]["gpu"]["model"], "a100");
+    let resized = resize(&mut client, &created, &json!({"gpu": {"model": "h100", "milli": 500}})).expect(200);
     assert_eq!(
         resized["claim"]["resources"],
         json!({"gpu": {"model": "h100", "count": 1, "milli": 500, "cards": [0]}})

@@ -1,4 +1,4 @@
-//! H02: signals that mean "read your settings again" or "open your logs again" never end the service.
+//! H02: signals that mean "reload your settings" or "reopen your logs" never end the service.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,27 +12,27 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::server::{Running, Server, command, fresh, signal, through_sh};
 
-/// Signals whose default is to end the process, and which supervisors send for other reasons.
+/// Signals that end a process by default, and which supervisors send for other reasons.
 const HARMLESS: [&str; 4] = ["HUP", "USR1", "USR2", "ALRM"];
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn log_of(dir: &Path) -> String {
     std::fs::read_to_string(dir.join("log")).unwrap()
 }
 
-/// Waits for what the service does by itself; fails as soon as it has ended.
+/// Waits for something that the service does by itself; fails as soon as it has ended.
 fn until(service: &mut Running, what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         if let Some(status) = service.0.try_wait().unwrap() {
             panic!("the service ended ({status}) before: {what}");
         }
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
         std::thread::yield_now();
     }
 }
 
-/// Sends a signal again and again until the process has ended; the exit code.
+/// Sends a signal repeatedly until the process has ended, and returns the exit code.
 fn flood_until_the_end(service: &mut Running, name: &str) -> Option<i32> {
     let begun = Instant::now();
     loop {
@@ -40,12 +40,12 @@ fn flood_until_the_end(service: &mut Running, name: &str) -> Option<i32> {
             assert!(status.code().is_some(), "a signal ended the service: {status}");
             return status.code();
         }
-        assert!(begun.elapsed() < PATIENCE, "it does not end");
+        assert!(begun.elapsed() < TIMEOUT, "it does not end");
         signal(name, service.0.id());
     }
 }
 
-/// A mask of signals of a process, as the system shows it.
+/// Reads a signal mask of a process from the system.
 fn signals(process: u32, mask: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(mask)?.strip_prefix(':'));
@@ -53,7 +53,7 @@ fn signals(process: u32, mask: &str) -> u64 {
 }
 
 #[test]
-fn h02_a_running_service_logs_them_and_goes_on() {
+fn h02_a_running_service_logs_signals_and_continues() {
     let (dir, mut server, mut client) = fresh();
     for name in HARMLESS {
         signal(name, server.child.0.id());
@@ -65,7 +65,7 @@ fn h02_a_running_service_logs_them_and_goes_on() {
     assert_eq!(server.stop().code(), Some(0));
 }
 
-/// The configuration is a pipe that nobody has written to yet, so the runtime of the service has nothing to do.
+/// The configuration is a pipe without a writer, so the service is blocked on reading it.
 #[test]
 fn h02_before_its_configuration_is_read_and_while_it_stops() {
     let dir = TempDir::new().unwrap();
@@ -74,19 +74,19 @@ fn h02_before_its_configuration_is_read_and_while_it_stops() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let arguments = ["--config", pipe.to_str().unwrap(), "--listen", &address.to_string()];
     let mut service = Running(command(dir.path(), &arguments, &[]).spawn().unwrap());
-    // Opens when the service has opened it to read.
+    // Opens when the service has opened the pipe to read.
     let mut writer = File::options().write(true).open(&pipe).unwrap();
     for name in HARMLESS {
         signal(name, service.0.id());
     }
-    // A process that such a signal ends takes nothing any more.
+    // A process that was ended by a signal reads nothing.
     let _ = writer.write_all(b"[log]\n");
     drop(writer);
     until(&mut service, "it answers", || Client::connect(address).is_ok());
     for name in HARMLESS {
         until(&mut service, "it is logged", || log_of(dir.path()).contains(&format!("SIG{name}")));
     }
-    // Half a request keeps it stopping for a while.
+    // Half a request delays the shutdown for a while.
     let mut client = Client::connect(address).unwrap();
     client.send(b"POST /v1/claims HTTP/1.1\r\nhost: localhost\r\ncontent-length: 60\r\n\r\n{").unwrap();
     signal("TERM", service.0.id());
@@ -97,7 +97,7 @@ fn h02_before_its_configuration_is_read_and_while_it_stops() {
 fn h02_while_the_store_is_recovered() {
     let dir = TempDir::new().unwrap();
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    // Nobody listens there, so the recovery waits.
+    // The store's address is not served, so the recovery waits.
     let (address, nowhere) = (free(), format!("redis://{}", free()));
     let data = dir.path().join("data");
     let arguments =
@@ -128,9 +128,9 @@ fn h02_what_nohup_ignores_stays_ignored() {
     assert!(!log_of(dir.path()).contains("SIGHUP"));
 }
 
-/// A terminal that is gone, or a full disk under the log.
+/// A closed terminal, or a full disk under the log, does not end the service.
 #[test]
-fn h02_a_log_that_cannot_be_written_ends_nothing() {
+fn h02_an_unwritable_log_does_not_end_the_service() {
     let dir = TempDir::new().unwrap();
     let mut full = command(dir.path(), &[], &[]);
     full.stderr(File::options().write(true).open("/dev/full").unwrap());

@@ -1,4 +1,4 @@
-//! Claims that wait for room, as clients wait for them.
+//! Queued claims, as clients see them.
 
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use crate::client::{Client, Response};
 use crate::server::{Server, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn waits(key: &str, wait_ms: u64) -> Value {
     json!({"namespace": "ns", "pool": "warm", "key": key, "reserve_ms": 0, "wait_ms": wait_ms})
 }
 
-/// Asks until it is so.
+/// Polls until the condition holds.
 fn until(client: &mut Client, what: &str, mut is: impl FnMut(&mut Client) -> bool) {
     let begun = Instant::now();
     while !is(client) {
-        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(begun.elapsed() < TIMEOUT, "in vain: {what}");
         std::thread::yield_now();
     }
 }
@@ -30,8 +30,8 @@ fn is_waiting(client: &mut Client, key: &str) -> bool {
     answer.status == 200 && answer.json()["waiting"].is_object()
 }
 
-/// A request on a connection of its own, and that it waits by now.
-fn parked(server: &Server, path: &'static str, body: Value, key: &str) -> JoinHandle<Response> {
+/// Sends a request on its own connection, and waits until its claim is queued.
+fn queued(server: &Server, path: &'static str, body: Value, key: &str) -> JoinHandle<Response> {
     let mut client = server.client();
     let begun = spawn(move || client.post(path, &body));
     until(&mut server.client(), "it waits", |client| is_waiting(client, key));
@@ -51,12 +51,12 @@ fn full() -> (TempDir, Server, Client, Value) {
 }
 
 #[test]
-fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
+fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     let (_dir, server, mut client, _) = full();
     let mut body = waits("a", 60_000);
     (body["priority"], body["preemptible"]) = (json!(7), json!(true));
-    let first = parked(&server, "/v1/claims", body, "a");
-    let second = parked(&server, "/v1/claims", waits("b", 50_000), "b");
+    let first = queued(&server, "/v1/claims", body, "a");
+    let second = queued(&server, "/v1/claims", waits("b", 50_000), "b");
     let mut view = client.get("/v1/claims/ns/b").expect(200)["waiting"].take();
     let (waited, left) = (view["waited_ms"].take().as_u64().unwrap(), view["left_ms"].take().as_u64().unwrap());
     assert_eq!(waited + left, 50_000);
@@ -64,27 +64,30 @@ fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
         "priority": 0, "ahead": 1, "waited_ms": null, "left_ms": null});
     assert_eq!(view, expected);
     assert_eq!(waiters(&mut client), "2");
-    // What does not wait is told at once; one that waits holds nothing that could be confirmed.
+    // A claim without a wait fails at once; a queued one has nothing that could be confirmed.
     client.post("/v1/claims", &waits("c", 0)).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     client.post("/v1/claims", &waits("a", 0)).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
     client.post("/v1/claims/ns/a:confirm", &json!({"fence": 1})).expect_error(404, "NOT_FOUND", None, None);
 
     client.put(&format!("{POOL}/workers/w1"), &json!({})).expect(201);
-    let taken = first.join().unwrap().expect(201)["claim"].take();
-    assert_eq!((&taken["worker"], &taken["priority"], &taken["preemptible"]), (&json!("w1"), &json!(7), &json!(true)));
-    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], taken);
+    let created = first.join().unwrap().expect(201)["claim"].take();
+    assert_eq!(
+        (&created["worker"], &created["priority"], &created["preemptible"]),
+        (&json!("w1"), &json!(7), &json!(true))
+    );
+    assert_eq!(client.get("/v1/claims/ns/a").expect(200)["claim"], created);
     let worker = client.get(&format!("{POOL}/workers/w1")).expect(200)["worker"]["claims"][0].take();
-    assert_eq!(worker, taken);
-    client.post("/v1/claims/ns/a:release", &json!({"fence": taken["fence"]})).expect(200);
-    let taken = second.join().unwrap().expect(201)["claim"].take();
-    assert_eq!((taken.get("priority"), taken.get("preemptible")), (None, None));
+    assert_eq!(worker, created);
+    client.post("/v1/claims/ns/a:release", &json!({"fence": created["fence"]})).expect(200);
+    let created = second.join().unwrap().expect(201)["claim"].take();
+    assert_eq!((created.get("priority"), created.get("preemptible")), (None, None));
     assert_eq!(waiters(&mut client), "0");
 }
 
 #[test]
-fn q02_a_client_that_hangs_up_leaves_the_line() {
+fn q02_a_client_that_disconnects_leaves_the_queue() {
     let (_dir, server, mut client, held) = full();
-    let stays = parked(&server, "/v1/claims", waits("stays", 60_000), "stays");
+    let stays = queued(&server, "/v1/claims", waits("stays", 60_000), "stays");
     let bodies =
         [waits("gone", 60_000), json!({"mode": "independent", "items": [waits("x", 60_000), waits("y", 60_000)]})];
     for (path, body) in ["/v1/claims", "/v1/claims:batch"].into_iter().zip(bodies) {
@@ -102,8 +105,8 @@ fn q02_a_client_that_hangs_up_leaves_the_line() {
     assert_eq!(waiters(&mut client), "0");
 }
 
-/// A service that gives requests 200 ms.
-fn hurried() -> (TempDir, Server, Client) {
+/// Starts a service whose request timeout is 200 ms.
+fn with_short_timeout() -> (TempDir, Server, Client) {
     let dir = TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -114,27 +117,27 @@ fn hurried() -> (TempDir, Server, Client) {
 }
 
 #[test]
-fn the_services_own_deadline_cuts_no_wait_short() {
-    let (_dir, _server, mut client) = hurried();
+fn the_request_timeout_does_not_shorten_a_wait() {
+    let (_dir, _server, mut client) = with_short_timeout();
     client.post("/v1/claims", &waits("held", 0)).expect(201);
     let begun = Instant::now();
     client.post("/v1/claims", &waits("a", 600)).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     assert!(begun.elapsed() > Duration::from_millis(400));
-    // Of a batch the longest wait counts.
+    // The longest wait of a batch counts.
     let batch = json!({"mode": "independent", "items": [waits("b", 500), waits("c", 0), waits("d", 300)]});
     let items = client.post("/v1/claims:batch", &batch).expect(200)["items"].take();
     assert!(items.as_array().unwrap().iter().all(|item| item["error"]["reason"] == "pool_exhausted"), "{items}");
 }
 
 #[test]
-fn p05_preferred_then_wait_outlasts_the_services_own_deadline() {
-    let (_dir, _server, mut client) = hurried();
+fn p05_preferred_then_wait_extends_the_request_timeout() {
+    let (_dir, _server, mut client) = with_short_timeout();
     let mut near = waits("near", 0);
     near["node"] = json!({"preferred_then_wait": {"nodes": ["n1"], "ms": 500}});
     let begun = Instant::now();
     assert_eq!(client.post("/v1/claims", &near).expect(201)["claim"]["node"], "n0");
     assert!(begun.elapsed() > Duration::from_millis(300), "it waited for its node first");
-    // That is a wait, and no slow answer.
+    // The metrics count it as a wait, not as a slow request.
     let scrape = client.get("/metrics");
     let value = |name: &str| {
         let line = scrape.text().lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}"));
@@ -145,12 +148,12 @@ fn p05_preferred_then_wait_outlasts_the_services_own_deadline() {
 }
 
 #[test]
-fn a_stop_answers_those_who_wait_at_once() {
+fn a_shutdown_answers_queued_claims_at_once() {
     let (_dir, server, _client, _) = full();
     let waits: Vec<_> = (0..3)
         .map(|n| {
             let key = format!("k{n}");
-            parked(&server, "/v1/claims", self::waits(&key, 60_000), &key)
+            queued(&server, "/v1/claims", self::waits(&key, 60_000), &key)
         })
         .collect();
     let begun = Instant::now();
@@ -163,7 +166,7 @@ fn a_stop_answers_those_who_wait_at_once() {
 }
 
 #[test]
-fn demand_says_what_waits_and_who_could_go() {
+fn demand_shows_queued_claims_and_removable_workers() {
     let (_dir, server, mut client) = with_pool(2);
     let idle = client.get(&format!("{POOL}/demand")).expect(200);
     assert_eq!(idle["idle"].as_array().unwrap().len(), 2);
@@ -173,8 +176,8 @@ fn demand_says_what_waits_and_who_could_go() {
     let mut body = waits("a", 60_000);
     body["selector"] = json!("zone=x");
     body["node"] = json!({"required": ["n1", "n2"]});
-    let a = parked(&server, "/v1/claims", body, "a");
-    let b = parked(&server, "/v1/claims", waits("b", 60_000), "b");
+    let a = queued(&server, "/v1/claims", body, "a");
+    let b = queued(&server, "/v1/claims", waits("b", 60_000), "b");
     let mut client_of_poor = server.client();
     let poor = json!({"namespace": "ns", "pool": "warm", "key": "p", "tenant": "poor", "wait_ms": 60_000});
     let poor = spawn(move || client_of_poor.post("/v1/claims", &poor));
@@ -204,7 +207,7 @@ fn demand_says_what_waits_and_who_could_go() {
     }
     client.get("/v1/pools/ns/none/demand").expect_error(404, "NOT_FOUND", None, None);
 
-    // What it says would clear them clears them.
+    // The suggested number of workers is enough.
     client.post(&format!("{POOL}/workers/w1:uncordon"), &json!({})).expect(200);
     b.join().unwrap().expect(201);
     let x = json!({"labels": {"zone": "x"}, "node": "n2"});

@@ -16,15 +16,15 @@ use crate::server::{Running, Server, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
 const EVENTS: &str = "/v1/pools/ns/warm/events";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One who watches over HTTP.
+/// Watcher of a pool over HTTP.
 pub struct Watcher(BufReader<TcpStream>);
 
 impl Watcher {
     pub fn open(address: SocketAddr, path: &str, headers: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n").unwrap();
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
@@ -35,7 +35,7 @@ impl Watcher {
         Self(reader)
     }
 
-    /// The next event; none: the stream has ended. What is between the fields are comments and sizes of chunks.
+    /// Returns the next event, or `None` at the end of the stream. Comments and chunk sizes are skipped.
     fn next(&mut self) -> Option<Value> {
         let (mut id, mut kind, mut data) = (None, None, None::<Value>);
         loop {
@@ -60,13 +60,13 @@ impl Watcher {
         self.next().expect("an event")
     }
 
-    /// So many, in a few words each.
-    fn words(&mut self, n: usize) -> Vec<String> {
-        (0..n).map(|_| words(&self.event())).collect()
+    /// Returns so many events in short form.
+    fn summaries(&mut self, n: usize) -> Vec<String> {
+        (0..n).map(|_| summary(&self.event())).collect()
     }
 }
 
-fn words(event: &Value) -> String {
+fn summary(event: &Value) -> String {
     let parts = ["event", "worker", "key", "reason"].map(|name| event[name].as_str());
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
@@ -88,11 +88,11 @@ fn release(client: &mut Client, key: &str, fence: &Value) {
 }
 
 #[test]
-fn everything_that_happens_is_told_in_order() {
+fn all_events_arrive_in_order() {
     let (_dir, server, mut client) = with_pool(1);
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     let started = watcher.event();
-    assert_eq!(words(&started), "started");
+    assert_eq!(summary(&started), "started");
     let worker = format!("{POOL}/workers/w0");
     let fence = take(&mut client, "a", "w0");
     client.post("/v1/claims", &claim("a", "w0")).expect(200);
@@ -108,9 +108,9 @@ fn everything_that_happens_is_told_in_order() {
     take(&mut client, "c", "w0");
     client.delete(&worker).expect(200);
     client.put(&format!("{POOL}/workers/w9"), &json!({})).expect(201);
-    let told: Vec<Value> = (0..13).map(|_| watcher.event()).collect();
-    let all: Vec<String> = told.iter().map(words).collect();
-    // What changes nothing is not told.
+    let received: Vec<Value> = (0..13).map(|_| watcher.event()).collect();
+    let all: Vec<String> = received.iter().map(summary).collect();
+    // An upsert without a change is no event.
     assert_eq!(
         all,
         [
@@ -129,19 +129,22 @@ fn everything_that_happens_is_told_in_order() {
             "registered w9",
         ]
     );
-    assert_eq!((&told[0]["fence"], &told[0]["tenant"]), (&fence, &json!("default")));
-    assert_eq!(told[7]["fence"], lost);
+    assert_eq!((&received[0]["fence"], &received[0]["tenant"]), (&fence, &json!("default")));
+    assert_eq!(received[7]["fence"], lost);
     let shard = client.get(&format!("{POOL}/workers/w9")).expect(200);
-    assert!(told.iter().all(|event| event["shard"].as_u64().is_some_and(|shard| shard < 4)), "{shard}");
+    assert!(received.iter().all(|event| event["shard"].as_u64().is_some_and(|shard| shard < 4)), "{shard}");
     let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
-    assert!(told.iter().all(|event| now_ms.abs_diff(event["at_ms"].as_u64().unwrap().into()) < 60_000), "{told:?}");
+    assert!(
+        received.iter().all(|event| now_ms.abs_diff(event["at_ms"].as_u64().unwrap().into()) < 60_000),
+        "{received:?}"
+    );
     // Positions grow by one.
     let number = |event: &Value| position(event).split_once('-').unwrap().1.parse::<u64>().unwrap();
-    assert!((number(&started)..).zip([&started].into_iter().chain(&told)).all(|(n, event)| number(event) == n));
+    assert!((number(&started)..).zip([&started].into_iter().chain(&received)).all(|(n, event)| number(event) == n));
 }
 
 #[test]
-fn what_ends_by_itself_says_why() {
+fn claims_that_end_by_themselves_have_a_reason() {
     let (_dir, server, mut client) = with_pool(3);
     client
         .put(POOL, &json!({"shards": 4, "reserve_ms": 100, "releasing_ms": 100, "heartbeat_ttl_ms": 1000}))
@@ -149,22 +152,22 @@ fn what_ends_by_itself_says_why() {
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     watcher.event();
     client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a", "worker": "w0"})).expect(201);
-    assert_eq!(watcher.words(2), ["claimed w0 a", "released w0 a reserve"]);
+    assert_eq!(watcher.summaries(2), ["claimed w0 a", "released w0 a reserve"]);
     let mut ttl = claim("b", "w0");
     ttl["ttl_ms"] = json!(50);
     client.post("/v1/claims", &ttl).expect(201);
-    assert_eq!(watcher.words(2), ["claimed w0 b", "released w0 b ttl"]);
+    assert_eq!(watcher.summaries(2), ["claimed w0 b", "released w0 b ttl"]);
     let fence = take(&mut client, "c", "w0");
     client.post("/v1/claims/ns/c:release", &json!({"fence": fence, "phase": "begin"})).expect(200);
-    assert_eq!(watcher.words(2), ["claimed w0 c", "released w0 c releasing"]);
-    // A silent worker is lost, and what it held with it.
+    assert_eq!(watcher.summaries(2), ["claimed w0 c", "released w0 c releasing"]);
+    // A silent worker is lost, and so are its claims.
     take(&mut client, "d", "w1");
     client.post(&format!("{POOL}/workers/w1:heartbeat"), &json!({})).expect(200);
-    assert_eq!(watcher.words(3), ["claimed w1 d", "lost w1", "lost w1 d"]);
+    assert_eq!(watcher.summaries(3), ["claimed w1 d", "lost w1", "lost w1 d"]);
 }
 
 #[test]
-fn who_comes_back_gets_exactly_what_it_missed() {
+fn a_reconnecting_watcher_gets_exactly_what_it_missed() {
     let (_dir, server, mut client) = with_pool(1);
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     watcher.event();
@@ -175,33 +178,33 @@ fn who_comes_back_gets_exactly_what_it_missed() {
             fence
         })
         .collect();
-    let seen: Vec<Value> = (0..7).map(|_| watcher.event()).collect();
+    let observed: Vec<Value> = (0..7).map(|_| watcher.event()).collect();
     drop(watcher);
-    // By the header as a browser does, which stands above the address; or by the address.
-    let from = position(&seen[6]);
+    // By the header as a browser does, which takes precedence over the address; or by the address.
+    let from = position(&observed[6]);
     let header = format!("Last-Event-ID: {from}\r\n");
-    let first = position(&seen[0]);
+    let first = position(&observed[0]);
     for (path, header) in [(format!("{EVENTS}?from={first}"), header.as_str()), (format!("{EVENTS}?from={from}"), "")] {
         let mut again = Watcher::open(server.address, &path, header);
         let rest: Vec<Value> = (0..33).map(|_| again.event()).collect();
-        for (i, event) in seen.iter().chain(&rest).enumerate() {
+        for (i, event) in observed.iter().chain(&rest).enumerate() {
             let word = if i % 2 == 0 { "claimed" } else { "released" };
-            assert_eq!(words(event), format!("{word} w0 k{}", i / 2));
+            assert_eq!(summary(event), format!("{word} w0 k{}", i / 2));
             assert_eq!(event["fence"], fences[i / 2]);
         }
     }
-    // Those who follow two threads of events at once see the same.
+    // Two watchers of two event streams see the same.
     let last = Watcher::open(server.address, EVENTS, "").event();
     assert_eq!(position(&last).split_once('-').unwrap().1, "40");
 }
 
 #[test]
-fn beyond_the_ring_and_beyond_a_restart_it_is_told_what_it_missed() {
+fn a_watcher_beyond_the_event_buffer_or_a_restart_learns_what_it_missed() {
     let (dir, server, mut client) = with_pool(10);
     let mut watcher = Watcher::open(server.address, EVENTS, "");
     let started = position(&watcher.event());
     drop(watcher);
-    // Ten claims and ten releases a round, in two calls.
+    // Ten claims and ten releases in each round, in two calls.
     let items: Vec<Value> = (0..10).map(|i| claim(&format!("k{i}"), &format!("w{i}"))).collect();
     let rounds = limits::WATCH_EVENTS_MAX / 20 + 5;
     for round in 0..rounds {
@@ -217,7 +220,7 @@ fn beyond_the_ring_and_beyond_a_restart_it_is_told_what_it_missed() {
     let mut late = Watcher::open(server.address, &format!("{EVENTS}?from={started}"), "");
     let missed = late.event();
     let count = rounds * 20 - limits::WATCH_EVENTS_MAX;
-    assert_eq!((words(&missed).as_str(), &missed["count"]), ("missed", &json!(count)));
+    assert_eq!((summary(&missed).as_str(), &missed["count"]), ("missed", &json!(count)));
     let first = late.event();
     assert_eq!(position(&first).split_once('-').unwrap().1, (count + 1).to_string());
     drop(late);
@@ -225,60 +228,60 @@ fn beyond_the_ring_and_beyond_a_restart_it_is_told_what_it_missed() {
     let server = Server::start(dir.path());
     let mut again = Watcher::open(server.address, &format!("{EVENTS}?from={}", position(&first)), "");
     let missed = again.event();
-    assert_eq!((words(&missed).as_str(), &missed["count"]), ("missed", &Value::Null));
+    assert_eq!((summary(&missed).as_str(), &missed["count"]), ("missed", &Value::Null));
     take(&mut server.client(), "k", "w0");
-    assert_eq!(words(&again.event()), "claimed w0 k");
+    assert_eq!(summary(&again.event()), "claimed w0 k");
 }
 
 #[test]
-fn bad_positions_are_refused_and_watchers_are_bounded() {
+fn invalid_positions_are_rejected_and_watchers_are_limited() {
     let (_dir, server, mut client) = with_pool(1);
     client.get("/v1/pools/ns/none/events").expect_error(404, "NOT_FOUND", None, None);
     for from in ["", "x", "1-", "1-2-3", "-1-1"] {
-        let refused = client.get(&format!("{EVENTS}?from={from}"));
-        refused.expect_error(400, "INVALID_ARGUMENT", None, Some("from"));
+        let rejected = client.get(&format!("{EVENTS}?from={from}"));
+        rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("from"));
         client
             .send(format!("GET {EVENTS} HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {from}\r\n\r\n").as_bytes())
             .unwrap();
-        let refused = client.receive().unwrap();
-        refused.expect_error(400, "INVALID_ARGUMENT", None, Some("Last-Event-ID"));
+        let rejected = client.receive().unwrap();
+        rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("Last-Event-ID"));
     }
     let mut watchers: Vec<Watcher> =
         (0..limits::POOL_WATCHERS_MAX).map(|_| Watcher::open(server.address, EVENTS, "")).collect();
     let epoch = position(&watchers[0].event());
     let epoch = epoch.split_once('-').unwrap().0;
-    let refused = client.get(EVENTS);
-    refused.expect_error(429, "RESOURCE_EXHAUSTED", Some("watchers"), None);
+    let rejected = client.get(EVENTS);
+    rejected.expect_error(429, "RESOURCE_EXHAUSTED", Some("watchers"), None);
     let watching = format!(r#"hotpool_watchers{{pool="ns/warm"}} {}"#, limits::POOL_WATCHERS_MAX);
     assert!(client.get("/metrics").text().contains(&watching), "{}", client.get("/metrics").text());
     let early = format!("{EVENTS}?from={epoch}-1");
-    // Who leaves makes room.
+    // A watcher that leaves makes space for another.
     watchers.truncate(1);
     let begun = Instant::now();
-    let refused = loop {
-        // A watcher is seen to be gone when it is written to.
+    let rejected = loop {
+        // A closed watcher is noticed by the next write.
         let fence = take(&mut client, "k", "w0");
         release(&mut client, "k", &fence);
         let answer = client.get("/metrics");
         if answer.text().contains("hotpool_watchers{pool=\"ns/warm\"} 1\n") {
             break client.get(&format!("{EVENTS}?from={epoch}-99999999"));
         }
-        assert!(begun.elapsed() < PATIENCE, "{}", answer.text());
+        assert!(begun.elapsed() < TIMEOUT, "{}", answer.text());
     };
-    refused.expect_error(400, "INVALID_ARGUMENT", None, Some("from"));
+    rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("from"));
     drop(Watcher::open(server.address, &early, ""));
 }
 
 #[test]
-fn a_stop_and_the_end_of_the_pool_end_the_stream() {
+fn a_shutdown_and_the_end_of_the_pool_end_the_stream() {
     let (_dir, server, mut client) = with_pool(1);
     client.put("/v1/pools/ns/other", &json!({"shards": 1})).expect(201);
     let mut other = Watcher::open(server.address, "/v1/pools/ns/other/events", "");
     let mut warm = Watcher::open(server.address, EVENTS, "");
-    assert_eq!((words(&other.event()), words(&warm.event())), ("started".to_owned(), "started".to_owned()));
+    assert_eq!((summary(&other.event()), summary(&warm.event())), ("started".to_owned(), "started".to_owned()));
     client.delete("/v1/pools/ns/other").expect(200);
     // The last chunk of the body ends it.
-    other.0.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+    other.0.get_ref().set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut rest = String::new();
     while other.0.read_line(&mut rest).unwrap() > 0 && !rest.ends_with("0\r\n") {}
     assert!(rest.ends_with("0\r\n"), "{rest:?}");
@@ -288,7 +291,7 @@ fn a_stop_and_the_end_of_the_pool_end_the_stream() {
 }
 
 #[test]
-fn who_does_not_read_is_dropped_and_holds_nobody_up() {
+fn a_client_that_does_not_read_is_dropped_and_blocks_nobody() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1000"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -299,21 +302,21 @@ fn who_does_not_read_is_dropped_and_holds_nobody_up() {
     let _deaf = Watcher::open(server.address, EVENTS, "");
     let mut good = Watcher::open(server.address, EVENTS, "");
     let items: Vec<Value> = (0..500).map(|i| claim(&format!("{}{i}", "k".repeat(200)), &format!("w{i}"))).collect();
-    let mut seen = 0;
+    let mut observed = 0;
     let begun = Instant::now();
     loop {
         let answer = client.post("/v1/claims:batch", &json!({"mode": "independent", "items": items})).expect(200);
         for item in answer["items"].as_array().unwrap() {
             release(&mut client, item["claim"]["key"].as_str().unwrap(), &item["claim"]["fence"]);
         }
-        while seen < 1_000 {
-            seen += u64::from(words(&good.event()).contains('k'));
+        while observed < 1_000 {
+            observed += u64::from(summary(&good.event()).contains('k'));
         }
-        seen = 0;
+        observed = 0;
         if client.get("/metrics").text().contains("hotpool_watchers{pool=\"ns/warm\"} 1\n") {
             break;
         }
-        assert!(begun.elapsed() < 2 * PATIENCE, "the one who does not read is still there");
+        assert!(begun.elapsed() < 2 * TIMEOUT, "the one who does not read is still there");
     }
 }
 
@@ -345,7 +348,7 @@ async fn grpc_tells_the_same() {
         assert_eq!((event.r#type(), event.reason()), (of, PoolEventReason::Unspecified));
         assert_eq!(
             event.r#type().as_str_name(),
-            format!("POOL_EVENT_TYPE_{}", words(&json).split(' ').next().unwrap().to_uppercase())
+            format!("POOL_EVENT_TYPE_{}", summary(&json).split(' ').next().unwrap().to_uppercase())
         );
         assert_eq!(
             (event.position.as_str(), event.key.as_deref()),
@@ -380,7 +383,7 @@ async fn grpc_tells_the_same() {
 }
 
 #[test]
-fn the_command_writes_a_line_an_event() {
+fn the_command_writes_one_line_for_each_event() {
     let (_dir, server, mut client) = with_pool(1);
     let watch = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));
@@ -410,7 +413,7 @@ fn the_command_writes_a_line_an_event() {
     server.terminate();
     assert!(lines.next().is_none());
     assert_eq!(people.0.wait().unwrap().code(), Some(1));
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut people.0.stderr.take().unwrap(), &mut said).unwrap();
-    assert!(said.contains("--from "), "{said}");
+    let mut response = String::new();
+    std::io::Read::read_to_string(&mut people.0.stderr.take().unwrap(), &mut response).unwrap();
+    assert!(response.contains("--from "), "{response}");
 }

@@ -26,7 +26,7 @@ fn a_worker_is_registered_replaced_read_and_deleted() {
     );
     client.put(WORKER, &spec).expect(200);
     assert_eq!(client.get(WORKER).expect(200)["worker"]["claims"], json!([]));
-    // No body at all is a worker with nothing but its id.
+    // Without a body the worker has only its id.
     assert_eq!(client.request("PUT", "/v1/pools/ns/warm/workers/w1", b"").expect(201)["worker"]["capacity"], json!({}));
     assert_eq!(client.delete(WORKER).expect(200), json!({}));
     client.get(WORKER).expect_error(404, "NOT_FOUND", None, None);
@@ -36,18 +36,18 @@ fn a_worker_is_registered_replaced_read_and_deleted() {
 #[test]
 fn a_busy_worker_shows_its_claim() {
     let (_dir, _server, mut client) = with_pool(1);
-    let taken = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
+    let created = client.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "a"})).expect(201);
     let worker = client.get(WORKER).expect(200)["worker"].take();
     assert_eq!(worker["occupancy"], "busy");
     let claims = worker["claims"].as_array().unwrap();
     assert_eq!(claims.len(), 1);
     for key in ["key", "tenant", "fence", "pool", "worker", "state"] {
-        assert_eq!(claims[0][key], taken["claim"][key]);
+        assert_eq!(claims[0][key], created["claim"][key]);
     }
 }
 
 #[test]
-fn a_bad_registration_harms_no_other() {
+fn an_invalid_registration_affects_no_other() {
     let (_dir, _server, mut client) = with_pool(0);
     let batch = br#"{"workers":[{"id":"a"},{"id":"b","capacity":{"slots":-1}},{"id":"c","disk":1},{},7,
         {"id":""},{"id":"d","capacity":{"gpu":{"model":"A10","count":65}}},{"id":"e","node":"n"}]}"#;
@@ -78,18 +78,18 @@ fn a_bad_registration_harms_no_other() {
 #[test]
 fn workers_are_listed_page_by_page_without_duplicates() {
     let (_dir, _server, mut client) = with_pool(25);
-    let mut seen = BTreeSet::new();
+    let mut observed = BTreeSet::new();
     let mut path = "/v1/pools/ns/warm/workers?limit=10".to_owned();
     let mut pages = 0;
     loop {
         let page = client.get(&path).expect(200);
         pages += 1;
         for worker in page["items"].as_array().unwrap() {
-            assert!(seen.insert(worker["id"].as_str().unwrap().to_owned()), "{worker} comes twice");
+            assert!(observed.insert(worker["id"].as_str().unwrap().to_owned()), "{worker} comes twice");
         }
         let Value::String(token) = &page["next_page_token"] else { break };
         path = format!("/v1/pools/ns/warm/workers?limit=10&page_token={token}");
     }
-    assert_eq!(seen.len(), 25);
+    assert_eq!(observed.len(), 25);
     assert!((3..=4).contains(&pages));
 }

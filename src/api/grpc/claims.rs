@@ -1,4 +1,4 @@
-//! Claims.
+//! Methods of `ClaimService`: claims, batches and the claim stream.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tonic::{Request, Response, Streaming, async_trait};
 use super::proto::batch_take_claims_response::Item;
 use super::proto::batch_take_claims_response::item::Outcome;
 use super::proto::claim_service_server::ClaimService;
-use super::proto::get_claim_response::Standing as Shown;
+use super::proto::get_claim_response::Standing as ClaimStanding;
 use super::proto::{
     BatchTakeClaimsRequest, BatchTakeClaimsResponse, ClaimStreamRequest, ConfirmClaimRequest, ConfirmClaimResponse,
     ExplainClaimRequest, ExplainClaimResponse, GetClaimRequest, GetClaimResponse, ListClaimsRequest,
@@ -16,9 +16,9 @@ use super::proto::{
 };
 use super::unary_body::release_before_waiting;
 use super::{GrpcHandlers, RpcResult, from_proto, stream};
+use crate::api::batch::{submit_all_or_none, submit_valid};
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{submit_all_or_none, submit_valid};
-use crate::api::http::json::ReleasePhase;
+use crate::api::request::{BatchMode, ReleasePhase};
 use crate::api::{deadline, wait_for_stop};
 use crate::limits;
 use crate::model::{ClaimResult, ClaimStatus};
@@ -31,48 +31,51 @@ impl ClaimService for GrpcHandlers {
         &self,
         request: Request<Streaming<ClaimStreamRequest>>,
     ) -> RpcResult<stream::ClaimStreamResponses> {
-        let place = Arc::clone(&self.streams).try_acquire_owned();
-        let place = place.map_err(|_| {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        let permit = permit.map_err(|_| {
             ApiError::overloaded(format!(
-                "{} claim streams are open, which is as many as may be: close one, or make calls of one request each",
+                "{} claim streams are open, which is the limit: close one, or use unary calls",
                 limits::STREAMS_MAX
             ))
         })?;
         let limit = self.bounds.timeout;
-        let flight = self.scheduler.request_stream(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        let answers = stream::ClaimStreamResponses::new(
+        let requests = self.scheduler.request_stream(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        let responses = stream::ClaimStreamResponses::new(
             request.into_inner(),
-            flight,
+            requests,
             limit,
             wait_for_stop(&self.stopping),
-            place,
+            permit,
         );
-        Ok(Response::new(answers))
+        Ok(Response::new(responses))
     }
 
     async fn take_claim(&self, request: Request<TakeClaimRequest>) -> RpcResult<TakeClaimResponse> {
         let request =
             release_before_waiting(request, |claim| from_proto::claim(&claim).and_then(deadline::extend_for_wait))?;
-        let taken = self.scheduler.claim(request).await.map_err(ApiError::from)?;
-        Ok(Response::new((&taken).into()))
+        let result = self.scheduler.claim(request).await.map_err(ApiError::from)?;
+        Ok(Response::new((&result).into()))
     }
 
     async fn batch_take_claims(&self, request: Request<BatchTakeClaimsRequest>) -> RpcResult<BatchTakeClaimsResponse> {
-        self.answers.check_available()?;
-        let (whole, requests) = release_before_waiting(request, |BatchTakeClaimsRequest { mode, items }| {
-            let whole = from_proto::is_all_or_nothing(mode, items.len())?;
+        self.responses.check_available()?;
+        let (mode, requests) = release_before_waiting(request, |BatchTakeClaimsRequest { mode, items }| {
+            let mode = from_proto::batch_mode(mode, items.len())?;
             let requests: Vec<_> =
                 items.iter().map(|item| from_proto::claim(item).and_then(deadline::extend_for_wait)).collect();
-            Ok::<_, ApiError>((whole, requests.into_iter()))
+            Ok::<_, ApiError>((mode, requests.into_iter()))
         })?;
-        let outcomes = if whole {
-            submit_all_or_none("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await))
-                .await?
-        } else {
-            submit_valid("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?
+        let outcomes = match mode {
+            BatchMode::AllOrNothing => {
+                submit_all_or_none("items", requests, async |requests| Ok(self.scheduler.claim_gang(requests).await))
+                    .await?
+            }
+            BatchMode::Independent => {
+                submit_valid("items", requests, async |requests| Ok(self.scheduler.claim_batch(requests).await)).await?
+            }
         };
         let item = |outcome: &Result<ClaimResult, ApiError>| match outcome {
-            Ok(taken) => Outcome::Taken(taken.into()),
+            Ok(result) => Outcome::Taken(result.into()),
             Err(failure) => Outcome::Error(failure.into()),
         };
         let items = outcomes.iter().map(|outcome| Item { outcome: Some(item(outcome)) }).collect();
@@ -89,8 +92,8 @@ impl ClaimService for GrpcHandlers {
         let GetClaimRequest { namespace, key, tenant } = request.get_ref();
         let id = from_proto::claim_id(namespace, tenant.as_deref(), key)?;
         let standing = match self.scheduler.claim_status(&id).await.map_err(ApiError::from)? {
-            ClaimStatus::Held(claim) => Shown::Claim((&claim).into()),
-            ClaimStatus::Queued(waiting) => Shown::Waiting((&waiting).into()),
+            ClaimStatus::Held(claim) => ClaimStanding::Claim((&claim).into()),
+            ClaimStatus::Queued(queued) => ClaimStanding::Waiting((&queued).into()),
         };
         Ok(Response::new(GetClaimResponse { standing: Some(standing) }))
     }

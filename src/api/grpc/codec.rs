@@ -1,5 +1,5 @@
-//! Protocol Buffers on the wire: as tonic's own codec, but a message is counted before it is taken apart, and one that is
-//! none is the caller's mistake.
+//! Protocol Buffers codec. Works like tonic's own, but limits the fields of a message before decoding, and reports an
+//! invalid message as the caller's error.
 
 use std::marker::PhantomData;
 
@@ -13,11 +13,11 @@ use tonic_prost::ProstEncoder;
 use crate::api::error_table::ApiError;
 use crate::limits;
 
-/// Most fields of one message, counted at its top: the items of the largest batch, and room for what stands beside them. Two
-/// bytes of an empty item become hundreds in memory, so a message is not taken apart before it is known to be small.
+/// Limit on top-level fields of one message: the items of the largest batch, and some more. Two bytes of an empty item
+/// become hundreds in memory, so the fields are counted before decoding.
 const FIELDS_MAX: usize = limits::BATCH_ITEMS_MAX + 256;
 
-/// The codec of every method.
+/// Codec of every method.
 pub(crate) struct ProtoCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for ProtoCodec<T, U> {
@@ -41,7 +41,7 @@ impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> Codec f
     }
 }
 
-/// Reads messages.
+/// Decoder that checks a message before decoding it.
 pub(crate) struct ProtoDecoder<U>(PhantomData<U>);
 
 impl<U: Message + Default> Decoder for ProtoDecoder<U> {
@@ -54,7 +54,7 @@ impl<U: Message + Default> Decoder for ProtoDecoder<U> {
 }
 
 fn read<U: Message + Default>(message: Bytes) -> Result<U, ApiError> {
-    let broken = |error: DecodeError| ApiError::invalid("body", format!("is no message of this method: {error}"));
+    let invalid = |error: DecodeError| ApiError::invalid("body", format!("is not a message of this method: {error}"));
     let mut rest = message.clone();
     let mut fields = 0;
     while rest.has_remaining() {
@@ -62,10 +62,10 @@ fn read<U: Message + Default>(message: Bytes) -> Result<U, ApiError> {
             return Err(ApiError::invalid("body", format!("at most {} items", limits::BATCH_ITEMS_MAX)));
         }
         fields += 1;
-        let (tag, kind) = decode_key(&mut rest).map_err(broken)?;
-        skip_field(kind, tag, &mut rest, DecodeContext::default()).map_err(broken)?;
+        let (tag, kind) = decode_key(&mut rest).map_err(invalid)?;
+        skip_field(kind, tag, &mut rest, DecodeContext::default()).map_err(invalid)?;
     }
-    U::decode(message).map_err(broken)
+    U::decode(message).map_err(invalid)
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     use crate::api::grpc::proto::{BatchTakeClaimsRequest, GetClaimRequest, TakeClaimRequest};
 
     #[test]
-    fn a_message_of_too_many_fields_is_not_taken_apart() {
+    fn a_message_with_too_many_fields_is_not_decoded() {
         let mut batch = BatchTakeClaimsRequest { mode: 1, items: vec![TakeClaimRequest::default(); FIELDS_MAX - 1] };
         assert_eq!(read::<BatchTakeClaimsRequest>(batch.encode_to_vec().into()).unwrap(), batch);
         batch.items.push(TakeClaimRequest::default());
@@ -83,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_the_callers_mistake() {
+    fn an_invalid_message_is_the_callers_error() {
         for bytes in [&b"\xff"[..], b"\x0a\x05ab", b"\x0a\x01\xff", b"\x08\x01", b"\x0b", b"\x00"] {
             let failure = read::<GetClaimRequest>(Bytes::copy_from_slice(bytes)).unwrap_err();
             assert_eq!(failure.field.as_deref(), Some("body"), "{bytes:?}");
         }
-        // A field of a later version is no mistake.
+        // An unknown field comes from a later version.
         let later = b"\x0a\x02ns\x12\x01k\xfa\x06\x01x";
         let read = read::<GetClaimRequest>(Bytes::from_static(later)).unwrap();
         assert_eq!((read.namespace.as_str(), read.key.as_str(), read.tenant), ("ns", "k", None));

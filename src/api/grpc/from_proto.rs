@@ -1,15 +1,12 @@
-//! From messages to checked values. Where HTTP has the same request, it is filled in and checked there, so that both
-//! edges refuse the same and name the same field.
-
-use std::borrow::Cow;
+//! Converts messages to checked values. Where HTTP has the same request, its form is filled in and checked, so that
+//! both edges reject the same values and name the same field.
 
 use super::proto;
 use super::proto::take_claim_request::Candidates;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{BoundedList, BoundedTexts};
-use crate::api::http::json::{
-    BorrowedText, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody, PreferredWaitBody,
-    ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody,
+use crate::api::request::{
+    BatchMode, BoundedList, BoundedTexts, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody,
+    PreferredWaitBody, ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody,
 };
 use crate::limits;
 use crate::model::{
@@ -18,21 +15,17 @@ use crate::model::{
     WorkerCapacity, WorkerId,
 };
 
-fn text(value: &str) -> BorrowedText<'_> {
-    BorrowedText(Cow::Borrowed(value))
-}
-
-/// At most `MAX` of them, as HTTP takes them.
+/// Converts at most `MAX` texts, the limit that HTTP has too.
 fn texts<'a, const MAX: usize>(field: &'static str, values: &'a [String]) -> Result<BoundedTexts<'a, MAX>, ApiError> {
     if values.len() > MAX {
         return Err(ApiError::invalid(field, format!("at most {MAX} items")));
     }
-    Ok(BoundedTexts(values.iter().map(|value| text(value)).collect()))
+    Ok(BoundedTexts(values.iter().map(|value| (&**value).into()).collect()))
 }
 
-/// The value of an enumeration, or that there is no such value.
+/// Converts the number of an enumeration, or rejects an unknown value.
 fn parse_enum<E: TryFrom<i32>>(field: &'static str, number: i32) -> Result<E, ApiError> {
-    E::try_from(number).map_err(|_| ApiError::invalid(field, format!("has no value {number}")))
+    E::try_from(number).map_err(|_| ApiError::invalid(field, format!("unknown value {number}")))
 }
 
 fn ack(number: i32) -> Result<Option<AckLevel>, ApiError> {
@@ -43,7 +36,7 @@ fn ack(number: i32) -> Result<Option<AckLevel>, ApiError> {
     })
 }
 
-/// A request for one worker.
+/// Converts a claim of one worker.
 pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, ApiError> {
     let proto::TakeClaimRequest {
         namespace,
@@ -69,9 +62,9 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
     let (mut pool, mut pools, mut pool_selector) = (None, None, None);
     match candidates {
         None => {}
-        Some(Candidates::Pool(name)) => pool = Some(text(name)),
+        Some(Candidates::Pool(name)) => pool = Some((&**name).into()),
         Some(Candidates::Pools(list)) => pools = Some(texts("pools", &list.names)?),
-        Some(Candidates::PoolSelector(selector)) => pool_selector = Some(text(selector)),
+        Some(Candidates::PoolSelector(selector)) => pool_selector = Some((&**selector).into()),
     }
     let node = node.as_ref().map(|node| {
         let then_wait = node.preferred_then_wait.as_ref().map(|wait| {
@@ -85,18 +78,18 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
         Ok::<_, ApiError>(NodeConstraintsBody { required, preferred, preferred_then_wait: then_wait.transpose()? })
     });
     let body = ClaimBody {
-        namespace: text(namespace),
-        key: key.as_deref().map(text),
-        tenant: tenant.as_deref().map(text),
+        namespace: (&**namespace).into(),
+        key: key.as_deref().map(Into::into),
+        tenant: tenant.as_deref().map(Into::into),
         pool,
         pools,
         pool_selector,
-        class: class.as_deref().map(text),
+        class: class.as_deref().map(Into::into),
         resources: resources.clone().map(self::resources).transpose()?,
-        selector: selector.as_deref().map(text),
+        selector: selector.as_deref().map(Into::into),
         node: node.transpose()?,
-        worker: worker.as_deref().map(text),
-        affinity: affinity.as_deref().map(text),
+        worker: worker.as_deref().map(Into::into),
+        affinity: affinity.as_deref().map(Into::into),
         reserve_ms: *reserve_ms,
         ttl_ms: *ttl_ms,
         ack: ack(*ack_number)?,
@@ -109,18 +102,18 @@ pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, A
     body.into_request()
 }
 
-/// How a batch is carried out: true for all or nothing.
-pub(super) fn is_all_or_nothing(mode: i32, items: usize) -> Result<bool, ApiError> {
-    let whole = match parse_enum("mode", mode)? {
+/// Converts the mode of a batch, and checks its size.
+pub(super) fn batch_mode(mode: i32, items: usize) -> Result<BatchMode, ApiError> {
+    let mode = match parse_enum("mode", mode)? {
         proto::BatchMode::Unspecified => return Err(ApiError::invalid("mode", "is required")),
-        proto::BatchMode::Independent => false,
-        proto::BatchMode::AllOrNothing => true,
+        proto::BatchMode::Independent => BatchMode::Independent,
+        proto::BatchMode::AllOrNothing => BatchMode::AllOrNothing,
     };
     check_batch_size("items", items)?;
-    Ok(whole)
+    Ok(mode)
 }
 
-/// Whether a batch is small enough.
+/// Checks that a batch has at most [`limits::BATCH_ITEMS_MAX`] items.
 pub(super) fn check_batch_size(field: &'static str, items: usize) -> Result<(), ApiError> {
     if items > limits::BATCH_ITEMS_MAX {
         return Err(ApiError::invalid(field, format!("at most {} items", limits::BATCH_ITEMS_MAX)));
@@ -128,22 +121,22 @@ pub(super) fn check_batch_size(field: &'static str, items: usize) -> Result<(), 
     Ok(())
 }
 
-/// Whose claim.
+/// Checks and builds the identity of a claim.
 pub(super) fn claim_id(namespace: &str, tenant: Option<&str>, key: &str) -> Result<ClaimId, ApiError> {
     Ok(ClaimId::new(namespace, tenant.unwrap_or(DEFAULT_TENANT), key)?)
 }
 
-/// Whose claim, and under which fence.
+/// Checks and builds the identity of a claim with its fence.
 pub(super) fn claim_and_fence(
     namespace: &str,
     tenant: Option<&str>,
     key: &str,
     fence: Fence,
 ) -> Result<(ClaimId, Fence), ApiError> {
-    HolderBody { fence, tenant: tenant.map(text) }.claim_and_fence(namespace, key)
+    HolderBody { fence, tenant: tenant.map(Into::into) }.claim_and_fence(namespace, key)
 }
 
-/// Which step of a release, if it is done in two.
+/// Converts the phase of a release, if it is done in two calls.
 pub(super) fn phase(number: i32) -> Result<Option<ReleasePhase>, ApiError> {
     Ok(match parse_enum("phase", number)? {
         proto::ReleasePhase::Unspecified => None,
@@ -152,37 +145,41 @@ pub(super) fn phase(number: i32) -> Result<Option<ReleasePhase>, ApiError> {
     })
 }
 
-/// What a worker says that it runs.
+/// Converts the claims that a worker reports as running.
 fn reported_claims(claims: Option<&proto::HeldClaims>) -> Result<Option<ReportedClaimBodies<'_>>, ApiError> {
     let Some(proto::HeldClaims { claims }) = claims else { return Ok(None) };
     if claims.len() > limits::REPORTED_CLAIMS_MAX {
         return Err(ApiError::invalid("claims", format!("at most {} items", limits::REPORTED_CLAIMS_MAX)));
     }
-    let mut named = Vec::with_capacity(claims.len());
+    let mut reported = Vec::with_capacity(claims.len());
     for proto::HeldClaim { tenant, key, fence } in claims {
-        named.push(ReportedClaimBody { tenant: tenant.as_deref().map(text), key: text(key), fence: *fence });
+        reported.push(ReportedClaimBody {
+            tenant: tenant.as_deref().map(Into::into),
+            key: (&**key).into(),
+            fence: *fence,
+        });
     }
-    Ok(Some(BoundedList(named)))
+    Ok(Some(BoundedList(reported)))
 }
 
-/// What a worker says of itself.
+/// Converts the heartbeat of one worker.
 pub(super) fn heartbeat(request: &proto::HeartbeatWorkerRequest) -> Result<HeartbeatRequest, ApiError> {
     let proto::HeartbeatWorkerRequest { namespace, pool: _, id: _, incarnation, seq, claims } = request;
     HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: reported_claims(claims.as_ref())? }
         .heartbeat(namespace)
 }
 
-/// What one of many workers says of itself.
+/// Converts the heartbeat of one worker in a batch.
 pub(super) fn batch_heartbeat(
     namespace: &str,
-    beat: &proto::WorkerHeartbeat,
+    heartbeat: &proto::WorkerHeartbeat,
 ) -> Result<(WorkerId, HeartbeatRequest), ApiError> {
-    let proto::WorkerHeartbeat { id, incarnation, seq, claims } = beat;
+    let proto::WorkerHeartbeat { id, incarnation, seq, claims } = heartbeat;
     let body = HeartbeatBody { incarnation: *incarnation, seq: *seq, claims: reported_claims(claims.as_ref())? };
     Ok((WorkerId::new(id)?, body.heartbeat(namespace)?))
 }
 
-/// Which claims a listing shows.
+/// Converts the filter of a listing of claims.
 pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, ApiError> {
     let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _, states, older_than_ms } =
         request;
@@ -190,15 +187,16 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
         proto::ClaimState::Reserved => Ok(ClaimState::Reserved),
         proto::ClaimState::Active => Ok(ClaimState::Active),
         proto::ClaimState::Releasing => Ok(ClaimState::Releasing),
-        proto::ClaimState::Unspecified | proto::ClaimState::Lost => {
-            Err(ApiError::invalid("states", "must be of RESERVED, ACTIVE, RELEASING: others are not listed"))
-        }
+        proto::ClaimState::Unspecified | proto::ClaimState::Lost => Err(ApiError::invalid(
+            "states",
+            "must be RESERVED, ACTIVE or RELEASING: claims in other states are not listed",
+        )),
     };
     let states = states.into_iter().map(state).collect::<Result<_, ApiError>>()?;
     Ok(ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?)
 }
 
-/// Items on a page.
+/// Checks the number of items on a page.
 pub(super) fn limit(limit: Option<u32>) -> Result<usize, ApiError> {
     match limit.map_or(limits::PAGE_ITEMS_DEFAULT, |limit| limit as usize) {
         limit if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
@@ -206,7 +204,7 @@ pub(super) fn limit(limit: Option<u32>) -> Result<usize, ApiError> {
     }
 }
 
-/// What a claim asks for.
+/// Converts the resources that a claim requests.
 pub(super) fn resources(resources: proto::Resources) -> Result<ResourceRequirements, ApiError> {
     let proto::Resources { cpu_milli, memory_bytes, slots, gpu } = resources;
     let gpu = gpu.map(|gpu| gpu_request("resources.gpu", gpu)).transpose()?;
@@ -216,7 +214,7 @@ pub(super) fn resources(resources: proto::Resources) -> Result<ResourceRequireme
 fn gpu_request(field: &str, gpu: proto::GpuShare) -> Result<GpuRequest, ApiError> {
     let proto::GpuShare { model, count, milli, models, cards } = gpu;
     if !cards.is_empty() {
-        return Err(ApiError::invalid(format!("{field}.cards"), "is the service's to say"));
+        return Err(ApiError::invalid(format!("{field}.cards"), "is set by the service: leave it out"));
     }
     let models = match model {
         Some(_) if !models.is_empty() => {
@@ -234,26 +232,26 @@ fn capacity(capacity: Option<proto::Capacity>) -> WorkerCapacity {
     WorkerCapacity { cpu_milli, memory_bytes, slots, gpu }
 }
 
-/// A registration.
+/// Converts the registration of a worker.
 pub(super) fn worker(namespace: &str, spec: proto::WorkerSpec) -> Result<RegistrationRequest, ApiError> {
-    let proto::WorkerSpec { id, capacity: has, labels, node, incarnation, expires_at_ms, claims } = spec;
+    let proto::WorkerSpec { id, capacity, labels, node, incarnation, expires_at_ms, claims } = spec;
     let claims = reported_claims(claims.as_ref())?;
-    WorkerBody { capacity: capacity(has), labels, node, incarnation, expires_at_ms, claims }
+    WorkerBody { capacity: self::capacity(capacity), labels, node, incarnation, expires_at_ms, claims }
         .into_registration(namespace, &id)
 }
 
-/// A quota; what is left out is not bounded.
+/// Converts a quota; an omitted resource is unlimited.
 pub(super) fn quota(spec: proto::QuotaSpec) -> Quota {
     let proto::QuotaSpec { claims, cpu_milli, memory_bytes, gpu_milli, weight } = spec;
     Quota { claims, cpu_milli, memory_bytes, gpu_milli, weight: weight.unwrap_or(Quota::default().weight) }
 }
 
-/// A pool and one of its workers.
+/// Checks a pool's name and a worker's id.
 pub(super) fn worker_id(namespace: &str, pool: &str, id: &str) -> Result<(PoolName, WorkerId), ApiError> {
     Ok((PoolName::new(namespace, pool)?, WorkerId::new(id)?))
 }
 
-/// A specification, not checked yet; what is left out has its default.
+/// Converts a specification without checking it; omitted fields get their defaults.
 pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, ApiError> {
     let default = PoolSpec::default();
     let proto::PoolSpec {
@@ -277,13 +275,13 @@ pub(super) fn pool_spec(spec: proto::PoolSpec) -> Result<PoolSpec, ApiError> {
         ttl_default_ms,
         ttl_max_ms,
     } = spec;
-    let typical = typical_requests.into_iter().enumerate().map(|(i, kind)| {
-        let proto::TypicalRequest { cpu_milli, gpu, weight } = kind;
+    let typical = typical_requests.into_iter().enumerate().map(|(i, typical)| {
+        let proto::TypicalRequest { cpu_milli, gpu, weight } = typical;
         let field = format!("typical_requests[{i}].gpu");
         Ok(TypicalRequest { cpu_milli, gpu: gpu.map(|gpu| gpu_request(&field, gpu)).transpose()?, weight })
     });
     Ok(PoolSpec {
-        // What does not fit is no power of two that a pool may have.
+        // Too large values become one that the check of the specification rejects.
         shards: shards.map_or(default.shards, |shards| u16::try_from(shards).unwrap_or(u16::MAX)),
         mode: match parse_enum("mode", mode)? {
             proto::Mode::Unspecified => default.mode,

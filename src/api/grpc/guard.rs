@@ -1,4 +1,4 @@
-//! What stands around every call: a deadline, a net for panics, and the count of answers.
+//! Wraps every call: deadline, panics, and counting of responses.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::model::request_error::RequestError;
 use crate::scheduler::caller::CallerContext;
 
-/// How long the caller wants to wait.
+/// Header with the caller's deadline.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
-/// Most digits that it may have.
+/// Limit on digits of the caller's deadline.
 const TIMEOUT_DIGITS_MAX: usize = 8;
 
 impl GrpcEdge {
-    /// Runs one call.
+    /// Runs one call, with its deadline.
     pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -31,7 +31,7 @@ impl GrpcEdge {
     {
         let method = GrpcMethod::of(request.uri().path());
         let permit = MessagePermit::default();
-        let answer = match timeout(request.headers()) {
+        let result = match timeout(request.headers()) {
             Ok(limit) => {
                 // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing
                 // half done.
@@ -43,20 +43,20 @@ impl GrpcEdge {
                     Err(_panic) => {
                         let request_id = CallerContext::with_request_id(|id| id.map(ToString::to_string));
                         tracing::error!(method = method.as_str(), request_id, "a handler panicked");
-                        Err(ApiError::new(ErrorStatus::PANIC, "a defect of the service; the process goes on"))
+                        Err(ApiError::new(ErrorStatus::PANIC, "a defect of the service, which keeps running"))
                     }
                 }
             }
             Err(failure) => Err(failure),
         };
-        let response = answer.unwrap_or_else(|failure| failure.to_status().into_http());
+        let response = result.unwrap_or_else(|failure| failure.to_status().into_http());
         metrics().grpc_requests(method, initial_code(response.headers())).increment(1);
         response
     }
 }
 
-/// The status that an answer begins with. One that has a message says it at its end, and then it is OK: a stream that
-/// breaks later is counted as what it began as.
+/// Status in the head of a response. A response with a message has its status in the trailers, and counts as OK: a
+/// stream that breaks later is counted by how it began.
 fn initial_code(headers: &HeaderMap) -> GrpcCode {
     headers
         .get("grpc-status")
@@ -64,7 +64,7 @@ fn initial_code(headers: &HeaderMap) -> GrpcCode {
         .map_or(GrpcCode::Ok, |number| GrpcCode::ALL.get(number).copied().unwrap_or(GrpcCode::Unknown))
 }
 
-/// How long the caller waits, if it says.
+/// Parses the caller's deadline, if there is one.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
     let parsed = value.to_str().ok().and_then(|text| {
@@ -106,7 +106,7 @@ mod tests {
     use crate::persist::store::memory::MemoryStore;
     use crate::scheduler::{Scheduler, SchedulerSettings};
 
-    /// Panics when it is read, or never comes.
+    /// Body that panics when it is polled, or never becomes ready.
     enum Bad {
         Panics,
         Hangs,
@@ -125,13 +125,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_and_a_hang_are_answered_and_counted() {
+    async fn panics_and_timeouts_are_answered_and_counted() {
         let exporter = install().unwrap();
         let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
         let bounds = RequestLimits { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = watch::channel(());
-        let rooms = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
-        let grpc = GrpcEdge::new(scheduler, bounds, rooms, stopping);
+        let budgets = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
+        let grpc = GrpcEdge::new(scheduler, bounds, budgets, stopping);
         for (body, method, code, reason) in [
             (Bad::Panics, "hotpool.v1.ClaimService/RenewClaim", "INTERNAL", Some("PANIC")),
             (Bad::Hangs, "hotpool.v1.ClaimService/GetClaim", "DEADLINE_EXCEEDED", None),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_limit_is_read_or_refused() {
+    fn the_callers_deadline_is_parsed_or_rejected() {
         let limit = |value: &'static [u8]| {
             timeout(&HeaderMap::from_iter([(TIMEOUT_HEADER.parse().unwrap(), HeaderValue::from_bytes(value).unwrap())]))
         };

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: whether the service as a whole, or one of its services, can be asked.
+//! Service `grpc.health.v1`: health of the whole service, or of one of its gRPC services.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::proto::{claim_service_server, pool_service_server, quota_service_server, worker_service_server};
 use crate::scheduler::Scheduler;
 
-/// Every name that may be asked for. All say the same: the services stand on the same shards.
+/// Service names that a client may check. All have the same health, because they share the shards.
 const SERVICES: [&str; 5] = [
     "",
     claim_service_server::SERVICE_NAME,
@@ -22,10 +22,10 @@ const SERVICES: [&str; 5] = [
     pool_service_server::SERVICE_NAME,
     quota_service_server::SERVICE_NAME,
 ];
-/// How often those who watch are told of a change.
+/// Interval at which watchers learn about changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The health service.
+/// Health service, shared by all connections.
 pub(super) struct GrpcHealth {
     scheduler: Scheduler,
     stopping: watch::Receiver<()>,
@@ -33,23 +33,23 @@ pub(super) struct GrpcHealth {
 }
 
 impl GrpcHealth {
-    /// Starts the task that looks for those who watch; it ends when `stopping` closes, and their streams with it.
+    /// Starts the task that polls readiness for watchers; it ends when `stopping` closes, and so do their streams.
     pub(super) fn new(scheduler: Scheduler, mut stopping: watch::Receiver<()>) -> Self {
-        let (tell, watched) = watch::channel(ServingStatus::NotServing);
+        let (sender, watched) = watch::channel(ServingStatus::NotServing);
         let health = Self { scheduler: scheduler.clone(), stopping: stopping.clone(), watched };
         tokio::spawn(async move {
-            let mut looks = interval(POLL_INTERVAL);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut ticks = interval(POLL_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                let seen = tokio::select! {
-                    _ = looks.tick() => serving_status(&scheduler),
-                    // It carries nothing: it can only close.
+                let status = tokio::select! {
+                    _ = ticks.tick() => serving_status(&scheduler),
+                    // The channel carries no values: it can only close.
                     _ = stopping.changed() => break,
                 };
-                tell.send_if_modified(|told| std::mem::replace(told, seen) != seen);
+                sender.send_if_modified(|last| std::mem::replace(last, status) != status);
             }
-            tell.send_if_modified(|told| {
-                std::mem::replace(told, ServingStatus::NotServing) != ServingStatus::NotServing
+            sender.send_if_modified(|last| {
+                std::mem::replace(last, ServingStatus::NotServing) != ServingStatus::NotServing
             });
         });
         health
@@ -82,14 +82,14 @@ impl HealthService for GrpcHealth {
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         if !SERVICES.contains(&request.get_ref().service.as_str()) {
-            // What the protocol asks for: the name may become known. Here it never does.
+            // The protocol wants a stream for an unknown name too, which may become known. Here it never does.
             let mut stopping = self.stopping.clone();
             let unknown = stream::once(async { Ok(health_response(ServingStatus::ServiceUnknown)) });
-            let until_the_end = stream::once(async move { stopping.changed().await }).filter_map(async |_| None);
-            return Ok(Response::new(Box::pin(unknown.chain(until_the_end))));
+            let until_stop = stream::once(async move { stopping.changed().await }).filter_map(async |_| None);
+            return Ok(Response::new(Box::pin(unknown.chain(until_stop))));
         }
         let mut watched = self.watched.clone();
-        // The first look is told whether it is news or not.
+        // The first state is sent whether it has changed or not.
         watched.mark_changed();
         let statuses = stream::unfold(watched, async |mut watched| {
             watched.changed().await.ok()?;

@@ -1,5 +1,5 @@
-//! Streams of services that are not ours, which last as long as their clients listen: health that is watched, and reflection.
-//! Each takes one of the streams of its connection, so all together are bounded, and none outlasts the service.
+//! Long-lived streams of third-party services: watched health, and reflection. Each takes one of its connection's
+//! streams, so the total is limited, and none outlasts the service.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,46 +17,46 @@ use crate::api::error_table::ApiError;
 use crate::api::wait_for_stop;
 use crate::limits;
 
-/// Places for such streams.
+/// Limits long-lived streams and ends them when the service stops.
 pub(super) struct LongLivedStreams {
     permits: Arc<Semaphore>,
     stopping: watch::Receiver<()>,
 }
 
 impl LongLivedStreams {
-    /// `stopping` closes when the service begins to stop.
+    /// Creates the limiter. `stopping` closes when the service begins to stop.
     pub(super) fn new(stopping: watch::Receiver<()>) -> Self {
         Self { permits: Arc::new(Semaphore::new(limits::LASTING_STREAMS_MAX)), stopping }
     }
 
-    /// Answers a call, if there is a place for its stream.
+    /// Serves a call if a stream is available for it.
     pub(super) async fn serve(
         &self,
         call: impl Future<Output = Result<Response<Body>, Infallible>>,
     ) -> Result<Response<Body>, Infallible> {
-        let Ok(place) = Arc::clone(&self.permits).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             let message = format!(
-                "{} streams of health and reflection are open, which is as many as may be: close one, or ask \
-                 grpc.health.v1.Health/Check now and then",
+                "{} streams of health and reflection are open, which is the limit: close one, or call \
+                 grpc.health.v1.Health/Check at intervals",
                 limits::LASTING_STREAMS_MAX
             );
             return Ok(ApiError::overloaded(message).to_status().into_http());
         };
-        Ok(call.await?.map(|stream| Body::new(PermittedBody { stream, _permit: place })))
+        Ok(call.await?.map(|stream| Body::new(PermittedBody { stream, _permit: permit })))
     }
 
-    /// A call that asks no more once the service begins to stop, so that whoever answers it ends as well.
+    /// Ends the requests of a call once the service begins to stop, so that its handler ends as well.
     pub(super) fn until_stop<B>(&self, call: Request<B>) -> Request<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError>,
     {
         let stop = wait_for_stop(&self.stopping);
-        call.map(|questions| Body::new(StoppableBody { requests: questions, stop: Some(stop) }))
+        call.map(|requests| Body::new(StoppableBody { requests, stop: Some(stop) }))
     }
 }
 
-/// A stream with its place.
+/// Response body that holds its stream's permit.
 struct PermittedBody {
     stream: Body,
     _permit: OwnedSemaphorePermit,
@@ -78,10 +78,10 @@ impl HttpBody for PermittedBody {
     }
 }
 
-/// What a client asks, until the service begins to stop.
+/// Request body that ends when the service begins to stop.
 struct StoppableBody<B> {
     requests: B,
-    /// None: it has begun to.
+    /// Absent once the service has begun to stop.
     stop: Option<BoxFuture<'static, ()>>,
 }
 

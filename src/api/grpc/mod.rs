@@ -1,7 +1,7 @@
-//! gRPC, `hotpool.v1`. `guard` stands around every call (deadline, panics, counting), `body` and `codec` bound what comes
-//! in, `read` and `write` turn messages into what the scheduler takes and back, `status` says what went wrong.
+//! gRPC edge, package `hotpool.v1`. `guard` wraps every call (deadline, panics, counting), `unary_body` and `codec`
+//! limit the input, `from_proto` and `to_proto` convert messages, `status` converts errors.
 //!
-//! The interface is `src/api/grpc/hotpool/v1/hotpool.proto`: its comments are the client author's reference.
+//! The interface is `src/api/grpc/hotpool/v1/hotpool.proto`: its comments are the reference for client authors.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -40,13 +40,13 @@ use health::GrpcHealth;
 use long_lived::LongLivedStreams;
 use unary_body::{BodyError, MessagePermit, UnaryBody};
 
-/// What is made of the `.proto` file: messages, clients and servers.
+/// Code generated from the `.proto` file: messages, clients and servers.
 #[allow(missing_docs, reason = "generated")]
 #[allow(clippy::all, clippy::pedantic, reason = "generated")]
 pub mod proto {
     include!("generated/hotpool.v1.rs");
 
-    /// The descriptors of the file, encoded.
+    /// Encoded descriptors of the `.proto` file.
     pub const DESCRIPTORS: &[u8] = include_bytes!("generated/hotpool.v1.bin");
 }
 
@@ -55,32 +55,32 @@ use proto::pool_service_server::PoolServiceServer;
 use proto::quota_service_server::QuotaServiceServer;
 use proto::worker_service_server::WorkerServiceServer;
 
-/// Largest message to the services that are not ours: each asks for a name.
+/// Largest message to third-party services, in bytes: each message is a name.
 const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
-/// The method whose requests are not one message each.
+/// Method whose request is a stream of messages.
 const CLAIM_STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
 
-/// The method of health that answers for as long as its client listens.
+/// Health method that replies for as long as its client listens.
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
-/// What a handler says.
+/// Result of a gRPC handler.
 type RpcResult<T> = Result<GrpcResponse<T>, Status>;
 
-/// What the handlers of all services need.
+/// State that the handlers of all services share.
 pub(crate) struct GrpcHandlers {
     scheduler: Scheduler,
     bounds: RequestLimits,
-    /// Places for claim streams.
+    /// Permits for claim streams.
     streams: Arc<Semaphore>,
-    answers: ResponseBudget,
+    responses: ResponseBudget,
     stopping: watch::Receiver<()>,
 }
 
-/// A service whose type the library keeps to itself.
+/// Service whose concrete type its library does not export.
 type BoxedService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// Answer to a call that is refused before any service sees it. It is counted, as every answer is.
+/// Builds and counts the response to a call that is rejected before any service sees it.
 pub(in crate::api) fn reject(path: &str, failure: &ApiError) -> Response<Body> {
     let status = failure.to_status();
     let code = GrpcCode::ALL.get(status.code() as usize).copied().unwrap_or(GrpcCode::Unknown);
@@ -88,7 +88,7 @@ pub(in crate::api) fn reject(path: &str, failure: &ApiError) -> Response<Body> {
     status.into_http()
 }
 
-/// What the answer to a call of this method may be, or none: it is a stream that lasts, with bounds of its own.
+/// Treatment of a method's response when the budget is used up. `None`: a long-lived stream with its own limits.
 pub(in crate::api) fn response_class(path: &str) -> Option<ResponseClass> {
     match GrpcMethod::of(path) {
         GrpcMethod::ClaimStream
@@ -111,10 +111,10 @@ pub(in crate::api) fn response_class(path: &str) -> Option<ResponseClass> {
     }
 }
 
-/// The gRPC edge.
+/// Edge that serves gRPC calls.
 pub struct GrpcEdge {
     claims: ClaimServiceServer<GrpcHandlers>,
-    /// The same, for the one of its methods that takes more than one message.
+    /// Server of `ClaimService` for its streaming method.
     claim_stream: ClaimServiceServer<GrpcHandlers>,
     workers: WorkerServiceServer<GrpcHandlers>,
     pools: PoolServiceServer<GrpcHandlers>,
@@ -128,40 +128,40 @@ pub struct GrpcEdge {
 }
 
 impl GrpcEdge {
-    /// `rooms` are shared with the other edges.
-    /// `stopping` closes when the service begins to stop. Until then a task of the present tokio runtime looks out for
-    /// those who watch the health of the service.
+    /// Creates the edge. `budgets` are shared with the other edges. `stopping` closes when the service begins to stop.
+    /// Until then a task of the current tokio runtime polls readiness for watchers of the health service.
     #[must_use]
     pub fn new(
         scheduler: Scheduler,
         bounds: RequestLimits,
-        rooms: MemoryBudgets,
+        budgets: MemoryBudgets,
         stopping: watch::Receiver<()>,
     ) -> Self {
-        let MemoryBudgets { bodies, responses: answers } = rooms;
+        let MemoryBudgets { bodies, responses } = budgets;
         let max_bytes = bounds.body_bytes_max;
-        let described = || {
+        let builder = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let reflection = described().build_v1().expect("descriptors that the build has made");
-        let reflection_alpha = described().build_v1alpha().expect("descriptors that the build has made");
+        let reflection = builder().build_v1().expect("the build generates valid descriptors");
+        let reflection_alpha = builder().build_v1alpha().expect("the build generates valid descriptors");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
-        let calls = Arc::new(GrpcHandlers {
+        let handlers = Arc::new(GrpcHandlers {
             scheduler: scheduler.clone(),
             bounds,
             streams,
-            answers,
+            responses,
             stopping: stopping.clone(),
         });
-        let claims = |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes);
+        let claims =
+            |max_bytes| ClaimServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes);
         Self {
             claims: claims(max_bytes),
             claim_stream: claims(limits::STREAM_MESSAGE_BYTES_MAX),
-            workers: WorkerServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            pools: PoolServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
-            quotas: QuotaServiceServer::from_arc(Arc::clone(&calls)).max_decoding_message_size(max_bytes),
+            workers: WorkerServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes),
+            pools: PoolServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes),
+            quotas: QuotaServiceServer::from_arc(Arc::clone(&handlers)).max_decoding_message_size(max_bytes),
             long_lived: LongLivedStreams::new(stopping.clone()),
             health: HealthServer::new(GrpcHealth::new(scheduler, stopping))
                 .max_decoding_message_size(NAME_MESSAGE_BYTES_MAX),
@@ -172,7 +172,7 @@ impl GrpcEdge {
         }
     }
 
-    /// One call, to its service: a copy of it, which costs a few counted references.
+    /// Dispatches one call to a clone of its service, which costs a few counted references.
     async fn dispatch<B>(&self, request: Request<B>, permit: MessagePermit) -> Response<Body>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -180,11 +180,11 @@ impl GrpcEdge {
     {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let bounded = |mut request: Request<B>| {
-            let room = Arc::clone(&self.bodies);
+            let budget = Arc::clone(&self.bodies);
             request.extensions_mut().insert(MessagePermit::clone(&permit));
-            request.map(|body| UnaryBody::new(body, self.bounds.body_bytes_max, room, permit))
+            request.map(|body| UnaryBody::new(body, self.bounds.body_bytes_max, budget, permit))
         };
-        let answer = match service {
+        let response = match service {
             "hotpool.v1.ClaimService" if request.uri().path() == CLAIM_STREAM => {
                 self.claim_stream.clone().call(request.map(Body::new)).await
             }
@@ -204,6 +204,6 @@ impl GrpcEdge {
             }
             _ => Ok(Status::unimplemented("no such service; see grpc.reflection.v1.ServerReflection").into_http()),
         };
-        answer.unwrap_or_else(|never| match never {})
+        response.unwrap_or_else(|never| match never {})
     }
 }

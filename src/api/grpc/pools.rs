@@ -1,4 +1,4 @@
-//! Pools.
+//! Methods of `PoolService`: pools, their demand and their events.
 
 use futures::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status, async_trait};
@@ -12,7 +12,7 @@ use super::proto::{
 use super::to_proto::pool_with_shards;
 use super::{GrpcHandlers, RpcResult, from_proto};
 use crate::api::error_table::ApiError;
-use crate::api::http::json::PoolPatch;
+use crate::api::request::PoolPatch;
 use crate::api::{event_stream, wait_for_stop};
 use crate::limits;
 use crate::model::{ClearResult, PoolName, PoolSpec};
@@ -22,17 +22,17 @@ use crate::scheduler::caller::CallerContext;
 #[async_trait]
 impl PoolService for GrpcHandlers {
     async fn put_pool(&self, request: Request<PutPoolRequest>) -> RpcResult<PutPoolResponse> {
-        self.answers.check_available()?;
+        self.responses.check_available()?;
         let PutPoolRequest { namespace, pool, spec } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
         let put = self.scheduler.put_pool(name, spec).await;
-        let (created, status) = put.map_err(|refusal| refusal.with_field_prefix("spec")).map_err(ApiError::from)?;
+        let (created, status) = put.map_err(|error| error.with_field_prefix("spec")).map_err(ApiError::from)?;
         Ok(Response::new(PutPoolResponse { pool: Some(pool_with_shards(&status)), created }))
     }
 
     async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> RpcResult<UpdatePoolResponse> {
-        self.answers.check_available()?;
+        self.responses.check_available()?;
         let UpdatePoolRequest { namespace, pool, spec, update_mask, version } = request.into_inner();
         let name = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         let spec = from_proto::pool_spec(spec.unwrap_or_default()).map_err(|failure| failure.nested_in("spec"))?;
@@ -44,7 +44,7 @@ impl PoolService for GrpcHandlers {
         }
         let change = move |spec: &PoolSpec| {
             let changed = patch.apply_replace(spec)?;
-            changed.check().map(|()| changed).map_err(|refusal| refusal.with_field_prefix("spec"))
+            changed.check().map(|()| changed).map_err(|error| error.with_field_prefix("spec"))
         };
         let status = self.scheduler.update_pool(name, version, change).await.map_err(ApiError::from)?;
         Ok(Response::new(UpdatePoolResponse { pool: Some(pool_with_shards(&status)) }))
@@ -87,11 +87,12 @@ impl PoolService for GrpcHandlers {
         let name = PoolName::new(namespace, pool).map_err(ApiError::from)?;
         let from = from.as_deref().map(str::parse).transpose().map_err(ApiError::from)?;
         let watcher = self.scheduler.watch_pool(&name, from).map_err(ApiError::from)?;
-        let told = event_stream::event_stream(watcher, wait_for_stop(&self.stopping));
-        // The end comes after the call was answered, when the task does not know the caller any more.
+        let events = event_stream::event_stream(watcher, wait_for_stop(&self.stopping));
+        // The stream ends after the call was answered, when the task no longer knows the caller.
         let caller = CallerContext::current();
-        let end = move |why| CallerContext::sync_scope_or_plain(caller.as_ref(), || ApiError::from(why).to_status());
-        let events = told.map(move |told| told.map(PoolEvent::from).map_err(&end));
+        let end_status =
+            move |end| CallerContext::sync_scope_or_plain(caller.as_ref(), || ApiError::from(end).to_status());
+        let events = events.map(move |event| event.map(PoolEvent::from).map_err(&end_status));
         Ok(Response::new(events.boxed()))
     }
 

@@ -1,4 +1,4 @@
-//! Quotas.
+//! Methods of `QuotaService`: quotas of tenants and namespaces.
 
 use tonic::{Request, Response, async_trait};
 
@@ -16,11 +16,11 @@ impl QuotaService for GrpcHandlers {
     async fn put_quota(&self, request: Request<PutQuotaRequest>) -> RpcResult<PutQuotaResponse> {
         let PutQuotaRequest { namespace, tenant, spec } = request.get_ref();
         let quota = from_proto::quota(spec.unwrap_or_default());
-        // Names first: what else is invalid is within the specification.
+        // Names first: all other errors are within the specification.
         check_name("namespace", namespace).map_err(ApiError::from)?;
         tenant.as_ref().map_or(Ok(()), |tenant| check_name("tenant", tenant)).map_err(ApiError::from)?;
         let put = self.scheduler.put_quota(namespace, tenant.as_deref(), quota).await;
-        let (created, status) = put.map_err(|refusal| refusal.with_field_prefix("spec")).map_err(ApiError::from)?;
+        let (created, status) = put.map_err(|error| error.with_field_prefix("spec")).map_err(ApiError::from)?;
         Ok(Response::new(PutQuotaResponse { quota: Some((&status).into()), created }))
     }
 

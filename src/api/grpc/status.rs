@@ -1,4 +1,4 @@
-//! What a failure is called in gRPC: the code of the outcome table, and details as google.rpc has them.
+//! gRPC statuses of errors: the code of the error table, and details of `google.rpc`.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use super::proto::{self, Reason};
 use crate::api::error_table::{ApiError, ErrorCode};
 use crate::scheduler::caller::CallerContext;
 
-/// `ErrorInfo.domain`: who gave the reason.
+/// Value of `ErrorInfo.domain`, the source of the reason.
 const DOMAIN: &str = "hotpool";
-/// When to try again what was refused for now: as HTTP's Retry-After.
+/// Delay before a retry, like HTTP's Retry-After.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl ErrorCode {
-    /// The same word in gRPC.
+    /// Maps the error code to gRPC's code.
     const fn grpc_code(self) -> GrpcCode {
         match self {
             Self::InvalidArgument => GrpcCode::InvalidArgument,
@@ -33,20 +33,20 @@ impl ErrorCode {
 }
 
 impl Reason {
-    /// The value for a word of the outcome table.
-    pub(super) fn from_word(word: Option<&str>) -> Self {
-        let Some(word) = word else { return Self::Unspecified };
-        let found = Self::from_str_name(&format!("REASON_{}", word.to_ascii_uppercase()));
-        debug_assert!(found.is_some(), "{word} is a reason of the outcome table and not of hotpool.proto");
+    /// Maps a reason of the error table to the enumeration.
+    pub(super) fn from_name(name: Option<&str>) -> Self {
+        let Some(name) = name else { return Self::Unspecified };
+        let found = Self::from_str_name(&format!("REASON_{}", name.to_ascii_uppercase()));
+        debug_assert!(found.is_some(), "{name} is a reason of the error table and not of hotpool.proto");
         found.unwrap_or_default()
     }
 }
 
 impl ApiError {
-    /// The answer to a call.
+    /// Status of a call that failed.
     pub(in crate::api) fn to_status(&self) -> Status {
         let mut details = ErrorDetails::new();
-        let reason = Reason::from_word(self.status.reason);
+        let reason = Reason::from_name(self.status.reason);
         if reason != Reason::Unspecified {
             details.set_error_info(reason.as_str_name().trim_start_matches("REASON_"), DOMAIN, HashMap::new());
         }
@@ -63,7 +63,7 @@ impl ApiError {
     }
 }
 
-/// A status that was made where the caller is not known, or by the library, with the id of the request in its details.
+/// Adds the request id to the details of a status that was made without a caller, or by the library.
 pub(super) fn with_request_id(status: Status) -> Status {
     let Some(request_id) = CallerContext::with_request_id(|id| id.map(ToString::to_string)) else { return status };
     let mut details = status.get_error_details();
@@ -81,7 +81,7 @@ impl From<&ApiError> for proto::Error {
     fn from(failure: &ApiError) -> Self {
         Self {
             code: failure.status.code.grpc_code() as i32,
-            reason: Reason::from_word(failure.status.reason) as i32,
+            reason: Reason::from_name(failure.status.reason) as i32,
             field: failure.field.as_deref().unwrap_or_default().to_owned(),
             message: failure.message.to_string(),
         }
@@ -96,8 +96,8 @@ mod tests {
     use crate::api::error_table::ErrorStatus;
     use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 
-    /// Code, reason, field, whether to retry; as a call says it, and as an item of a batch does.
-    fn said(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
+    /// Code, reason, field and retry hint, checked to be the same for a call and for an item of a batch.
+    fn summary(failure: &ApiError) -> (GrpcCode, Option<String>, Option<String>, bool) {
         let status = failure.to_status();
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| {
@@ -111,8 +111,8 @@ mod tests {
         assert_eq!(status.message(), failure.message);
         let item = proto::Error::from(failure);
         assert_eq!(item.code, status.code() as i32);
-        let word = Reason::try_from(item.reason).unwrap().as_str_name();
-        assert_eq!(word, format!("REASON_{}", reason.as_deref().unwrap_or("UNSPECIFIED")));
+        let name = Reason::try_from(item.reason).unwrap().as_str_name();
+        assert_eq!(name, format!("REASON_{}", reason.as_deref().unwrap_or("UNSPECIFIED")));
         assert_eq!((item.field, item.message), (field.clone().unwrap_or_default(), failure.message.to_string()));
         (status.code(), reason, field, details.retry_info().is_some())
     }
@@ -145,32 +145,32 @@ mod tests {
             (ApiError::new(ErrorStatus::PANIC, "x"), (C::Internal, Some("PANIC"), None, false)),
         ];
         for (failure, (code, reason, field, retry)) in table {
-            assert_eq!(said(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
+            assert_eq!(summary(&failure), (code, reason.map(Into::into), field.map(Into::into), retry), "{failure:?}");
         }
     }
 
-    /// Reasons in the head of hotpool.proto, each behind its code.
+    /// Parses the reasons in the header of hotpool.proto, each after its code.
     #[test]
-    fn the_list_of_errors_in_the_interface_has_every_outcome() {
+    fn the_list_of_errors_in_the_interface_is_complete() {
         let text = include_str!("hotpool/v1/hotpool.proto");
         let (_, list) = text.split_once("//\n//   INVALID_ARGUMENT").expect("the list of errors");
         let (list, _) = list.split_once("\n//\n").expect("the end of the list");
         let list = format!("   INVALID_ARGUMENT{list}");
-        let (mut code, mut said) = ("", BTreeSet::new());
+        let (mut code, mut documented) = ("", BTreeSet::new());
         for line in list.lines() {
             let line = line.trim_start_matches("//");
             let is_word = |word: &&str| word.len() > 3 && word.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'_'));
             let mut words = line.split([' ', ',', ':', ';', '.']).filter(is_word);
             if line.starts_with("   ") && !line.starts_with("    ") {
                 code = words.next().expect("a code begins the line");
-                said.insert((code, ""));
+                documented.insert((code, ""));
             }
-            said.extend(words.map(|word| (code, word)));
+            documented.extend(words.map(|word| (code, word)));
         }
-        let mut wanted: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
+        let mut expected: BTreeSet<_> = [("UNIMPLEMENTED", "")].into();
         let words: Vec<_> = ErrorStatus::all()
             .into_iter()
-            // Outcomes that only HTTP has.
+            // Rows that only HTTP has.
             .filter(|outcome| ![ErrorStatus::ROUTE, ErrorStatus::METHOD].contains(outcome))
             .map(|ErrorStatus { code, reason, .. }| {
                 let code = serde_json::to_value(code).unwrap();
@@ -178,18 +178,18 @@ mod tests {
             })
             .collect();
         for (code, reason) in &words {
-            wanted.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
+            expected.extend([(code.as_str(), ""), (code.as_str(), reason.as_str())]);
         }
-        assert_eq!(said, wanted);
-        // A reason of the enumeration that no outcome has would be missing above.
+        assert_eq!(documented, expected);
+        // A reason of the enumeration without a row would be missing above.
         let named = (1..).map_while(|number| Reason::try_from(number).ok());
         for reason in named.map(|reason| reason.as_str_name().trim_start_matches("REASON_")) {
-            assert!(wanted.iter().any(|(_, word)| *word == reason), "{reason} is no reason of the outcome table");
+            assert!(expected.iter().any(|(_, word)| *word == reason), "{reason} is not a reason of the error table");
         }
     }
 
     #[test]
-    fn a_field_is_named_by_its_whole_path() {
+    fn a_field_is_named_by_its_full_path() {
         let failure = ApiError::invalid("labels", "x").nested_in("spec");
         assert_eq!(failure.field.as_deref(), Some("spec.labels"));
         assert_eq!(ApiError::from(RequestError::FenceMismatch).nested_in("spec").field, None);

@@ -1,6 +1,6 @@
-//! The claim stream: many requests of one call in flight, answered by id. No task and no timer per request: the stream reads
-//! what has come, sends it to the scheduler together, and says what has been decided, whenever it is asked for more to
-//! write. So a client that does not read is not read from, and what it may have in flight is bounded twice.
+//! Claim stream: many requests of one call in flight, answered by id. There is no task and no timer for each request:
+//! whenever the stream is polled for responses, it reads requests, submits them together, and returns completed ones.
+//! So it does not read from a client that does not read, and requests in flight are limited twice.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,9 +20,9 @@ use super::proto::{
     self, ClaimStreamRequest, ClaimStreamResponse, ConfirmClaimResponse, ReleaseClaimResponse, RenewClaimResponse,
 };
 use super::status::with_request_id;
+use crate::api::body_budget::body_too_large;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::body_too_large;
-use crate::api::http::json::ReleasePhase;
+use crate::api::request::ReleasePhase;
 use crate::limits;
 use crate::metrics::{GrpcCode, GrpcMethod, metrics};
 use crate::model::ClaimView;
@@ -30,55 +30,53 @@ use crate::model::request_error::UnavailableReason;
 use crate::scheduler::caller::CallerContext;
 use crate::scheduler::{ClaimVerb, RequestCompletion, RequestStream};
 
-/// The answers of one call, in the order in which they are decided.
+/// Responses of one call, in the order of completion.
 pub(crate) struct ClaimStreamResponses {
     input: Streaming<ClaimStreamRequest>,
-    /// How the input ended: no more is read.
     end: Option<Result<(), Status>>,
-    flight: RequestStream,
+    requests: RequestStream,
     completions: Vec<(u64, RequestCompletion)>,
     responses: VecDeque<ClaimStreamResponse>,
-    /// Runs while something is in flight.
     deadline: Option<Pin<Box<Sleep>>>,
     limit: Duration,
     stop: BoxFuture<'static, ()>,
-    /// Caller of the stream, for the status that ends it, which is made after the call was answered.
+    /// Caller for the stream's final status, which is made after the call was answered.
     caller: Option<CallerContext>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl ClaimStreamResponses {
-    /// `stop` resolves when the service begins to stop; `limit` is how long a request may take that does not wait.
+    /// Creates the stream. `stop` resolves when the service begins to stop; `limit` is the timeout of a request that is
+    /// not queued.
     pub(super) fn new(
         input: Streaming<ClaimStreamRequest>,
-        flight: RequestStream,
+        requests: RequestStream,
         limit: Duration,
         stop: BoxFuture<'static, ()>,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) -> Self {
-        let (landed, ready) = (Vec::new(), VecDeque::new());
         let caller = CallerContext::current();
         Self {
             input,
             end: None,
-            flight,
-            completions: landed,
-            responses: ready,
+            requests,
+            completions: Vec::new(),
+            responses: VecDeque::new(),
             deadline: None,
             limit,
             stop,
             caller,
-            _permit: place,
+            _permit: permit,
         }
     }
 
-    /// Takes what has come, as far as there is room for it, and sends it together.
+    /// Reads requests, as far as capacity allows, and submits them together.
     fn read_requests(&mut self, context: &mut Context<'_>) {
         if self.end.is_none() && self.stop.poll_unpin(context).is_ready() {
             let status = || ApiError::from(UnavailableReason::Stopping).to_status();
             self.end = Some(Err(CallerContext::sync_scope_or_plain(self.caller.as_ref(), status)));
         }
-        while self.end.is_none() && self.flight.free_capacity() > 0 {
+        while self.end.is_none() && self.requests.free_capacity() > 0 {
             match Pin::new(&mut self.input).poll_next(context) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.end = Some(Ok(())),
@@ -94,15 +92,15 @@ impl ClaimStreamResponses {
                 }
             }
         }
-        self.flight.send();
+        self.requests.send();
     }
 
     fn accept_request(&mut self, request: ClaimStreamRequest) -> Result<(), (GrpcMethod, ApiError)> {
         let ClaimStreamRequest { id, request } = request;
-        let unnamed = |field, message| (GrpcMethod::ClaimStream, ApiError::invalid(field, message));
-        let request = request.ok_or_else(|| unnamed("request", "is required"))?;
-        if self.flight.contains(id) {
-            return Err(unnamed("id", "is that of a request in flight"));
+        let stream_error = |field, message| (GrpcMethod::ClaimStream, ApiError::invalid(field, message));
+        let request = request.ok_or_else(|| stream_error("request", "is required"))?;
+        if self.requests.contains(id) {
+            return Err(stream_error("id", "is in use by a request in flight"));
         }
         let method = match request {
             Request::Take(_) => GrpcMethod::TakeClaim,
@@ -116,7 +114,7 @@ impl ClaimStreamResponses {
     fn submit(&mut self, id: u64, request: &Request) -> Result<(), ApiError> {
         let ((claim, fence), verb) = match request {
             Request::Take(take) => {
-                self.flight.add_claim(id, from_proto::claim(take)?);
+                self.requests.add_claim(id, from_proto::claim(take)?);
                 return Ok(());
             }
             Request::Release(of) => {
@@ -135,45 +133,45 @@ impl ClaimStreamResponses {
                 ClaimVerb::Renew(of.ttl_ms),
             ),
         };
-        self.flight.add_held_operation(id, claim, fence, verb);
+        self.requests.add_held_operation(id, claim, fence, verb);
         Ok(())
     }
 
-    /// Makes answers of what has been decided, and of what nobody waits for any more.
+    /// Turns completed and timed out requests into responses.
     fn collect_completions(&mut self, context: &mut Context<'_>) {
-        let mut landed = std::mem::take(&mut self.completions);
-        self.flight.poll_completions(context, &mut landed);
-        self.expire(context, &mut landed);
-        for (id, said) in landed.drain(..) {
-            self.complete(id, said);
+        let mut completions = std::mem::take(&mut self.completions);
+        self.requests.poll_completions(context, &mut completions);
+        self.expire(context, &mut completions);
+        for (id, completion) in completions.drain(..) {
+            self.complete(id, completion);
         }
-        self.completions = landed;
+        self.completions = completions;
     }
 
-    fn expire(&mut self, context: &mut Context<'_>, landed: &mut Vec<(u64, RequestCompletion)>) {
-        if self.flight.is_empty() {
+    fn expire(&mut self, context: &mut Context<'_>, completions: &mut Vec<(u64, RequestCompletion)>) {
+        if self.requests.is_empty() {
             self.deadline = None;
             return;
         }
-        // None is due before the first could be.
-        let late = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
-        while late.poll_unpin(context).is_ready() {
-            let next_ms = self.flight.expire(landed);
-            // The time that deadlines are counted in may be a tick behind the timer's.
+        // No request is due before the first could be.
+        let timer = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        while timer.poll_unpin(context).is_ready() {
+            let next_ms = self.requests.expire(completions);
+            // The clock of the deadlines may be a tick behind the timer's.
             let next = next_ms.map_or(self.limit, Duration::from_millis).max(Duration::from_millis(1));
-            let until = late.deadline() + next;
-            late.as_mut().reset(until);
+            let until = timer.deadline() + next;
+            timer.as_mut().reset(until);
         }
     }
 
-    fn complete(&mut self, id: u64, said: RequestCompletion) {
-        let (method, outcome) = match said {
-            RequestCompletion::Claimed(taken) => {
-                (GrpcMethod::TakeClaim, taken.map(|taken| Outcome::Taken((&taken).into())))
+    fn complete(&mut self, id: u64, completion: RequestCompletion) {
+        let (method, outcome) = match completion {
+            RequestCompletion::Claimed(result) => {
+                (GrpcMethod::TakeClaim, result.map(|result| Outcome::Taken((&result).into())))
             }
             RequestCompletion::Released(released) => {
-                let said = released.map(|released| Outcome::Released(ReleaseClaimResponse { released }));
-                (GrpcMethod::ReleaseClaim, said)
+                let outcome = released.map(|released| Outcome::Released(ReleaseClaimResponse { released }));
+                (GrpcMethod::ReleaseClaim, outcome)
             }
             RequestCompletion::Confirmed(claim) => {
                 let confirmed =
@@ -188,7 +186,7 @@ impl ClaimStreamResponses {
         self.push_response(id, method, outcome.map_err(ApiError::from));
     }
 
-    /// Each is counted as the call of its own that it could be.
+    /// Queues a response, counted as that of the unary call that the request could be.
     fn push_response(&mut self, id: u64, method: GrpcMethod, outcome: Result<Outcome, ApiError>) {
         let (code, outcome) = match outcome {
             Ok(outcome) => (GrpcCode::Ok, outcome),
@@ -208,17 +206,17 @@ impl Stream for ClaimStreamResponses {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Some(answer) = this.responses.pop_front() {
-                return Poll::Ready(Some(Ok(answer)));
+            if let Some(response) = this.responses.pop_front() {
+                return Poll::Ready(Some(Ok(response)));
             }
-            let full = this.flight.free_capacity() == 0;
+            let was_full = this.requests.free_capacity() == 0;
             this.read_requests(context);
             this.collect_completions(context);
-            // Places may come free without an answer, and then nobody has looked at the input.
-            let more = full && this.flight.free_capacity() > 0;
-            if this.responses.is_empty() && !more {
+            // Capacity may become free without a response, and then nothing has read the input.
+            let can_read_more = was_full && this.requests.free_capacity() > 0;
+            if this.responses.is_empty() && !can_read_more {
                 return match &mut this.end {
-                    Some(end) if this.flight.is_empty() => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
+                    Some(end) if this.requests.is_empty() => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),
                     _ => Poll::Pending,
                 };
             }
@@ -226,7 +224,7 @@ impl Stream for ClaimStreamResponses {
     }
 }
 
-/// Where a request stands in its message.
+/// Field of a request's message that its errors are about.
 const fn request_field(method: GrpcMethod) -> &'static str {
     match method {
         GrpcMethod::TakeClaim => "take",
@@ -237,7 +235,7 @@ const fn request_field(method: GrpcMethod) -> &'static str {
     }
 }
 
-/// What ended the input: mostly a message that is none, or too large.
+/// Status for a failed input, mostly a message that is invalid or too large.
 fn input_error(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => body_too_large(limits::STREAM_MESSAGE_BYTES_MAX).to_status(),

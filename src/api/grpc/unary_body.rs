@@ -1,5 +1,5 @@
-//! What a call sends, bounded: one message, at most as large as any body, and large ones together within the room that
-//! all edges share.
+//! Body of a call that sends a single message. Its size is limited like any body, and large ones are charged to the
+//! budget that all edges share.
 
 use parking_lot::Mutex;
 use std::pin::Pin;
@@ -11,33 +11,32 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Status};
 
+use crate::api::body_budget::{BODY_BUDGET_KIB, SMALL_BODY_BYTES, body_budget_exceeded, body_too_large};
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{BODY_BUDGET_KIB, SMALL_BODY_BYTES, body_budget_exceeded, body_too_large};
 
-/// Bytes before each message: a flag, and its length.
+/// Length of a message's prefix, in bytes: one flag, and four bytes of length.
 const PREFIX_BYTES: usize = 5;
-/// How many times larger a message may be in memory than on the wire.
+/// Factor by which a decoded message may exceed its encoded size.
 const MEMORY_FACTOR: u64 = 8;
-/// Most room that one message is charged for, in KiB: the largest that is allowed must find room.
+/// Limit on the charge of one message, in KiB: the largest allowed message must fit into the budget.
 const MESSAGE_KIB_MAX: u64 = BODY_BUDGET_KIB as u64 / 4;
 
-/// What a body that breaks says.
 pub(super) type BodyError = tonic::codegen::StdError;
 
-/// The body of a call that sends one message.
+/// Body of a call that sends a single message.
 pub(super) struct UnaryBody<B> {
     body: B,
     max_bytes: usize,
     budget: Arc<Semaphore>,
     prefix: [u8; PREFIX_BYTES],
-    /// Bytes of the prefix that have come.
+    /// Number of bytes of the prefix received so far.
     prefix_bytes: usize,
-    /// Bytes of the message that have not come, once the prefix has.
+    /// Number of bytes of the message still to come, once the prefix is complete.
     rest_bytes: usize,
     permit: MessagePermit,
 }
 
-/// The place of a large message among all: kept until the call is answered, or [begins to wait](release_before_waiting).
+/// Permit of a large message, held until the call is answered or [starts to wait](release_before_waiting).
 #[derive(Debug, Clone, Default)]
 pub(super) struct MessagePermit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
@@ -47,23 +46,24 @@ impl MessagePermit {
     }
 }
 
-/// Makes of a message what its call needs, which may wait for a day: the message is dropped, and its room given back.
-pub(super) fn release_before_waiting<M, T>(request: Request<M>, read: impl FnOnce(M) -> T) -> T {
+/// Converts a message to what its call needs, then drops the message and its permit, because the call may be queued for
+/// a day.
+pub(super) fn release_before_waiting<M, T>(request: Request<M>, convert: impl FnOnce(M) -> T) -> T {
     let (_, mut extensions, message) = request.into_parts();
-    let read = read(message);
+    let converted = convert(message);
     if let Some(permit) = extensions.remove::<MessagePermit>() {
         permit.set(None);
     }
-    read
+    converted
 }
 
 impl<B> UnaryBody<B> {
-    /// `room`: KiB that messages which are not small may take.
-    pub(super) fn new(body: B, max_bytes: usize, room: Arc<Semaphore>, permit: MessagePermit) -> Self {
-        Self { body, max_bytes, budget: room, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, rest_bytes: 0, permit }
+    /// Wraps a body. `budget` has the KiB that large messages may take.
+    pub(super) fn new(body: B, max_bytes: usize, budget: Arc<Semaphore>, permit: MessagePermit) -> Self {
+        Self { body, max_bytes, budget, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, rest_bytes: 0, permit }
     }
 
-    /// Looks at what has come, before anybody makes room for it.
+    /// Checks data as it arrives, before anything allocates memory for it.
     fn admit(&mut self, mut data: &[u8]) -> Result<(), ApiError> {
         if self.prefix_bytes < PREFIX_BYTES {
             let bytes = data.len().min(PREFIX_BYTES - self.prefix_bytes);
@@ -77,7 +77,7 @@ impl<B> UnaryBody<B> {
         self.rest_bytes = self
             .rest_bytes
             .checked_sub(data.len())
-            .ok_or_else(|| ApiError::invalid("body", "must be one message, and no more"))?;
+            .ok_or_else(|| ApiError::invalid("body", "must be exactly one message"))?;
         Ok(())
     }
 
@@ -111,7 +111,7 @@ where
         Poll::Ready(Some(match frame {
             Ok(frame) => match frame.data_ref().map_or(Ok(()), |data| self.admit(data)) {
                 Ok(()) => Ok(frame),
-                // Tonic answers with the status that it finds in a body's error.
+                // Tonic replies with the status that it finds in a body's error.
                 Err(failure) => Err(Status::from(failure).into()),
             },
             Err(error) => Err(error.into()),

@@ -1,4 +1,4 @@
-//! Workers.
+//! Methods of `WorkerService`: worker registration and heartbeats.
 
 use tonic::{Request, Response, async_trait};
 
@@ -13,8 +13,8 @@ use super::proto::{
     RegisterWorkerRequest, RegisterWorkerResponse, UncordonWorkerRequest, UncordonWorkerResponse, Worker,
 };
 use super::{GrpcHandlers, RpcResult, from_proto};
+use crate::api::batch::submit_valid;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::submit_valid;
 use crate::model::{HeartbeatResponse, PoolName, RegistrationResponse, WorkerCommand};
 
 #[async_trait]
@@ -25,7 +25,7 @@ impl WorkerService for GrpcHandlers {
         let worker = worker.ok_or_else(|| ApiError::invalid("worker", "is required"))?;
         let spec = from_proto::worker(&namespace, worker).map_err(|failure| failure.nested_in("worker"))?;
         let registered = self.scheduler.register(&pool, spec).await;
-        let registered = registered.map_err(|refusal| ApiError::from(refusal).nested_in("worker"))?;
+        let registered = registered.map_err(|error| ApiError::from(error).nested_in("worker"))?;
         Ok(Response::new((&registered).into()))
     }
 
@@ -33,7 +33,7 @@ impl WorkerService for GrpcHandlers {
         &self,
         request: Request<BatchRegisterWorkersRequest>,
     ) -> RpcResult<BatchRegisterWorkersResponse> {
-        self.answers.check_available()?;
+        self.responses.check_available()?;
         let BatchRegisterWorkersRequest { namespace, pool, workers } = request.into_inner();
         let pool = PoolName::new(&namespace, &pool).map_err(ApiError::from)?;
         from_proto::check_batch_size("workers", workers.len())?;
@@ -74,24 +74,24 @@ impl WorkerService for GrpcHandlers {
     async fn heartbeat_worker(&self, request: Request<HeartbeatWorkerRequest>) -> RpcResult<HeartbeatWorkerResponse> {
         let request = request.get_ref();
         let (pool, id) = from_proto::worker_id(&request.namespace, &request.pool, &request.id)?;
-        let heard =
+        let response =
             self.scheduler.heartbeat(&pool, &id, from_proto::heartbeat(request)?).await.map_err(ApiError::from)?;
-        Ok(Response::new((&heard).into()))
+        Ok(Response::new((&response).into()))
     }
 
     async fn batch_heartbeat_workers(
         &self,
         request: Request<BatchHeartbeatWorkersRequest>,
     ) -> RpcResult<BatchHeartbeatWorkersResponse> {
-        // Never refused for answers that others do not read: workers would be lost.
+        // Never rejected because other clients do not read their responses: workers would be lost.
         let BatchHeartbeatWorkersRequest { namespace, pool, workers } = request.get_ref();
         let pool = PoolName::new(namespace, pool).map_err(ApiError::from)?;
         from_proto::check_batch_size("workers", workers.len())?;
-        let beats = workers.iter().map(|beat| from_proto::batch_heartbeat(namespace, beat));
+        let requests = workers.iter().map(|heartbeat| from_proto::batch_heartbeat(namespace, heartbeat));
         let outcomes =
-            submit_valid("workers", beats, async |beats| self.scheduler.heartbeat_batch(&pool, beats).await).await?;
+            submit_valid("workers", requests, async |valid| self.scheduler.heartbeat_batch(&pool, valid).await).await?;
         let item = |outcome: &Result<HeartbeatResponse, ApiError>| match outcome {
-            Ok(heard) => heartbeats::item::Outcome::Heard(heard.into()),
+            Ok(response) => heartbeats::item::Outcome::Heard(response.into()),
             Err(failure) => heartbeats::item::Outcome::Error(failure.into()),
         };
         let items = outcomes.iter().map(|outcome| heartbeats::Item { outcome: Some(item(outcome)) }).collect();

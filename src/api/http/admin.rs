@@ -1,4 +1,4 @@
-//! What operators and probes ask.
+//! Handlers for operators and probes.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -10,7 +10,7 @@ use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::api::request_guard::UnknownHost;
 use crate::model::request_error::UnavailableReason;
 
-/// The process lives.
+/// Reports that the process is alive.
 pub(super) async fn healthz() -> Response {
     #[derive(Serialize)]
     struct HealthBody {
@@ -19,7 +19,7 @@ pub(super) async fn healthz() -> Response {
     json(StatusCode::OK, &HealthBody { status: "ok" })
 }
 
-/// The root: the way to the viewer for a browser, and for a person with `curl` where to go on.
+/// Serves the root: redirects a browser to the viewer, and gives `curl` a list of starting points.
 pub(super) async fn root(headers: HeaderMap) -> Response {
     let accepts_pages = headers.get_all(header::ACCEPT).iter().any(|accept| {
         let kinds = accept.to_str().unwrap_or_default().split(',');
@@ -32,19 +32,19 @@ pub(super) async fn root(headers: HeaderMap) -> Response {
     }
 }
 
-/// What the root says.
+/// Text of the root page.
 const INDEX_TEXT: &str = concat!(
     "Hotpool ",
     env!("CARGO_PKG_VERSION"),
     "\n\
-     /docs              the API, to read and to try in a browser\n\
-     /v1/openapi.json   the same for programs\n\
-     /readyz            whether it serves\n\
-     /metrics           what it does\n\
-     hotpool --help     the commands; hotpool status says how its pools are\n"
+     /docs              the API, documented and ready to try in a browser\n\
+     /v1/openapi.json   the API as an OpenAPI document\n\
+     /readyz            readiness of the service\n\
+     /metrics           metrics for Prometheus\n\
+     hotpool --help     the commands; hotpool status shows the pools\n"
 );
 
-/// Every shard serves. Under a host that is not known the reasons are left out.
+/// Reports whether every shard serves. Under an unknown host the reasons are omitted.
 pub(super) async fn readyz(State(api): State<SharedState>, request: Request) -> HandlerResult {
     let readiness = api.scheduler.readiness();
     if readiness.ready {
@@ -57,12 +57,12 @@ pub(super) async fn readyz(State(api): State<SharedState>, request: Request) -> 
     Err(failure)
 }
 
-/// Every shard of every pool.
+/// Returns the state of every shard of every pool.
 pub(super) async fn debug_shards(State(api): State<SharedState>) -> Response {
     json(StatusCode::OK, &api.scheduler.debug_shards().await)
 }
 
-/// Nothing is served under this path.
+/// Rejects a path that no route has.
 pub(super) async fn route_not_found(request: Request) -> ApiError {
     let path = request.uri().path();
     if path.starts_with("/v1/") && path.ends_with('/') {
@@ -71,7 +71,7 @@ pub(super) async fn route_not_found(request: Request) -> ApiError {
     ApiError::new(ErrorStatus::ROUTE, "no such route")
 }
 
-/// The path is served, but not with this method.
+/// Rejects a method that the path does not support.
 pub(super) async fn method_not_allowed() -> ApiError {
-    ApiError::new(ErrorStatus::METHOD, "this route does not take this method; see the Allow header")
+    ApiError::new(ErrorStatus::METHOD, "this route does not support this method; see the Allow header")
 }

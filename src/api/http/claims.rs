@@ -1,41 +1,42 @@
-//! Claims.
+//! Handlers of `/v1/claims` and `/v1/explain`.
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{
-    PathSegments, QueryParams, parse_item, parse_object, read_body, submit_all_or_none, submit_valid,
-};
+use super::extract::{PathSegments, QueryParams, read_body};
 use super::json::{
-    BatchMode, BatchOutcomes, ClaimBody, ClaimJson, ClaimOutcome, ClaimResponseBody, ClaimsBatch, DEFAULT_TENANT,
-    ExplainResponseBody, HolderBody, PageJson, ReleaseBody, ReleasePhase, ReleaseResponseBody, RenewBody, ResizeBody,
-    WaitingResponseBody, holder,
+    BatchOutcomes, ClaimJson, ClaimOutcome, ClaimResponseBody, ReleaseResponseBody, WaitingResponseBody,
 };
-use super::parse_errors::truncate;
 use super::{HandlerResult, SharedState, created_or_ok, json};
+use crate::api::batch::{submit_all_or_none, submit_valid};
 use crate::api::error_table::{ApiError, ErrorStatus};
+use crate::api::request::{
+    BatchMode, ClaimBody, ClaimsBatch, DEFAULT_TENANT, HolderBody, ReleaseBody, ReleasePhase, RenewBody, ResizeBody,
+    holder, parse_item, parse_object, truncate,
+};
+use crate::api::response::{ExplainResponseBody, PageJson};
 use crate::api::{deadline, half_close};
 use crate::limits;
 use crate::model::{ClaimFilter, ClaimId, ClaimState, ClaimStatus};
 
-/// Namespace and key, as the path has them.
+/// Path parameters: namespace and key.
 type KeyPath = PathSegments<(String, String)>;
 
-/// Takes a worker, or finds that the key has one.
+/// Claims a worker, or returns the claim that the key already has.
 pub(super) async fn claim(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let request = {
-        // A claim may wait for a day: nothing of its body is kept meanwhile.
+        // A claim may be queued for a day: nothing of its body is kept meanwhile.
         let bytes = read_body(&api, sent).await?;
         parse_object::<ClaimBody<'_>>(&bytes)?.into_request().and_then(deadline::extend_for_wait)?
     };
-    let taken = api.scheduler.claim(request).await?;
-    half_close::record_undelivered(std::iter::once(&taken));
-    Ok(json(created_or_ok(taken.created), &ClaimResponseBody::from(&taken.claim)))
+    let result = api.scheduler.claim(request).await?;
+    half_close::record_undelivered(std::iter::once(&result));
+    Ok(json(created_or_ok(result.created), &ClaimResponseBody::from(&result.claim)))
 }
 
-/// What a claim would find.
+/// Explains what a claim would get, without making it.
 pub(super) async fn explain(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let bytes = read_body(&api, sent).await?;
@@ -44,11 +45,11 @@ pub(super) async fn explain(State(api): State<SharedState>, uri: Uri, sent: Body
     Ok(json(StatusCode::OK, &ExplainResponseBody::from(&explanation)))
 }
 
-/// Many claims; a bad one harms no other.
+/// Makes many claims; an invalid one does not affect the others.
 pub(super) async fn claim_batch(State(api): State<SharedState>, uri: Uri, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let (mode, requests) = {
-        // Its claims may wait for a day: nothing of the body is kept meanwhile.
+        // The claims may be queued for a day: nothing of the body is kept meanwhile.
         let bytes = read_body(&api, sent).await?;
         api.budgets.responses.check_available()?;
         let batch: ClaimsBatch<'_> = parse_object(&bytes)?;
@@ -68,17 +69,18 @@ pub(super) async fn claim_batch(State(api): State<SharedState>, uri: Uri, sent: 
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(ClaimOutcome::from).collect() }))
 }
 
-/// Who holds the key, or what it waits for.
+/// Returns the claim of a key, or its state in the queue.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: KeyPath) -> HandlerResult {
     let tenant = QueryParams::parse(&uri, &["tenant"])?.take("tenant");
     let id = ClaimId::new(&path.0.0, tenant.as_deref().unwrap_or(DEFAULT_TENANT), &path.0.1)?;
     Ok(match api.scheduler.claim_status(&id).await? {
         ClaimStatus::Held(claim) => json(StatusCode::OK, &ClaimResponseBody::from(&claim)),
-        ClaimStatus::Queued(waiting) => json(StatusCode::OK, &WaitingResponseBody::from(&waiting)),
+        ClaimStatus::Queued(queued) => json(StatusCode::OK, &WaitingResponseBody::from(&queued)),
     })
 }
 
-/// `{key}:confirm`, `{key}:renew`, `{key}:resize` and `{key}:release`. A key holds no colon, so the last one begins the verb.
+/// Dispatches `{key}:confirm`, `:renew`, `:resize` and `:release`. A key cannot contain a colon, so the last one starts
+/// the verb.
 pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path: KeyPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let PathSegments((namespace, segment)) = path;
@@ -115,23 +117,23 @@ pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path:
     Ok(json(StatusCode::OK, &ClaimResponseBody::from(&claim)))
 }
 
-/// States with commas between them; none: any.
-fn parse_states(words: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
-    let Some(words) = words else { return Ok(Vec::new()) };
-    let state = |word: &str| {
-        let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == word);
+/// Parses states separated by commas; without the parameter any state matches.
+fn parse_states(text: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
+    let Some(text) = text else { return Ok(Vec::new()) };
+    let state = |name: &str| {
+        let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == name);
         found.ok_or_else(|| {
             let known = ClaimState::HELD.map(ClaimState::as_str).join(", ");
             ApiError::invalid(
                 "state",
-                format!("must be of {known}, with commas between them, got {:?}", truncate(word)),
+                format!("must be one or more of {known}, separated by commas, got {:?}", truncate(name)),
             )
         })
     };
-    words.split(',').map(state).collect()
+    text.split(',').map(state).collect()
 }
 
-/// Page by page.
+/// Lists claims that match the filter, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
     let known = ["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"];
     let mut params = QueryParams::parse(&uri, &known)?;

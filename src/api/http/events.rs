@@ -1,4 +1,4 @@
-//! The events of a pool, as server-sent events (HTML standard, section 9.2): `id` is the position, `event` what happened.
+//! Events of a pool as server-sent events (HTML standard, section 9.2): `id` is the position, `event` the kind.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -18,12 +18,12 @@ use crate::api::{event_stream, half_close, wait_for_stop};
 use crate::events::{EventPosition, WatchItem};
 use crate::model::PoolName;
 
-/// How often something is sent when nothing happens, so that nobody in between takes the connection for a dead one.
+/// Interval of comments on a quiet stream, so that no proxy in between closes the connection as dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Where a client that comes back says what it saw last.
+/// Header with the last position that a reconnecting client has seen.
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// From now on, or from a position.
+/// Streams the events of a pool, from now on or from a position.
 pub(super) async fn events(
     State(api): State<SharedState>,
     uri: Uri,
@@ -33,16 +33,17 @@ pub(super) async fn events(
     let mut params = QueryParams::parse(&uri, &["from"])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
     let watcher = api.scheduler.watch_pool(&name, start_position(params.take("from"), &headers)?)?;
-    // The last says why there is no more: here the end says that.
-    let told = event_stream::event_stream(watcher, wait_for_stop(&api.stopping))
-        .take_while(|told| std::future::ready(told.is_ok()));
-    let events = told.filter_map(async |told| told.ok()).map(|(at, told)| Ok::<_, Infallible>(sse_event(at, &told)));
+    // The last item is the reason for the end, which the end of the stream stands for here.
+    let events = event_stream::event_stream(watcher, wait_for_stop(&api.stopping))
+        .take_while(|event| std::future::ready(event.is_ok()));
+    let events =
+        events.filter_map(async |event| event.ok()).map(|(at, item)| Ok::<_, Infallible>(sse_event(at, &item)));
     let events = Box::pin(end_with_comment(events, half_close::client_half_closed()));
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-/// Writes something when the client has closed its sending side: a client that is gone answers it with a reset, and does not
-/// keep a watcher's place until the next event.
+/// Writes a comment when the client has closed its sending side: a client that is gone replies with a reset, and does
+/// not remain a watcher until the next event.
 fn end_with_comment(
     events: impl Stream<Item = Result<Event, Infallible>>,
     finished: impl Future<Output = ()>,
@@ -52,7 +53,7 @@ fn end_with_comment(
     stream::select(events, probe).take_while(|event| std::future::ready(event.is_some())).filter_map(std::future::ready)
 }
 
-/// A browser that comes back asks for the same address again, so what it saw since counts.
+/// Start position. A browser that reconnects repeats the address, so the header takes precedence over the parameter.
 fn start_position(param: Option<String>, headers: &HeaderMap) -> Result<Option<EventPosition>, ApiError> {
     let Some(last) = headers.get(LAST_EVENT_ID) else {
         return Ok(param.map(|from| from.parse()).transpose()?);
@@ -61,9 +62,9 @@ fn start_position(param: Option<String>, headers: &HeaderMap) -> Result<Option<E
     last.map(Some).map_err(|failure| ApiError { field: Some("Last-Event-ID".into()), ..failure })
 }
 
-fn sse_event(at: EventPosition, told: &WatchItem) -> Event {
+fn sse_event(at: EventPosition, item: &WatchItem) -> Event {
     let at = at.to_string();
-    let body = EventJson::new(&at, told);
+    let body = EventJson::new(&at, item);
     let data = serde_json::to_string(&body).expect("every body is structs, strings and numbers");
     Event::default().event(body.event).data(data).id(at)
 }

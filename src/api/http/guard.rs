@@ -1,4 +1,4 @@
-//! What stands around every request: a deadline, a net for panics, and the count of answers.
+//! Wraps every request: deadline, panics, and counting of responses.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::metrics::{HttpRoute, metrics};
 use crate::model::request_error::RequestError;
 use crate::scheduler::caller::CallerContext;
 
-/// Runs one request.
+/// Runs one request, with its deadline.
 pub(super) async fn guard(State(api): State<SharedState>, request: Request, next: Next) -> Response {
     let route = route_of(&request);
     // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
@@ -37,7 +37,7 @@ pub(super) async fn guard(State(api): State<SharedState>, request: Request, next
         Err(_panic) => {
             let request_id = CallerContext::with_request_id(|id| id.map(ToString::to_string));
             tracing::error!(route = route.as_str(), request_id, "a handler panicked");
-            ApiError::new(ErrorStatus::PANIC, "a defect of the service; the process goes on").into_response()
+            ApiError::new(ErrorStatus::PANIC, "a defect of the service, which keeps running").into_response()
         }
     };
     metrics().http_requests(route, response.status().as_u16()).increment(1);
@@ -52,7 +52,7 @@ fn route_of(request: &Request) -> HttpRoute {
     }
 }
 
-/// A name and its verb are one segment to the router, and two things to people.
+/// Distinguishes the verb of a `{name}:{verb}` segment, which is a single segment to the router.
 fn action_route(route: HttpRoute, path: &str) -> HttpRoute {
     let verb = path.rsplit_once(':').map_or("", |(_, verb)| verb);
     match (route, verb) {
@@ -100,8 +100,8 @@ mod tests {
         let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
         let bounds = RequestLimits { body_bytes_max: 1024, timeout: Duration::from_millis(10) };
         let (_running, stopping) = tokio::sync::watch::channel(());
-        let rooms = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
-        let api = Arc::new(HttpState::new(scheduler, exporter.clone(), bounds, rooms, stopping));
+        let budgets = MemoryBudgets { bodies: Arc::new(Semaphore::new(1)), responses: ResponseBudget::default() };
+        let api = Arc::new(HttpState::new(scheduler, exporter.clone(), bounds, budgets, stopping));
         let router = Router::new()
             .route(HttpRoute::DebugShards.as_str(), get(panics))
             .route(HttpRoute::Readyz.as_str(), get(hangs))
@@ -111,12 +111,12 @@ mod tests {
             (HttpRoute::DebugShards, 500, r#"{"error":{"code":"INTERNAL","reason":"panic","message":"#),
             (HttpRoute::Readyz, 504, r#"{"error":{"code":"DEADLINE_EXCEEDED","message":"#),
         ];
-        for (route, status, words) in table {
+        for (route, status, prefix) in table {
             let request = Request::get(route.as_str()).body(Body::empty()).unwrap();
             let response = router.clone().oneshot(request).await.unwrap();
             assert_eq!(response.status(), status);
             let body = response.into_body().collect().await.unwrap().to_bytes();
-            assert!(body.starts_with(words.as_bytes()), "{body:?}");
+            assert!(body.starts_with(prefix.as_bytes()), "{body:?}");
             let counted = format!(r#"http_requests_total{{route="{}",status="{status}"}} 1"#, route.as_str());
             let mut text = Vec::new();
             exporter.write(&[], &mut text).unwrap();

@@ -1,5 +1,5 @@
-//! HTTP/JSON. `guard` stands around every request (deadline, panics, counting), `read`
-//! turns bytes into checked values, `json` holds the shapes on the wire, and the handlers call the scheduler.
+//! HTTP edge with JSON bodies. `guard` wraps every request (deadline, panics, counting), `extract` reads bodies and
+//! parameters, `json` holds the response bodies, and the handlers call the scheduler.
 
 use std::sync::Arc;
 
@@ -19,21 +19,19 @@ use crate::scheduler::caller::CallerContext;
 mod admin;
 mod claims;
 mod events;
-pub(in crate::api) mod extract;
+mod extract;
 mod guard;
-pub(in crate::api) mod json;
+mod json;
 mod openapi;
-mod parse_errors;
 mod pools;
 mod quotas;
 mod scrape;
 mod security_headers;
 mod workers;
 
-pub(in crate::api) use extract::BODY_BUDGET_KIB;
 pub(in crate::api) use security_headers::{CachePolicy, add_security_headers, reject_unrouted};
 
-/// What the edge needs.
+/// State that all handlers share.
 pub struct HttpState {
     scheduler: Scheduler,
     exporter: MetricsExporter,
@@ -47,26 +45,26 @@ pub struct HttpState {
 type StopReceiver = tokio::sync::watch::Receiver<()>;
 
 impl HttpState {
-    /// `rooms` are shared with the other edges. `stopping` closes when the service begins to stop.
+    /// Creates the state. `budgets` are shared with the other edges. `stopping` closes when the service begins to stop.
     #[must_use]
     pub fn new(
         scheduler: Scheduler,
         exporter: MetricsExporter,
         bounds: RequestLimits,
-        rooms: MemoryBudgets,
+        budgets: MemoryBudgets,
         stopping: StopReceiver,
     ) -> Self {
-        Self { scheduler, exporter, bounds, budgets: rooms, scrape_cache: scrape::ScrapeCache::default(), stopping }
+        Self { scheduler, exporter, bounds, budgets, scrape_cache: scrape::ScrapeCache::default(), stopping }
     }
 }
 
 type SharedState = Arc<HttpState>;
 type HandlerResult = Result<Response, ApiError>;
 
-/// Every route of the service.
+/// Builds the router with every route of the service.
 pub fn router(api: HttpState) -> Router {
     let api = Arc::new(api);
-    // `{key}:verb` is one segment to the router: `claims::verb` splits it at the last colon.
+    // `{key}:verb` is one segment to the router; `claims::claim_action` splits it at the last colon.
     Router::new()
         .route(HttpRoute::Root.as_str(), get(admin::root))
         .route(HttpRoute::Pools.as_str(), get(pools::list))
@@ -106,7 +104,7 @@ pub fn router(api: HttpState) -> Router {
         .with_state(api)
 }
 
-/// A JSON answer.
+/// Serialises a JSON response.
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let body = serde_json::to_vec(body).expect("every body is structs, strings and numbers");
     let mut response = Response::new(body.into());
@@ -115,17 +113,17 @@ fn json(status: StatusCode, body: &impl Serialize) -> Response {
     response
 }
 
-/// Answer to a request that failed.
+/// Response to a request that failed.
 pub(in crate::api) fn error_response(failure: ApiError) -> Response {
     failure.into_response()
 }
 
-/// `{}`: done, and there is nothing to say.
+/// Returns `{}`: success, without details.
 fn empty_response() -> Response {
     json(StatusCode::OK, &json::EmptyBody {})
 }
 
-/// 201 for what is new, 200 for what was there.
+/// Status of a write: 201 for a new object, 200 for an existing one.
 const fn created_or_ok(created: bool) -> StatusCode {
     if created { StatusCode::CREATED } else { StatusCode::OK }
 }

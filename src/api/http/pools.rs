@@ -1,21 +1,23 @@
-//! Pools.
+//! Handlers of `/v1/pools` and of demand.
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, parse_object, read_body};
-use super::json::{ClearResponseBody, DemandResponseBody, NoBody, PageJson, PoolJson, PoolPatch, PoolResponseBody};
+use super::extract::{PathSegments, QueryParams, read_body};
+use super::json::DemandResponseBody;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
 use crate::api::error_table::{ApiError, ErrorStatus};
+use crate::api::request::{NoBody, PoolPatch, parse_object};
+use crate::api::response::{ClearResponseBody, PageJson, PoolJson, PoolResponseBody};
 use crate::limits::FENCE_MAX;
 use crate::model::{ClearResult, PoolName, PoolSpec};
 use crate::scheduler::DeleteMode;
 
-/// Namespace and pool, as the path has them.
+/// Path parameters: namespace and pool.
 pub(super) type PoolPath = PathSegments<(String, String)>;
 
-/// Creates or replaces.
+/// Creates a pool, or replaces its specification.
 pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -25,7 +27,7 @@ pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: PoolPath
     Ok(json(created_or_ok(new), &PoolResponseBody::from(&status)))
 }
 
-/// Changes single fields, if the pool is still at the version that was read.
+/// Changes single fields of a specification, if the pool still has the given version.
 pub(super) async fn patch(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     let version = QueryParams::parse(&uri, &["version"])?.number("version", FENCE_MAX)?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -35,7 +37,7 @@ pub(super) async fn patch(State(api): State<SharedState>, uri: Uri, path: PoolPa
     Ok(json(StatusCode::OK, &PoolResponseBody::from(&status)))
 }
 
-/// Spec, counts and figures by shard.
+/// Returns a pool with its specification, counts and shards.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -52,7 +54,7 @@ pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: PoolP
     Ok(empty_response())
 }
 
-/// `{pool}:clear`: its owner speaks for all workers.
+/// Dispatches `{pool}:clear`, by which the owner vouches for all workers.
 pub(super) async fn pool_action(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let PathSegments((namespace, segment)) = path;
@@ -65,7 +67,7 @@ pub(super) async fn pool_action(State(api): State<SharedState>, uri: Uri, path: 
     Ok(json(StatusCode::OK, &ClearResponseBody { cleared, suspect }))
 }
 
-/// What waits for a pool.
+/// Returns the demand of a pool.
 pub(super) async fn demand(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let name = PoolName::new(&path.0.0, &path.0.1)?;
@@ -73,7 +75,7 @@ pub(super) async fn demand(State(api): State<SharedState>, uri: Uri, path: PoolP
     Ok(json(StatusCode::OK, &DemandResponseBody::from(&demand)))
 }
 
-/// Page by page.
+/// Lists all pools, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
     let mut params = QueryParams::parse(&uri, &["page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);

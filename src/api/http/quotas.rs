@@ -1,23 +1,25 @@
-//! Quotas: of a tenant, and of a namespace for its tenants without their own.
+//! Handlers of `/v1/quotas`: quotas of tenants, and of namespaces for their tenants without one.
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, parse_object, read_body};
-use super::json::{PageJson, QuotaJson, QuotaResponseBody};
+use super::extract::{PathSegments, QueryParams, read_body};
+use super::json::{QuotaJson, QuotaResponseBody};
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
+use crate::api::request::parse_object;
+use crate::api::response::PageJson;
 use crate::model::Quota;
 
-/// Namespace and tenant, as the path has them.
+/// Path parameters: namespace and tenant.
 type TenantPath = PathSegments<(String, String)>;
 
-/// Sets that of a tenant.
+/// Sets the quota of a tenant.
 pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: TenantPath, sent: Body) -> HandlerResult {
     put_quota(&api, &uri, &path.0.0, Some(&path.0.1), sent).await
 }
 
-/// Sets that of a namespace.
+/// Sets the quota of a namespace.
 pub(super) async fn put_default(
     State(api): State<SharedState>,
     uri: Uri,
@@ -27,22 +29,22 @@ pub(super) async fn put_default(
     put_quota(&api, &uri, &path.0, None, sent).await
 }
 
-/// What a tenant may hold, and what it holds.
+/// Returns the quota and the usage of a tenant.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: TenantPath) -> HandlerResult {
     get_quota(&api, &uri, &path.0.0, Some(&path.0.1))
 }
 
-/// What tenants of a namespace may hold that have no quota of their own.
+/// Returns the quota of each tenant in the namespace without its own.
 pub(super) async fn get_default(State(api): State<SharedState>, uri: Uri, path: PathSegments<String>) -> HandlerResult {
     get_quota(&api, &uri, &path.0, None)
 }
 
-/// Takes that of a tenant away.
+/// Deletes the quota of a tenant.
 pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: TenantPath) -> HandlerResult {
     delete_quota(&api, &uri, &path.0.0, Some(&path.0.1)).await
 }
 
-/// Takes that of a namespace away.
+/// Deletes the quota of a namespace.
 pub(super) async fn delete_default(
     State(api): State<SharedState>,
     uri: Uri,
@@ -51,7 +53,7 @@ pub(super) async fn delete_default(
     delete_quota(&api, &uri, &path.0, None).await
 }
 
-/// Page by page.
+/// Lists all quotas, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerResult {
     let mut params = QueryParams::parse(&uri, &["page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);

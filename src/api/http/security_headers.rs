@@ -1,4 +1,4 @@
-//! What answers tell browsers, whatever is in them; and answers to requests that no handler sees.
+//! Headers that every response carries for browsers, and responses to requests that no handler sees.
 
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode};
@@ -7,28 +7,28 @@ use axum::response::{IntoResponse as _, Response};
 use crate::api::error_table::ApiError;
 use crate::metrics::{HttpRoute, metrics};
 
-/// What pages may do: run and show what this service serves, ask this service, and stand in no other page. Styles may stand in
-/// attributes, and pictures in the style sheet, as the viewer has them.
+/// Content security policy: pages run and show only what this service serves, call only this service, and cannot be
+/// framed. The viewer needs styles in attributes and images in its style sheet.
 const CONTENT_SECURITY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
      img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Whether a browser may keep an answer.
+/// Whether a browser may cache a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::api) enum CachePolicy {
-    /// What is true now may be wrong in a moment.
+    /// Response that is outdated at once.
     NoStore,
-    /// Nothing is said about it.
+    /// Response without a cache header.
     Unspecified,
 }
 
 impl CachePolicy {
-    /// By the path of the request.
+    /// Chooses the policy by the path of the request.
     pub(in crate::api) fn for_path(path: &str) -> Self {
         if path.starts_with("/v1/") { Self::NoStore } else { Self::Unspecified }
     }
 }
 
-/// Adds the headers that browsers go by.
+/// Adds the security headers and the cache header.
 pub(in crate::api) fn add_security_headers(response: &mut Response, caching: CachePolicy) {
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -40,7 +40,7 @@ pub(in crate::api) fn add_security_headers(response: &mut Response, caching: Cac
     }
 }
 
-/// Answer to a request that is refused before it is routed. It is counted, as every answer is.
+/// Builds and counts the response to a request that is rejected before it is routed.
 pub(in crate::api) fn reject_unrouted(failure: &ApiError) -> Response {
     let response = failure.clone().into_response();
     let status: StatusCode = response.status();

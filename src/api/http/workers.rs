@@ -1,23 +1,27 @@
-//! Workers.
+//! Handlers of `/v1/pools/{ns}/{pool}/workers`: registration, heartbeats and operator commands.
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, parse_item, parse_object, read_body, submit_valid};
+use super::extract::{PathSegments, QueryParams, read_body};
 use super::json::{
-    BatchOutcomes, HeartbeatBody, HeartbeatItem, HeartbeatOutcome, HeartbeatResponseBody, NoBody, PageJson, WorkerBody,
-    WorkerItem, WorkerJson, WorkerOutcome, WorkerResponseBody, WorkersBatch,
+    BatchOutcomes, HeartbeatOutcome, HeartbeatResponseBody, WorkerJson, WorkerOutcome, WorkerResponseBody,
 };
 use super::pools::PoolPath;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
+use crate::api::batch::submit_valid;
 use crate::api::error_table::{ApiError, ErrorStatus};
+use crate::api::request::{
+    HeartbeatBody, HeartbeatItem, NoBody, WorkerBody, WorkerItem, WorkersBatch, parse_item, parse_object,
+};
+use crate::api::response::PageJson;
 use crate::model::{PoolName, WorkerCommand, WorkerId};
 
-/// Namespace, pool and worker, as the path has them.
+/// Path parameters: namespace, pool and worker.
 type WorkerPath = PathSegments<(String, String, String)>;
 
-/// Registers one.
+/// Registers a worker under the id in the path.
 pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: WorkerPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let PathSegments((namespace, pool, id)) = path;
@@ -28,20 +32,21 @@ pub(super) async fn put(State(api): State<SharedState>, uri: Uri, path: WorkerPa
     Ok(json(created_or_ok(registered.created), &WorkerResponseBody::from(&registered)))
 }
 
-/// Registers many; a bad one harms no other.
+/// Registers many workers; an invalid one does not affect the others.
 pub(super) async fn put_batch(State(api): State<SharedState>, uri: Uri, path: PoolPath, sent: Body) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let pool = PoolName::new(&path.0.0, &path.0.1)?;
     let bytes = read_body(&api, sent).await?;
     api.budgets.responses.check_available()?;
     let batch: WorkersBatch<'_> = parse_object(&bytes)?;
-    let read = batch.workers.0.iter().map(|raw| parse_item::<WorkerItem<'_>>(raw)?.into_registration(pool.namespace()));
+    let requests =
+        batch.workers.0.iter().map(|raw| parse_item::<WorkerItem<'_>>(raw)?.into_registration(pool.namespace()));
     let outcomes =
-        submit_valid("workers", read, async |workers| api.scheduler.register_batch(&pool, workers).await).await?;
+        submit_valid("workers", requests, async |workers| api.scheduler.register_batch(&pool, workers).await).await?;
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(WorkerOutcome::from).collect() }))
 }
 
-/// Many that are there; a bad one harms no other.
+/// Records heartbeats of many workers; an invalid one does not affect the others.
 pub(super) async fn heartbeat_batch(
     State(api): State<SharedState>,
     uri: Uri,
@@ -51,15 +56,16 @@ pub(super) async fn heartbeat_batch(
     QueryParams::parse(&uri, &[])?;
     let pool = PoolName::new(&path.0.0, &path.0.1)?;
     let bytes = read_body(&api, sent).await?;
-    // Never refused for answers that others do not read: workers would be lost.
+    // Never rejected because other clients do not read their responses: workers would be lost.
     let batch: WorkersBatch<'_> = parse_object(&bytes)?;
-    let read = batch.workers.0.iter().map(|raw| parse_item::<HeartbeatItem<'_>>(raw)?.into_heartbeat(pool.namespace()));
+    let requests =
+        batch.workers.0.iter().map(|raw| parse_item::<HeartbeatItem<'_>>(raw)?.into_heartbeat(pool.namespace()));
     let outcomes =
-        submit_valid("workers", read, async |beats| api.scheduler.heartbeat_batch(&pool, beats).await).await?;
+        submit_valid("workers", requests, async |valid| api.scheduler.heartbeat_batch(&pool, valid).await).await?;
     Ok(json(StatusCode::OK, &BatchOutcomes { items: outcomes.iter().map(HeartbeatOutcome::from).collect() }))
 }
 
-/// One, with what it holds.
+/// Returns a worker with its claims.
 pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: WorkerPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
@@ -67,7 +73,7 @@ pub(super) async fn get(State(api): State<SharedState>, uri: Uri, path: WorkerPa
     Ok(json(StatusCode::OK, &WorkerResponseBody::from(&worker)))
 }
 
-/// Ends one and what it holds.
+/// Deletes a worker and ends its claims.
 pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: WorkerPath) -> HandlerResult {
     QueryParams::parse(&uri, &[])?;
     let (pool, id) = (PoolName::new(&path.0.0, &path.0.1)?, WorkerId::new(&path.0.2)?);
@@ -75,7 +81,8 @@ pub(super) async fn delete(State(api): State<SharedState>, uri: Uri, path: Worke
     Ok(empty_response())
 }
 
-/// `{id}:heartbeat` and what its owner wishes. An id holds no colon, so the last one begins the verb.
+/// Dispatches `{id}:heartbeat` and the operator's commands. An id cannot contain a colon, so the last one starts the
+/// verb.
 pub(super) async fn worker_action(
     State(api): State<SharedState>,
     uri: Uri,
@@ -92,8 +99,8 @@ pub(super) async fn worker_action(
         "drain" => Some(WorkerCommand::Drain),
         "clear" => Some(WorkerCommand::Clear),
         _ => {
-            let known = "no such verb; known: :heartbeat, :cordon, :uncordon, :drain, :clear";
-            return Err(ApiError::new(ErrorStatus::ROUTE, known));
+            let message = "no such verb; known: :heartbeat, :cordon, :uncordon, :drain, :clear";
+            return Err(ApiError::new(ErrorStatus::ROUTE, message));
         }
     };
     let (pool, id) = (PoolName::new(&namespace, &pool)?, WorkerId::new(id)?);
@@ -103,12 +110,12 @@ pub(super) async fn worker_action(
         let worker = api.scheduler.command_worker(&pool, &id, verb).await?;
         return Ok(json(StatusCode::OK, &WorkerResponseBody::from(&worker)));
     }
-    let beat = parse_object::<HeartbeatBody<'_>>(&bytes)?.heartbeat(&namespace)?;
-    let heard = api.scheduler.heartbeat(&pool, &id, beat).await?;
-    Ok(json(StatusCode::OK, &HeartbeatResponseBody::from(&heard)))
+    let heartbeat = parse_object::<HeartbeatBody<'_>>(&bytes)?.heartbeat(&namespace)?;
+    let response = api.scheduler.heartbeat(&pool, &id, heartbeat).await?;
+    Ok(json(StatusCode::OK, &HeartbeatResponseBody::from(&response)))
 }
 
-/// Page by page.
+/// Lists the workers of a pool, page by page.
 pub(super) async fn list(State(api): State<SharedState>, uri: Uri, path: PoolPath) -> HandlerResult {
     let mut params = QueryParams::parse(&uri, &["page_token", "limit"])?;
     let (token, limit) = (params.take("page_token"), params.limit()?);

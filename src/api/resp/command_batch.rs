@@ -1,23 +1,23 @@
-//! What commands become on their way to the scheduler: alone, or in runs that it is asked for together.
+//! Commands on their way to the scheduler: single calls, or batches that are submitted together.
 
 use super::parse_args::{ReleaseStep, RespClaimRef};
 use super::single_call::SingleCall;
 use crate::metrics::RespCloseReason;
 use crate::model::{ClaimId, ClaimRequest, Fence};
 
-/// Why a connection is over.
+/// Reason why a connection ends.
 pub(super) enum ConnectionEnd {
-    /// The client is gone, or was asked to be.
+    /// Client is gone, or asked to close.
     ClientGone,
-    /// By the service.
+    /// Service closes the connection for this reason.
     Closed(RespCloseReason),
 }
 
-/// What was taken, and must be waited for.
+/// Next step of a connection, which it has to wait for.
 pub(super) enum ConnectionStep {
-    /// Nothing: more must come.
+    /// Read more input: no complete command is left.
     Read,
-    /// Nothing more before the answers are written.
+    /// Write the replies before anything else.
     Write,
     Claim(ClaimRequest),
     Claims(Vec<ClaimRequest>),
@@ -27,7 +27,7 @@ pub(super) enum ConnectionStep {
     End(ConnectionEnd),
 }
 
-/// A command for the scheduler.
+/// Command that needs the scheduler.
 pub(super) enum SchedulerRequest {
     Claim(ClaimRequest),
     Release(ClaimId, Option<Fence>),
@@ -42,11 +42,16 @@ impl SchedulerRequest {
         }
     }
 
-    pub(super) const fn may_wait(&self) -> bool {
-        matches!(self, Self::Claim(request) if request.wait_ms > 0)
+    /// Whether the command is executed alone: a call, or a claim that may be queued.
+    pub(super) const fn is_single(&self) -> bool {
+        match self {
+            Self::Claim(request) => request.wait_ms > 0,
+            Self::Release(..) => false,
+            Self::Call(_) => true,
+        }
     }
 
-    /// Of its key.
+    /// Hash of the command's key.
     pub(super) fn key_hash(&self) -> u64 {
         match self {
             Self::Claim(request) => request.id.hash64(),
@@ -64,7 +69,7 @@ impl SchedulerRequest {
     }
 }
 
-/// Commands that are carried out together.
+/// Commands that are executed together.
 pub(super) enum CommandBatch {
     Nothing,
     Claims(Vec<ClaimRequest>),
@@ -84,13 +89,13 @@ impl CommandBatch {
         matches!(self, Self::Nothing | Self::Releases(_))
     }
 
-    pub(super) fn push(&mut self, asked: SchedulerRequest) {
-        match (&mut *self, asked) {
+    pub(super) fn push(&mut self, request: SchedulerRequest) {
+        match (&mut *self, request) {
             (Self::Claims(requests), SchedulerRequest::Claim(request)) => requests.push(request),
             (Self::Releases(claims), SchedulerRequest::Release(id, fence)) => claims.push((id, fence)),
             (_, SchedulerRequest::Claim(request)) => *self = Self::Claims(vec![request]),
             (_, SchedulerRequest::Release(id, fence)) => *self = Self::Releases(vec![(id, fence)]),
-            (_, SchedulerRequest::Call(_)) => unreachable!("a call is no part of a run"),
+            (_, SchedulerRequest::Call(_)) => unreachable!("a call is never part of a batch"),
         }
     }
 

@@ -1,15 +1,15 @@
-//! Every command: its words, and what it says of itself in `COMMAND`.
+//! All commands: arguments, and their description in `COMMAND`.
 
 use super::frame::CommandArgs;
 use super::reply_buffer::ReplyBuffer;
 use crate::metrics::RespCommand;
 
-/// A command.
+/// Description of one command.
 pub(super) struct CommandSpec {
     pub(super) command: RespCommand,
-    /// Number of its words, its name among them; negative: at least so many.
+    /// Number of arguments including the name; negative: at least so many.
     arity: i8,
-    /// What follows the name.
+    /// Syntax of the arguments after the name.
     syntax: &'static str,
     summary: &'static str,
     group: &'static str,
@@ -27,23 +27,30 @@ const WRITE: &[&str] = &["write", "fast"];
 const READ: &[&str] = &["readonly"];
 const FAST: &[&str] = &["fast", "loading", "stale"];
 
-/// All of them, what comes most often first.
+/// Every command, the most frequent first.
 pub(super) const ALL: &[CommandSpec] = &[
-    spec(RespCommand::Claim, -2, CLAIM, "Takes a worker for a key, or finds the one that it has.", "hotpool", WRITE),
+    spec(
+        RespCommand::Claim,
+        -2,
+        CLAIM,
+        "Claims a worker for a key, or returns the claim that the key has.",
+        "hotpool",
+        WRITE,
+    ),
     spec(
         RespCommand::Release,
         -4,
         "ns key fence|* [TENANT tenant] [BEGIN|FINISH]",
-        "Gives a worker back: 1, or 0 if it was given back already.",
+        "Releases a claim: 1, or 0 if it was released already.",
         "hotpool",
         WRITE,
     ),
-    spec(RespCommand::Claims, -3, CLAIMS, "Takes a worker for each of n keys.", "hotpool", WRITE),
+    spec(RespCommand::Claims, -3, CLAIMS, "Claims a worker for each of n keys.", "hotpool", WRITE),
     spec(
         RespCommand::Confirm,
         -4,
         "ns key fence [TENANT tenant]",
-        "The holder has started: the claim is active.",
+        "Activates a claim whose holder has started.",
         "hotpool",
         WRITE,
     ),
@@ -51,51 +58,58 @@ pub(super) const ALL: &[CommandSpec] = &[
         RespCommand::Renew,
         -4,
         "ns key fence [TTL ms] [TENANT tenant]",
-        "The holder still needs it. Says when the claim ends.",
+        "Renews a claim and returns when it expires.",
         "hotpool",
         WRITE,
     ),
-    spec(RespCommand::Register, -3, REGISTER, "A worker is there: 1, or 0 if it was known.", "hotpool", WRITE),
+    spec(
+        RespCommand::Register,
+        -3,
+        REGISTER,
+        "Registers a worker: 1, or 0 if it was registered already.",
+        "hotpool",
+        WRITE,
+    ),
     spec(
         RespCommand::Heartbeat,
         -3,
         "ns/pool id [INCARNATION n] [SEQ n] [CLAIMS n [tenant/]key fence...]",
-        "A worker is still there, and says what it runs. Says what it should run, and what not.",
+        "Reports that a worker is alive and what it runs. Returns its claims, and those to stop.",
         "hotpool",
         WRITE,
     ),
-    spec(RespCommand::Explain, -2, CLAIM, "What a claim would get, and why. Takes nothing.", "hotpool", READ),
-    spec(RespCommand::Pools, -1, "[LIMIT n] [AFTER ns/pool]", "The pools, with their figures.", "hotpool", READ),
+    spec(RespCommand::Explain, -2, CLAIM, "Explains what a claim would get, without making it.", "hotpool", READ),
+    spec(RespCommand::Pools, -1, "[LIMIT n] [AFTER ns/pool]", "Lists the pools with their counts.", "hotpool", READ),
     spec(
         RespCommand::Hello,
         -1,
         "[protover [AUTH username password] [SETNAME name]]",
-        "Speaks RESP 2 or 3 from now on.",
+        "Switches to RESP 2 or 3.",
         "connection",
         FAST,
     ),
-    spec(RespCommand::Auth, -2, "[username] password", "Is refused: nobody is asked.", "connection", FAST),
-    spec(RespCommand::Ping, -1, "[message]", "Answers.", "connection", FAST),
-    spec(RespCommand::Echo, 2, "message", "Answers with the same.", "connection", FAST),
-    spec(RespCommand::Info, -1, "[section...]", "What the service is, and whether it is ready.", "server", FAST),
-    spec(RespCommand::Command, -1, "[COUNT|LIST|INFO|DOCS] [name...]", "The commands that there are.", "server", FAST),
-    spec(RespCommand::Config, -2, "GET name...", "Settings that clients ask for.", "server", FAST),
+    spec(RespCommand::Auth, -2, "[username] password", "Fails: clients are not authenticated.", "connection", FAST),
+    spec(RespCommand::Ping, -1, "[message]", "Replies with PONG, or the message.", "connection", FAST),
+    spec(RespCommand::Echo, 2, "message", "Replies with the message.", "connection", FAST),
+    spec(RespCommand::Info, -1, "[section...]", "Describes the service and its readiness.", "server", FAST),
+    spec(RespCommand::Command, -1, "[COUNT|LIST|INFO|DOCS] [name...]", "Describes the commands.", "server", FAST),
+    spec(RespCommand::Config, -2, "GET name...", "Returns settings that clients query.", "server", FAST),
     spec(
         RespCommand::Client,
         -2,
         "ID|GETNAME|SETNAME|SETINFO|LIST|INFO [value...]",
-        "Number and name of the connection.",
+        "Returns or sets the connection's id and name.",
         "connection",
         FAST,
     ),
-    spec(RespCommand::Select, 2, "0", "There is one database.", "connection", FAST),
-    spec(RespCommand::Quit, 1, "", "Ends the connection.", "connection", FAST),
-    spec(RespCommand::Reset, 1, "", "As if connected anew.", "connection", FAST),
-    spec(RespCommand::Multi, 1, "", "Queues the commands that follow.", "transactions", FAST),
-    spec(RespCommand::Exec, 1, "", "Carries out the commands queued since MULTI.", "transactions", FAST),
-    spec(RespCommand::Discard, 1, "", "Forgets the commands queued since MULTI.", "transactions", FAST),
-    spec(RespCommand::Watch, -2, "key...", "Is refused: no keys are watched.", "transactions", FAST),
-    spec(RespCommand::Unwatch, 1, "", "Answers: nothing is watched.", "transactions", FAST),
+    spec(RespCommand::Select, 2, "0", "Selects the only database.", "connection", FAST),
+    spec(RespCommand::Quit, 1, "", "Closes the connection.", "connection", FAST),
+    spec(RespCommand::Reset, 1, "", "Resets the connection's state.", "connection", FAST),
+    spec(RespCommand::Multi, 1, "", "Starts a transaction: queues the following commands.", "transactions", FAST),
+    spec(RespCommand::Exec, 1, "", "Executes the commands queued since MULTI.", "transactions", FAST),
+    spec(RespCommand::Discard, 1, "", "Discards the commands queued since MULTI.", "transactions", FAST),
+    spec(RespCommand::Watch, -2, "key...", "Fails: keys cannot be watched.", "transactions", FAST),
+    spec(RespCommand::Unwatch, 1, "", "Succeeds: no key is watched.", "transactions", FAST),
 ];
 
 const fn spec(
@@ -109,7 +123,7 @@ const fn spec(
     CommandSpec { command, arity, syntax, summary, group, flags }
 }
 
-/// The command of this name.
+/// Finds a command by its name.
 #[inline]
 pub(super) fn find(name: &[u8]) -> Option<&'static CommandSpec> {
     ALL.iter().find(|spec| name.eq_ignore_ascii_case(spec.name().as_bytes()))
@@ -120,13 +134,13 @@ impl CommandSpec {
         self.command.as_str()
     }
 
-    /// Whether it can have so many words.
+    /// Whether the command accepts so many arguments.
     pub(super) const fn accepts_arity(&self, words: usize) -> bool {
         let least = self.arity.unsigned_abs() as usize;
         if self.arity < 0 { words >= least } else { words == least }
     }
 
-    /// What to say of another number of words.
+    /// Error text for a wrong number of arguments.
     #[cold]
     pub(super) fn usage(&self) -> String {
         let Self { syntax, .. } = self;
@@ -134,39 +148,40 @@ impl CommandSpec {
         format!("wrong number of arguments for '{name}' command: {} {syntax}", name.to_uppercase())
     }
 
-    /// As `COMMAND INFO` has it: name, arity, flags, no keys, and what Hotpool has none of.
-    fn info(&self, answers: &mut ReplyBuffer) {
-        answers.array(10);
-        answers.bulk_string(self.name());
-        answers.json(&self.arity.into());
-        answers.array(self.flags.len());
-        self.flags.iter().for_each(|flag| answers.bulk_string(flag));
-        (0..3).for_each(|_| answers.integer(0));
-        (0..4).for_each(|_| answers.array(0));
+    /// Writes the entry of `COMMAND INFO`: name, arity, flags, no keys, and empty values for features that Hotpool does
+    /// not have.
+    fn info(&self, replies: &mut ReplyBuffer) {
+        replies.array(10);
+        replies.bulk_string(self.name());
+        replies.json(&self.arity.into());
+        replies.array(self.flags.len());
+        self.flags.iter().for_each(|flag| replies.bulk_string(flag));
+        (0..3).for_each(|_| replies.integer(0));
+        (0..4).for_each(|_| replies.array(0));
     }
 
-    /// As `COMMAND DOCS` has it.
-    fn docs(&self, answers: &mut ReplyBuffer) {
+    /// Writes the entry of `COMMAND DOCS`.
+    fn docs(&self, replies: &mut ReplyBuffer) {
         let words = syntax_parts(self.syntax);
-        answers.bulk_string(self.name());
-        answers.map(if words.is_empty() { 3 } else { 4 });
+        replies.bulk_string(self.name());
+        replies.map(if words.is_empty() { 3 } else { 4 });
         for (name, value) in [("summary", self.summary), ("since", "0.1.0"), ("group", self.group)] {
-            answers.bulk_string(name);
-            answers.bulk_string(value);
+            replies.bulk_string(name);
+            replies.bulk_string(value);
         }
         if words.is_empty() {
             return;
         }
-        answers.bulk_string("arguments");
-        answers.array(words.len());
+        replies.bulk_string("arguments");
+        replies.array(words.len());
         for word in &words {
             let SyntaxPart { name, token, optional, multiple } = word;
             let flags: Vec<&str> =
                 [(*optional, "optional"), (*multiple, "multiple")].into_iter().filter(|f| f.0).map(|f| f.1).collect();
-            answers.map(2 + usize::from(token.is_some()) + usize::from(!flags.is_empty()));
+            replies.map(2 + usize::from(token.is_some()) + usize::from(!flags.is_empty()));
             let mut pair = |name: &str, value: &str| {
-                answers.bulk_string(name);
-                answers.bulk_string(value);
+                replies.bulk_string(name);
+                replies.bulk_string(value);
             };
             pair("name", name);
             pair("type", "string");
@@ -174,15 +189,15 @@ impl CommandSpec {
                 pair("token", token);
             }
             if !flags.is_empty() {
-                answers.bulk_string("flags");
-                answers.array(flags.len());
-                flags.iter().for_each(|flag| answers.simple_string(flag));
+                replies.bulk_string("flags");
+                replies.array(flags.len());
+                flags.iter().for_each(|flag| replies.simple_string(flag));
             }
         }
     }
 }
 
-/// One part of a command's syntax.
+/// Part of a command's syntax.
 struct SyntaxPart {
     name: String,
     token: Option<&'static str>,
@@ -190,13 +205,13 @@ struct SyntaxPart {
     multiple: bool,
 }
 
-/// The parts of a syntax: what stands in brackets may be left out, and a word in capitals in there stands for itself.
+/// Splits a syntax into its parts: brackets mark an optional part, and a word in capitals inside is a literal.
 fn syntax_parts(syntax: &'static str) -> Vec<SyntaxPart> {
     let mut parts: Vec<(&str, bool)> = Vec::new();
     let mut rest = syntax;
     while let Some(at) = rest.find(|c: char| c != ' ') {
         rest = &rest[at..];
-        // Brackets within brackets are part of what they stand in.
+        // Nested brackets belong to the part around them.
         let mut depth = 0_usize;
         let end = rest.find(|c: char| {
             depth = (depth + usize::from(c == '[')).saturating_sub(usize::from(c == ']'));
@@ -221,28 +236,28 @@ fn syntax_parts(syntax: &'static str) -> Vec<SyntaxPart> {
     parts.into_iter().map(word).collect()
 }
 
-/// Why a `COMMAND` is refused.
+/// Reason why a `COMMAND` is rejected.
 pub(super) enum CommandQueryError {
-    /// The word after it is none that it takes.
+    /// Subcommand of `COMMAND` is unknown.
     Subcommand,
-    /// So many of its names are those of commands that its answer would be of any length.
+    /// Number of repeated or known names, which would make the reply arbitrarily long.
     Names(usize),
 }
 
-/// `COMMAND` and what may follow it.
-pub(super) fn write_command_reply(args: &CommandArgs<'_>, answers: &mut ReplyBuffer) -> Result<(), CommandQueryError> {
+/// Replies to `COMMAND` and its subcommands.
+pub(super) fn write_command_reply(args: &CommandArgs<'_>, replies: &mut ReplyBuffer) -> Result<(), CommandQueryError> {
     let Some(verb) = args.get(1) else {
-        answers.array(ALL.len());
-        ALL.iter().for_each(|spec| spec.info(answers));
+        replies.array(ALL.len());
+        ALL.iter().for_each(|spec| spec.info(replies));
         return Ok(());
     };
     let named = || args.iter().skip(2);
     let all_or_named = || if args.len() > 2 { named().map(find).collect() } else { ALL.iter().map(Some).collect() };
     match verb.to_ascii_uppercase().as_slice() {
-        b"COUNT" => answers.integer(ALL.len() as u64),
+        b"COUNT" => replies.integer(ALL.len() as u64),
         b"LIST" => {
-            answers.array(ALL.len());
-            ALL.iter().for_each(|spec| answers.bulk_string(spec.name()));
+            replies.array(ALL.len());
+            ALL.iter().for_each(|spec| replies.bulk_string(spec.name()));
         }
         b"INFO" => {
             let specs: Vec<Option<&CommandSpec>> = all_or_named();
@@ -250,25 +265,25 @@ pub(super) fn write_command_reply(args: &CommandArgs<'_>, answers: &mut ReplyBuf
             if known > ALL.len() {
                 return Err(CommandQueryError::Names(known));
             }
-            answers.array(specs.len());
+            replies.array(specs.len());
             for spec in specs {
                 match spec {
-                    Some(spec) => spec.info(answers),
-                    None => answers.null(),
+                    Some(spec) => spec.info(replies),
+                    None => replies.null(),
                 }
             }
         }
         b"DOCS" => {
             let specs: Vec<Option<&CommandSpec>> = all_or_named();
-            // A map has each of its keys once.
+            // Each key occurs once in a map.
             let mut known: Vec<&CommandSpec> = Vec::with_capacity(ALL.len());
             for spec in specs.into_iter().flatten() {
                 if !known.iter().any(|other| std::ptr::eq(*other, spec)) {
                     known.push(spec);
                 }
             }
-            answers.map(known.len());
-            known.iter().for_each(|spec| spec.docs(answers));
+            replies.map(known.len());
+            known.iter().for_each(|spec| spec.docs(replies));
         }
         _ => return Err(CommandQueryError::Subcommand),
     }

@@ -1,4 +1,4 @@
-//! The outcome table in RESP: the first word of an error is what clients tell errors apart by.
+//! RESP replies of errors: clients distinguish errors by the first word, the prefix.
 
 use std::borrow::Cow;
 
@@ -6,12 +6,12 @@ use crate::api::error_table::{ApiError, ErrorCode};
 use crate::metrics::RespOutcome;
 
 impl ApiError {
-    /// What it is counted as.
+    /// Label of the error in the metrics.
     pub(super) const fn resp_outcome(&self) -> RespOutcome {
         match self.status.code {
             ErrorCode::InvalidArgument => RespOutcome::BadRequest,
             ErrorCode::NotFound => RespOutcome::NotFound,
-            // Of what RESP has, only a fence can be wrong so.
+            // Of the RESP commands, only a fence can be stale.
             ErrorCode::Aborted => RespOutcome::Fenced,
             ErrorCode::FailedPrecondition => RespOutcome::Conflict,
             ErrorCode::ResourceExhausted => RespOutcome::NoCapacity,
@@ -21,21 +21,21 @@ impl ApiError {
                 _ => RespOutcome::Unavailable,
             },
             ErrorCode::DeadlineExceeded => RespOutcome::Timeout,
-            // Nothing that RESP carries is denied to anybody.
+            // RESP has no command that is denied.
             ErrorCode::Internal | ErrorCode::PermissionDenied => RespOutcome::Error,
         }
     }
 
-    /// The error's first word.
+    /// Prefix of the error reply.
     pub(super) const fn resp_prefix(&self) -> &'static str {
         self.resp_outcome().as_str()
     }
 
-    /// What follows it: the reason unless the word says it, the field, the message.
+    /// Text after the prefix: the reason unless the prefix says it, the field, the message.
     pub(super) fn resp_message(&self) -> Cow<'_, str> {
-        let says_it =
+        let prefix_is_reason =
             matches!(self.resp_outcome(), RespOutcome::Fenced | RespOutcome::Overloaded | RespOutcome::Loading);
-        let reason = self.status.reason.filter(|_| !says_it);
+        let reason = self.status.reason.filter(|_| !prefix_is_reason);
         let words = [reason, self.field.as_deref().filter(|field| !field.is_empty())];
         let mut text = Cow::Borrowed(&*self.message);
         for word in words.into_iter().flatten().rev() {
@@ -51,7 +51,7 @@ mod tests {
     use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 
     #[test]
-    fn every_refusal_has_its_word() {
+    fn every_error_has_its_prefix() {
         let table = [
             (RequestError::invalid("key", "must be 1..=255 bytes, got 0"), "BADREQ key must be 1..=255 bytes, got 0"),
             (RequestError::NotFound(ObjectKind::Pool), "NOTFOUND pool not found"),
@@ -85,9 +85,9 @@ mod tests {
                 "TIMEOUT no answer within the deadline; the outcome is unknown, retry with the same key",
             ),
         ];
-        for (refusal, said) in table {
-            let failure = ApiError::from(refusal);
-            assert_eq!(format!("{} {}", failure.resp_prefix(), failure.resp_message()), said);
+        for (error, reply) in table {
+            let failure = ApiError::from(error);
+            assert_eq!(format!("{} {}", failure.resp_prefix(), failure.resp_message()), reply);
         }
     }
 }

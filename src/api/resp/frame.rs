@@ -1,86 +1,87 @@
-//! The frame parser: bytes of a connection to the words of one command, without a copy.
+//! Frame parser: splits the bytes of a connection into the arguments of one command, without a copy.
 //!
 //! A command is an array of bulk strings (`*2\r\n$4\r\nPING\r\n$2\r\nhi\r\n`), or a line of words for people at a
 //! terminal (`PING hi\r\n`). <https://redis.io/docs/latest/develop/reference/protocol-spec/>
 //!
-//! What has been understood of a frame that is not there as a whole yet is kept, so a frame that comes byte by byte costs
-//! no more than one that comes at once. Every length is checked when it is read, before anything is kept for it.
+//! The parsed part of an incomplete frame is kept, so a frame that arrives byte by byte costs no more than one that
+//! arrives at once. Every length is checked when it is read, before anything is allocated for it.
 
 use crate::limits;
 
-/// Most words of one command: those of a heartbeat that names [`limits::REPORTED_CLAIMS_MAX`] claims, and some.
+/// Limit on arguments of one command: those of a heartbeat that reports [`limits::REPORTED_CLAIMS_MAX`] claims, and
+/// some more.
 pub const ARGS_MAX: usize = 32_768;
-/// Longest word, in bytes. No name, amount or selector is longer.
+/// Longest argument, in bytes. No name, amount or selector is longer.
 pub const BULK_BYTES_MAX: usize = 64 << 10;
 /// Longest inline command, in bytes.
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Words whose places are kept between two commands; what needs more gives the memory back.
+/// Number of spans whose memory is kept between two commands; a larger buffer is freed.
 const SPANS_RETAINED: usize = 64;
 
 const _: () = assert!(2 * limits::REPORTED_CLAIMS_MAX + 64 <= ARGS_MAX && limits::BATCH_ITEMS_MAX + 64 <= ARGS_MAX);
 
-/// What came is not a command. Nothing behind it can be understood, so the connection ends.
+/// Input is not a command. Nothing after it can be parsed, so the connection ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// The number of words is none, or above [`ARGS_MAX`].
+    /// Number of arguments is invalid, or above [`ARGS_MAX`].
     #[error("invalid multibulk length: must be 0..={ARGS_MAX}")]
     Count,
-    /// The length of a word is none, or above [`BULK_BYTES_MAX`].
+    /// Length of an argument is invalid, or above [`BULK_BYTES_MAX`].
     #[error("invalid bulk length: must be 0..={BULK_BYTES_MAX}")]
     Length,
-    /// A word must be a bulk string.
+    /// Argument is not a bulk string.
     #[error("expected '$', got {}", display_byte(*.0))]
     ExpectedBulkString(u8),
-    /// A word does not end where it said.
-    #[error("expected CRLF behind a bulk string of {0} bytes")]
+    /// Argument is not followed by CRLF at its announced end.
+    #[error("expected CRLF after a bulk string of {0} bytes")]
     MissingTerminator(u32),
-    /// Neither an array nor a line of words.
-    #[error("expected '*' or a command's name, got {}", display_byte(*.0))]
+    /// First byte starts neither an array nor a line of words.
+    #[error("expected '*' or a command name, got {}", display_byte(*.0))]
     UnexpectedByte(u8),
-    /// A line without an end.
+    /// Inline command exceeds [`INLINE_BYTES_MAX`].
     #[error("too big inline request: at most {INLINE_BYTES_MAX} bytes")]
     InlineTooLong,
-    /// All words together are too long.
+    /// All arguments together exceed the limit in bytes.
     #[error("the command is larger than {0} bytes")]
     TooLarge(usize),
-    /// A browser, perhaps on behalf of a page that should not reach this service.
+    /// Request of a browser, perhaps on behalf of a page that must not reach this service.
     #[error("this port does not speak HTTP")]
     Http,
 }
 
-/// A byte as an error can say it.
+/// Formats a byte for an error message.
 fn display_byte(byte: u8) -> String {
     if byte.is_ascii_graphic() { format!("'{}'", char::from(byte)) } else { format!("0x{byte:02x}") }
 }
 
-/// The place of a word in its frame: first byte, length.
+/// Span of an argument in its frame: first byte, length.
 type ArgSpan = (u32, u32);
 
-/// Reads one command after the other.
+/// Parser of one command after the other.
 #[derive(Debug)]
 pub struct FrameParser {
-    /// Words that were understood.
+    /// Arguments that were parsed.
     spans: Vec<ArgSpan>,
-    /// Words that are still to come; 0: the frame has not begun, or is complete.
+    /// Number of arguments still to come; 0: the frame has not begun, or is complete.
     remaining: u32,
-    /// Where to go on, from the frame's first byte.
+    /// Position of the next byte to parse, relative to the frame.
     at: usize,
     command_bytes_max: usize,
 }
 
 impl FrameParser {
-    /// For commands of at most `command_bytes_max` bytes.
+    /// Creates a parser for commands of at most `command_bytes_max` bytes.
     #[must_use]
     pub const fn new(command_bytes_max: usize) -> Self {
         Self { spans: Vec::new(), remaining: 0, at: 0, command_bytes_max }
     }
 
-    /// The number of bytes of the command that `input` begins with; its words are then in [`FrameParser::args`]. None: not all
-    /// of it is there yet; the next call's input begins with the same bytes. After a command the next call's input begins
-    /// with the one behind it, or with the same if it should be read again.
+    /// Returns the length of the command at the start of `input`, in bytes; [`FrameParser::args`] then has its
+    /// arguments. Returns `None` if the command is incomplete; the next input must start with the same bytes. After a
+    /// command the next input starts behind it, or with the same bytes to parse it again.
     ///
     /// # Errors
-    /// It is no command.
+    /// The input is not a command.
     #[inline]
     pub fn next(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
         if self.remaining == 0 {
@@ -118,7 +119,7 @@ impl FrameParser {
         Ok(Some(std::mem::take(&mut self.at)))
     }
 
-    /// The words of the command that [`FrameParser::next`] has just found at the beginning of `input`.
+    /// Returns the arguments of the command that [`FrameParser::next`] has just found at the start of `input`.
     #[must_use]
     pub fn args<'a>(&'a self, input: &'a [u8]) -> CommandArgs<'a> {
         CommandArgs { input, spans: &self.spans }
@@ -130,7 +131,7 @@ impl FrameParser {
         self.at = at;
     }
 
-    /// The connection ends; until then the same input is the same error.
+    /// Resets the parser and returns the error; the same input fails again.
     #[cold]
     fn fail(&mut self, error: ProtocolError) -> ProtocolError {
         self.remaining = 0;
@@ -138,7 +139,7 @@ impl FrameParser {
         error
     }
 
-    /// A line of words. Quotes mean nothing: no name holds a space.
+    /// Parses a line of words. Quotes have no meaning, because no name contains a space.
     #[cold]
     fn inline(&mut self, input: &[u8]) -> Result<Option<usize>, ProtocolError> {
         let first = input[0];
@@ -171,11 +172,11 @@ impl FrameParser {
     }
 }
 
-/// Methods of HTTP that are no commands of Redis, which people try here too.
+/// HTTP methods that are no Redis commands, which people try here too.
 const METHODS: [&[u8]; 8] = [b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE", b"PATCH", b"CONNECT", b"TRACE"];
 
-/// Whether a line is one that a page in a browser can make it send. Nothing that may be carried out comes before such a
-/// line, and nothing behind it is.
+/// Whether a line is one that a page in a browser can send. Nothing before such a line can be executed, and nothing
+/// after it is.
 fn is_http(line: CommandArgs<'_>) -> bool {
     let Some(first) = line.get(0) else { return false };
     let last = line.get(line.len() - 1).unwrap_or_default();
@@ -184,16 +185,16 @@ fn is_http(line: CommandArgs<'_>) -> bool {
         || last.get(..5).is_some_and(|version| version.eq_ignore_ascii_case(b"HTTP/"))
 }
 
-/// Most bytes of a header's number with its end.
+/// Limit on the bytes of a header's number with its terminator.
 const NUMBER_BYTES_MAX: usize = 12;
 
-/// The number from `at` on, at most `max`, and where the line behind it begins. None: the line is not all there.
+/// Parses the number at `at`, at most `max`, and returns where the next line starts. `None`: the line is incomplete.
 #[inline]
 fn number(input: &[u8], at: usize, max: usize, wrong: ProtocolError) -> Result<Option<(u32, usize)>, ProtocolError> {
     let mut value = 0_u32;
     for (i, &byte) in input[at..].iter().take(NUMBER_BYTES_MAX).enumerate() {
         match byte {
-            // As many digits as 32 bits hold for certain.
+            // Nine digits always fit into 32 bits.
             b'0'..=b'9' if i < 9 => value = value * 10 + u32::from(byte - b'0'),
             b'\r' if i > 0 => {
                 return match input.get(at + i + 1) {
@@ -208,7 +209,7 @@ fn number(input: &[u8], at: usize, max: usize, wrong: ProtocolError) -> Result<O
     Ok(None)
 }
 
-/// The words of a command.
+/// Arguments of one command, its name first.
 #[derive(Debug, Clone, Copy)]
 pub struct CommandArgs<'a> {
     input: &'a [u8],
@@ -216,7 +217,7 @@ pub struct CommandArgs<'a> {
 }
 
 impl<'a> CommandArgs<'a> {
-    /// The word with this number; 0 is the command's name.
+    /// Returns the argument with this index; 0 is the command's name.
     #[must_use]
     #[inline]
     pub fn get(&self, number: usize) -> Option<&'a [u8]> {
@@ -224,19 +225,19 @@ impl<'a> CommandArgs<'a> {
         Some(&self.input[from as usize..(from + length) as usize])
     }
 
-    /// How many there are; none in an empty line.
+    /// Number of arguments; 0 for an empty line.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.spans.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no arguments.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// All of them.
+    /// Iterates over all arguments.
     pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let Self { input, spans: places } = *self;
         places.iter().map(move |&(from, length)| &input[from as usize..(from + length) as usize])

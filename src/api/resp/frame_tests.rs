@@ -4,7 +4,8 @@ use super::*;
 
 const COMMAND_BYTES_MAX: usize = 1 << 20;
 
-/// Every command in the input, and how it ended. `cuts`: where what has come so far ends, in rising order.
+/// Parses every command in the input, and returns how the input ended. `cuts`: increasing lengths of the input that
+/// arrived so far.
 fn read(input: &[u8], cuts: &[usize]) -> (Vec<Vec<Vec<u8>>>, Result<(), ProtocolError>) {
     let mut parser = FrameParser::new(COMMAND_BYTES_MAX);
     let (mut commands, mut from) = (Vec::new(), 0);
@@ -26,7 +27,7 @@ fn read(input: &[u8], cuts: &[usize]) -> (Vec<Vec<Vec<u8>>>, Result<(), Protocol
     (commands, Ok(()))
 }
 
-/// The same by a library; `None` where it finds no array of bulk strings.
+/// Parses the input with a library; `None` where it finds no array of bulk strings.
 fn library(mut input: &[u8]) -> Option<Vec<Vec<Vec<u8>>>> {
     type OwnedFrame = redis_protocol::resp2::types::OwnedFrame;
     let mut commands = Vec::new();
@@ -86,7 +87,7 @@ proptest! {
         prop_assert_eq!(read(&input, &cuts(&input, at)), (commands, Ok(())));
     }
 
-    /// A byte is changed: what is still taken means to the library what it means here, and where it was cut is no matter.
+    /// Changes one byte: an accepted command means the same to the library, and the cuts make no difference.
     #[test]
     fn what_is_damaged_is_refused_or_read_as_a_library_does(
         commands in commands(),
@@ -114,7 +115,7 @@ proptest! {
     }
 }
 
-/// What the first command of `input` is.
+/// Parses the first command of `input`.
 fn first(input: &[u8]) -> Result<Option<usize>, ProtocolError> {
     FrameParser::new(COMMAND_BYTES_MAX).next(input)
 }
@@ -181,13 +182,13 @@ fn a_command_has_a_largest_size() {
     let words = vec![vec![b'a'; 60_000]; 20];
     let input = encoded(&[words]);
     assert_eq!(first(&input), Err(ProtocolError::TooLarge(COMMAND_BYTES_MAX)));
-    // It is refused when the length is read that goes past it, not when it has come.
+    // A frame is rejected when the length that exceeds the limit is read, not when its data arrives.
     let header = input.len() - 2 - 60_000 - 2 * 60_009 - 2;
     assert!(first(&input[..header]).is_err() || header < COMMAND_BYTES_MAX - 70_000);
 }
 
-/// The work for a frame that comes byte by byte grows with its length, not with its square: what was understood is not
-/// looked at again.
+/// The work for a frame that arrives byte by byte grows with its length, not with its square: parsed parts are not
+/// parsed again.
 #[test]
 fn a_large_frame_byte_by_byte_is_read_once() {
     let input = encoded(&[vec![b"k".to_vec(); ARGS_MAX]]);
@@ -200,7 +201,7 @@ fn a_large_frame_byte_by_byte_is_read_once() {
     }
     assert_eq!(parser.next(&input), Ok(Some(input.len())));
     assert_eq!(parser.args(&input).len(), ARGS_MAX);
-    // Nothing of it stays.
+    // The parser's memory is freed.
     assert_eq!(parser.next(b"*1\r\n$4\r\nPING\r\n"), Ok(Some(14)));
     assert!(parser.spans.capacity() <= SPANS_RETAINED);
 }

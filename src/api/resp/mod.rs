@@ -1,11 +1,12 @@
-//! RESP, the protocol of Redis and its clients, for claims on the wire that people have already: `frame` takes commands
-//! out of bytes, `read` makes checked values of them, `connection` decides which go to the scheduler together and writes
-//! the answers, `call` carries out what comes one at a time, `session` and `commands` answer what clients ask before their
-//! first claim, `transaction` keeps what stands between `MULTI` and `EXEC`, `failure` says the outcome table in the protocol's words.
+//! RESP edge: the protocol of Redis and its clients, for claims over client libraries that people already have. `frame`
+//! parses commands, `parse_args` checks their arguments, `connection` batches them for the scheduler and writes the
+//! replies, `single_call` executes commands one at a time, `session` and `commands` answer what clients send before
+//! their first claim, `transaction` stores commands between `MULTI` and `EXEC`, `error_reply` maps the error table to
+//! the protocol.
 //!
-//! This is the edge for those who count microseconds, so a request costs no task, no timer and no copy of its words; while
-//! a shard is free it is decided on the spot, in the task that read it. Connections have threads of their own (`threads`),
-//! because tasks that move between cores cost a request as much as deciding it.
+//! This edge is for callers that count microseconds, so a request costs no task, no timer and no copy of its arguments;
+//! if the shard is idle, it is decided inline, in the task that read it. Connections have their own threads
+//! (`threads`), because moving a task between cores costs as much as deciding a request.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -34,26 +35,26 @@ mod threads;
 mod transaction;
 
 use connection::{IdleConnection, RespConnection};
-use threads::{AcceptedConnection, RespThreads};
+use threads::{AcceptedConnection, RespThreads, ThreadAffinity};
 
-/// Said when the room for large commands is used up.
-const BODY_BUDGET_EXCEEDED: &str = "too many large requests at a time; retry later";
+/// Error text when the budget for large commands is used up.
+const BODY_BUDGET_EXCEEDED: &str = "large requests use up their memory budget; retry later";
 
-/// What every connection needs.
+/// State that all connections share.
 pub(super) struct RespContext {
     scheduler: Scheduler,
     bounds: RequestLimits,
-    /// Room for large commands, in KiB, shared with the other edges.
+    /// Budget for large commands, in KiB, shared with the other edges.
     bodies: Arc<Semaphore>,
     limits: ConnectionLimits,
 }
 
-/// What bounds the connections.
+/// Limits of RESP connections.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimits {
-    /// How many there may be at a time.
+    /// Limit on open connections.
     pub budget: ConnectionBudget,
-    /// How long one may be silent between two commands, four times as long within a transaction; none: for ever.
+    /// Idle timeout between two commands, and four times as long within a transaction. `None`: no timeout.
     pub idle: Option<Duration>,
 }
 
@@ -63,7 +64,7 @@ impl RespContext {
     }
 }
 
-/// The RESP edge. Cheap to clone.
+/// Edge for Redis clients. Cheap to clone.
 #[derive(Clone)]
 pub struct RespEdge {
     scheduler: Scheduler,
@@ -72,16 +73,16 @@ pub struct RespEdge {
 }
 
 impl RespEdge {
-    /// `bodies`: room for large commands, in KiB, shared with the other edges.
+    /// Creates the edge. `bodies` has the KiB for large commands, shared with the other edges.
     pub(super) const fn new(scheduler: Scheduler, bounds: RequestLimits, bodies: Arc<Semaphore>) -> Self {
         Self { scheduler, bounds, bodies }
     }
 
-    /// Starts its threads, and a task that serves until `stopping` closes, within `limits`; that then accepts no more, and
+    /// Starts the threads, and a task that serves within `limits` until `stopping` closes; then it accepts no more, and
     /// waits at most `grace` for the commands in flight.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// The system cannot start another thread.
     pub fn start(
         self,
         listener: TcpListener,
@@ -104,42 +105,42 @@ async fn accept(
     mut stopping: watch::Receiver<()>,
 ) {
     let mut stop = pin!(async move {
-        // Either outcome means the end: a word, or nobody left to say it.
+        // Both outcomes mean stop: a message, or a dropped sender.
         let _ = stopping.changed().await;
     });
     while let Some((stream, peer)) = listener::next_connection(&listener, stop.as_mut()).await {
-        let refused = match shared.limits.budget.try_acquire() {
+        let rejected = match shared.limits.budget.try_acquire() {
             Some(permit) => {
                 let accepted = Box::new(AcceptedConnection { client: IdleConnection::new(stream, peer), permit });
                 threads.assign(accepted).await.err().map(|accepted| accepted.client)
             }
             None => Some(IdleConnection::new(stream, peer)),
         };
-        if let Some(client) = refused {
+        if let Some(client) = rejected {
             metrics().resp_ended(RespCloseReason::TooMany).increment(1);
-            // Who does not take it at once goes without.
+            // A client that cannot take the error at once does not get it.
             let _ = client.stream().try_write(b"-ERR max number of clients reached\r\n");
         }
     }
     drop(listener);
     if threads.join(grace).await.is_err() {
-        tracing::warn!("commands were still in flight at the deadline of the shutdown");
+        tracing::warn!("commands were still in flight at the shutdown deadline");
     }
 }
 
-/// Serves a client. Gives it back when it might do better on another thread, if it may.
+/// Serves a client. Returns it if it should move to another thread and may.
 async fn serve(
     shared: &RespContext,
     client: IdleConnection,
     stopping: watch::Receiver<()>,
-    may_move: bool,
+    affinity: ThreadAffinity,
 ) -> Option<IdleConnection> {
     if let Err(error) = listener::configure_socket(client.stream()) {
-        tracing::debug!(%error, "a connection was gone before it was served");
+        tracing::debug!(%error, "connection closed before it was served");
         return None;
     }
     metrics().resp_connections.increment(1.0);
-    let served = AssertUnwindSafe(RespConnection::new(shared, client, may_move).serve(stopping)).catch_unwind().await;
+    let served = AssertUnwindSafe(RespConnection::new(shared, client, affinity).serve(stopping)).catch_unwind().await;
     metrics().resp_connections.decrement(1.0);
     served.unwrap_or_else(|_| {
         tracing::error!("the handler of a RESP connection panicked");

@@ -1,27 +1,27 @@
-//! From the words of a command to checked values. Where HTTP has the same request, it is filled in and checked there, so
-//! that both edges refuse the same and name the same field.
+//! Converts the arguments of a command to checked values. Where HTTP has the same request, its form is filled in and
+//! checked, so that both edges reject the same values and name the same field.
 
 use std::borrow::Cow;
 
 use super::frame::CommandArgs;
 use crate::api::error_table::ApiError;
-use crate::api::http::json::{BorrowedText, ClaimBody, DEFAULT_TENANT, check_fence, generate_key};
+use crate::api::request::{ClaimBody, DEFAULT_TENANT, check_fence, generate_key};
 use crate::limits;
 use crate::model::{
     AckLevel, ClaimId, ClaimRequest, Fence, GpuCapacity, GpuRequest, HeartbeatRequest, Millis, PoolName,
     RegistrationRequest, ResourceRequirements, RunningClaim, WorkerCapacity, WorkerId, WorkerSpec, affinity_hash,
 };
 
-/// Longest word that an error says back, in bytes.
+/// Limit on the echo of an argument, in bytes.
 const ECHO_BYTES_MAX: usize = 64;
 
-/// A word of the caller's, as an error can say it.
-pub(super) fn escape_for_message(word: &[u8]) -> Cow<'_, str> {
-    let shown = String::from_utf8_lossy(&word[..word.len().min(ECHO_BYTES_MAX)]);
-    if word.len() > ECHO_BYTES_MAX { format!("{shown}...").into() } else { shown }
+/// Makes an argument printable for an error message.
+pub(super) fn escape_for_message(arg: &[u8]) -> Cow<'_, str> {
+    let shown = String::from_utf8_lossy(&arg[..arg.len().min(ECHO_BYTES_MAX)]);
+    if arg.len() > ECHO_BYTES_MAX { format!("{shown}...").into() } else { shown }
 }
 
-/// The words behind a command's name, one after the other.
+/// Cursor over the arguments after a command's name.
 pub(super) struct ArgCursor<'a> {
     args: CommandArgs<'a>,
     at: usize,
@@ -33,9 +33,9 @@ impl<'a> ArgCursor<'a> {
     }
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let word = self.args.get(self.at)?;
+        let arg = self.args.get(self.at)?;
         self.at += 1;
-        Some(word)
+        Some(arg)
     }
 
     fn required(&mut self, field: &'static str) -> Result<&'a [u8], ApiError> {
@@ -43,24 +43,24 @@ impl<'a> ArgCursor<'a> {
     }
 
     fn text(&mut self, field: &'static str) -> Result<&'a str, ApiError> {
-        let word = self.required(field)?;
-        std::str::from_utf8(word).map_err(|_| ApiError::invalid(field, "must be UTF-8"))
+        let arg = self.required(field)?;
+        std::str::from_utf8(arg).map_err(|_| ApiError::invalid(field, "must be UTF-8"))
     }
 
-    /// A number. That it is at most `max` is for whoever takes it to see, as over HTTP.
+    /// Parses an integer. `max` is only for the message: the form checks the limit, as over HTTP.
     fn number(&mut self, field: &'static str, max: u64) -> Result<u64, ApiError> {
-        let word = self.required(field)?;
+        let arg = self.required(field)?;
         let add = |sum: u64, digit: &u8| {
             let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
             sum.checked_mul(10)?.checked_add(digit)
         };
-        let number = if word.is_empty() { None } else { word.iter().try_fold(0, add) };
+        let number = if arg.is_empty() { None } else { arg.iter().try_fold(0, add) };
         number.ok_or_else(|| {
-            ApiError::invalid(field, format!("must be a whole number, 0..={max}, got {:?}", escape_for_message(word)))
+            ApiError::invalid(field, format!("must be a whole number, 0..={max}, got {:?}", escape_for_message(arg)))
         })
     }
 
-    /// How many of something follow, or there may be.
+    /// Parses a number of items, at most `max`.
     fn count(&mut self, field: &'static str, max: usize) -> Result<usize, ApiError> {
         let count = self.number(field, max as u64)?;
         match usize::try_from(count) {
@@ -69,12 +69,12 @@ impl<'a> ArgCursor<'a> {
         }
     }
 
-    /// A number that is kept in 32 bits; a larger one is too large for whoever takes it.
+    /// Parses an integer for a 32-bit field; a larger value becomes the maximum, which the form rejects.
     fn number_u32(&mut self, field: &'static str, max: u32) -> Result<u32, ApiError> {
         Ok(u32::try_from(self.number(field, max.into())?).unwrap_or(u32::MAX))
     }
 
-    /// `ns/pool`, its parts still to be checked.
+    /// Splits `ns/pool`; the parts are not checked yet.
     fn namespace_and_pool(&mut self) -> Result<(&'a str, &'a str), ApiError> {
         self.text("pool")?.split_once('/').ok_or_else(|| ApiError::invalid("pool", "must be namespace/pool"))
     }
@@ -84,32 +84,28 @@ impl<'a> ArgCursor<'a> {
         Ok(PoolName::new(namespace, pool)?)
     }
 
-    /// The next option, if there is one.
+    /// Parses the next option, if there is one.
     fn option<O: Copy>(&mut self, known: &[(&'static str, O)]) -> Result<Option<O>, ApiError> {
-        let Some(word) = self.next() else { return Ok(None) };
-        match known.iter().find(|(name, _)| word.eq_ignore_ascii_case(name.as_bytes())) {
+        let Some(arg) = self.next() else { return Ok(None) };
+        match known.iter().find(|(name, _)| arg.eq_ignore_ascii_case(name.as_bytes())) {
             Some(&(_, option)) => Ok(Some(option)),
-            None => Err(unknown_option(word, known)),
+            None => Err(unknown_option(arg, known)),
         }
     }
 }
 
 #[cold]
-fn unknown_option<O>(word: &[u8], known: &[(&'static str, O)]) -> ApiError {
+fn unknown_option<O>(arg: &[u8], known: &[(&'static str, O)]) -> ApiError {
     let known: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-    ApiError::invalid(escape_for_message(word).into_owned(), format!("unknown option; known: {}", known.join(", ")))
+    ApiError::invalid(escape_for_message(arg).into_owned(), format!("unknown option; known: {}", known.join(", ")))
 }
 
-/// Fills a field that may be given once.
-fn set_once<T>(slot: &mut Option<T>, field: &'static str, value: T) -> Result<(), ApiError> {
-    match slot.replace(value) {
+/// Sets a field that may be given once.
+fn set_once<T>(target: &mut Option<T>, field: &'static str, value: T) -> Result<(), ApiError> {
+    match target.replace(value) {
         None => Ok(()),
         Some(_) => Err(ApiError::invalid(field, "is given twice")),
     }
-}
-
-const fn text(word: &str) -> BorrowedText<'_> {
-    BorrowedText(Cow::Borrowed(word))
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -142,14 +138,14 @@ const CLAIM: [(&str, ClaimOption); 11] = [
     ("GPU", ClaimOption::Gpu),
 ];
 
-/// The same for many.
+/// Options of `CLAIMS`, which has `KEYS` instead of `KEY`.
 const CLAIMS: [(&str, ClaimOption); 11] = {
     let mut options = CLAIM;
     options[0] = ("KEYS", ClaimOption::Keys);
     options
 };
 
-/// `CLAIM ns/pool ...`, also behind `EXPLAIN`.
+/// Parses `CLAIM ns/pool ...`, also after `EXPLAIN`.
 pub(super) fn claim(args: CommandArgs<'_>) -> Result<ClaimRequest, ApiError> {
     if let Some(plain) = parse_plain_claim(args) {
         return plain;
@@ -157,12 +153,12 @@ pub(super) fn claim(args: CommandArgs<'_>) -> Result<ClaimRequest, ApiError> {
     claim_body(&mut ArgCursor::new(args), &CLAIM, &mut Vec::new(), 0)?.into_request()
 }
 
-/// `CLAIM ns/pool` and `CLAIM ns/pool KEY k`, which most are, without the way past all that a claim may ask for.
+/// Parses `CLAIM ns/pool` and `CLAIM ns/pool KEY k`, the usual claims, without the cost of the general form.
 fn parse_plain_claim(args: CommandArgs<'_>) -> Option<Result<ClaimRequest, ApiError>> {
-    let text = |word| std::str::from_utf8(word).ok();
-    let mut made = [0; _];
+    let text = |arg| std::str::from_utf8(arg).ok();
+    let mut key_buffer = [0; _];
     let key = match args.len() {
-        2 => generate_key(&mut made),
+        2 => generate_key(&mut key_buffer),
         4 if args.get(2)?.eq_ignore_ascii_case(b"KEY") => text(args.get(3)?)?,
         _ => return None,
     };
@@ -172,57 +168,59 @@ fn parse_plain_claim(args: CommandArgs<'_>) -> Option<Result<ClaimRequest, ApiEr
     Some(request())
 }
 
-/// `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
+/// Parses `CLAIMS n ns/pool ...`: each claim, or what is wrong with its key.
 pub(super) fn claims(args: CommandArgs<'_>) -> Result<Vec<Result<ClaimRequest, ApiError>>, ApiError> {
-    let mut words = ArgCursor::new(args);
-    let n = words.count("n", limits::BATCH_ITEMS_MAX)?;
+    let mut cursor = ArgCursor::new(args);
+    let n = cursor.count("n", limits::BATCH_ITEMS_MAX)?;
     let mut keys = Vec::new();
-    let body = claim_body(&mut words, &CLAIMS, &mut keys, n)?;
+    let body = claim_body(&mut cursor, &CLAIMS, &mut keys, n)?;
     let has_affinity = body.affinity.is_some();
-    let pattern = body.into_request()?;
-    let mut made = [0; _];
-    let one = |number: usize| {
-        let key = match keys.get(number) {
+    let template = body.into_request()?;
+    let mut key_buffer = [0; _];
+    let request = |index: usize| {
+        let key = match keys.get(index) {
             Some(key) => *key,
-            None => generate_key(&mut made),
+            None => generate_key(&mut key_buffer),
         };
-        let id = ClaimId::new(pattern.id.namespace(), pattern.id.tenant(), key)?;
-        let affinity = if has_affinity { pattern.affinity } else { affinity_hash(key) };
-        Ok(ClaimRequest { id, affinity, ..pattern.clone() })
+        let id = ClaimId::new(template.id.namespace(), template.id.tenant(), key)?;
+        let affinity = if has_affinity { template.affinity } else { affinity_hash(key) };
+        Ok(ClaimRequest { id, affinity, ..template.clone() })
     };
-    Ok((0..n).map(one).collect())
+    Ok((0..n).map(request).collect())
 }
 
 fn claim_body<'a>(
-    words: &mut ArgCursor<'a>,
+    cursor: &mut ArgCursor<'a>,
     known: &[(&'static str, ClaimOption)],
     keys: &mut Vec<&'a str>,
     n: usize,
 ) -> Result<ClaimBody<'a>, ApiError> {
-    let (namespace, pool) = words.namespace_and_pool()?;
-    let mut body = ClaimBody { namespace: text(namespace), pool: Some(text(pool)), ..ClaimBody::default() };
+    let (namespace, pool) = cursor.namespace_and_pool()?;
+    let mut body = ClaimBody { namespace: namespace.into(), pool: Some(pool.into()), ..ClaimBody::default() };
     let mut amounts = ResourceOptions::default();
-    while let Some(option) = words.option(known)? {
+    while let Some(option) = cursor.option(known)? {
         match option {
-            ClaimOption::Key => set_once(&mut body.key, "key", text(words.text("key")?))?,
+            ClaimOption::Key => set_once(&mut body.key, "key", cursor.text("key")?.into())?,
             ClaimOption::Keys if keys.is_empty() => {
                 for _ in 0..n {
-                    keys.push(words.text("keys")?);
+                    keys.push(cursor.text("keys")?);
                 }
             }
             ClaimOption::Keys => return Err(ApiError::invalid("keys", "is given twice")),
-            ClaimOption::Tenant => set_once(&mut body.tenant, "tenant", text(words.text("tenant")?))?,
-            ClaimOption::Affinity => set_once(&mut body.affinity, "affinity", text(words.text("affinity")?))?,
-            ClaimOption::Wait => set_once(&mut body.wait_ms, "wait_ms", words.number("wait_ms", limits::WAIT_MS_MAX)?)?,
-            ClaimOption::Ttl => set_once(&mut body.ttl_ms, "ttl_ms", words.number("ttl_ms", limits::TTL_MS_MAX)?)?,
+            ClaimOption::Tenant => set_once(&mut body.tenant, "tenant", cursor.text("tenant")?.into())?,
+            ClaimOption::Affinity => set_once(&mut body.affinity, "affinity", cursor.text("affinity")?.into())?,
+            ClaimOption::Wait => {
+                set_once(&mut body.wait_ms, "wait_ms", cursor.number("wait_ms", limits::WAIT_MS_MAX)?)?
+            }
+            ClaimOption::Ttl => set_once(&mut body.ttl_ms, "ttl_ms", cursor.number("ttl_ms", limits::TTL_MS_MAX)?)?,
             ClaimOption::Reserve => {
-                set_once(&mut body.reserve_ms, "reserve_ms", words.number("reserve_ms", limits::RESERVE_MS_MAX)?)?
+                set_once(&mut body.reserve_ms, "reserve_ms", cursor.number("reserve_ms", limits::RESERVE_MS_MAX)?)?
             }
-            ClaimOption::Ack => set_once(&mut body.ack, "ack", ack(words)?)?,
+            ClaimOption::Ack => set_once(&mut body.ack, "ack", ack(cursor)?)?,
             ClaimOption::Gpu => {
-                set_once(&mut body.resources.get_or_insert_default().gpu, "resources.gpu", parse_gpu(words)?)?
+                set_once(&mut body.resources.get_or_insert_default().gpu, "resources.gpu", parse_gpu(cursor)?)?
             }
-            amount => amounts.read(amount, words, "resources")?,
+            amount => amounts.read(amount, cursor, "resources")?,
         }
     }
     if amounts != ResourceOptions::default() {
@@ -233,29 +231,29 @@ fn claim_body<'a>(
     Ok(body)
 }
 
-fn ack(words: &mut ArgCursor<'_>) -> Result<AckLevel, ApiError> {
-    let word = words.required("ack")?;
-    if word.eq_ignore_ascii_case(b"memory") {
+fn ack(cursor: &mut ArgCursor<'_>) -> Result<AckLevel, ApiError> {
+    let arg = cursor.required("ack")?;
+    if arg.eq_ignore_ascii_case(b"memory") {
         Ok(AckLevel::Memory)
-    } else if word.eq_ignore_ascii_case(b"durable") {
+    } else if arg.eq_ignore_ascii_case(b"durable") {
         Ok(AckLevel::Durable)
     } else {
-        Err(ApiError::invalid("ack", format!("unknown value {:?}; known: memory or durable", escape_for_message(word))))
+        Err(ApiError::invalid("ack", format!("unknown value {:?}; known: memory or durable", escape_for_message(arg))))
     }
 }
 
-/// `model n milli`: of any model with `*`; of several, the most wanted first, with commas between them.
-fn parse_gpu(words: &mut ArgCursor<'_>) -> Result<GpuRequest, ApiError> {
-    let models = match words.text("resources.gpu.models")? {
+/// Parses `model n milli`: `*` for any model, or several models separated by commas, in order of preference.
+fn parse_gpu(cursor: &mut ArgCursor<'_>) -> Result<GpuRequest, ApiError> {
+    let models = match cursor.text("resources.gpu.models")? {
         "*" => Vec::new(),
         models => models.split(',').map(Into::into).collect(),
     };
-    let count = words.number_u32("resources.gpu.count", limits::GPUS_MAX)?;
-    let milli = words.number_u32("resources.gpu.milli", limits::GPU_MILLI)?;
+    let count = cursor.number_u32("resources.gpu.count", limits::GPUS_MAX)?;
+    let milli = cursor.number_u32("resources.gpu.milli", limits::GPU_MILLI)?;
     Ok(GpuRequest { models, count, milli })
 }
 
-/// Cores, memory and places.
+/// Amounts of CPU, memory and slots.
 #[derive(Default, PartialEq)]
 struct ResourceOptions {
     cpu_milli: Option<u64>,
@@ -264,14 +262,14 @@ struct ResourceOptions {
 }
 
 impl ResourceOptions {
-    fn read(&mut self, of: ClaimOption, words: &mut ArgCursor<'_>, within: &'static str) -> Result<(), ApiError> {
-        let (field, slot) = match of {
+    fn read(&mut self, option: ClaimOption, cursor: &mut ArgCursor<'_>, parent: &'static str) -> Result<(), ApiError> {
+        let (field, target) = match option {
             ClaimOption::Cpu => ("cpu_milli", &mut self.cpu_milli),
             ClaimOption::Mem => ("memory_bytes", &mut self.memory_bytes),
             _ => ("slots", &mut self.slots),
         };
-        let amount = words.number(field, limits::AMOUNT_MAX).and_then(|amount| set_once(slot, field, amount));
-        amount.map_err(|failure| failure.nested_in(within))
+        let amount = cursor.number(field, limits::AMOUNT_MAX).and_then(|amount| set_once(target, field, amount));
+        amount.map_err(|failure| failure.nested_in(parent))
     }
 
     fn values(&self) -> [u64; 3] {
@@ -279,14 +277,14 @@ impl ResourceOptions {
     }
 }
 
-/// Whose claim, under which fence.
+/// Reference to a claim by identity and fence.
 pub(super) struct RespClaimRef {
     pub(super) id: ClaimId,
-    /// None: whoever has it.
+    /// Fence of the holder; `None` for any holder.
     pub(super) fence: Option<Fence>,
 }
 
-/// A step of a release.
+/// Phase of a release in two calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum ReleaseStep {
     Begin,
@@ -300,26 +298,27 @@ enum HolderOption {
     Step(ReleaseStep),
 }
 
-/// `ns key fence` and those of `known` that follow.
+/// Parses `ns key fence` and the options of `known` after it.
 fn holder(
     args: CommandArgs<'_>,
     known: &[(&'static str, HolderOption)],
 ) -> Result<(RespClaimRef, Option<Millis>, Option<ReleaseStep>), ApiError> {
-    let mut words = ArgCursor::new(args);
-    let (namespace, key) = (words.text("namespace")?, words.text("key")?);
-    // Without an option that says so, a release of whoever holds it cannot be asked for by mistake.
-    let any = args.get(3) == Some(b"*") && known.iter().any(|(_, option)| matches!(option, HolderOption::Step(_)));
-    let fence = if any {
-        words.next();
+    let mut cursor = ArgCursor::new(args);
+    let (namespace, key) = (cursor.text("namespace")?, cursor.text("key")?);
+    // Only with an option, so that nobody releases the claim of an arbitrary holder by mistake.
+    let any_holder =
+        args.get(3) == Some(b"*") && known.iter().any(|(_, option)| matches!(option, HolderOption::Step(_)));
+    let fence = if any_holder {
+        cursor.next();
         None
     } else {
-        Some(check_fence(words.number("fence", limits::FENCE_MAX)?)?)
+        Some(check_fence(cursor.number("fence", limits::FENCE_MAX)?)?)
     };
     let (mut tenant, mut ttl_ms, mut step) = (None, None, None);
-    while let Some(option) = words.option(known)? {
+    while let Some(option) = cursor.option(known)? {
         match option {
-            HolderOption::Tenant => set_once(&mut tenant, "tenant", words.text("tenant")?)?,
-            HolderOption::Ttl => set_once(&mut ttl_ms, "ttl_ms", words.number("ttl_ms", limits::TTL_MS_MAX)?)?,
+            HolderOption::Tenant => set_once(&mut tenant, "tenant", cursor.text("tenant")?)?,
+            HolderOption::Ttl => set_once(&mut ttl_ms, "ttl_ms", cursor.number("ttl_ms", limits::TTL_MS_MAX)?)?,
             HolderOption::Step(phase) => set_once(&mut step, "phase", phase)?,
         }
     }
@@ -327,7 +326,7 @@ fn holder(
     Ok((RespClaimRef { id, fence }, ttl_ms, step))
 }
 
-/// `RELEASE ns key fence|* [TENANT t] [BEGIN|FINISH]`.
+/// Parses `RELEASE ns key fence|* [TENANT t] [BEGIN|FINISH]`.
 pub(super) fn release(args: CommandArgs<'_>) -> Result<(RespClaimRef, ReleaseStep), ApiError> {
     let known = [
         ("TENANT", HolderOption::Tenant),
@@ -338,12 +337,12 @@ pub(super) fn release(args: CommandArgs<'_>) -> Result<(RespClaimRef, ReleaseSte
     Ok((holder, step.unwrap_or(ReleaseStep::Finish)))
 }
 
-/// `CONFIRM ns key fence [TENANT t]`.
+/// Parses `CONFIRM ns key fence [TENANT t]`.
 pub(super) fn confirm(args: CommandArgs<'_>) -> Result<RespClaimRef, ApiError> {
     Ok(holder(args, &[("TENANT", HolderOption::Tenant)])?.0)
 }
 
-/// `RENEW ns key fence [TTL ms] [TENANT t]`.
+/// Parses `RENEW ns key fence [TTL ms] [TENANT t]`.
 pub(super) fn renew(args: CommandArgs<'_>) -> Result<(RespClaimRef, Option<Millis>), ApiError> {
     let (holder, ttl_ms, _) = holder(args, &[("TTL", HolderOption::Ttl), ("TENANT", HolderOption::Tenant)])?;
     Ok((holder, ttl_ms))
@@ -359,7 +358,7 @@ enum RegisterOption {
     Expires,
 }
 
-/// `REGISTER ns/pool id ...`.
+/// Parses `REGISTER ns/pool id ...`, a worker's registration.
 pub(super) fn register(args: CommandArgs<'_>) -> Result<(PoolName, RegistrationRequest), ApiError> {
     const KNOWN: [(&str, RegisterOption); 8] = [
         ("CPU", RegisterOption::Amount(ClaimOption::Cpu)),
@@ -371,31 +370,31 @@ pub(super) fn register(args: CommandArgs<'_>) -> Result<(PoolName, RegistrationR
         ("INCARNATION", RegisterOption::Incarnation),
         ("EXPIRES", RegisterOption::Expires),
     ];
-    let mut words = ArgCursor::new(args);
-    let pool = words.pool()?;
-    let mut spec = WorkerSpec::with_id(WorkerId::new(words.text("id")?)?);
+    let mut cursor = ArgCursor::new(args);
+    let pool = cursor.pool()?;
+    let mut spec = WorkerSpec::with_id(WorkerId::new(cursor.text("id")?)?);
     let (mut amounts, mut incarnation) = (ResourceOptions::default(), None);
-    while let Some(option) = words.option(&KNOWN)? {
+    while let Some(option) = cursor.option(&KNOWN)? {
         match option {
-            RegisterOption::Amount(of) => amounts.read(of, &mut words, "capacity")?,
+            RegisterOption::Amount(option) => amounts.read(option, &mut cursor, "capacity")?,
             RegisterOption::Gpu => {
-                let model = words.text("capacity.gpu.model")?.into();
-                let count = words.number_u32("capacity.gpu.count", limits::GPUS_MAX)?;
+                let model = cursor.text("capacity.gpu.model")?.into();
+                let count = cursor.number_u32("capacity.gpu.count", limits::GPUS_MAX)?;
                 set_once(&mut spec.capacity.gpu, "capacity.gpu", GpuCapacity { model, count })?;
             }
-            RegisterOption::Node => set_once(&mut spec.node, "node", words.text("node")?.into())?,
+            RegisterOption::Node => set_once(&mut spec.node, "node", cursor.text("node")?.into())?,
             RegisterOption::Label => {
-                let (name, value) = (words.text("labels")?.to_owned(), words.text("labels")?.to_owned());
+                let (name, value) = (cursor.text("labels")?.to_owned(), cursor.text("labels")?.to_owned());
                 if spec.labels.insert(name, value).is_some() {
-                    return Err(ApiError::invalid("labels", "one is given twice"));
+                    return Err(ApiError::invalid("labels", "a label is given twice"));
                 }
             }
             RegisterOption::Incarnation => {
-                set_once(&mut incarnation, "incarnation", words.number("incarnation", limits::AMOUNT_MAX)?)?;
+                set_once(&mut incarnation, "incarnation", cursor.number("incarnation", limits::AMOUNT_MAX)?)?;
             }
             RegisterOption::Expires => {
-                let at = words.number("expires_at_ms", limits::AMOUNT_MAX)?;
-                set_once(&mut spec.expires_at_ms, "expires_at_ms", at)?;
+                let at_ms = cursor.number("expires_at_ms", limits::AMOUNT_MAX)?;
+                set_once(&mut spec.expires_at_ms, "expires_at_ms", at_ms)?;
             }
         }
     }
@@ -413,40 +412,40 @@ enum HeartbeatOption {
     Claims,
 }
 
-/// `HEARTBEAT ns/pool id ...`.
+/// Parses `HEARTBEAT ns/pool id ...`, a worker's heartbeat.
 pub(super) fn heartbeat(args: CommandArgs<'_>) -> Result<(PoolName, WorkerId, HeartbeatRequest), ApiError> {
     const KNOWN: [(&str, HeartbeatOption); 3] = [
         ("INCARNATION", HeartbeatOption::Incarnation),
         ("SEQ", HeartbeatOption::Seq),
         ("CLAIMS", HeartbeatOption::Claims),
     ];
-    let mut words = ArgCursor::new(args);
-    let (pool, id) = (words.pool()?, WorkerId::new(words.text("id")?)?);
+    let mut cursor = ArgCursor::new(args);
+    let (pool, id) = (cursor.pool()?, WorkerId::new(cursor.text("id")?)?);
     let (mut incarnation, mut seq, mut claims) = (None, None, None);
-    while let Some(option) = words.option(&KNOWN)? {
+    while let Some(option) = cursor.option(&KNOWN)? {
         match option {
             HeartbeatOption::Incarnation => {
-                set_once(&mut incarnation, "incarnation", words.number("incarnation", limits::AMOUNT_MAX)?)?;
+                set_once(&mut incarnation, "incarnation", cursor.number("incarnation", limits::AMOUNT_MAX)?)?;
             }
-            HeartbeatOption::Seq => set_once(&mut seq, "seq", words.number("seq", limits::AMOUNT_MAX)?)?,
+            HeartbeatOption::Seq => set_once(&mut seq, "seq", cursor.number("seq", limits::AMOUNT_MAX)?)?,
             HeartbeatOption::Claims => {
-                let n = words.count("claims", limits::REPORTED_CLAIMS_MAX)?;
-                let named = (0..n).map(|number| {
-                    parse_reported_claim(pool.namespace(), &mut words)
-                        .map_err(|failure| failure.for_item("claims", number))
+                let n = cursor.count("claims", limits::REPORTED_CLAIMS_MAX)?;
+                let reported = (0..n).map(|index| {
+                    parse_reported_claim(pool.namespace(), &mut cursor)
+                        .map_err(|failure| failure.for_item("claims", index))
                 });
-                set_once(&mut claims, "claims", named.collect::<Result<Vec<_>, _>>()?)?;
+                set_once(&mut claims, "claims", reported.collect::<Result<Vec<_>, _>>()?)?;
             }
         }
     }
     Ok((pool, id, HeartbeatRequest { incarnation: incarnation.unwrap_or_default(), seq, claims }))
 }
 
-/// `[tenant/]key fence`.
-fn parse_reported_claim(namespace: &str, words: &mut ArgCursor<'_>) -> Result<RunningClaim, ApiError> {
-    let word = words.text("key")?;
-    let (tenant, key) = word.split_once('/').unwrap_or((DEFAULT_TENANT, word));
-    let fence = check_fence(words.number("fence", limits::FENCE_MAX)?)?;
+/// Parses `[tenant/]key fence`, a reported claim.
+fn parse_reported_claim(namespace: &str, cursor: &mut ArgCursor<'_>) -> Result<RunningClaim, ApiError> {
+    let arg = cursor.text("key")?;
+    let (tenant, key) = arg.split_once('/').unwrap_or((DEFAULT_TENANT, arg));
+    let fence = check_fence(cursor.number("fence", limits::FENCE_MAX)?)?;
     Ok(RunningClaim { id: ClaimId::new(namespace, tenant, key)?, fence })
 }
 
@@ -456,14 +455,14 @@ enum ListOption {
     After,
 }
 
-/// `POOLS [LIMIT n] [AFTER ns/pool]`.
+/// Parses `POOLS [LIMIT n] [AFTER ns/pool]`.
 pub(super) fn pools(args: CommandArgs<'_>) -> Result<(Option<String>, usize), ApiError> {
-    let mut words = ArgCursor::new(args);
+    let mut cursor = ArgCursor::new(args);
     let (mut after, mut limit) = (None, None);
-    while let Some(option) = words.option(&[("LIMIT", ListOption::Limit), ("AFTER", ListOption::After)])? {
+    while let Some(option) = cursor.option(&[("LIMIT", ListOption::Limit), ("AFTER", ListOption::After)])? {
         match option {
-            ListOption::Limit => set_once(&mut limit, "limit", words.count("limit", limits::PAGE_ITEMS_MAX)?)?,
-            ListOption::After => set_once(&mut after, "after", words.pool()?.as_str().to_owned())?,
+            ListOption::Limit => set_once(&mut limit, "limit", cursor.count("limit", limits::PAGE_ITEMS_MAX)?)?,
+            ListOption::After => set_once(&mut after, "after", cursor.pool()?.as_str().to_owned())?,
         }
     }
     match limit {

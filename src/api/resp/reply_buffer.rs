@@ -1,4 +1,4 @@
-//! What goes out: RESP2, or RESP3 for connections that said `HELLO 3`.
+//! Encoder of replies: RESP2, or RESP3 for connections that sent `HELLO 3`.
 
 use itoa::Buffer;
 use serde_json::Value;
@@ -6,29 +6,38 @@ use serde_json::Value;
 use crate::api::error_table::ApiError;
 use crate::model::ClaimView;
 
-/// Room that is kept between two answers; what needed more gives the memory back.
+/// Capacity that is kept between two replies, in bytes; a larger buffer is freed.
 const RETAINED_BYTES: usize = 4 << 10;
 
-/// Answers on their way out.
+/// Version of the protocol on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RespVersion {
+    /// Version of every new connection.
+    Resp2,
+    /// Version after `HELLO 3`, with maps, booleans and null.
+    Resp3,
+}
+
+/// Buffer of encoded replies.
 #[derive(Debug)]
 pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
-    /// `HELLO 3` was said.
-    pub(super) resp3: bool,
+    /// Protocol version, chosen by `HELLO`.
+    pub(super) version: RespVersion,
 }
 
 impl ReplyBuffer {
-    /// None yet, in this protocol.
-    pub(super) const fn new(resp3: bool) -> Self {
-        Self { bytes: Vec::new(), resp3 }
+    /// Creates an empty buffer.
+    pub(super) const fn new(version: RespVersion) -> Self {
+        Self { bytes: Vec::new(), version }
     }
 
-    /// What waits to be written.
+    /// Bytes that are not written yet.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// All of it was written.
+    /// Empties the buffer after everything was written.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(RETAINED_BYTES);
@@ -40,21 +49,25 @@ impl ReplyBuffer {
         self.bytes.extend_from_slice(b"\r\n");
     }
 
-    /// A word of the protocol's own.
+    /// Appends a simple string of the protocol.
     pub(super) fn simple_string(&mut self, word: &'static str) {
         self.bytes.push(b'+');
         self.bytes.extend_from_slice(word.as_bytes());
         self.bytes.extend_from_slice(b"\r\n");
     }
 
+    pub(super) fn is_resp3(&self) -> bool {
+        self.version == RespVersion::Resp3
+    }
+
     pub(super) fn ok(&mut self) {
         self.simple_string("OK");
     }
 
-    /// `-WORD text`, on one line whatever the text holds.
-    pub(super) fn error(&mut self, word: &str, text: &str) {
+    /// Appends `-PREFIX text`, on one line whatever the text contains.
+    pub(super) fn error(&mut self, prefix: &str, text: &str) {
         self.bytes.push(b'-');
-        self.bytes.extend_from_slice(word.as_bytes());
+        self.bytes.extend_from_slice(prefix.as_bytes());
         self.bytes.push(b' ');
         self.bytes.extend(text.bytes().map(|byte| if byte.is_ascii_control() { b' ' } else { byte }));
         self.bytes.extend_from_slice(b"\r\n");
@@ -76,24 +89,24 @@ impl ReplyBuffer {
     }
 
     pub(super) fn null(&mut self) {
-        self.bytes.extend_from_slice(if self.resp3 { b"_\r\n" } else { b"$-1\r\n" });
+        self.bytes.extend_from_slice(if self.is_resp3() { b"_\r\n" } else { b"$-1\r\n" });
     }
 
-    /// So many values follow.
+    /// Starts an array of so many values.
     pub(super) fn array(&mut self, values: usize) {
         self.push_header(b'*', values);
     }
 
-    /// So many pairs of a name and a value follow; in RESP2 one after the other in an array.
+    /// Starts a map of so many name and value pairs; in RESP2 a flat array.
     pub(super) fn map(&mut self, pairs: usize) {
-        if self.resp3 { self.push_header(b'%', pairs) } else { self.array(2 * pairs) }
+        if self.is_resp3() { self.push_header(b'%', pairs) } else { self.array(2 * pairs) }
     }
 
-    /// `key, fence, worker, node`: in RESP2 an array of the four, and no more, for callers who take it apart by its length. In RESP3 a
-    /// map, with the times of the claim that are known.
+    /// Appends `key, fence, worker, node`: in RESP2 an array of exactly four, for callers that rely on its length. In
+    /// RESP3 a map, with the known times of the claim.
     pub(super) fn claim(&mut self, claim: &ClaimView) {
         let spec = &claim.worker.spec;
-        let resp3 = self.resp3;
+        let resp3 = self.is_resp3();
         let times = [
             (&b"$13\r\ncreated_at_ms\r\n"[..], claim.times.created_at_ms()),
             (&b"$15\r\nactivated_at_ms\r\n"[..], claim.times.activated_at_ms()),
@@ -122,11 +135,13 @@ impl ReplyBuffer {
         }
     }
 
-    /// What HTTP answers, in this protocol: objects are maps, and RESP2 has 1 and 0 for true and false.
+    /// Appends a JSON value of the HTTP API: objects become maps, and RESP2 has 1 and 0 for true and false.
     pub(super) fn json(&mut self, value: &Value) {
         match value {
             Value::Null => self.null(),
-            Value::Bool(yes) if self.resp3 => self.bytes.extend_from_slice(if *yes { b"#t\r\n" } else { b"#f\r\n" }),
+            Value::Bool(yes) if self.is_resp3() => {
+                self.bytes.extend_from_slice(if *yes { b"#t\r\n" } else { b"#f\r\n" })
+            }
             Value::Bool(yes) => self.integer(u64::from(*yes)),
             Value::Number(number) => match number.as_u64() {
                 Some(number) => self.integer(number),
@@ -152,28 +167,31 @@ impl ReplyBuffer {
 mod tests {
     use super::*;
 
-    fn said(resp3: bool, say: impl FnOnce(&mut ReplyBuffer)) -> String {
-        let mut answers = ReplyBuffer::new(resp3);
-        say(&mut answers);
-        String::from_utf8(answers.bytes).unwrap()
+    fn encode(version: RespVersion, write: impl FnOnce(&mut ReplyBuffer)) -> String {
+        let mut replies = ReplyBuffer::new(version);
+        write(&mut replies);
+        String::from_utf8(replies.bytes).unwrap()
     }
 
     #[test]
-    fn an_error_stays_on_its_line() {
-        assert_eq!(said(false, |to| to.error("ERR", "a\r\n+OK\r\n\u{1}b")), "-ERR a  +OK   b\r\n");
+    fn an_error_is_one_line() {
+        assert_eq!(
+            encode(RespVersion::Resp2, |replies| replies.error("ERR", "a\r\n+OK\r\n\u{1}b")),
+            "-ERR a  +OK   b\r\n"
+        );
     }
 
     #[test]
-    fn json_in_both_protocols() {
+    fn json_is_encoded_in_both_versions() {
         let value = serde_json::json!({"a": [1, -2, 1.5, true, null], "b": {"c": "d"}});
-        let say = |to: &mut ReplyBuffer| to.json(&value);
+        let write = |replies: &mut ReplyBuffer| replies.json(&value);
         let numbers = ":1\r\n$2\r\n-2\r\n$3\r\n1.5\r\n";
         assert_eq!(
-            said(true, say),
+            encode(RespVersion::Resp3, write),
             format!("%2\r\n$1\r\na\r\n*5\r\n{numbers}#t\r\n_\r\n$1\r\nb\r\n%1\r\n$1\r\nc\r\n$1\r\nd\r\n")
         );
         assert_eq!(
-            said(false, say),
+            encode(RespVersion::Resp2, write),
             format!("*4\r\n$1\r\na\r\n*5\r\n{numbers}:1\r\n$-1\r\n$1\r\nb\r\n*2\r\n$1\r\nc\r\n$1\r\nd\r\n")
         );
     }

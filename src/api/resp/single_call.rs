@@ -1,21 +1,22 @@
-//! Calls that come one at a time: everything but a run of claims or releases.
+//! Calls that are executed one at a time: all except batches of claims or releases.
 
 use serde::Serialize;
 
 use super::frame::CommandArgs;
 use super::parse_args::{self, RespClaimRef};
 use super::reply_buffer::ReplyBuffer;
+use crate::api::batch::submit_valid;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::submit_valid;
-use crate::api::http::json::{ExplainResponseBody, PageJson, PoolJson};
+use crate::api::response::{ExplainResponseBody, PageJson, PoolJson};
 use crate::metrics::{RespCommand, RespOutcome, metrics};
 use crate::model::request_error::RequestError;
 use crate::model::{
-    ClaimRequest, ClaimResult, HeartbeatRequest, Millis, PoolName, RegistrationRequest, RunningClaim, WorkerId,
+    ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, HeartbeatRequest, Millis, PoolName, RegistrationRequest,
+    RunningClaim, WorkerId,
 };
 use crate::scheduler::Scheduler;
 
-/// What is asked.
+/// Call with its parsed arguments.
 pub(super) enum SingleCall {
     Claims(Vec<Result<ClaimRequest, ApiError>>),
     BeginRelease(RespClaimRef),
@@ -28,13 +29,13 @@ pub(super) enum SingleCall {
 }
 
 impl SingleCall {
-    /// Whether a command is one of these.
+    /// Whether a command is executed as a single call.
     pub(super) const fn handles(command: RespCommand) -> bool {
         use RespCommand::{Claims, Confirm, Explain, Heartbeat, Pools, Register, Renew};
         matches!(command, Claims | Confirm | Renew | Register | Heartbeat | Explain | Pools)
     }
 
-    /// Reads one.
+    /// Parses the arguments of a command.
     pub(super) fn parse(command: RespCommand, args: CommandArgs<'_>) -> Result<Self, ApiError> {
         Ok(match command {
             RespCommand::Claims => Self::Claims(parse_args::claims(args)?),
@@ -48,19 +49,19 @@ impl SingleCall {
                 Self::Register(pool, worker)
             }
             RespCommand::Heartbeat => {
-                let (pool, id, beat) = parse_args::heartbeat(args)?;
-                Self::Heartbeat(pool, id, beat)
+                let (pool, id, heartbeat) = parse_args::heartbeat(args)?;
+                Self::Heartbeat(pool, id, heartbeat)
             }
             RespCommand::Explain => Self::Explain(parse_args::claim(args)?),
             RespCommand::Pools => {
                 let (after, limit) = parse_args::pools(args)?;
                 Self::Pools(after, limit)
             }
-            _ => unreachable!("the others are claims, releases, or about the connection"),
+            _ => unreachable!("all others are claims, releases, or about the connection"),
         })
     }
 
-    /// What it is counted as.
+    /// Label of the call in the metrics.
     pub(super) const fn command(&self) -> RespCommand {
         match self {
             Self::Claims(_) => RespCommand::Claims,
@@ -74,27 +75,27 @@ impl SingleCall {
         }
     }
 
-    /// How long it may wait for room.
+    /// Longest time for which the call may be queued, in milliseconds.
     pub(super) fn wait_ms(&self) -> Millis {
         match self {
-            Self::Claims(read) => read.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
+            Self::Claims(requests) => requests.iter().flatten().map(|request| request.wait_ms).max().unwrap_or(0),
             _ => 0,
         }
     }
 
-    /// Takes the time to wait from its claims.
+    /// Removes the wait from all claims.
     pub(super) fn clear_wait(&mut self) {
-        if let Self::Claims(read) = self {
-            read.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
+        if let Self::Claims(requests) = self {
+            requests.iter_mut().flatten().for_each(|request| request.wait_ms = 0);
         }
     }
 
-    /// Carries it out.
+    /// Executes the call and returns its reply.
     pub(super) async fn run(self, scheduler: &Scheduler) -> Result<CallReply, ApiError> {
         Ok(match self {
-            Self::Claims(read) => {
-                let send = async |requests| Ok(scheduler.claim_batch(requests).await);
-                CallReply::Claims(submit_valid("keys", read.into_iter(), send).await?)
+            Self::Claims(requests) => {
+                let submit = async |valid| Ok(scheduler.claim_batch(valid).await);
+                CallReply::Claims(submit_valid("keys", requests.into_iter(), submit).await?)
             }
             Self::BeginRelease(RespClaimRef { id, fence }) => {
                 CallReply::Number(u64::from(scheduler.begin_release_held(&id, fence).await?))
@@ -110,10 +111,14 @@ impl SingleCall {
             Self::Register(pool, worker) => {
                 CallReply::Number(u64::from(scheduler.register(&pool, worker).await?.created))
             }
-            Self::Heartbeat(pool, id, beat) => {
-                let heard = scheduler.heartbeat(&pool, &id, beat).await?;
-                let held = heard.claims.into_iter().map(|claim| RunningClaim { id: claim.id, fence: claim.fence });
-                CallReply::Heartbeat { held: held.collect(), stop: heard.stop, late_for: heard.superseded_by }
+            Self::Heartbeat(pool, id, heartbeat) => {
+                let response = scheduler.heartbeat(&pool, &id, heartbeat).await?;
+                let claims = response.claims.into_iter().map(|claim| RunningClaim { id: claim.id, fence: claim.fence });
+                CallReply::Heartbeat {
+                    claims: claims.collect(),
+                    stop: response.stop,
+                    superseded_by: response.superseded_by,
+                }
             }
             Self::Explain(request) => json(&ExplainResponseBody::from(&scheduler.explain(request).await?)),
             Self::Pools(after, limit) => {
@@ -123,65 +128,63 @@ impl SingleCall {
     }
 }
 
-fn require_fence(
-    RespClaimRef { id, fence }: RespClaimRef,
-) -> Result<(crate::model::ClaimId, crate::model::Fence), ApiError> {
+fn require_fence(RespClaimRef { id, fence }: RespClaimRef) -> Result<(ClaimId, Fence), ApiError> {
     let fence = fence.ok_or_else(|| ApiError::invalid("fence", "is required"))?;
     Ok((id, fence))
 }
 
-fn json(answer: &impl Serialize) -> CallReply {
-    CallReply::Json(serde_json::to_value(answer).expect("every body is structs, strings and numbers"))
+fn json(body: &impl Serialize) -> CallReply {
+    CallReply::Json(serde_json::to_value(body).expect("every body is structs, strings and numbers"))
 }
 
-/// What is answered.
+/// Reply to a call, before it is encoded.
 pub(super) enum CallReply {
     Claims(Vec<Result<ClaimResult, ApiError>>),
-    Claim(Box<crate::model::ClaimView>),
+    Claim(Box<ClaimView>),
     Number(u64),
     ExpiresAt(Option<Millis>),
-    Heartbeat { held: Vec<RunningClaim>, stop: Vec<RunningClaim>, late_for: Option<u64> },
+    Heartbeat { claims: Vec<RunningClaim>, stop: Vec<RunningClaim>, superseded_by: Option<u64> },
     Json(serde_json::Value),
 }
 
 impl CallReply {
-    /// Writes it down.
-    pub(super) fn write(&self, answers: &mut ReplyBuffer) {
+    /// Encodes the reply into the buffer.
+    pub(super) fn write(&self, replies: &mut ReplyBuffer) {
         match self {
             Self::Claims(outcomes) => {
-                answers.array(outcomes.len());
+                replies.array(outcomes.len());
                 for outcome in outcomes {
                     match outcome {
-                        Ok(taken) => answers.claim(&taken.claim),
-                        Err(failure) => answers.failure(failure),
+                        Ok(result) => replies.claim(&result.claim),
+                        Err(failure) => replies.failure(failure),
                     }
                 }
             }
-            Self::Claim(claim) => answers.claim(claim),
-            Self::Number(number) | Self::ExpiresAt(Some(number)) => answers.integer(*number),
-            Self::ExpiresAt(None) => answers.null(),
-            Self::Heartbeat { held, stop, late_for } => {
-                answers.map(2 + usize::from(late_for.is_some()));
-                for (name, claims) in [("claims", held), ("stop", stop)] {
-                    answers.bulk_string(name);
-                    answers.array(claims.len());
+            Self::Claim(claim) => replies.claim(claim),
+            Self::Number(number) | Self::ExpiresAt(Some(number)) => replies.integer(*number),
+            Self::ExpiresAt(None) => replies.null(),
+            Self::Heartbeat { claims, stop, superseded_by } => {
+                replies.map(2 + usize::from(superseded_by.is_some()));
+                for (name, claims) in [("claims", claims), ("stop", stop)] {
+                    replies.bulk_string(name);
+                    replies.array(claims.len());
                     for RunningClaim { id, fence } in claims {
-                        answers.array(3);
-                        answers.bulk_string(id.tenant());
-                        answers.bulk_string(id.key());
-                        answers.integer(*fence);
+                        replies.array(3);
+                        replies.bulk_string(id.tenant());
+                        replies.bulk_string(id.key());
+                        replies.integer(*fence);
                     }
                 }
-                if let Some(last_seq) = late_for {
-                    answers.bulk_string("last_seq");
-                    answers.integer(*last_seq);
+                if let Some(last_seq) = superseded_by {
+                    replies.bulk_string("last_seq");
+                    replies.integer(*last_seq);
                 }
             }
-            Self::Json(value) => answers.json(value),
+            Self::Json(value) => replies.json(value),
         }
     }
 
-    /// Counts what became of it.
+    /// Counts the reply by its outcome.
     pub(super) fn record_replies(&self, command: RespCommand) {
         match self {
             Self::Claims(outcomes) => {
@@ -194,12 +197,12 @@ impl CallReply {
     }
 }
 
-/// Counts answers.
-pub(super) fn count(command: RespCommand, outcome: RespOutcome, answers: u64) {
-    metrics().resp_commands(command, outcome).increment(answers);
+/// Counts so many replies of one outcome.
+pub(super) fn count(command: RespCommand, outcome: RespOutcome, replies: u64) {
+    metrics().resp_commands(command, outcome).increment(replies);
 }
 
-/// The deadline has passed.
+/// Error of a call whose deadline has passed.
 pub(super) fn deadline_exceeded() -> ApiError {
     RequestError::DeadlineExceeded.into()
 }

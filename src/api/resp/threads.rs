@@ -1,10 +1,11 @@
-//! The threads that serve RESP connections, one for every core, each with a runtime of its own: a connection stays where its
-//! memory is, no thread is woken to take over another's work, and a request that finds its shard free never leaves its
-//! thread.
+//! Threads that serve RESP connections, one for every core, each with its own runtime: a connection stays on the thread
+//! that has its memory, no thread is woken to take over another's work, and a request for an idle shard never leaves
+//! its thread.
 //!
-//! Connections begin on half of the threads. One that sends one command at a time costs the kernel, and its peer, as much as
-//! it costs here, and all of them want the cores; with half of the threads each of those has more to do at a time, which
-//! is cheaper. One that sends deep pipelines is work for this process, and moves to whichever of all threads has the fewest.
+//! Connections start on half of the threads. A connection that sends one command at a time costs the kernel, and its
+//! peer, as much as it costs here, and all of them want the cores; half as many threads have more to do at a time,
+//! which is cheaper. A connection with deep pipelines is work for this process, and moves to the thread with the fewest
+//! connections.
 
 use std::io;
 use std::sync::{Arc, OnceLock, Weak};
@@ -20,29 +21,37 @@ use super::connection::IdleConnection;
 use super::{RespContext, serve};
 use crate::api::connection_budget::ConnectionPermit;
 
-/// Connections that wait for their thread to take them.
+/// Capacity of a thread's queue of new connections.
 const HANDOFF_QUEUE_MAX: usize = 1024;
 
-/// A connection that nobody serves yet.
+/// Connection that no thread serves yet.
 pub(super) struct AcceptedConnection {
     pub(super) client: IdleConnection,
-    /// Counts it among those that there may be.
+    /// Permit of the connection from the edge's limit.
     pub(super) permit: ConnectionPermit,
 }
 
-/// A connection on its way to its thread.
+/// Connection on its way to its thread.
 struct ConnectionHandoff {
     accepted: Box<AcceptedConnection>,
-    /// As long as the thread serves it.
+    /// Counts the connection as long as the thread serves it.
     load: Arc<()>,
-    /// It stays there.
-    is_pinned: bool,
+    affinity: ThreadAffinity,
 }
 
-/// One thread, as others see it.
+/// Whether a connection may move to another thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ThreadAffinity {
+    /// Moves once its pipelines are deep.
+    Movable,
+    /// Stays on its thread: it has moved already, or there is no other.
+    Pinned,
+}
+
+/// Thread, as other threads see it.
 struct ThreadHandle {
-    handed: mpsc::Sender<ConnectionHandoff>,
-    /// Each connection of the thread has a copy.
+    queue: mpsc::Sender<ConnectionHandoff>,
+    /// Reference count is the number of the thread's connections, plus one.
     load: Arc<()>,
 }
 
@@ -51,45 +60,49 @@ impl ThreadHandle {
         Arc::strong_count(&self.load)
     }
 
-    /// Gives it back if too many wait for the thread already.
-    fn try_assign(&self, accepted: Box<AcceptedConnection>, stays: bool) -> Result<(), Box<AcceptedConnection>> {
-        let handed = ConnectionHandoff { accepted, load: Arc::clone(&self.load), is_pinned: stays };
-        self.handed.try_send(handed).map_err(|refused| match refused {
-            TrySendError::Full(handed) | TrySendError::Closed(handed) => handed.accepted,
+    /// Moves a connection to the thread for good. Returns it if the thread's queue is full.
+    fn try_move(&self, accepted: Box<AcceptedConnection>) -> Result<(), Box<AcceptedConnection>> {
+        let handoff = self.handoff(accepted, ThreadAffinity::Pinned);
+        self.queue.try_send(handoff).map_err(|error| match error {
+            TrySendError::Full(handoff) | TrySendError::Closed(handoff) => handoff.accepted,
         })
+    }
+
+    fn handoff(&self, accepted: Box<AcceptedConnection>, affinity: ThreadAffinity) -> ConnectionHandoff {
+        ConnectionHandoff { accepted, load: Arc::clone(&self.load), affinity }
     }
 }
 
-/// All of them.
+/// All threads of the edge.
 pub(super) struct RespThreads {
     threads: Arc<Vec<ThreadHandle>>,
-    /// Closed when the last has ended.
+    /// Closes when the last thread has ended.
     ended: mpsc::Receiver<()>,
 }
 
-/// What a thread knows.
+/// State of one thread.
 struct ThreadContext {
     shared: Arc<RespContext>,
     stopping: watch::Receiver<()>,
     number: usize,
-    /// All threads, while more connections may come.
+    /// All threads, while more connections may arrive.
     threads: Arc<OnceLock<Weak<Vec<ThreadHandle>>>>,
 }
 
 impl RespThreads {
-    /// Starts them. Each serves until `stopping` says so and its commands in flight are answered.
+    /// Starts the threads. Each serves until `stopping` closes and its commands in flight are answered.
     pub(super) fn start(shared: &Arc<RespContext>, stopping: &watch::Receiver<()>) -> io::Result<Self> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let (life, ended) = mpsc::channel(1);
         let all = Arc::new(OnceLock::new());
         let start = |number: usize| {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let (handed, accepted) = mpsc::channel(HANDOFF_QUEUE_MAX);
+            let (queue, accepted) = mpsc::channel(HANDOFF_QUEUE_MAX);
             let (shared, stopping, all, life) = (Arc::clone(shared), stopping.clone(), Arc::clone(&all), life.clone());
             let own = Arc::new(ThreadContext { shared, stopping, number, threads: all });
             let run = move || runtime.block_on(run(own, accepted, life));
             thread::Builder::new().name(format!("resp-{number}")).spawn(run)?;
-            Ok(ThreadHandle { handed, load: Arc::new(()) })
+            Ok(ThreadHandle { queue, load: Arc::new(()) })
         };
         let threads = Arc::new((0..cores).map(start).collect::<io::Result<Vec<_>>>()?);
         // Set once, here.
@@ -97,16 +110,16 @@ impl RespThreads {
         Ok(Self { threads, ended })
     }
 
-    /// To the thread that serves the fewest, of those that serve new ones, once that has taken of what it was handed before:
-    /// until then more wait in the system's queue. Gives it back if the thread has ended.
+    /// Hands a connection to the thread with the fewest, among those for new connections, once its queue is empty:
+    /// until then connections wait in the kernel's accept queue. Returns the connection if the thread has ended.
     pub(super) async fn assign(&self, accepted: Box<AcceptedConnection>) -> Result<(), Box<AcceptedConnection>> {
-        let first = &self.threads[..self.threads.len().div_ceil(2)];
-        let Some(thread) = first.iter().min_by_key(|thread| thread.load()) else { return Err(accepted) };
-        let handed = ConnectionHandoff { accepted, load: Arc::clone(&thread.load), is_pinned: self.threads.len() == 1 };
-        thread.handed.send(handed).await.map_err(|refused| refused.0.accepted)
+        let for_new = &self.threads[..self.threads.len().div_ceil(2)];
+        let Some(thread) = for_new.iter().min_by_key(|thread| thread.load()) else { return Err(accepted) };
+        let affinity = if self.threads.len() == 1 { ThreadAffinity::Pinned } else { ThreadAffinity::Movable };
+        thread.queue.send(thread.handoff(accepted, affinity)).await.map_err(|error| error.0.accepted)
     }
 
-    /// No more will come: waits until all are served, at most so long.
+    /// Waits at most `grace` until all connections are served, when no more will arrive.
     pub(super) async fn join(self, grace: Duration) -> Result<(), Elapsed> {
         let Self { threads, mut ended } = self;
         drop(threads);
@@ -114,13 +127,13 @@ impl RespThreads {
     }
 }
 
-/// A thread: serves connections until no more come and all are done. Its end is seen by the end of `_life`.
+/// Serves connections until no more arrive and all have ended. Dropping `_life` signals the end.
 async fn run(own: Arc<ThreadContext>, mut accepted: mpsc::Receiver<ConnectionHandoff>, _life: mpsc::Sender<()>) {
     let (serving, mut served) = mpsc::channel::<()>(1);
-    while let Some(handed) = accepted.recv().await {
+    while let Some(handoff) = accepted.recv().await {
         let (own, serving) = (Arc::clone(&own), serving.clone());
         tokio::spawn(async move {
-            own.serve(handed).await;
+            own.serve(handoff).await;
             drop(serving);
         });
     }
@@ -129,17 +142,17 @@ async fn run(own: Arc<ThreadContext>, mut accepted: mpsc::Receiver<ConnectionHan
 }
 
 impl ThreadContext {
-    /// Serves one, here until its end, or until it moves.
-    async fn serve(&self, ConnectionHandoff { accepted, load, is_pinned: mut stays }: ConnectionHandoff) {
+    /// Serves one connection, until its end or until it moves.
+    async fn serve(&self, ConnectionHandoff { accepted, load, mut affinity }: ConnectionHandoff) {
         let AcceptedConnection { client, mut permit } = *accepted;
-        // From the events of the thread that it comes from to this one's.
+        // The socket moves from the event loop of the previous thread to this one's.
         let mut client = match client.reregister() {
             Ok(client) => client,
             Err(error) => return tracing::warn!(%error, "cannot serve a connection"),
         };
-        while let Some(back) = serve(&self.shared, client, self.stopping.clone(), !stays).await {
-            (client, stays) = (back, true);
-            // While the service stops there is nowhere to go.
+        while let Some(returned) = serve(&self.shared, client, self.stopping.clone(), affinity).await {
+            (client, affinity) = (returned, ThreadAffinity::Pinned);
+            // While the service stops, connections cannot move.
             let Some(all) = self.threads.get().and_then(Weak::upgrade) else { continue };
             let Some((number, least)) = all.iter().enumerate().min_by_key(|(_, thread)| thread.load()) else {
                 continue;
@@ -147,9 +160,9 @@ impl ThreadContext {
             if number == self.number || least.load() + 1 >= Arc::strong_count(&load) {
                 continue;
             }
-            match least.try_assign(Box::new(AcceptedConnection { client, permit }), true) {
+            match least.try_move(Box::new(AcceptedConnection { client, permit })) {
                 Ok(()) => return,
-                Err(refused) => AcceptedConnection { client, permit } = *refused,
+                Err(returned) => AcceptedConnection { client, permit } = *returned,
             }
         }
         drop(permit);

@@ -1,11 +1,11 @@
-//! A site that means no good: its pages, and a port that is the site at first and the service afterwards, as after a
-//! change of what its name means in DNS.
+//! Malicious site: its pages, and a port that serves the site first and the service afterwards, as after a DNS change
+//! of its name.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-/// Tries of a page. Each says what it read; a request whose answer is hidden from the page reads nothing.
+/// Attempts of a page. Each reports what it read; a request whose response is hidden from the page reads nothing.
 const TRIES: &str = r#"
 async function attempt(work) {
   try {
@@ -18,7 +18,7 @@ async function attempt(work) {
 async function read(answer) {
   if (answer.type == 'opaque') return '';
   const text = await answer.text();
-  // The refusal itself may be read by a page of the same origin.
+  // The rejection itself may be read by a page of the same origin.
   return answer.status == 421 ? '' : answer.status + ' ' + text;
 }
 function claim(key) { return JSON.stringify({namespace: 'ns', pool: 'warm', key, reserve_ms: 0}); }
@@ -68,8 +68,8 @@ pub struct Attacker {
 }
 
 impl Attacker {
-    /// Serves until the test ends. `/` has a page that turns to the service's own address; `/rebound` one that turns to its
-    /// own origin, where all but pages goes on to the service, byte by byte.
+    /// Serves until the test ends. `/` has a page that attacks the service's own address; `/rebound` one that attacks
+    /// its own origin, where everything except pages is forwarded to the service.
     pub fn start(service: SocketAddr, resp: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -108,7 +108,7 @@ fn page(path: &str, service: SocketAddr, resp: SocketAddr) -> Option<String> {
     Some(format!("<!doctype html><title>A site</title><body><script>{script}</script></body>"))
 }
 
-/// One connection: a page, or all of it to the service.
+/// Serves one connection: a page, or a byte-by-byte proxy to the service.
 fn serve(mut stream: TcpStream, service: SocketAddr, resp: SocketAddr) {
     let mut head = Vec::new();
     let mut byte = [0];

@@ -1,4 +1,4 @@
-//! Chromium without a window, driven over the pipe of its DevTools protocol.
+//! Headless Chromium, driven over the pipe of its DevTools protocol.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -11,7 +11,6 @@ use crate::server::{Running, until};
 pub struct Browser {
     to: ChildStdin,
     from: BufReader<ChildStdout>,
-    /// Session of the one page.
     session: Option<String>,
     last_id: u64,
     events: Vec<Value>,
@@ -20,11 +19,11 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// With a blank page. `rules` say what host names mean.
+    /// Starts the browser with a blank page. `rules` map host names to addresses.
     pub fn start(rules: &str) -> Self {
         let profile = TempDir::new().unwrap();
         let mut command = Command::new("sh");
-        // The protocol is spoken over the third and the fourth descriptor.
+        // The protocol uses the third and the fourth file descriptor.
         command.args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "chromium"]);
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
@@ -45,12 +44,12 @@ impl Browser {
         browser
     }
 
-    /// The result of a command that succeeds.
+    /// Returns the result of a command that must succeed.
     fn call(&mut self, method: &str, params: &Value) -> Value {
         self.try_call(method, params).unwrap_or_else(|error| panic!("{method} {params}: {error}"))
     }
 
-    /// The result of a command, or the error that the browser answers.
+    /// Returns the result of a command, or the browser's error.
     fn try_call(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
         self.last_id += 1;
         let mut message = json!({"id": self.last_id, "method": method, "params": params});
@@ -63,43 +62,47 @@ impl Browser {
             let mut bytes = Vec::new();
             self.from.read_until(0, &mut bytes).unwrap();
             assert_eq!(bytes.pop(), Some(0), "chromium has ended (tests/run.sh installs it)");
-            let mut said: Value = serde_json::from_slice(&bytes).unwrap();
-            if said["id"] == self.last_id {
-                return if said["error"].is_null() { Ok(said["result"].take()) } else { Err(said["error"].take()) };
+            let mut response: Value = serde_json::from_slice(&bytes).unwrap();
+            if response["id"] == self.last_id {
+                return if response["error"].is_null() {
+                    Ok(response["result"].take())
+                } else {
+                    Err(response["error"].take())
+                };
             }
-            self.events.push(said);
+            self.events.push(response);
         }
     }
 
-    /// Goes to a page, and waits until its scripts have begun.
+    /// Opens a page, and waits until its scripts have started.
     pub fn open(&mut self, url: &str) {
         let gone = self.call("Page.navigate", &json!({"url": url}));
         assert!(gone["errorText"].is_null(), "{url}: {gone}");
         self.wait_for("document.readyState != 'loading'");
     }
 
-    /// Value of an expression, or of the promise that it is.
+    /// Evaluates an expression, and awaits it if it is a promise.
     pub fn evaluate(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let mut said = self.call("Runtime.evaluate", &params);
-        assert!(said["exceptionDetails"].is_null(), "{expression}: {said}");
-        said["result"]["value"].take()
+        let mut response = self.call("Runtime.evaluate", &params);
+        assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
+        response["result"]["value"].take()
     }
 
-    /// Waits until an expression is true; its value then. A page in the making may know nothing of it, and one that another page
-    /// follows answers no command.
+    /// Waits until an expression is true, and returns its value. A page that is loading may not know it yet, and a page
+    /// that is being replaced answers no command.
     pub fn wait_for(&mut self, expression: &str) -> Value {
         let params = json!({"expression": format!("(() => {{ const it = {expression}; return it instanceof Element || it; }})()"), "returnByValue": true});
         let mut value = Value::Null;
         until(expression, || {
-            let Ok(mut said) = self.try_call("Runtime.evaluate", &params) else { return false };
-            value = said["result"]["value"].take();
-            said["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != ""
+            let Ok(mut response) = self.try_call("Runtime.evaluate", &params) else { return false };
+            value = response["result"]["value"].take();
+            response["exceptionDetails"].is_null() && !matches!(value, Value::Null | Value::Bool(false)) && value != ""
         });
         value
     }
 
-    /// What the console shows, but for the statuses of answers.
+    /// Returns the console's messages, except for statuses of responses.
     pub fn complaints(&mut self) -> Vec<String> {
         self.evaluate("0");
         let of_page = |event: &&Value| match event["method"].as_str() {

@@ -7,14 +7,14 @@ use super::{Ran, command, run};
 use crate::server::{Running, fresh, with_pool};
 
 #[test]
-fn a_pool_is_made_changed_shown_and_removed() {
+fn a_pool_is_created_changed_shown_and_deleted() {
     let (_dir, server, mut client) = fresh();
     let none = server.cli("pools ls");
     assert_eq!((none.code, none.out.as_str()), (Some(0), ""));
     assert!(none.err.contains("hotpool pools put"), "{none:?}");
 
     assert_eq!(
-        server.cli("pools put demo/warm --shards 4 --class gold --label tier=a --label x=1=2").good(),
+        server.cli("pools put demo/warm --shards 4 --class gold --label tier=a --label x=1=2").stdout(),
         "demo/warm created\n"
     );
     let spec = client.get("/v1/pools/demo/warm").expect(200)["pool"]["spec"].take();
@@ -23,7 +23,7 @@ fn a_pool_is_made_changed_shown_and_removed() {
         (&json!(4), &json!("gold"), &json!({"tier": "a", "x": "1=2"}))
     );
 
-    // Shards stay, whatever is not said; everything else goes back to its default.
+    // The number of shards stays; all other omitted options go back to their defaults.
     let updated = server.cli("pools put demo/warm --reserve-ms 60000 --policy fifo --ack memory");
     assert_eq!((updated.code, updated.out.as_str()), (Some(0), "demo/warm updated\n"));
     let spec = client.get("/v1/pools/demo/warm").expect(200)["pool"]["spec"].take();
@@ -66,9 +66,9 @@ fn a_pool_is_made_changed_shown_and_removed() {
     assert_eq!(server.cli("pools show demo/warm -o json").json()["pool"]["shards"].as_array().unwrap().len(), 4);
 
     server.cli("pools put demo/warm --shards 8").failed(3, &["shards", "never change", "FAILED_PRECONDITION, state"]);
-    server.cli("workers add demo/warm w1").good();
+    server.cli("workers add demo/warm w1").stdout();
     server.cli("pools rm demo/warm").failed(3, &["1 workers", "FAILED_PRECONDITION, state"]);
-    assert_eq!(server.cli("pools rm demo/warm --force").good(), "demo/warm removed\n");
+    assert_eq!(server.cli("pools rm demo/warm --force").stdout(), "demo/warm removed\n");
     server.cli("pools show demo/warm").failed(4, &["pool not found", "NOT_FOUND"]);
     server.cli("pools rm demo/warm").failed(4, &["pool not found"]);
 }
@@ -76,14 +76,14 @@ fn a_pool_is_made_changed_shown_and_removed() {
 #[test]
 fn listings_follow_every_page_and_stop_at_the_limit() {
     let (_dir, server, _client) = fresh();
-    server.cli("pools put ns/warm --shards 2").good();
+    server.cli("pools put ns/warm --shards 2").stdout();
     // More than a page of 1,000.
     assert_eq!(
-        server.cli("workers add ns/warm --count 2300 --prefix w- --from 5").good(),
+        server.cli("workers add ns/warm --count 2300 --prefix w- --from 5").stdout(),
         "ns/warm: 2300 new, 0 updated\n"
     );
     assert_eq!(
-        server.cli("workers add ns/warm --count 2301 --prefix w- --from 5").good(),
+        server.cli("workers add ns/warm --count 2301 --prefix w- --from 5").stdout(),
         "ns/warm: 1 new, 2300 updated\n"
     );
     let all = server.cli("workers ls ns/warm -o json").json();
@@ -92,7 +92,7 @@ fn listings_follow_every_page_and_stop_at_the_limit() {
     ids.dedup();
     assert_eq!((ids.len(), ids.contains(&"w-5"), ids.contains(&"w-2305")), (2301, true, true));
     assert!(all.get("next_page_token").is_none());
-    assert_eq!(server.cli("workers ls ns/warm").good().lines().count(), 2302);
+    assert_eq!(server.cli("workers ls ns/warm").stdout().lines().count(), 2302);
 
     let some = server.cli("workers ls ns/warm --limit 1001");
     assert_eq!((some.code, some.out.lines().count()), (Some(0), 1002));
@@ -104,25 +104,25 @@ fn listings_follow_every_page_and_stop_at_the_limit() {
 }
 
 #[test]
-fn workers_are_registered_from_words_and_from_stdin() {
+fn workers_are_registered_from_arguments_and_from_stdin() {
     let (_dir, server, mut client) = fresh();
-    server.cli("pools put ns/warm").good();
+    server.cli("pools put ns/warm").stdout();
     let line = "workers add ns/warm w1 --cpu-milli 1500 --memory-bytes 4Gi --slots 2 --gpu a100=2 --label zone=a --node n1 --incarnation 3";
-    assert_eq!(server.cli(line).good(), "ns/warm: 1 new, 0 updated\n");
+    assert_eq!(server.cli(line).stdout(), "ns/warm: 1 new, 0 updated\n");
     let worker = client.get("/v1/pools/ns/warm/workers/w1").expect(200)["worker"].take();
     let capacity =
         json!({"cpu_milli": 1500, "memory_bytes": 4_u64 << 30, "slots": 2, "gpu": {"model": "a100", "count": 2}});
     assert_eq!((&worker["capacity"], &worker["labels"]), (&capacity, &json!({"zone": "a"})));
     assert_eq!((&worker["node"], &worker["incarnation"]), (&json!("n1"), &json!(3)));
-    let row = server.cli("workers ls ns/warm").good().lines().nth(1).unwrap().to_owned();
+    let row = server.cli("workers ls ns/warm").stdout().lines().nth(1).unwrap().to_owned();
     assert!(row.contains("cpu 1.5, memory 4Gi, slots 2, gpu 2 a100"), "{row}");
     let shown = server.cli("workers show ns/warm w1");
     assert_eq!((shown.row("node"), shown.row("incarnation")), (vec!["node", "n1"], vec!["incarnation", "3"]));
 
-    assert_eq!(server.cli_with("workers add ns/warm a - z", "b c\n\n  d\n").good(), "ns/warm: 5 new, 0 updated\n");
+    assert_eq!(server.cli_with("workers add ns/warm a - z", "b c\n\n  d\n").stdout(), "ns/warm: 5 new, 0 updated\n");
     server.cli_with("workers add ns/warm -", "").failed(64, &["no ids"]);
     server.cli_with("workers add ns/warm -", "a b/c").failed(64, &["b/c", "[A-Za-z0-9._-]"]);
-    // An older incarnation is refused; the others are registered.
+    // A lower incarnation is rejected; the other workers are registered.
     let some = server.cli("workers add ns/warm w1 e");
     assert_eq!((some.code, some.out.as_str()), (Some(3), "ns/warm: 1 new, 0 updated\n"));
     assert!(some.err.starts_with("hotpool: w1: ") && some.err.lines().count() == 1, "{}", some.err);
@@ -133,8 +133,8 @@ fn workers_are_registered_from_words_and_from_stdin() {
         (&items["items"][0]["error"]["reason"], &items["items"][1]["worker"]["id"]),
         (&json!("state"), &json!("f"))
     );
-    let said: Value = serde_json::from_str(&some.err).unwrap();
-    assert_eq!((&said["id"], &said["error"]["reason"]), (&json!("w1"), &json!("state")));
+    let output: Value = serde_json::from_str(&some.err).unwrap();
+    assert_eq!((&output["id"], &output["error"]["reason"]), (&json!("w1"), &json!("state")));
 
     let gone = server.cli("workers rm ns/warm a none b");
     assert_eq!((gone.code, gone.out.as_str()), (Some(4), "ns/warm a removed\nns/warm b removed\n"));
@@ -142,8 +142,8 @@ fn workers_are_registered_from_words_and_from_stdin() {
     assert_eq!(server.cli_with("workers rm ns/warm - -o json", "c d").json(), json!({"items": [{}, {}]}));
     server.cli("workers show ns/warm a").failed(4, &["worker not found"]);
 
-    // Many failures are counted, not told one by one.
-    server.cli("workers add ns/warm --count 30 --incarnation 2").good();
+    // Many failures are counted instead of listed.
+    server.cli("workers add ns/warm --count 30 --incarnation 2").stdout();
     let late = server.cli("workers add ns/warm --count 31 --incarnation 1");
     assert_eq!((late.code, late.out.as_str()), (Some(3), "ns/warm: 1 new, 0 updated\n"));
     assert_eq!((late.err.lines().count(), late.err.lines().last()), (21, Some("... and 10 more failed")));
@@ -154,15 +154,15 @@ fn fence(ran: &Ran) -> String {
 }
 
 #[test]
-fn a_claim_is_taken_confirmed_and_released() {
+fn a_claim_is_created_confirmed_and_released() {
     let (_dir, server, _client) = with_pool(2);
-    let taken = server.cli("claims take ns/warm --key job-1 --affinity fn-7");
-    taken.good();
-    assert_eq!((taken.row("claim"), taken.row("state")), (vec!["claim", "ns/job-1"], vec!["state", "reserved"]));
-    assert_eq!(taken.row("ends")[..2], ["ends", "in"]);
-    let fence = fence(&taken);
-    // What to say next is said, and is true.
-    let next = taken.row("next")[2..].join(" ");
+    let created = server.cli("claims take ns/warm --key job-1 --affinity fn-7");
+    created.stdout();
+    assert_eq!((created.row("claim"), created.row("state")), (vec!["claim", "ns/job-1"], vec!["state", "reserved"]));
+    assert_eq!(created.row("ends")[..2], ["ends", "in"]);
+    let fence = fence(&created);
+    // The suggested next command works.
+    let next = created.row("next")[2..].join(" ");
     assert_eq!(next, format!("claims confirm ns/job-1 --fence {fence}"));
 
     let again = server.cli("claims take ns/warm --key job-1");
@@ -171,14 +171,14 @@ fn a_claim_is_taken_confirmed_and_released() {
     let json = server.cli("claims show ns/job-1 -o json").json();
     assert_eq!(json["claim"]["fence"].to_string(), fence);
 
-    server.cli(&next).good();
+    server.cli(&next).stdout();
     let shown = server.cli("claims show ns/job-1");
-    shown.good();
+    shown.stdout();
     assert_eq!(shown.row("state"), ["state", "active"]);
     server.cli("claims release ns/job-1 --fence 1").failed(3, &["fence", "ABORTED, fence"]);
     let next = shown.row("next")[2..].join(" ");
-    assert_eq!(server.cli(&next).good(), "ns/job-1 released\n");
-    assert_eq!(server.cli(&next).good(), "ns/job-1 holds no claim: nothing to release\n");
+    assert_eq!(server.cli(&next).stdout(), "ns/job-1 released\n");
+    assert_eq!(server.cli(&next).stdout(), "ns/job-1 holds no claim: nothing to release\n");
     server.cli("claims show ns/job-1").failed(4, &["claim not found"]);
     server.cli("claims release ns/job-1 --current").failed(4, &["claim not found"]);
 }
@@ -186,11 +186,11 @@ fn a_claim_is_taken_confirmed_and_released() {
 #[test]
 fn claims_are_listed_by_namespace_pool_worker_and_tenant() {
     let (_dir, server, _client) = with_pool(3);
-    server.cli("pools put ns/other").good();
-    server.cli("workers add ns/other o1").good();
-    server.cli("claims take ns/warm --key a --tenant acme --reserve-ms 0").good();
-    server.cli("claims take ns/warm --key b").good();
-    server.cli("claims take ns/other --key c").good();
+    server.cli("pools put ns/other").stdout();
+    server.cli("workers add ns/other o1").stdout();
+    server.cli("claims take ns/warm --key a --tenant acme --reserve-ms 0").stdout();
+    server.cli("claims take ns/warm --key b").stdout();
+    server.cli("claims take ns/other --key c").stdout();
     let count = |line: &str| server.cli(&format!("{line} -o json")).json()["items"].as_array().unwrap().len();
     assert_eq!(count("claims ls"), 3);
     assert_eq!((count("claims ls ns"), count("claims ls none")), (3, 0));
@@ -198,32 +198,32 @@ fn claims_are_listed_by_namespace_pool_worker_and_tenant() {
     assert_eq!(count("claims ls ns/other --worker o1"), 1);
     assert_eq!(count("claims ls --limit 2"), 2);
     let rows = server.cli("claims ls");
-    assert_eq!(rows.good().lines().count(), 4);
-    // Nothing ends it, so nothing is said of an end.
+    assert_eq!(rows.stdout().lines().count(), 4);
+    // Without a deadline none is shown.
     assert_eq!(rows.row("ns/a")[1..5], ["acme", "active", "-", "warm"]);
     assert_eq!(rows.row("ns/b")[1..4], ["default", "reserved", "in"]);
-    // A holder of another tenant is told from ours.
+    // A holder of another tenant is told apart.
     let held = server.cli("workers ls ns/warm");
-    assert!(held.good().contains(" acme:a ") && held.good().contains(" b "), "{held:?}");
+    assert!(held.stdout().contains(" acme:a ") && held.stdout().contains(" b "), "{held:?}");
     let none = server.cli("claims ls none");
     assert_eq!((none.code, none.out.as_str(), none.err.as_str()), (Some(0), "", "no such claims\n"));
-    server.cli("claims release ns/a --tenant acme --current").good();
-    server.cli("claims confirm ns/b --current").good();
+    server.cli("claims release ns/a --tenant acme --current").stdout();
+    server.cli("claims confirm ns/b --current").stdout();
 }
 
 #[test]
-fn a_full_pool_and_a_missing_one_have_codes_of_their_own() {
+fn a_full_pool_and_a_missing_one_have_different_codes() {
     let (_dir, server, _client) = with_pool(1);
-    server.cli("claims take ns/warm --key a").good();
+    server.cli("claims take ns/warm --key a").stdout();
     server.cli("claims take ns/warm --key b").failed(3, &["RESOURCE_EXHAUSTED, pool_exhausted"]);
     server.cli("claims take ns/none --key b").failed(4, &["pool not found"]);
     server.cli("claims take ns/warm --key a/b").failed(64, &["key: ", "[A-Za-z0-9._-]", "INVALID_ARGUMENT"]);
     server.cli("claims take ns/warm --key b --reserve-ms 99999999").failed(64, &["reserve_ms: "]);
-    let said = server.cli("claims take ns/warm --key b -o json");
-    assert_eq!((said.code, said.out.as_str()), (Some(3), ""));
-    let said: Value = serde_json::from_str(&said.err).unwrap();
+    let output = server.cli("claims take ns/warm --key b -o json");
+    assert_eq!((output.code, output.out.as_str()), (Some(3), ""));
+    let output: Value = serde_json::from_str(&output.err).unwrap();
     assert_eq!(
-        (&said["error"]["code"], &said["error"]["reason"]),
+        (&output["error"]["code"], &output["error"]["reason"]),
         (&json!("RESOURCE_EXHAUSTED"), &json!("pool_exhausted"))
     );
 }
@@ -231,9 +231,9 @@ fn a_full_pool_and_a_missing_one_have_codes_of_their_own() {
 #[test]
 fn status_shows_every_pool_and_how_even_its_shards_are() {
     let (_dir, server, _client) = with_pool(8);
-    server.cli("claims take ns/warm --key a").good();
+    server.cli("claims take ns/warm --key a").stdout();
     let shown = server.cli("status");
-    assert_eq!(shown.good().lines().next().unwrap(), format!("http://{} is ready", server.address));
+    assert_eq!(shown.stdout().lines().next().unwrap(), format!("http://{} is ready", server.address));
     let row = shown.row("ns/warm");
     assert_eq!(row[..10], ["ns/warm", "durable", "4/4", "8", "7", "1", "-", "1", "0", "0"]);
     assert_eq!(row[row.len() - 2..], ["0..1", "x4.00"]);
@@ -260,9 +260,9 @@ fn status_is_watched_until_ctrl_c_also_while_the_service_is_away() {
     let interrupt = format!("kill -INT {}", child.0.id());
     assert!(std::process::Command::new("sh").arg("-c").arg(interrupt).status().unwrap().success());
     assert_eq!(child.0.wait().unwrap().code(), Some(0));
-    let mut said = String::new();
-    child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(said, "");
+    let mut output = String::new();
+    child.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+    assert_eq!(output, "");
 }
 
 #[test]
@@ -272,11 +272,11 @@ fn completions_name_every_command() {
         for word in ["serve", "pools", "uncordon", "release", "renew", "--pool-selector", "--watch"] {
             // Fish writes long options without their dashes.
             let word = if shell == "fish" { word.trim_start_matches('-') } else { word };
-            assert!(script.good().contains(word), "{word} is not in that of {shell}");
+            assert!(script.stdout().contains(word), "{word} is not in that of {shell}");
         }
     }
     run(&mut command(&["completions", "dos"]), "").failed(64, &["bash", "zsh", "fish"]);
-    // Bash takes it for a script.
+    // Bash accepts the script.
     let script = run(&mut command(&["completions", "bash"]), "").out;
-    run(std::process::Command::new("bash").args(["-n", "-s"]), &script).good();
+    run(std::process::Command::new("bash").args(["-n", "-s"]), &script).stdout();
 }

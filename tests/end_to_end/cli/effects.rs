@@ -1,4 +1,4 @@
-//! What the commands about worker life, two-step release and renewals do to a running service, and what they say.
+//! Effects and output of the commands about worker life cycle, two-phase release and renewals.
 
 use serde_json::{Value, json};
 
@@ -12,35 +12,35 @@ fn worker(client: &mut Client, id: &str) -> Value {
     client.get(&format!("{POOL}/workers/{id}")).expect(200)["worker"].take()
 }
 
-fn taken(server: &Server, line: &str) -> (String, String) {
+fn created(server: &Server, line: &str) -> (String, String) {
     let ran = server.cli(line);
-    ran.good();
+    ran.stdout();
     (ran.row("fence")[1].to_owned(), ran.row("worker")[1].to_owned())
 }
 
 #[test]
 fn workers_are_cordoned_uncordoned_and_drained() {
     let (_dir, server, mut client) = with_pool(2);
-    assert_eq!(server.cli("workers cordon ns/warm w0 w1").good(), "ns/warm w0 cordoned\nns/warm w1 cordoned\n");
+    assert_eq!(server.cli("workers cordon ns/warm w0 w1").stdout(), "ns/warm w0 cordoned\nns/warm w1 cordoned\n");
     assert_eq!(worker(&mut client, "w0")["schedulability"], "cordoned");
     server.cli("claims take ns/warm --key a").failed(3, &["RESOURCE_EXHAUSTED, pool_exhausted"]);
     assert!(server.cli("pools ls").row("ns/warm").contains(&"cordoned=2"));
     assert!(server.cli("workers ls ns/warm").row("w0").contains(&"idle,cordoned"));
-    // Said again it is the same.
-    assert_eq!(server.cli("workers cordon ns/warm w0").good(), "ns/warm w0 cordoned\n");
-    assert_eq!(server.cli_with("workers uncordon ns/warm -", "w0\n").good(), "ns/warm w0 uncordoned\n");
+    // A repeated command has the same output.
+    assert_eq!(server.cli("workers cordon ns/warm w0").stdout(), "ns/warm w0 cordoned\n");
+    assert_eq!(server.cli_with("workers uncordon ns/warm -", "w0\n").stdout(), "ns/warm w0 uncordoned\n");
     assert_eq!(worker(&mut client, "w0")["schedulability"], "open");
-    assert_eq!(taken(&server, "claims take ns/warm --key a").1, "w0");
+    assert_eq!(created(&server, "claims take ns/warm --key a").1, "w0");
 
-    let said = server.cli("workers drain ns/warm w0 -o json").json();
+    let output = server.cli("workers drain ns/warm w0 -o json").json();
     assert_eq!(
-        (&said["items"][0]["worker"]["schedulability"], &said["items"][0]["worker"]["occupancy"]),
+        (&output["items"][0]["worker"]["schedulability"], &output["items"][0]["worker"]["occupancy"]),
         (&json!("draining"), &json!("busy"))
     );
     let shown = server.cli("workers show ns/warm w0");
-    shown.good();
+    shown.stdout();
     assert!(shown.out.contains("draining"), "{shown:?}");
-    // One way; of several workers the highest code counts, and one that fails harms no other.
+    // Draining is final; of several workers the highest exit code counts, and a failure does not affect the others.
     let some = server.cli("workers uncordon ns/warm w0 none w1");
     assert_eq!((some.code, some.out.as_str()), (Some(4), "ns/warm w1 uncordoned\n"));
     assert!(
@@ -49,7 +49,7 @@ fn workers_are_cordoned_uncordoned_and_drained() {
         "{some:?}"
     );
     server.cli("workers uncordon ns/warm w0").failed(3, &["FAILED_PRECONDITION, state", "higher incarnation"]);
-    server.cli("workers add ns/warm w0 --incarnation 1").good();
+    server.cli("workers add ns/warm w0 --incarnation 1").stdout();
     assert_eq!(worker(&mut client, "w0")["schedulability"], "open");
 
     server.cli("workers cordon ns/none w0").failed(4, &["pool not found"]);
@@ -58,15 +58,15 @@ fn workers_are_cordoned_uncordoned_and_drained() {
     server.cli("workers reboot ns/warm w0").failed(64, &["reboot"]);
 }
 
-/// Two workers whose clean-up took too long.
+/// Service with two workers whose cleaning took too long.
 fn suspects() -> (tempfile::TempDir, Server, Client) {
     let (dir, server, mut client) = fresh();
-    server.cli("pools put ns/warm --shards 1 --releasing-ms 1").good();
-    server.cli("workers add ns/warm w0 w1").good();
+    server.cli("pools put ns/warm --shards 1 --releasing-ms 1").stdout();
+    server.cli("workers add ns/warm w0 w1").stdout();
     for key in ["a", "b"] {
-        let (fence, _) = taken(&server, &format!("claims take ns/warm --key {key} --reserve-ms 0"));
+        let (fence, _) = created(&server, &format!("claims take ns/warm --key {key} --reserve-ms 0"));
         let line = format!("claims release ns/{key} --fence {fence} --phase begin");
-        assert_eq!(server.cli(&line).good(), format!("ns/{key} releasing\n"));
+        assert_eq!(server.cli(&line).stdout(), format!("ns/{key} releasing\n"));
         while client.get(&format!("/v1/claims/ns/{key}")).status == 200 {}
     }
     (dir, server, client)
@@ -77,14 +77,14 @@ fn suspect_workers_are_cleared_one_by_one_or_all_together() {
     let (_dir, server, mut client) = suspects();
     assert!(server.cli("workers ls ns/warm").row("w1").contains(&"idle,suspect"));
     server.cli("claims take ns/warm --key c").failed(3, &["pool_exhausted"]);
-    assert_eq!(server.cli("workers clear ns/warm w1").good(), "ns/warm w1 cleared\n");
+    assert_eq!(server.cli("workers clear ns/warm w1").stdout(), "ns/warm w1 cleared\n");
     assert_eq!(
         (worker(&mut client, "w1")["trust"].take(), worker(&mut client, "w0")["trust"].take()),
         (json!("trusted"), json!("suspect"))
     );
-    assert_eq!(taken(&server, "claims take ns/warm --key c").1, "w1");
+    assert_eq!(created(&server, "claims take ns/warm --key c").1, "w1");
     let cleared = server.cli("pools clear ns/warm");
-    assert!(cleared.good().starts_with("ns/warm") && cleared.out.contains('1'), "{cleared:?}");
+    assert!(cleared.stdout().starts_with("ns/warm") && cleared.out.contains('1'), "{cleared:?}");
     assert_eq!(worker(&mut client, "w0")["trust"], "trusted");
     assert_eq!(server.cli("pools clear ns/warm -o json").json(), json!({"cleared": 0, "suspect": 0}));
     server.cli("pools clear ns/none").failed(4, &["pool not found"]);
@@ -92,17 +92,17 @@ fn suspect_workers_are_cleared_one_by_one_or_all_together() {
 }
 
 #[test]
-fn a_claim_is_confirmed_renewed_and_released_in_two_steps() {
+fn a_claim_is_confirmed_renewed_and_released_in_two_phases() {
     let (_dir, server, mut client) = with_pool(1);
     let state = |client: &mut Client| client.get("/v1/claims/ns/a").expect(200)["claim"].take();
-    let (fence, _) = taken(&server, "claims take ns/warm --key a --ttl-ms 3600000");
+    let (fence, _) = created(&server, "claims take ns/warm --key a --ttl-ms 3600000");
     server
         .cli(&format!("claims renew ns/a --fence {fence}"))
         .failed(3, &["FAILED_PRECONDITION, state", "confirm it first"]);
     server.cli("claims confirm ns/a --fence 1").failed(3, &["ABORTED, fence"]);
     assert_eq!(state(&mut client)["state"], "reserved");
     let confirmed = server.cli(&format!("claims confirm ns/a --fence {fence}"));
-    confirmed.good();
+    confirmed.stdout();
     assert_eq!(confirmed.row("state"), ["state", "active"]);
 
     let before = state(&mut client)["expires_at_ms"].as_u64().unwrap();
@@ -110,7 +110,7 @@ fn a_claim_is_confirmed_renewed_and_released_in_two_steps() {
     assert!(renewed["claim"]["expires_at_ms"].as_u64().unwrap() >= before + 3_500_000);
     assert_eq!(state(&mut client), renewed["claim"]);
     let again = server.cli("claims renew ns/a --current");
-    again.good();
+    again.stdout();
     assert_eq!(again.row("ends")[..2], ["ends", "in"]);
     server
         .cli("claims renew ns/a --current --ttl-ms 31536000000")
@@ -120,21 +120,21 @@ fn a_claim_is_confirmed_renewed_and_released_in_two_steps() {
 
     server.cli(&format!("claims release ns/a --fence {fence} --phase end")).failed(64, &["phase: ", "begin or finish"]);
     let release = |phase: &str| -> Ran { server.cli(&format!("claims release ns/a --fence {fence} --phase {phase}")) };
-    assert_eq!(release("begin").good(), "ns/a releasing\n");
+    assert_eq!(release("begin").stdout(), "ns/a releasing\n");
     assert_eq!(state(&mut client)["state"], "releasing");
     server.cli("claims take ns/warm --key a").failed(3, &["FAILED_PRECONDITION, releasing"]);
-    // What is shown says what comes next.
+    // The output suggests the next command.
     let shown = server.cli("claims show ns/a");
     let next = shown.row("next")[2..].join(" ");
     assert_eq!(next, format!("claims release ns/a --fence {fence} --phase finish"));
-    assert_eq!(server.cli(&next).good(), "ns/a released\n");
+    assert_eq!(server.cli(&next).stdout(), "ns/a released\n");
     client.get("/v1/claims/ns/a").expect_error(404, "NOT_FOUND", None, None);
     assert_eq!(client.get(POOL).expect(200)["pool"]["workers"]["idle"], 1);
-    assert_eq!(release("finish").good(), "ns/a holds no claim: nothing to release\n");
+    assert_eq!(release("finish").stdout(), "ns/a holds no claim: nothing to release\n");
 }
 
 #[test]
-fn a_service_that_is_away_or_says_no_has_its_code() {
+fn an_unreachable_or_failing_service_has_its_exit_code() {
     let (_dir, server, _client) = with_pool(1);
     let commands = [
         "workers cordon ns/warm w0",

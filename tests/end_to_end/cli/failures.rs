@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use super::{Ran, command, run};
 use crate::server::with_pool;
 
-/// Runs a command against an address; without one, against nothing.
+/// Runs a command against an address that may have no service.
 fn at(address: impl std::fmt::Display, line: &str) -> Ran {
     let arguments: Vec<&str> = line.split_whitespace().collect();
     run(command(&arguments).env("HOTPOOL_ADDR", address.to_string()), "")
 }
 
-/// A port that answers one connection with these bytes, whatever is asked, and then closes it.
+/// Opens a port that answers one connection with these bytes, whatever the request, and then closes it.
 fn answers(bytes: impl Into<Vec<u8>>) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, bytes) = (listener.local_addr().unwrap(), bytes.into());
@@ -26,13 +26,13 @@ fn answers(bytes: impl Into<Vec<u8>>) -> (SocketAddr, JoinHandle<()>) {
     (address, answering)
 }
 
-/// An HTTP answer.
+/// Formats an HTTP response.
 fn http(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
 }
 
 #[test]
-fn wrong_usage_is_64_and_says_what_is_right() {
+fn wrong_usage_exits_with_64_and_a_hint() {
     let cases = [
         ("", "Usage: hotpool"),
         ("pool ls", "pools"),
@@ -77,8 +77,8 @@ fn wrong_usage_is_64_and_says_what_is_right() {
         ("status --watch 0", "--watch"),
         ("serve --addr h:1", "--addr"),
     ];
-    for (line, words) in cases {
-        at("http://127.0.0.1:1", line).failed(64, &[words]);
+    for (line, parts) in cases {
+        at("http://127.0.0.1:1", line).failed(64, &[parts]);
     }
     run(command(&["pools", "ls"]).env("HOTPOOL_ADDR", "nowhere:x"), "")
         .failed(64, &["nowhere:x", "must be http://HOST:PORT"]);
@@ -86,7 +86,7 @@ fn wrong_usage_is_64_and_says_what_is_right() {
 
 #[test]
 fn help_is_no_error_and_has_examples() {
-    for (line, words) in [
+    for (line, parts) in [
         ("--help", "Exit codes of the commands: 0 done; 1 an error"),
         ("claims take --help", "hotpool claims take demo/warm --key job-1"),
         ("workers add --help", "--count 100 --prefix w-"),
@@ -94,34 +94,37 @@ fn help_is_no_error_and_has_examples() {
         ("status --help", "hotpool status --watch 5"),
     ] {
         let help = at("h:1", line);
-        assert!(help.good().contains(words), "{line}: {}", help.out);
+        assert!(help.stdout().contains(parts), "{line}: {}", help.out);
     }
 }
 
 #[test]
-fn a_service_that_is_away_is_named_with_what_to_do() {
-    // Bound and closed again: nobody is there.
+fn an_unreachable_service_is_named_with_a_hint() {
+    // Bound and closed again: nothing listens there.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let words = [&*format!("cannot reach the service at http://{address}"), "refused", "hotpool serve", "HOTPOOL_ADDR"];
+    let parts = [&*format!("cannot reach the service at http://{address}"), "refused", "hotpool serve", "HOTPOOL_ADDR"];
     for line in ["status", "pools ls", "pools put demo/warm", "claims take demo/warm", "workers add demo/warm w1"] {
-        at(address, line).failed(1, &words);
+        at(address, line).failed(1, &parts);
     }
-    let said = at(address, "workers rm demo/warm w1 w2 --output json");
-    assert_eq!(said.code, Some(1));
-    let said: Value = serde_json::from_str(said.err.lines().next().unwrap()).unwrap();
-    assert_eq!((&said["error"]["code"], &said["error"]["reason"]), (&json!("UNAVAILABLE"), &json!("unreachable")));
+    let text_output = at(address, "workers rm demo/warm w1 w2 --output json");
+    assert_eq!(text_output.code, Some(1));
+    let text_output: Value = serde_json::from_str(text_output.err.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&text_output["error"]["code"], &text_output["error"]["reason"]),
+        (&json!("UNAVAILABLE"), &json!("unreachable"))
+    );
     at("no-such-host.invalid", "status").failed(1, &["cannot reach the service at http://no-such-host.invalid:7070"]);
 }
 
 #[test]
-fn the_flag_goes_over_the_variable() {
+fn the_flag_takes_precedence_over_the_variable() {
     let (_dir, server, _client) = with_pool(1);
     let ran = at("127.0.0.1:1", &format!("pools ls --addr http://{}/", server.address));
-    assert!(ran.good().contains("ns/warm"));
+    assert!(ran.stdout().contains("ns/warm"));
 }
 
 #[test]
-fn rubbish_is_told_from_an_answer() {
+fn invalid_responses_are_detected() {
     let rubbish: &[&[u8]] = &[
         b"",
         b"-ERR unknown command 'GET'\r\n",
@@ -150,7 +153,7 @@ fn rubbish_is_told_from_an_answer() {
 }
 
 #[test]
-fn not_now_is_an_error_and_no_refusal() {
+fn a_temporary_failure_is_an_error_and_no_rejection() {
     let busy = r#"{"error":{"code":"UNAVAILABLE","reason":"overloaded","message":"a queue is full; retry later"}}"#;
     let (address, answering) = answers(http("503 Service Unavailable", busy));
     at(address, "claims take demo/warm").failed(1, &["a queue is full; retry later (UNAVAILABLE, overloaded)"]);
@@ -162,14 +165,14 @@ fn not_now_is_an_error_and_no_refusal() {
 }
 
 #[test]
-fn an_answer_that_does_not_come_is_not_waited_for() {
+fn a_missing_response_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ran = at(listener.local_addr().unwrap(), "claims take demo/warm --timeout-ms 100");
     ran.failed(1, &["no answer from", "within 100 ms", "unknown", "DEADLINE_EXCEEDED"]);
 }
 
 #[test]
-fn a_service_that_is_not_ready_is_shown_so() {
+fn a_service_that_is_not_ready_is_shown_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let loading = r#"{"error":{"code":"UNAVAILABLE","reason":"loading","message":"recovering from the store"}}"#;
@@ -193,10 +196,10 @@ fn a_service_that_is_not_ready_is_shown_so() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_closed_output_pipe_is_no_error() {
     let (_dir, server, _client) = with_pool(1);
-    // More than a pipe holds.
-    server.cli("workers add ns/warm --count 3000").good();
+    // More output than a pipe can hold.
+    server.cli("workers add ns/warm --count 3000").stdout();
     for output in ["table", "json"] {
         let mut listing = command(&["workers", "ls", "ns/warm", "-o", output, "--addr", &server.address.to_string()]);
         let mut child = listing.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -206,7 +209,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
         let ended = child.wait_with_output().unwrap();
         assert_eq!((ended.status.code(), String::from_utf8(ended.stderr).unwrap().as_str()), (Some(0), ""));
     }
-    // A full disk is one.
+    // A full disk is an error.
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let address = server.address.to_string();
     let ended = command(&["pools", "ls", "--addr", &address]).stdout(full).stderr(Stdio::piped()).output().unwrap();

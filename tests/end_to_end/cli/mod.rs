@@ -1,4 +1,4 @@
-//! The client commands: the binary against a running service, its exit codes and what it writes.
+//! Client commands: the binary against a running service, its exit codes and its output.
 
 mod commands;
 mod effects;
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::server::Server;
 
-/// How a command ended and what it wrote.
+/// Exit code and output of a command.
 #[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
@@ -23,7 +23,7 @@ pub struct Ran {
     pub err: String,
 }
 
-/// The binary, with nothing of this process's environment that it would take for its own.
+/// Creates a command without any environment of this process that it would read.
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));
     command.args(arguments).env_remove("HOTPOOL_ADDR");
@@ -33,7 +33,7 @@ pub fn command(arguments: &[&str]) -> Command {
 /// Runs the binary to its end.
 pub fn run(command: &mut Command, stdin: &str) -> Ran {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A command that reads no stdin may be gone already.
+    // A command that reads no stdin may have ended already.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let ended = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -41,7 +41,7 @@ pub fn run(command: &mut Command, stdin: &str) -> Ran {
 }
 
 impl Server {
-    /// Runs one client command, apart by white space, against this service.
+    /// Runs one client command, split at white space, against this service.
     pub fn cli(&self, line: &str) -> Ran {
         self.cli_with(line, "")
     }
@@ -53,30 +53,30 @@ impl Server {
 }
 
 impl Ran {
-    /// What it wrote to stdout, if it ended well and complained of nothing.
+    /// Returns stdout of a command that succeeded without messages on stderr.
     #[track_caller]
-    pub fn good(&self) -> &str {
+    pub fn stdout(&self) -> &str {
         assert_eq!((self.code, self.err.as_str()), (Some(0), ""), "{self:?}");
         &self.out
     }
 
-    /// The same, as JSON.
+    /// Returns stdout of a successful command as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
-        assert_eq!(self.good().lines().count(), 1, "{self:?}");
+        assert_eq!(self.stdout().lines().count(), 1, "{self:?}");
         serde_json::from_str(&self.out).unwrap()
     }
 
-    /// Checks that it ended with this code, wrote nothing to stdout, and complained in these words.
+    /// Checks that the command ended with this code, wrote nothing to stdout, and these words to stderr.
     #[track_caller]
-    pub fn failed(&self, code: i32, words: &[&str]) {
+    pub fn failed(&self, code: i32, parts: &[&str]) {
         assert_eq!((self.code, self.out.as_str()), (Some(code), ""), "{self:?}");
-        for words in words {
-            assert!(self.err.contains(words), "{words:?} is not in {self:?}");
+        for parts in parts {
+            assert!(self.err.contains(parts), "{parts:?} is not in {self:?}");
         }
     }
 
-    /// The cells of the row that begins with `first`.
+    /// Returns the cells of the row that begins with `first`.
     #[track_caller]
     pub fn row(&self, first: &str) -> Vec<&str> {
         let rows = self.out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! What goes over the wire, read by a listener that is no service: every flag is where the API has it.
+//! Requests of the commands, as a fake service receives them: every flag reaches its field of the API.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 
 use super::{Ran, command, run};
 
-/// Runs a command against a listener that answers `answer` once; what it was asked, and the exit code.
-fn asked(arguments: &[&str], answer: &Value) -> (String, Value, Option<i32>) {
-    let (first, body, ran) = asked_ran(arguments, answer);
+/// Runs a command against a listener that answers once; returns the request and the exit code.
+fn request_of(arguments: &[&str], answer: &Value) -> (String, Value, Option<i32>) {
+    let (first, body, ran) = request_and_output(arguments, answer);
     (first, body, ran.code)
 }
 
-/// Runs a command against a listener that answers `answer` once; what it was asked, and all that the command wrote.
-fn asked_ran(arguments: &[&str], answer: &Value) -> (String, Value, Ran) {
+/// Runs a command against a listener that answers once; returns the request and the command's output.
+fn request_and_output(arguments: &[&str], answer: &Value) -> (String, Value, Ran) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let answer = answer.to_string();
@@ -25,7 +25,7 @@ fn asked_ran(arguments: &[&str], answer: &Value) -> (String, Value, Ran) {
     (first, body, ran)
 }
 
-/// Answers one request, by its first line, with a status and a body; what was asked.
+/// Answers one request, by its first line, with a status and a body; returns the request.
 fn answer_one(stream: TcpStream, answer: impl FnOnce(&str) -> (&'static str, String)) -> (String, Value) {
     let mut reader = BufReader::new(stream);
     let (mut first, mut length) = (String::new(), 0);
@@ -49,10 +49,10 @@ fn answer_one(stream: TcpStream, answer: impl FnOnce(&str) -> (&'static str, Str
 }
 
 #[test]
-fn a_claim_asks_for_all_that_is_said() {
+fn a_claim_requests_everything_that_is_given() {
     let claim = json!({"claim": {"key": "k", "tenant": "t", "fence": 7, "namespace": "demo", "pool": "warm", "worker": "w1", "state": "active"}});
     let take = |arguments: &[&str]| {
-        let (first, body, code) = asked(&[&["claims", "take"], arguments].concat(), &claim);
+        let (first, body, code) = request_of(&[&["claims", "take"], arguments].concat(), &claim);
         assert_eq!((first.as_str(), code), ("POST /v1/claims", Some(0)));
         body
     };
@@ -125,23 +125,23 @@ fn workers_out_of_service_are_counted_where_pools_are_listed() {
         "workers": {"total": 9, "idle": 4, "busy": 2, "cordoned": 0, "draining": 0, "lost": 1, "suspect": 2},
         "claims": {"reserved": 0, "active": 1, "releasing": 1},
     });
-    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [pool.clone()]}));
+    let (_, _, ran) = request_and_output(&["pools", "ls"], &json!({"items": [pool.clone()]}));
     assert_eq!(ran.row("demo/warm")[5..], ["9", "4", "2", "lost=1,suspect=2", "0", "1", "1", "-", "-"]);
     // W11: those that are counted once, where the service says which they are.
     let mut newer = pool;
     newer["unschedulable"] = json!({"draining": 0, "lost": 1, "suspect": 1, "ended": 1, "reserved": 0});
-    let (_, _, ran) = asked_ran(&["pools", "ls"], &json!({"items": [newer]}));
+    let (_, _, ran) = request_and_output(&["pools", "ls"], &json!({"items": [newer]}));
     assert_eq!(ran.row("demo/warm")[5..9], ["9", "4", "2", "ended=1,lost=1,suspect=1"]);
 }
 
-/// Most calls that a command has under way at a time.
+/// Limit on concurrent calls of a command.
 const CALLS: usize = 16;
 
 /// Runs a command against a service that answers each request by its first line with a status and a body.
 fn ran_against(arguments: &[&str], answer: impl Fn(&str) -> (&'static str, String) + Clone + Send + 'static) -> Ran {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    // Ends with the process of the test, for a command that gives up calls leaves connections behind.
+    // Ends with the test process, because a command that abandons calls leaves connections behind.
     spawn(move || {
         for stream in listener.incoming() {
             let answer = answer.clone();
@@ -151,19 +151,19 @@ fn ran_against(arguments: &[&str], answer: impl Fn(&str) -> (&'static str, Strin
     run(command(arguments).env("HOTPOOL_ADDR", address), "")
 }
 
-/// Answer that lists so many workers, perhaps as a page of several.
+/// Response that lists so many workers, perhaps as one page of several.
 fn page(workers: usize, next_page_token: Option<&str>) -> (&'static str, String) {
     let items: Vec<_> = (0..workers).map(|i| json!({"id": format!("w{i:02}"), "labels": {}})).collect();
     ("200 OK", json!({"items": items, "next_page_token": next_page_token}).to_string())
 }
 
-/// Answer of a service that is too busy.
+/// Response of an overloaded service.
 fn busy() -> (&'static str, String) {
     let error = json!({"error": {"code": "UNAVAILABLE", "reason": "overloaded", "message": "retry later"}});
     ("503 Service Unavailable", error.to_string())
 }
 
-/// Runs a command against a service that lists workers and is too busy for all else.
+/// Runs a command against a service that lists workers and is overloaded for everything else.
 fn ran_while_overloaded(arguments: &[&str], workers: usize, next_page_token: Option<&'static str>) -> Ran {
     ran_against(arguments, move |first| match first.starts_with("GET ") {
         true => page(workers, next_page_token),
@@ -172,7 +172,7 @@ fn ran_while_overloaded(arguments: &[&str], workers: usize, next_page_token: Opt
 }
 
 #[test]
-fn what_was_done_before_a_page_that_cannot_be_read_is_told() {
+fn progress_before_an_unreadable_page_is_reported() {
     let drain = ["workers", "drain", "demo/warm", "--selector", "!x", "-o"];
     let ran = |output| {
         ran_against(&[&drain[..], &[output]].concat(), |first| match first {
@@ -182,9 +182,9 @@ fn what_was_done_before_a_page_that_cannot_be_read_is_told() {
         })
     };
     let table = ran("table");
-    let said = "demo/warm w00 draining\ndemo/warm w01 draining\n\
+    let text_output = "demo/warm w00 draining\ndemo/warm w01 draining\n\
                 2 of the first 2 workers fit, and the rest was left as it is\n";
-    assert_eq!((table.code, &*table.out), (Some(1), said), "{table:?}");
+    assert_eq!((table.code, &*table.out), (Some(1), text_output), "{table:?}");
     assert!(table.err.contains("retry later"), "{table:?}");
     let json = ran("json");
     let items: Value = serde_json::from_str(&json.out).unwrap_or_else(|error| panic!("{error}: {json:?}"));
@@ -192,21 +192,21 @@ fn what_was_done_before_a_page_that_cannot_be_read_is_told() {
 }
 
 #[test]
-fn workers_that_a_failure_left_as_they_are_are_not_passed_over_in_silence() {
+fn workers_skipped_after_a_failure_are_reported() {
     let drain = ["workers", "drain", "demo/warm", "--selector", "!x"];
     let ran = ran_while_overloaded(&drain, CALLS, None);
     assert_eq!((ran.code, &*ran.out), (Some(1), "16 of 16 workers fit, 16 failed\n"), "{ran:?}");
     for next_page_token in [None, Some("w39")] {
         let ran = ran_while_overloaded(&drain, 40, next_page_token);
         let first = if next_page_token.is_some() { "the first " } else { "" };
-        let said = format!("40 of {first}40 workers fit, 16 failed, and the rest was left as it is\n");
-        assert_eq!((ran.code, &ran.out), (Some(1), &said), "{ran:?}");
-        assert_eq!(ran.err.lines().count(), CALLS, "each that was called is told of: {ran:?}");
+        let expected = format!("40 of {first}40 workers fit, 16 failed, and the rest was left as it is\n");
+        assert_eq!((ran.code, &ran.out), (Some(1), &expected), "{ran:?}");
+        assert_eq!(ran.err.lines().count(), CALLS, "each that was called is received of: {ran:?}");
     }
-    // Scripts count the items, and people read the rest of what ids do not tell.
+    // Scripts count the items, and people read the rest that ids do not show.
     let ran = ran_while_overloaded(&[&drain[..], &["-o", "json"]].concat(), 40, None);
-    let said: Value = serde_json::from_str(&ran.out).unwrap();
-    assert_eq!((ran.code, said["items"].as_array().unwrap().len()), (Some(1), CALLS), "{ran:?}");
+    let expected: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, expected["items"].as_array().unwrap().len()), (Some(1), CALLS), "{ran:?}");
     let ids: Vec<String> = (0..20).map(|i| format!("w{i:02}")).collect();
     let named = [vec!["workers", "rm", "demo/warm"], ids.iter().map(String::as_str).collect()].concat();
     let ran = ran_while_overloaded(&named, 0, None);
@@ -254,11 +254,11 @@ fn every_verb_has_its_path_and_body() {
     ];
     for (line, first, body) in cases {
         let arguments: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(asked(&arguments, &claim), (first.to_owned(), body, Some(0)), "{line}");
+        assert_eq!(request_of(&arguments, &claim), (first.to_owned(), body, Some(0)), "{line}");
     }
-    let cleared = asked(&["pools", "clear", "demo/warm"], &json!({"cleared": 3, "suspect": 1}));
+    let cleared = request_of(&["pools", "clear", "demo/warm"], &json!({"cleared": 3, "suspect": 1}));
     assert_eq!(cleared, ("POST /v1/pools/demo/warm:clear".to_owned(), Value::Null, Some(0)));
-    let (first, body, _) = asked(
+    let (first, body, _) = request_of(
         &["workers", "add", "demo/warm", "w1", "--expires-at-ms", "9", "--node", "n"],
         &json!({"items": [{"worker": {}, "created": true}]}),
     );

@@ -1,15 +1,15 @@
-//! The same steps over both edges end the same.
+//! HTTP and gRPC have the same outcome for the same steps.
 
 use hotpool::api::grpc::proto::batch_take_claims_response::item::Outcome;
 use hotpool::api::grpc::proto::*;
 use serde_json::{Value, json};
 use tonic::{Code, Response, Status};
 
-use super::link::{Link, claim_of, put_pool, register, said, take};
+use super::link::{Link, claim_of, error_of, put_pool, register, take};
 use crate::client::{Client, Response as HttpResponse};
 use crate::server::fresh;
 
-/// What one step ends with: the code, reason and field of an error, or what there is to compare of an answer.
+/// Outcome of one step: the code, reason and field of an error, or the comparable part of a response.
 type End = Value;
 
 fn http_end(answer: &HttpResponse) -> End {
@@ -21,7 +21,7 @@ fn error_end(error: &Value) -> End {
     json!({"code": error["code"], "reason": error["reason"], "field": error["field"]})
 }
 
-/// Without what differs between two services: fences, times.
+/// Removes what differs between two services: fences and times.
 fn plain(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
@@ -55,8 +55,8 @@ fn grpc_end<T>(answer: Result<Response<T>, Status>, shown: impl FnOnce(T) -> Val
     match answer {
         Ok(answer) => shown(answer.into_inner()),
         Err(status) => {
-            let (code, reason, field) = said(&status);
-            // What HTTP has in the path or as the body itself, gRPC has in a message of the request.
+            let (code, reason, field) = error_of(&status);
+            // A path parameter or the body of HTTP is a message within the request of gRPC.
             let field = field.map(|field| field.trim_start_matches("spec.").trim_start_matches("worker.").to_owned());
             json!({"code": code_word(code), "reason": reason.map(|reason| reason.to_lowercase()), "field": field})
         }
@@ -109,7 +109,7 @@ fn capacity_shown(capacity: Option<&Capacity>) -> Value {
     shown
 }
 
-/// One step; `fence` is that of the last claim.
+/// Step of a scenario; `fence` is that of the last claim.
 #[allow(clippy::large_enum_variant, reason = "a handful of steps")]
 enum Step {
     Put(Value, PoolSpec),
@@ -194,7 +194,7 @@ fn over_http(client: &mut Client, step: &Step, fence: &mut u64) -> End {
         }
     };
     let end = http_end(&answer);
-    // Of pools and workers it is enough that they were taken.
+    // For pools and workers it is enough that the request succeeded.
     if end["pool"].is_object() || end["worker"].is_object() { json!({}) } else { end }
 }
 
@@ -215,16 +215,16 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
             let request = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: (*id).into() };
             grpc_end(link.workers.delete_worker(request).await, |_| json!({}))
         }
-        Step::Claim(_, request) => grpc_end(link.claims.take_claim(request.clone()).await, |taken| {
-            *fence = taken.claim.as_ref().unwrap().fence;
-            claimed(taken.claim)
+        Step::Claim(_, request) => grpc_end(link.claims.take_claim(request.clone()).await, |created| {
+            *fence = created.claim.as_ref().unwrap().fence;
+            claimed(created.claim)
         }),
         Step::Batch(items) => {
             let items = items.iter().map(|(_, item)| item.clone()).collect();
             let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items };
             let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
             let end = |item: batch_take_claims_response::Item| match item.outcome.unwrap() {
-                Outcome::Taken(taken) => claim_shown(&taken.claim.unwrap()),
+                Outcome::Taken(created) => claim_shown(&created.claim.unwrap()),
                 Outcome::Error(error) => {
                     let reason =
                         Some(word(error.reason().as_str_name(), "REASON_")).filter(|word| word != "unspecified");
@@ -270,8 +270,8 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
 }
 
 #[tokio::test]
-async fn both_edges_end_the_same_steps_the_same_way() {
-    // One shard: which worker is taken is then the same too.
+async fn both_edges_have_the_same_outcomes() {
+    // With a single shard both services choose the same worker.
     let one = || PoolSpec { shards: Some(1), ..PoolSpec::default() };
     let worker = |cpu_milli, node: &str| WorkerSpec {
         capacity: Some(Capacity { cpu_milli, ..Capacity::default() }),
@@ -343,12 +343,12 @@ async fn both_edges_end_the_same_steps_the_same_way() {
         Step::Delete,
         Step::Delete,
     ];
-    let seen = end_the_same(&steps).await;
-    assert_eq!(seen, ["ABORTED", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
+    let observed = end_the_same(&steps).await;
+    assert_eq!(observed, ["ABORTED", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
 }
 
 #[tokio::test]
-async fn both_edges_end_the_same_steps_with_shares_the_same_way() {
+async fn both_edges_have_the_same_outcomes_in_shared_pools() {
     let shared = || PoolSpec { shards: Some(1), mode: Mode::Shared as i32, ..PoolSpec::default() };
     let cards = |model: Option<&str>, count, milli| GpuShare {
         model: model.map(Into::into),
@@ -441,11 +441,11 @@ async fn both_edges_end_the_same_steps_with_shares_the_same_way() {
         Step::Release("a", 0),
         Step::Delete,
     ];
-    let seen = end_the_same(&steps).await;
-    assert_eq!(seen, ["FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
+    let observed = end_the_same(&steps).await;
+    assert_eq!(observed, ["FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"]);
 }
 
-/// Carries the steps out over both edges, each on a service of its own; the codes of all errors that were seen.
+/// Runs the steps over both edges, each on its own service, and returns the codes of all errors.
 async fn end_the_same(steps: &[Step]) -> Vec<String> {
     let (_dir, _http_server, mut client) = fresh();
     let (_other_dir, grpc_server, _client) = fresh();

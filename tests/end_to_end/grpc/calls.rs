@@ -26,7 +26,7 @@ async fn pools_are_put_shown_listed_and_deleted() {
     assert!(put.created);
     let pool = put.pool.unwrap();
     let filled = PoolSpec { mode: Mode::Exclusive as i32, spare_gpu_workers: Some(true), ..spec };
-    let said = PoolSpec {
+    let response = PoolSpec {
         releasing_ms: filled.releasing_ms,
         heartbeat_ttl_ms: filled.heartbeat_ttl_ms,
         waiters_max: filled.waiters_max,
@@ -34,10 +34,10 @@ async fn pools_are_put_shown_listed_and_deleted() {
         preemption: filled.preemption,
         ..pool.spec.clone().unwrap()
     };
-    assert_eq!((pool.namespace.as_str(), pool.name.as_str(), said), ("ns", "warm", filled));
+    assert_eq!((pool.namespace.as_str(), pool.name.as_str(), response), ("ns", "warm", filled));
     assert_eq!(pool.shards.len(), 2);
     assert!(pool.shards.iter().all(|shard| shard.state() == ShardState::Serving), "{pool:?}");
-    // Left out: the defaults, as over HTTP.
+    // Omitted fields get their defaults, as over HTTP.
     let again = link.pools.put_pool(put_pool("warm", PoolSpec { shards: Some(2), ..PoolSpec::default() })).await;
     let again = again.unwrap().into_inner();
     let spec = again.pool.unwrap().spec.unwrap();
@@ -100,37 +100,37 @@ async fn workers_are_registered_shown_listed_and_deleted() {
     assert_eq!((w2.worker.as_ref().unwrap().id.as_str(), w2.created, w4.created), ("w2", true, true));
     assert_eq!((bad.code, bad.field.as_str()), (Code::InvalidArgument as i32, "workers[1].id"));
 
-    let mut seen = Vec::new();
+    let mut observed = Vec::new();
     let mut page_token = None;
     loop {
         let request = ListWorkersRequest { namespace: "ns".into(), pool: "warm".into(), page_token, limit: Some(2) };
         let page = link.workers.list_workers(request).await.unwrap().into_inner();
-        seen.extend(page.workers.into_iter().map(|worker| worker.id));
+        observed.extend(page.workers.into_iter().map(|worker| worker.id));
         page_token = page.next_page_token;
         if page_token.is_none() {
             break;
         }
     }
-    seen.sort();
-    assert_eq!(seen, ["w1", "w2", "w4"]);
+    observed.sort();
+    assert_eq!(observed, ["w1", "w2", "w4"]);
 
-    let taken = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
-    let get = || GetWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: taken.worker.clone() };
+    let new_claim = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let get = || GetWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: new_claim.worker.clone() };
     let holder = link.workers.get_worker(get()).await.unwrap().into_inner().worker.unwrap();
-    assert_eq!((holder.occupancy(), holder.claims[0].fence), (Occupancy::Busy, taken.fence));
-    let delete = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: taken.worker.clone() };
+    assert_eq!((holder.occupancy(), holder.claims[0].fence), (Occupancy::Busy, new_claim.fence));
+    let delete = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: new_claim.worker.clone() };
     link.workers.delete_worker(delete).await.unwrap();
     assert_eq!(link.workers.get_worker(get()).await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]
-async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
+async fn c03_c05_a_claim_is_created_repeated_confirmed_and_released() {
     let (_dir, server, _http) = with_pool(2);
     let mut link = Link::open(server.address).await;
     let request = TakeClaimRequest { reserve_ms: Some(20_000), affinity: Some("fn".into()), ..take("a") };
-    let taken = link.claims.take_claim(request.clone()).await.unwrap().into_inner();
-    let claim = taken.claim.unwrap();
-    assert!(taken.created);
+    let new_claim = link.claims.take_claim(request.clone()).await.unwrap().into_inner();
+    let claim = new_claim.claim.unwrap();
+    assert!(new_claim.created);
     assert_eq!((claim.key.as_str(), claim.tenant.as_str()), ("a", "default"));
     assert_eq!((claim.namespace.as_str(), claim.pool.as_str()), ("ns", "warm"));
     assert!(claim.state() == ClaimState::Reserved && claim.expires_at_ms.is_some(), "{claim:?}");
@@ -138,7 +138,7 @@ async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
     assert!(!again.created);
     let again = again.claim.unwrap();
     assert_eq!((again.fence, &again.worker), (claim.fence, &claim.worker));
-    // Another tenant, another claim; no key, a new one; no reservation, active.
+    // Another tenant makes another claim; without a key a new one; without a reservation an active one.
     let other = TakeClaimRequest { tenant: Some("acme".into()), key: None, reserve_ms: Some(0), ..take("") };
     let other = link.claims.take_claim(other).await.unwrap().into_inner().claim.unwrap();
     assert_eq!((other.tenant.as_str(), other.state()), ("acme", ClaimState::Active));
@@ -185,7 +185,7 @@ async fn c03_c05_a_claim_is_taken_repeated_confirmed_and_released() {
 }
 
 #[tokio::test]
-async fn b01_a_bad_item_of_a_batch_harms_no_other() {
+async fn b01_an_invalid_item_of_a_batch_affects_no_other() {
     let (_dir, server, _http) = with_pool(2);
     let mut link = Link::open(server.address).await;
     let items = vec![
@@ -198,10 +198,10 @@ async fn b01_a_bad_item_of_a_batch_harms_no_other() {
     ];
     let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items };
     let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
-    let said: Vec<_> = items
+    let response: Vec<_> = items
         .iter()
         .map(|item| match item.outcome.as_ref().unwrap() {
-            Taken::Taken(taken) => (0, Reason::Unspecified, taken.claim.as_ref().unwrap().key.clone()),
+            Taken::Taken(new_claim) => (0, Reason::Unspecified, new_claim.claim.as_ref().unwrap().key.clone()),
             Taken::Error(error) => (error.code, error.reason(), error.field.clone()),
         })
         .collect();
@@ -214,13 +214,13 @@ async fn b01_a_bad_item_of_a_batch_harms_no_other() {
         (bad, Reason::Unspecified, "items[4].wait_ms"),
         (Code::NotFound as i32, Reason::Unspecified, ""),
     ];
-    assert_eq!(said, expected.map(|(code, reason, field)| (code, reason, field.to_owned())));
-    // The pool is full now: so is what the next item hears.
+    assert_eq!(response, expected.map(|(code, reason, field)| (code, reason, field.to_owned())));
+    // The pool is full now, so the next item fails.
     let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items: vec![take("g")] };
     let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
     let Some(Taken::Error(error)) = &items[0].outcome else { panic!("{items:?}") };
     assert_eq!((error.code, error.reason()), (Code::ResourceExhausted as i32, Reason::PoolExhausted));
-    // And none at all is no mistake.
+    // An empty batch is valid.
     let none = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items: Vec::new() };
     assert!(link.claims.batch_take_claims(none).await.unwrap().into_inner().items.is_empty());
 }

@@ -29,7 +29,7 @@ fn of(service: &str) -> HealthCheckRequest {
 }
 
 #[tokio::test]
-async fn w06_health_says_loading_ready_and_stopping() {
+async fn w06_health_reports_loading_ready_and_stopping() {
     let scheduler = Scheduler::new(Arc::new(MemoryStore), SchedulerSettings::default());
     let socket = listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = socket.local_addr().unwrap();
@@ -68,7 +68,7 @@ async fn w06_health_says_loading_ready_and_stopping() {
     let mut reflected = reflection.server_reflection_info(questions).await.unwrap().into_inner();
     assert!(reflected.message().await.unwrap().is_some());
 
-    // Those who watch are told, and then let go: the end waits for nobody who only listens.
+    // Watchers get the state, and then their stream ends: the shutdown waits for no client that only listens.
     drop(running);
     let end = tokio::time::timeout(Duration::from_secs(20), reflected.message()).await.expect("reflection ends");
     assert!(end.unwrap().is_none());
@@ -85,7 +85,7 @@ fn listing() -> ServerReflectionRequest {
 }
 
 #[tokio::test]
-async fn h06_streams_of_health_and_reflection_are_bounded_together() {
+async fn h06_streams_of_health_and_reflection_share_a_limit() {
     let (_dir, server, _http) = fresh();
     let link = Link::open(server.address).await;
     let mut health = HealthClient::new(link.channel.clone());
@@ -97,10 +97,10 @@ async fn h06_streams_of_health_and_reflection_are_bounded_together() {
     let open = reflection.server_reflection_info(futures::stream::pending()).await.unwrap();
     for _ in 0..2 {
         expect(health.watch(of("")).await, Code::Unavailable, Some("OVERLOADED"), None);
-        let refused = reflection.server_reflection_info(futures::stream::pending()).await;
-        expect(refused, Code::Unavailable, Some("OVERLOADED"), None);
+        let rejected = reflection.server_reflection_info(futures::stream::pending()).await;
+        expect(rejected, Code::Unavailable, Some("OVERLOADED"), None);
     }
-    // What asks once is answered all the same, and a place that is given back is anybody's.
+    // Unary checks are answered all the same, and a returned permit can be taken by anyone.
     health.check(of("")).await.unwrap();
     drop(open);
     while health.watch(of("")).await.is_err() {}
@@ -134,7 +134,7 @@ async fn reflection_lists_and_describes_the_services() {
     };
     let file = String::from_utf8_lossy(&files.file_descriptor_proto[0]).into_owned();
     assert!(file.contains("hotpool/v1/hotpool.proto") && file.contains("BatchTakeClaims"), "{file}");
-    // Older tools ask the older service.
+    // Older tools use the alpha version of the service.
     let mut alpha =
         tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(link.channel.clone());
     let request = tonic_reflection::pb::v1alpha::ServerReflectionRequest {

@@ -1,4 +1,4 @@
-//! Worker life, two-step release and renewals over gRPC, and what is wrong there.
+//! Worker life cycle, two-phase release and renewals over gRPC, with their errors.
 
 use hotpool::api::grpc::proto::batch_heartbeat_workers_response::item::Outcome as Beat;
 use hotpool::api::grpc::proto::batch_register_workers_response::item::Outcome as Registered;
@@ -9,7 +9,7 @@ use tonic::Code;
 use super::link::{Link, claim_of, expect, register, take};
 use crate::server::with_pool;
 
-fn beat(id: &str, claims: Option<&[HeldClaim]>) -> HeartbeatWorkerRequest {
+fn heartbeat(id: &str, claims: Option<&[HeldClaim]>) -> HeartbeatWorkerRequest {
     HeartbeatWorkerRequest {
         namespace: "ns".into(),
         pool: "warm".into(),
@@ -30,53 +30,54 @@ impl Link {
         self.claims.take_claim(request).await.unwrap().into_inner().claim.unwrap()
     }
 
-    async fn look(&mut self, id: &str) -> Worker {
+    async fn get_worker(&mut self, id: &str) -> Worker {
         let request = GetWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: id.into() };
         self.workers.get_worker(request).await.unwrap().into_inner().worker.unwrap()
     }
 }
 
 #[tokio::test]
-async fn w04_a_heartbeat_confirms_stops_and_is_refused_by_name() {
+async fn w04_a_heartbeat_confirms_and_stops_claims_and_names_its_errors() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
-    let taken = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
-    let named = [held("a", taken.fence), held("b", 7)];
-    let heard = link.workers.heartbeat_worker(beat("w0", Some(&named))).await.unwrap().into_inner();
-    assert_eq!((heard.claims.len(), heard.claims[0].state()), (1, ClaimState::Active));
-    assert_eq!(heard.stop, [held("b", 7)]);
-    // Late, with a lower number: what stands is said, and nothing changes.
-    let numbered = |seq, claims: &[HeldClaim]| HeartbeatWorkerRequest { seq: Some(seq), ..beat("w0", Some(claims)) };
+    let created = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let named = [held("a", created.fence), held("b", 7)];
+    let heartbeat_response = link.workers.heartbeat_worker(heartbeat("w0", Some(&named))).await.unwrap().into_inner();
+    assert_eq!((heartbeat_response.claims.len(), heartbeat_response.claims[0].state()), (1, ClaimState::Active));
+    assert_eq!(heartbeat_response.stop, [held("b", 7)]);
+    // A late heartbeat with a lower number gets the current state, and changes nothing.
+    let numbered =
+        |seq, claims: &[HeldClaim]| HeartbeatWorkerRequest { seq: Some(seq), ..heartbeat("w0", Some(claims)) };
     link.workers.heartbeat_worker(numbered(5, &named[..1])).await.unwrap();
-    let before = link.look("w0").await;
+    let before = link.get_worker("w0").await;
     let late = link.workers.heartbeat_worker(numbered(4, &named[1..])).await.unwrap().into_inner();
     assert_eq!((late.claims.len(), late.stop.len()), (1, 0));
-    assert_eq!(link.look("w0").await, before);
-    // Another life, nobody, and what is no heartbeat.
-    let other = HeartbeatWorkerRequest { incarnation: 1, ..beat("w0", None) };
+    assert_eq!(link.get_worker("w0").await, before);
+    // Another incarnation, an unknown worker, and invalid heartbeats.
+    let other = HeartbeatWorkerRequest { incarnation: 1, ..heartbeat("w0", None) };
     expect(link.workers.heartbeat_worker(other).await, Code::FailedPrecondition, Some("STATE"), None);
-    expect(link.workers.heartbeat_worker(beat("none", None)).await, Code::NotFound, None, None);
+    expect(link.workers.heartbeat_worker(heartbeat("none", None)).await, Code::NotFound, None, None);
     let many = vec![held("k", 1); 100_000];
     for (request, field) in [
-        (beat("w 0", None), "id"),
-        (beat("w0", Some(&many)), "claims"),
-        (beat("w0", Some(&[held("a", 1), held("", 1)])), "claims[1].key"),
-        (beat("w0", Some(&[held("a", 1 << 53)])), "claims[0].fence"),
+        (heartbeat("w 0", None), "id"),
+        (heartbeat("w0", Some(&many)), "claims"),
+        (heartbeat("w0", Some(&[held("a", 1), held("", 1)])), "claims[1].key"),
+        (heartbeat("w0", Some(&[held("a", 1 << 53)])), "claims[0].fence"),
     ] {
         expect(link.workers.heartbeat_worker(request).await, Code::InvalidArgument, None, Some(field));
     }
-    assert_eq!(link.look("w0").await, before);
+    assert_eq!(link.get_worker("w0").await, before);
 }
 
 #[tokio::test]
-async fn w04_many_are_heard_in_one_call_each_for_itself() {
+async fn w04_heartbeats_in_one_call_have_separate_outcomes() {
     let (_dir, server, _http) = with_pool(3);
     let mut link = Link::open(server.address).await;
     let claim = link.hold("a").await;
     let holder = claim.worker.as_str();
     let idle = if holder == "w1" { "w2" } else { "w1" };
     let of = |id: &str, claims: Option<&[HeldClaim]>| {
-        let HeartbeatWorkerRequest { id, incarnation, seq, claims, .. } = beat(id, claims);
+        let HeartbeatWorkerRequest { id, incarnation, seq, claims, .. } = heartbeat(id, claims);
         WorkerHeartbeat { id, incarnation, seq, claims }
     };
     let named = [held("a", claim.fence)];
@@ -95,21 +96,23 @@ async fn w04_many_are_heard_in_one_call_each_for_itself() {
     let late = [9, 8].map(|seq| WorkerHeartbeat { seq: Some(seq), ..of(idle, None) }).to_vec();
     let late = link.workers.batch_heartbeat_workers(batch(late)).await.unwrap().into_inner().items;
     let ignored = |item: &hotpool::api::grpc::proto::batch_heartbeat_workers_response::Item| match &item.outcome {
-        Some(Beat::Heard(heard)) => (heard.ignored, heard.last_seq),
+        Some(Beat::Heard(heartbeat_response)) => (heartbeat_response.ignored, heartbeat_response.last_seq),
         other => panic!("{other:?}"),
     };
     assert_eq!(late.iter().map(ignored).collect::<Vec<_>>(), [(false, None), (true, Some(9))]);
-    let said: Vec<_> = items
+    let response: Vec<_> = items
         .into_iter()
         .map(|item| match item.outcome.unwrap() {
-            Beat::Heard(heard) => (0, heard.claims.len(), heard.stop, String::new()),
+            Beat::Heard(heartbeat_response) => {
+                (0, heartbeat_response.claims.len(), heartbeat_response.stop, String::new())
+            }
             Beat::Error(error) => (error.code, 0, Vec::new(), error.field),
         })
         .collect();
     let bad = |code: Code, field: &str| (code as i32, 0, Vec::new(), field.to_owned());
     let good = |claims, stop: &[HeldClaim]| (0, claims, stop.to_vec(), String::new());
     assert_eq!(
-        said,
+        response,
         [
             good(1, &[]),
             bad(Code::NotFound, ""),
@@ -154,7 +157,7 @@ async fn w03_cordon_uncordon_drain_and_clear() {
 }
 
 #[tokio::test]
-async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
+async fn w05_a_release_in_two_phases_times_out_and_workers_are_cleared() {
     let (_dir, server, mut http) = with_pool(2);
     let mut link = Link::open(server.address).await;
     let release = |claim: &Claim, phase: ReleasePhase| ReleaseClaimRequest {
@@ -165,7 +168,7 @@ async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
         phase: phase as i32,
     };
     let get = |key: &str| GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
-    // In time.
+    // Release in time.
     http.put("/v1/pools/ns/warm", &json!({"shards": 4})).expect(200);
     let a = link.hold("a").await;
     link.claims.release_claim(release(&a, ReleasePhase::Begin)).await.unwrap();
@@ -176,14 +179,14 @@ async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
     expect(link.claims.release_claim(wrong).await, Code::Aborted, Some("FENCE"), None);
     link.claims.release_claim(release(&a, ReleasePhase::Finish)).await.unwrap();
     expect(link.claims.get_claim(get("a")).await, Code::NotFound, None, None);
-    assert_eq!(link.look(&a.worker).await.trust(), Trust::Trusted);
-    // Not in time: the workers are suspect until their owner speaks for them, one by one or all together.
+    assert_eq!(link.get_worker(&a.worker).await.trust(), Trust::Trusted);
+    // Release too late: the workers are suspect until they are cleared, one by one or all together.
     http.put("/v1/pools/ns/warm", &json!({"shards": 4, "releasing_ms": 1})).expect(200);
     let (b, c) = (link.hold("b").await, link.hold("c").await);
     for claim in [&b, &c] {
         link.claims.release_claim(release(claim, ReleasePhase::Begin)).await.unwrap();
         while link.claims.get_claim(get(&claim.key)).await.is_ok() {}
-        assert_eq!(link.look(&claim.worker).await.trust(), Trust::Suspect);
+        assert_eq!(link.get_worker(&claim.worker).await.trust(), Trust::Suspect);
     }
     expect(link.claims.take_claim(take("d")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
     let clear = ClearWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: b.worker.clone() };
@@ -193,7 +196,7 @@ async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
     let cleared = link.pools.clear_pool(all.clone()).await.unwrap().into_inner();
     assert_eq!((cleared.cleared, cleared.suspect), (1, 0));
     assert_eq!(link.pools.clear_pool(all).await.unwrap().into_inner().cleared, 0);
-    assert_eq!(link.look(&c.worker).await.trust(), Trust::Trusted);
+    assert_eq!(link.get_worker(&c.worker).await.trust(), Trust::Trusted);
     link.hold("d").await;
     link.hold("e").await;
     let nowhere = ClearPoolRequest { namespace: "ns".into(), pool: "none".into() };
@@ -201,7 +204,7 @@ async fn w05_two_steps_a_clean_up_given_up_and_owners_who_clear() {
 }
 
 #[tokio::test]
-async fn c10_a_claim_with_a_time_is_renewed() {
+async fn c10_a_claim_with_a_ttl_is_renewed() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     let year: u64 = 365 * 86_400_000;
@@ -209,19 +212,19 @@ async fn c10_a_claim_with_a_time_is_renewed() {
         let request = TakeClaimRequest { ttl_ms: Some(ttl_ms), ..take("a") };
         expect(link.claims.take_claim(request).await, Code::InvalidArgument, None, Some("ttl_ms"));
     }
-    let taken = TakeClaimRequest { ttl_ms: Some(3_600_000), ..take("a") };
-    let taken = link.claims.take_claim(taken).await.unwrap().into_inner().claim.unwrap();
+    let created = TakeClaimRequest { ttl_ms: Some(3_600_000), ..take("a") };
+    let created = link.claims.take_claim(created).await.unwrap().into_inner().claim.unwrap();
     let renew =
         |fence, ttl_ms| RenewClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence, ttl_ms };
-    expect(link.claims.renew_claim(renew(taken.fence, None)).await, Code::FailedPrecondition, Some("STATE"), None);
-    let (namespace, key, fence) = ("ns".into(), "a".into(), taken.fence);
+    expect(link.claims.renew_claim(renew(created.fence, None)).await, Code::FailedPrecondition, Some("STATE"), None);
+    let (namespace, key, fence) = ("ns".into(), "a".into(), created.fence);
     let confirmed = ConfirmClaimRequest { namespace, key, tenant: None, fence };
     let confirmed = link.claims.confirm_claim(confirmed).await.unwrap().into_inner().claim.unwrap();
     let renewed = link.claims.renew_claim(renew(fence, Some(7_200_000))).await.unwrap().into_inner().claim.unwrap();
     assert!(renewed.expires_at_ms.unwrap() >= confirmed.expires_at_ms.unwrap() + 3_500_000);
     expect(link.claims.renew_claim(renew(fence, Some(year))).await, Code::InvalidArgument, None, Some("ttl_ms"));
     expect(link.claims.renew_claim(renew(fence - 1, None)).await, Code::Aborted, Some("FENCE"), None);
-    // The claim of another tenant is another claim.
+    // Another tenant has another claim.
     let other = RenewClaimRequest { tenant: Some("acme".into()), ..renew(fence, None) };
     expect(link.claims.renew_claim(other).await, Code::NotFound, None, None);
     let (namespace, key, tenant) = ("ns".into(), "a".into(), Some("acme".into()));
@@ -231,13 +234,13 @@ async fn c10_a_claim_with_a_time_is_renewed() {
 }
 
 #[tokio::test]
-async fn w02_a_deleted_worker_is_not_brought_back_by_a_late_registration() {
+async fn w02_a_late_registration_does_not_restore_a_deleted_worker() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     let delete = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: "w0".into() };
     link.workers.delete_worker(delete).await.unwrap();
     expect(link.workers.register_worker(register("w0")).await, Code::FailedPrecondition, Some("STATE"), None);
-    expect(link.workers.heartbeat_worker(beat("w0", None)).await, Code::NotFound, None, None);
+    expect(link.workers.heartbeat_worker(heartbeat("w0", None)).await, Code::NotFound, None, None);
     let of = |id: &str, incarnation| WorkerSpec { id: id.into(), incarnation, ..WorkerSpec::default() };
     let workers = vec![of("w0", 0), of("w1", 0), of("w0", 1)];
     let batch = BatchRegisterWorkersRequest { namespace: "ns".into(), pool: "warm".into(), workers };

@@ -10,14 +10,14 @@ use crate::server::{Server, with_pool};
 
 const TAKE: &str = "/hotpool.v1.ClaimService/TakeClaim";
 
-/// A message of this length, which is no claim: a field that nobody knows.
+/// Encodes a message of this length that is no claim: one unknown field.
 fn sized(bytes: usize) -> Vec<u8> {
     let message = prost_bytes(bytes);
     assert_eq!(message.len(), bytes);
     [&[0][..], &u32::try_from(bytes).unwrap().to_be_bytes(), &message].concat()
 }
 
-/// Field 1000, so many bytes in all.
+/// Encodes field 1000 with so many bytes in all.
 fn prost_bytes(bytes: usize) -> Vec<u8> {
     let mut message = Vec::new();
     let head = |payload: usize| {
@@ -33,31 +33,31 @@ fn prost_bytes(bytes: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_message_past_the_limit_is_refused_unread() {
+async fn a_message_beyond_the_limit_is_rejected_unread() {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "4096")]);
     let mut raw = Raw::open(server.address).await;
-    let refused = raw.call(TAKE, &[], sized(4097)).await;
-    assert!(refused.message().contains("4096"), "{refused:?}");
-    expect::<()>(Err(refused), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
-    // Its length is enough.
+    let rejected = raw.call(TAKE, &[], sized(4097)).await;
+    assert!(rejected.message().contains("4096"), "{rejected:?}");
+    expect::<()>(Err(rejected), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
+    // The announced length is enough.
     let announced = raw.begin(TAKE, &[], vec![0, 0xff, 0xff, 0xff, 0xff]).await;
     expect::<()>(Err(status(announced).await), Code::InvalidArgument, Some("BODY_TOO_LARGE"), None);
-    // Exactly the limit is read.
+    // A message of exactly the limit is read.
     let read = raw.call(TAKE, &[], sized(4096)).await;
     expect::<()>(Err(read), Code::InvalidArgument, None, Some("namespace"));
 }
 
 #[tokio::test]
-async fn large_messages_together_are_bounded_and_hold_no_small_one() {
+async fn large_messages_share_a_budget_and_do_not_block_small_ones() {
     let (_dir, server, mut http) = with_pool(1);
     let mut raw = Raw::open(server.address).await;
-    // Four announce 8 MiB each, which in memory may be all the room, and send nothing.
+    // Four messages announce 8 MiB each, which decoded may use up the budget, and send nothing.
     let mut slow: Vec<_> = (0..4).map(|_| Box::pin(raw.begin(TAKE, &[], vec![0, 0, 0x80, 0, 0]))).collect();
     let mut other = Raw::open(server.address).await;
-    let refused = loop {
+    let rejected = loop {
         for slow in &mut slow {
-            // It may have met the question below, which takes a little of the room.
+            // This one may have met the request below, which takes a little of the budget.
             if futures::poll!(slow.as_mut()).is_ready() {
                 *slow = Box::pin(raw.begin(TAKE, &[], vec![0, 0, 0x80, 0, 0]));
             }
@@ -67,8 +67,8 @@ async fn large_messages_together_are_bounded_and_hold_no_small_one() {
             break status;
         }
     };
-    expect::<()>(Err(refused), Code::Unavailable, Some("OVERLOADED"), None);
-    // HTTP has the same room.
+    expect::<()>(Err(rejected), Code::Unavailable, Some("OVERLOADED"), None);
+    // HTTP shares the budget.
     http.request("POST", "/v1/claims", &[b' '; 20_000]).expect_error(503, "UNAVAILABLE", Some("overloaded"), None);
     let mut link = Link::open(server.address).await;
     link.claims.take_claim(take("a")).await.unwrap();
@@ -77,7 +77,7 @@ async fn large_messages_together_are_bounded_and_hold_no_small_one() {
 }
 
 #[tokio::test]
-async fn what_is_no_call_is_refused() {
+async fn invalid_calls_are_rejected() {
     let (_dir, server, mut http) = with_pool(1);
     let mut raw = Raw::open(server.address).await;
     let good = framed(&take("a"));
@@ -93,7 +93,7 @@ async fn what_is_no_call_is_refused() {
         let status = raw.call(TAKE, headers, body).await;
         expect::<()>(Err(status), Code::InvalidArgument, None, Some(field));
     }
-    // These codes are the protocol's own.
+    // These codes come from the protocol itself.
     for (headers, body, code) in [
         (&[][..], Vec::new(), Code::Internal),
         (&[], good[..good.len() - 1].to_vec(), Code::Internal),
@@ -124,7 +124,7 @@ async fn what_is_no_call_is_refused() {
 }
 
 #[tokio::test]
-async fn a_message_that_never_comes_meets_the_services_deadline() {
+async fn a_message_that_never_arrives_meets_the_request_timeout() {
     let dir = TempDir::new().unwrap();
     let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &[], &waits);
@@ -134,7 +134,7 @@ async fn a_message_that_never_comes_meets_the_services_deadline() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_leaves_nothing_pending() {
+async fn a_client_that_disconnects_leaves_nothing_pending() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     link.pools
@@ -144,7 +144,7 @@ async fn a_client_that_goes_away_leaves_nothing_pending() {
     for round in 0..20 {
         let mut raw = Raw::open(server.address).await;
         let whole = framed(&take("a"));
-        // Half a message, and a whole one whose answer nobody waits for.
+        // Half a message, and a whole one whose response nobody waits for.
         let half = Box::pin(raw.begin(TAKE, &[], whole[..whole.len() / 2].to_vec()));
         let call = Box::pin(raw.begin(TAKE, &[], whole));
         for call in [half, call] {
@@ -156,7 +156,7 @@ async fn a_client_that_goes_away_leaves_nothing_pending() {
         }
         drop(raw);
     }
-    // The key is not stuck: whoever asks gets an answer, and what nobody holds comes back.
+    // The key is not stuck: every caller gets a response, and abandoned claims are rolled back.
     let get = GetPoolRequest { namespace: "ns".into(), pool: "warm".into() };
     let idle = async {
         while link.pools.get_pool(get.clone()).await.unwrap().into_inner().pool.unwrap().workers.unwrap().idle != 1 {

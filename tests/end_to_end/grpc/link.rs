@@ -1,4 +1,4 @@
-//! Clients of all services on one connection, and what an error says.
+//! Clients of all gRPC services on one connection, and helpers for their errors.
 
 use std::net::SocketAddr;
 
@@ -23,7 +23,7 @@ use hotpool::api::grpc::proto::{
     Claim, GetClaimResponse, PoolSpec, PutPoolRequest, RegisterWorkerRequest, TakeClaimRequest, WorkerSpec,
 };
 
-/// Clients of all services.
+/// Clients of all gRPC services.
 #[derive(Clone)]
 pub struct Link {
     pub channel: Channel,
@@ -46,7 +46,7 @@ impl Link {
     }
 }
 
-/// A claim in `ns/warm`.
+/// Request for a claim in `ns/warm`.
 pub fn take(key: &str) -> TakeClaimRequest {
     TakeClaimRequest {
         namespace: "ns".into(),
@@ -56,18 +56,18 @@ pub fn take(key: &str) -> TakeClaimRequest {
     }
 }
 
-/// A worker of `ns/warm`.
+/// Registration of a worker of `ns/warm`.
 pub fn register(id: &str) -> RegisterWorkerRequest {
     let worker = Some(WorkerSpec { id: id.into(), ..WorkerSpec::default() });
     RegisterWorkerRequest { namespace: "ns".into(), pool: "warm".into(), worker }
 }
 
-/// The pool `ns/{pool}`.
+/// Request to put the pool `ns/{pool}`.
 pub fn put_pool(pool: &str, spec: PoolSpec) -> PutPoolRequest {
     PutPoolRequest { namespace: "ns".into(), pool: pool.into(), spec: Some(spec) }
 }
 
-/// The claim that a key holds.
+/// Returns the claim that a key holds.
 pub fn claim_of(answer: GetClaimResponse) -> Claim {
     match answer.standing {
         Some(Standing::Claim(claim)) => claim,
@@ -75,8 +75,8 @@ pub fn claim_of(answer: GetClaimResponse) -> Claim {
     }
 }
 
-/// Code, reason and field of an error.
-pub fn said(status: &Status) -> (Code, Option<String>, Option<String>) {
+/// Returns the code, reason and field of an error.
+pub fn error_of(status: &Status) -> (Code, Option<String>, Option<String>) {
     let details = status.get_error_details();
     assert!(!status.message().is_empty() && status.message().len() < 1_000, "{status:?}");
     assert_eq!(details.retry_info().is_some(), status.code() == Code::Unavailable, "{status:?}");
@@ -91,13 +91,13 @@ pub fn said(status: &Status) -> (Code, Option<String>, Option<String>) {
 #[track_caller]
 pub fn expect<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: Option<&str>, field: Option<&str>) {
     let status = answer.unwrap_err();
-    let (said_code, said_reason, said_field) = said(&status);
+    let (said_code, said_reason, said_field) = error_of(&status);
     assert_eq!((said_code, said_reason.as_deref(), said_field.as_deref()), (code, reason, field), "{status:?}");
 }
 
 type RawBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
-/// HTTP/2 without gRPC, to send what no good client would.
+/// HTTP/2 client without gRPC, to send what no well-behaved client would.
 #[derive(Clone)]
 pub struct Raw(SendRequest<RawBody>);
 
@@ -115,7 +115,7 @@ impl Raw {
         status(answer).await
     }
 
-    /// Sends the bytes, and leaves the body open until what is returned is dropped.
+    /// Sends the bytes, and leaves the body open until the returned value is dropped.
     pub fn begin(
         &mut self,
         path: &str,
@@ -145,7 +145,7 @@ impl Raw {
     }
 }
 
-/// The status of an answer, at its head or at its end.
+/// Returns the status of a response, from its head or its trailers.
 pub async fn status(answer: Response<hyper::body::Incoming>) -> Status {
     assert_eq!(answer.status(), 200);
     if let Some(status) = Status::from_header_map(answer.headers()) {
@@ -155,7 +155,7 @@ pub async fn status(answer: Response<hyper::body::Incoming>) -> Status {
     Status::from_header_map(body.trailers().expect("trailers")).expect("a status")
 }
 
-/// A message with its prefix.
+/// Encodes a message with its length prefix.
 pub fn framed(message: &impl prost::Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     [&[0][..], &u32::try_from(bytes.len()).unwrap().to_be_bytes(), &bytes].concat()

@@ -7,7 +7,7 @@ use tonic::Code;
 use super::link::{Link, Raw, expect, framed, put_pool, register, status, take};
 use crate::server::with_pool;
 
-/// A claim that waits for nodes.
+/// Claim that waits for preferred nodes.
 fn then_wait(nodes: &[&str], ms: u64, preferred: &[&str]) -> TakeClaimRequest {
     let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
     let preferred_then_wait = Some(PreferredThenWait { nodes: names(nodes), ms });
@@ -125,17 +125,17 @@ async fn every_bad_field_is_named() {
     for (request, field) in lists {
         expect(link.claims.list_claims(request).await, Code::InvalidArgument, None, Some(field));
     }
-    // Nothing of all that left a trace.
+    // None of these requests had an effect.
     http.get("/v1/pools/ns/other").expect_error(404, "NOT_FOUND", None, None);
     assert_eq!(http.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"]["total"], 1);
     assert_eq!(http.get("/v1/claims").expect(200)["items"], serde_json::json!([]));
 }
 
 #[tokio::test]
-async fn every_outcome_has_its_code_and_reason() {
+async fn every_error_has_its_code_and_reason() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
-    // Nothing there.
+    // Unknown objects.
     let elsewhere = TakeClaimRequest { candidates: Some(Candidates::Pool("none".into())), ..take("k") };
     expect(link.claims.take_claim(elsewhere).await, Code::NotFound, None, None);
     let get = GetClaimRequest { namespace: "ns".into(), key: "k".into(), tenant: None };
@@ -144,28 +144,28 @@ async fn every_outcome_has_its_code_and_reason() {
     expect(link.workers.get_worker(get).await, Code::NotFound, None, None);
     let get = GetPoolRequest { namespace: "ns".into(), pool: "none".into() };
     expect(link.pools.get_pool(get).await, Code::NotFound, None, None);
-    // No room.
+    // No capacity.
     let held = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
     expect(link.claims.take_claim(take("b")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
-    // Not the holder.
+    // Stale fence.
     let fence = held.fence - 1;
     let release = ReleaseClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence, phase: 0 };
     expect(link.claims.release_claim(release).await, Code::Aborted, Some("FENCE"), None);
     let confirm = ConfirmClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence };
     expect(link.claims.confirm_claim(confirm).await, Code::Aborted, Some("FENCE"), None);
-    // What is there does not allow it.
+    // State that does not allow it.
     let delete = DeletePoolRequest { namespace: "ns".into(), pool: "warm".into(), force: false };
     expect(link.pools.delete_pool(delete).await, Code::FailedPrecondition, Some("STATE"), None);
     let other = put_pool("warm", PoolSpec { shards: Some(8), ..PoolSpec::default() });
     expect(link.pools.put_pool(other).await, Code::FailedPrecondition, Some("STATE"), None);
-    // No time: half a message, whose end does not come within the caller's own limit.
+    // Timeout: half a message, whose end does not arrive within the caller's own deadline.
     let mut raw = Raw::open(server.address).await;
     let begun = Instant::now();
     let half = framed(&take("late"))[..10].to_vec();
     let late = raw.begin("/hotpool.v1.ClaimService/TakeClaim", &[("grpc-timeout", "20m")], half).await;
     expect::<()>(Err(status(late).await), Code::DeadlineExceeded, None, None);
     assert!(begun.elapsed() < Duration::from_secs(5), "the service's own limit is 10 s");
-    // No such thing to call.
+    // Unknown methods.
     for path in ["/hotpool.v1.ClaimService/Frobnicate", "/hotpool.v2.ClaimService/TakeClaim", "/", "/v1/claims"] {
         let status = raw.call(path, &[], framed(&take("k"))).await;
         assert_eq!(status.code(), Code::Unimplemented, "{path}: {status:?}");

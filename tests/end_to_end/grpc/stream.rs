@@ -1,4 +1,4 @@
-//! The claim stream: many in flight, answered by id.
+//! Claim stream: many requests in flight, answered by id.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,9 +17,9 @@ use crate::client::Client;
 use crate::server::{Server, with_pool};
 
 const STREAM: &str = "/hotpool.v1.ClaimService/ClaimStream";
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Both halves of a stream.
+/// Both halves of a claim stream.
 struct Stream {
     asks: Option<UnboundedSender<ClaimStreamRequest>>,
     answers: Streaming<ClaimStreamResponse>,
@@ -38,7 +38,7 @@ impl Stream {
     }
 
     async fn next(&mut self) -> Result<Option<(u64, Outcome)>, Status> {
-        let answer = timeout(PATIENCE, self.answers.message()).await.expect("an answer or an end")?;
+        let answer = timeout(TIMEOUT, self.answers.message()).await.expect("an answer or an end")?;
         Ok(answer.map(|answer| (answer.id, answer.outcome.unwrap())))
     }
 
@@ -46,7 +46,7 @@ impl Stream {
         self.next().await.unwrap().expect("an answer")
     }
 
-    /// The answers to so many requests, by id.
+    /// Returns the outcomes of so many requests, by id.
     async fn answers(&mut self, n: usize) -> BTreeMap<u64, Outcome> {
         let mut answers = BTreeMap::new();
         for _ in 0..n {
@@ -56,12 +56,12 @@ impl Stream {
         answers
     }
 
-    /// Sends no more.
+    /// Closes the sending half of the stream.
     fn finish(&mut self) {
         self.asks = None;
     }
 
-    /// Nothing is answered for now.
+    /// Whether no response is available for now.
     async fn is_silent(&mut self) -> bool {
         timeout(Duration::from_millis(100), self.answers.message()).await.is_err()
     }
@@ -88,15 +88,15 @@ fn renew(key: &str, fence: u64, ttl_ms: u64) -> Ask {
     Ask::Renew(RenewClaimRequest { namespace: "ns".into(), key: key.into(), fence, ttl_ms, ..Default::default() })
 }
 
-fn taken(outcome: &Outcome) -> &Claim {
+fn created(outcome: &Outcome) -> &Claim {
     match outcome {
-        Outcome::Taken(taken) => taken.claim.as_ref().unwrap(),
+        Outcome::Taken(created) => created.claim.as_ref().unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
 #[track_caller]
-fn refused(outcome: &Outcome, code: Code, reason: Reason, field: &str) {
+fn rejected(outcome: &Outcome, code: Code, reason: Reason, field: &str) {
     let Outcome::Error(error) = outcome else { panic!("{outcome:?}") };
     assert_eq!((error.code, error.reason(), error.field.as_str()), (code as i32, reason, field), "{error:?}");
     assert!(!error.message.is_empty(), "{error:?}");
@@ -114,17 +114,17 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
     let key = |id: u64| format!("k{id}");
-    // Numbers are the caller's: these begin anywhere, and with 0.
+    // Ids are chosen by the client: these start anywhere, including 0.
     let ids = || (0..1_000).map(|i| i * i);
     ids().for_each(|id| stream.ask(id, claim(&key(id))));
     let answers = stream.answers(1_000).await;
     assert!(ids().eq(answers.keys().copied()));
-    assert!(answers.iter().all(|(id, outcome)| taken(outcome).key == key(*id)));
-    let workers: BTreeSet<_> = answers.values().map(|outcome| &taken(outcome).worker).collect();
+    assert!(answers.iter().all(|(id, outcome)| created(outcome).key == key(*id)));
+    let workers: BTreeSet<_> = answers.values().map(|outcome| &created(outcome).worker).collect();
     assert_eq!(workers.len(), 1_000);
-    // A number may be used again when its answer is there. Three kinds of requests in one go.
+    // An id may be reused after its response. Three kinds of requests at once.
     for (id, outcome) in &answers {
-        let fence = taken(outcome).fence;
+        let fence = created(outcome).fence;
         match id % 3 {
             0 => stream.ask(*id, release(&key(*id), fence)),
             1 => stream.ask(*id, confirm(&key(*id), fence)),
@@ -134,7 +134,7 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     for (id, outcome) in stream.answers(1_000).await {
         match (id % 3, outcome) {
             (0, Outcome::Released(_)) => {}
-            (1, Outcome::Confirmed(answer)) => assert_eq!(answer.claim.as_ref(), Some(taken(&answers[&id]))),
+            (1, Outcome::Confirmed(answer)) => assert_eq!(answer.claim.as_ref(), Some(created(&answers[&id]))),
             (2, Outcome::Renewed(answer)) => {
                 let claim = answer.claim.unwrap();
                 assert!(claim.key == key(id) && claim.expires_at_ms.is_some(), "{claim:?}");
@@ -145,7 +145,7 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     let held = ids().filter(|id| id % 3 != 0).count();
     assert_eq!(http.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"]["busy"], held);
     for (id, outcome) in answers.iter().filter(|(id, _)| *id % 3 != 0) {
-        stream.ask(*id, release(&key(*id), taken(outcome).fence));
+        stream.ask(*id, release(&key(*id), created(outcome).fence));
     }
     stream.finish();
     stream.answers(held).await;
@@ -158,12 +158,12 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
 }
 
 #[tokio::test]
-async fn a_bad_request_harms_only_itself_and_says_what_is_wrong() {
+async fn an_invalid_request_affects_only_itself_and_names_its_error() {
     let (_dir, server, mut http) = with_pool(2);
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
     stream.ask(1, claim("a"));
-    let fence = taken(&stream.answer().await.1).fence;
+    let fence = created(&stream.answer().await.1).fence;
     stream.asks.as_ref().unwrap().unbounded_send(ClaimStreamRequest { id: 10, request: None }).unwrap();
     stream.ask(11, claim("no key"));
     stream.ask(12, Ask::Take(TakeClaimRequest { candidates: None, ..take("x") }));
@@ -189,17 +189,17 @@ async fn a_bad_request_harms_only_itself_and_says_what_is_wrong() {
         (17, Code::InvalidArgument, Reason::Unspecified, "release.fence"),
         (20, Code::InvalidArgument, Reason::Unspecified, "release.phase"),
     ] {
-        refused(&answers[&id], code, reason, field);
+        rejected(&answers[&id], code, reason, field);
     }
     assert!(matches!(answers[&18], Outcome::Released(_)));
-    assert_eq!(taken(&answers[&21]).key, "b");
+    assert_eq!(created(&answers[&21]).key, "b");
     assert_eq!(http.get("/v1/claims/ns/a").expect(200)["claim"]["fence"], fence);
     assert_eq!(counted(&mut http, "ReleaseClaim", "ABORTED"), 1);
     assert_eq!(counted(&mut http, "ClaimStream", "INVALID_ARGUMENT"), 1);
 }
 
 #[tokio::test]
-async fn one_that_waits_holds_nobody_up_and_its_id_is_taken_meanwhile() {
+async fn a_queued_request_blocks_no_other_and_its_id_stays_in_use() {
     let (_dir, server, _http) = with_pool(1);
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
@@ -208,17 +208,17 @@ async fn one_that_waits_holds_nobody_up_and_its_id_is_taken_meanwhile() {
     stream.ask(2, claim("c"));
     stream.ask(3, claim("d"));
     let answers = stream.answers(3).await;
-    let fence = taken(&answers[&1]).fence;
-    refused(&answers[&2], Code::InvalidArgument, Reason::Unspecified, "id");
-    refused(&answers[&3], Code::ResourceExhausted, Reason::PoolExhausted, "");
+    let fence = created(&answers[&1]).fence;
+    rejected(&answers[&2], Code::InvalidArgument, Reason::Unspecified, "id");
+    rejected(&answers[&3], Code::ResourceExhausted, Reason::PoolExhausted, "");
     stream.ask(4, release("a", fence));
     let answers = stream.answers(2).await;
     assert!(matches!(answers[&4], Outcome::Released(_)));
-    assert_eq!(taken(&answers[&2]).key, "b");
+    assert_eq!(created(&answers[&2]).key, "b");
 }
 
 #[tokio::test]
-async fn what_is_beyond_the_window_waits_in_the_stream_and_is_not_lost() {
+async fn requests_beyond_the_window_wait_in_the_stream_and_are_not_lost() {
     let (_dir, server, mut http) = with_pool(1);
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
@@ -228,15 +228,15 @@ async fn what_is_beyond_the_window_waits_in_the_stream_and_is_not_lost() {
     (window..window + 100).for_each(|id| stream.ask(id, release("nobody", 1)));
     assert!(stream.is_silent().await, "the window is full of claims that wait");
     http.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
-    // The first that waits is served, which makes place for all that waited behind.
+    // The first queued claim is served, which admits all that waited behind it.
     let mut answers = stream.answers(101).await;
-    assert!(answers.remove(&0).is_some_and(|first| taken(&first).key == "w0"));
+    assert!(answers.remove(&0).is_some_and(|first| created(&first).key == "w0"));
     assert!(answers.values().all(|outcome| matches!(outcome, Outcome::Released(_))));
     assert!(answers.into_keys().eq(window..window + 100));
 }
 
 #[tokio::test]
-async fn what_is_no_message_ends_the_stream_after_what_came_before() {
+async fn an_invalid_message_ends_the_stream_after_earlier_requests() {
     let (_dir, server, _http) = with_pool(2);
     let mut raw = Raw::open(server.address).await;
     let good = framed(&ClaimStreamRequest { id: 7, request: Some(claim("a")) });
@@ -252,12 +252,12 @@ async fn what_is_no_message_ends_the_stream_after_what_came_before() {
         expect::<()>(Err(status), Code::InvalidArgument, reason, field);
         let bytes = body.to_bytes();
         let answer = <ClaimStreamResponse as prost::Message>::decode(&bytes[5..]).unwrap();
-        assert_eq!((answer.id, taken(&answer.outcome.unwrap()).key.as_str()), (7, "a"));
+        assert_eq!((answer.id, created(&answer.outcome.unwrap()).key.as_str()), (7, "a"));
     }
 }
 
 #[tokio::test]
-async fn streams_whose_clients_hang_up_leave_nothing() {
+async fn streams_of_disconnected_clients_leave_nothing() {
     let (_dir, server, mut http) = with_pool(4);
     http.put("/v1/pools/ns/warm", &json!({"shards": 4, "reserve_ms": 300})).expect(200);
     for round in 0..30 {
@@ -267,7 +267,7 @@ async fn streams_whose_clients_hang_up_leave_nothing() {
             let wait_ms = (id % 2 == 1).then_some(60_000);
             stream.ask(id, Ask::Take(TakeClaimRequest { wait_ms, ..take(&format!("k{round}-{}", id % 15)) }));
         }
-        // Some leave before the first answer, some after a few, some with the sending half only.
+        // Some clients leave before the first response, some after a few, some close only the sending half.
         for _ in 0..round % 4 {
             stream.answer().await;
         }
@@ -278,7 +278,7 @@ async fn streams_whose_clients_hang_up_leave_nothing() {
     }
     let begun = std::time::Instant::now();
     while http.get("/debug/shards").json()["keys"] != 0 {
-        assert!(begun.elapsed() < PATIENCE, "{}", http.get("/debug/shards").json());
+        assert!(begun.elapsed() < TIMEOUT, "{}", http.get("/debug/shards").json());
         tokio::task::yield_now().await;
     }
     let pool = http.get("/v1/pools/ns/warm").expect(200)["pool"].take();
@@ -290,7 +290,7 @@ async fn streams_whose_clients_hang_up_leave_nothing() {
 }
 
 #[tokio::test]
-async fn a_stop_of_the_service_answers_what_is_in_flight_and_ends_the_stream() {
+async fn a_shutdown_answers_requests_in_flight_and_ends_the_stream() {
     let (_dir, server, _http) = with_pool(1);
     let link = Link::open(server.address).await;
     let mut idle = Stream::open(&link).await;
@@ -300,7 +300,7 @@ async fn a_stop_of_the_service_answers_what_is_in_flight_and_ends_the_stream() {
     assert_eq!(stream.answer().await.0, 1);
     server.terminate();
     let (id, outcome) = stream.answer().await;
-    refused(&outcome, Code::Unavailable, Reason::Loading, "");
+    rejected(&outcome, Code::Unavailable, Reason::Loading, "");
     assert_eq!(id, 2);
     for stream in [&mut stream, &mut idle] {
         expect(stream.next().await, Code::Unavailable, Some("LOADING"), None);
@@ -309,7 +309,7 @@ async fn a_stop_of_the_service_answers_what_is_in_flight_and_ends_the_stream() {
 }
 
 #[tokio::test]
-async fn a_claim_waits_for_a_worker_that_comes_over_another_call() {
+async fn a_queued_claim_gets_a_worker_registered_by_another_call() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -318,10 +318,10 @@ async fn a_claim_waits_for_a_worker_that_comes_over_another_call() {
     let mut stream = Stream::open(&link).await;
     stream.ask(1, Ask::Take(TakeClaimRequest { wait_ms: Some(500), ..take("a") }));
     let (_, outcome) = stream.answer().await;
-    // Its wait is on top of what any request may take.
-    refused(&outcome, Code::ResourceExhausted, Reason::PoolExhausted, "");
+    // The wait is added to the timeout of any request.
+    rejected(&outcome, Code::ResourceExhausted, Reason::PoolExhausted, "");
     stream.ask(2, waits("b"));
     assert!(stream.is_silent().await);
     link.workers.register_worker(register("w1")).await.unwrap();
-    assert_eq!(taken(&stream.answer().await.1).worker, "w1");
+    assert_eq!(created(&stream.answer().await.1).worker, "w1");
 }

@@ -43,7 +43,7 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
     let pool = updated.pool.unwrap();
     assert_eq!((Some(pool.version), pool.shards.len()), (after["version"].as_u64(), 2));
     assert_eq!(pool.spec.unwrap().reserve_ms(), 7);
-    // Left out of the specification and named: the default.
+    // Named in the mask and omitted from the specification: the default.
     link.pools.update_pool(update(PoolSpec::default(), &["reserve_ms", "policy"], None)).await.unwrap();
     let spec = http.get("/v1/pools/ns/warm").expect(200)["pool"]["spec"].take();
     assert_eq!(
@@ -51,8 +51,8 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
         (&json!(30_000), &json!("lifo"), &json!(true))
     );
 
-    let refused = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(pool.version))).await;
-    expect(refused, Code::Aborted, Some("VERSION"), None);
+    let rejected = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(pool.version))).await;
+    expect(rejected, Code::Aborted, Some("VERSION"), None);
     let endless = "x".repeat(1 << 20);
     for (spec, mask, field) in [
         (PoolSpec::default(), &[][..], "update_mask"),
@@ -64,25 +64,25 @@ async fn an_update_changes_the_fields_of_its_mask_and_nothing_else() {
         (PoolSpec { mode: 9, ..PoolSpec::default() }, &["mode"], "spec.mode"),
         (PoolSpec { policy: Policy::Spread as i32, ..PoolSpec::default() }, &["policy"], "spec.policy"),
     ] {
-        let refused = link.pools.update_pool(update(spec, mask, None)).await;
-        expect(refused, Code::InvalidArgument, None, Some(field));
+        let rejected = link.pools.update_pool(update(spec, mask, None)).await;
+        expect(rejected, Code::InvalidArgument, None, Some(field));
     }
     // Out of range, as over HTTP, and not another version.
     for version in [1 << 53, u64::MAX] {
-        let refused = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(version))).await;
-        expect(refused, Code::InvalidArgument, None, Some("version"));
+        let rejected = link.pools.update_pool(update(PoolSpec::default(), &["preemption"], Some(version))).await;
+        expect(rejected, Code::InvalidArgument, None, Some("version"));
     }
     let none = UpdatePoolRequest { update_mask: None, ..update(PoolSpec::default(), &[], None) };
     expect(link.pools.update_pool(none).await, Code::InvalidArgument, None, Some("update_mask"));
     let other = PoolSpec { shards: Some(8), ..PoolSpec::default() };
-    let refused = link.pools.update_pool(update(other, &["shards"], None)).await;
-    expect(refused, Code::FailedPrecondition, Some("STATE"), None);
+    let rejected = link.pools.update_pool(update(other, &["shards"], None)).await;
+    expect(rejected, Code::FailedPrecondition, Some("STATE"), None);
     let nowhere = UpdatePoolRequest { pool: "none".into(), ..update(PoolSpec::default(), &["ack"], None) };
     expect(link.pools.update_pool(nowhere).await, Code::NotFound, None, None);
 }
 
 #[tokio::test]
-async fn a_release_says_whether_the_key_held_a_claim() {
+async fn a_release_reports_whether_the_key_had_a_claim() {
     let (_dir, server, _http) = crate::server::with_pool(1);
     let mut link = Link::open(server.address).await;
     let fence = link.claims.take_claim(super::link::take("a")).await.unwrap().into_inner().claim.unwrap().fence;

@@ -1,4 +1,4 @@
-//! Waiting, quotas and demand over gRPC.
+//! Queued claims, quotas and demand over gRPC.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn waits(key: &str, wait_ms: u64) -> TakeClaimRequest {
     TakeClaimRequest { wait_ms: Some(wait_ms), reserve_ms: Some(0), ..take(key) }
 }
 
-/// What the key waits for, as soon as it does.
+/// Returns the queued claim of a key, once it is queued.
 async fn waiting(link: &mut Link, key: &str) -> Waiting {
     loop {
         let get = GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
@@ -29,22 +29,24 @@ async fn waiting(link: &mut Link, key: &str) -> Waiting {
 
 fn begin(link: &Link, request: impl tonic::IntoRequest<TakeClaimRequest>) -> JoinHandle<Result<Claim, Status>> {
     let (mut link, request) = (link.clone(), request.into_request());
-    tokio::spawn(async move { link.claims.take_claim(request).await.map(|taken| taken.into_inner().claim.unwrap()) })
+    tokio::spawn(
+        async move { link.claims.take_claim(request).await.map(|new_claim| new_claim.into_inner().claim.unwrap()) },
+    )
 }
 
 #[tokio::test]
-async fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
+async fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     link.claims.take_claim(waits("held", 0)).await.unwrap();
     let request = TakeClaimRequest { priority: Some(9), preemptible: Some(true), ..waits("a", 60_000) };
     let begun = begin(&link, request);
-    let seen = waiting(&mut link, "a").await;
+    let observed = waiting(&mut link, "a").await;
     assert_eq!(
-        (seen.pools.as_slice(), seen.reason(), seen.priority),
+        (observed.pools.as_slice(), observed.reason(), observed.priority),
         (&["warm".to_owned()][..], Reason::PoolExhausted, 9)
     );
-    assert_eq!((seen.waited_ms + seen.left_ms, seen.ahead, seen.estimate_ms), (60_000, 0, None));
+    assert_eq!((observed.waited_ms + observed.left_ms, observed.ahead, observed.estimate_ms), (60_000, 0, None));
     let get = GetDemandRequest { namespace: "ns".into(), pool: "warm".into() };
     let demand = link.pools.get_demand(get).await.unwrap().into_inner();
     assert_eq!((demand.waiting, demand.workers_busy, demand.workers_needed, demand.workers_wanted), (1, 1, 1, 2));
@@ -61,7 +63,7 @@ async fn q02_who_waits_is_seen_and_served_when_a_worker_comes() {
 }
 
 #[tokio::test]
-async fn q01_a_quota_is_met_waited_for_and_raised() {
+async fn q01_a_quota_is_used_up_waited_for_and_raised() {
     let (_dir, server, _http) = with_pool(3);
     let mut link = Link::open(server.address).await;
     let put = |claims| PutQuotaRequest {
@@ -73,8 +75,8 @@ async fn q01_a_quota_is_met_waited_for_and_raised() {
     link.claims.take_claim(waits("a", 0)).await.unwrap();
     expect(link.claims.take_claim(waits("b", 0)).await, Code::ResourceExhausted, Some("QUOTA"), None);
     let begun = begin(&link, waits("b", 60_000));
-    let seen = waiting(&mut link, "b").await;
-    assert_eq!((seen.pools.len(), seen.reason()), (0, Reason::Quota));
+    let observed = waiting(&mut link, "b").await;
+    assert_eq!((observed.pools.len(), observed.reason()), (0, Reason::Quota));
     let get = GetQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()) };
     assert_eq!(link.quotas.get_quota(get).await.unwrap().into_inner().quota.unwrap().waiting, 1);
     assert!(!link.quotas.put_quota(put(2)).await.unwrap().into_inner().created);
@@ -94,7 +96,7 @@ async fn q01_a_quota_is_met_waited_for_and_raised() {
 }
 
 #[tokio::test]
-async fn a_wait_outlasts_the_services_deadline_and_not_the_callers() {
+async fn a_wait_extends_the_request_timeout_but_not_the_callers_deadline() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -109,15 +111,15 @@ async fn a_wait_outlasts_the_services_deadline_and_not_the_callers() {
     let mut request = Request::new(waits("d", 60_000));
     request.set_timeout(Duration::from_millis(300));
     let status = begin(&link, request).await.unwrap().unwrap_err();
-    // Whoever looks at the clock first: the client's own is CANCELLED.
+    // Either timer may be first: the client's own yields CANCELLED.
     assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&status.code()), "{status:?}");
-    // It has left the line.
+    // The claim has left the queue.
     let get = GetClaimRequest { namespace: "ns".into(), key: "d".into(), tenant: None };
     while link.claims.get_claim(get.clone()).await.is_ok() {}
 }
 
 #[tokio::test]
-async fn a_stop_answers_those_who_wait_at_once() {
+async fn a_shutdown_answers_queued_claims_at_once() {
     let (_dir, server, _http) = with_pool(1);
     let mut link = Link::open(server.address).await;
     link.claims.take_claim(waits("held", 0)).await.unwrap();
@@ -131,10 +133,10 @@ async fn a_stop_answers_those_who_wait_at_once() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
-/// Calls that wait take streams of their channel, and leave some for calls that do not: a release is answered beside as
-/// many waiting claims as a channel may hold.
+/// Queued calls occupy streams of their channel and leave some for other calls: a release is answered next to as many
+/// queued claims as a channel may hold.
 #[tokio::test]
-async fn q02_a_release_passes_the_claims_that_wait_on_its_channel() {
+async fn q02_a_release_overtakes_the_queued_claims_of_its_channel() {
     const WAIT: usize = 1_500;
     let (_dir, server, mut http) = with_pool(1);
     let mut link = Link::open(server.address).await;

@@ -1,11 +1,11 @@
-//! The same request has the same outcome over RESP and over HTTP, down to the field and the words.
+//! RESP and HTTP have the same outcome for the same request, down to the field and the message.
 
 use serde_json::{Value, json};
 
 use super::wire::{Wire, text, with_pool};
 use crate::client::Client;
 
-/// What an HTTP error is called in RESP.
+/// Translates an HTTP error to RESP.
 fn in_resp(error: &Value) -> String {
     let word = |name: &str| error["error"][name].as_str();
     let reason = word("reason");
@@ -17,22 +17,22 @@ fn in_resp(error: &Value) -> String {
         ("RESOURCE_EXHAUSTED", reason) => ("NOCAPACITY", reason),
         other => panic!("{other:?}"),
     };
-    let words = [Some(name), reason, word("field"), word("message")];
-    format!("-{}", words.into_iter().flatten().collect::<Vec<_>>().join(" "))
+    let parts = [Some(name), reason, word("field"), word("message")];
+    format!("-{}", parts.into_iter().flatten().collect::<Vec<_>>().join(" "))
 }
 
 #[track_caller]
 fn agree(client: &mut Client, wire: &mut Wire, command: &str, path: &str, body: &Value) {
     let answer = client.post(path, body);
     assert!(answer.status >= 400, "{command}: {}", answer.text());
-    assert_eq!(text(&wire.ask(command)), in_resp(&answer.json()), "{command}");
+    assert_eq!(text(&wire.call(command)), in_resp(&answer.json()), "{command}");
 }
 
 #[test]
 fn refusals_are_the_same() {
     let (_dir, _server, mut client, mut wire) = with_pool(1);
     client.put("/v1/pools/ns/gpu", &json!({"mode": "shared", "shards": 1})).expect(201);
-    assert_eq!(wire.said("REGISTER ns/gpu g CPU 1000"), "1");
+    assert_eq!(wire.reply_text("REGISTER ns/gpu g CPU 1000"), "1");
     let long = "x".repeat(256);
     let claim = |more: Value| {
         let mut body = json!({"namespace": "ns", "pool": "warm"});
@@ -65,7 +65,7 @@ fn refusals_are_the_same() {
     agree(&mut client, &mut wire, "CLAIM ns/gpu", "/v1/claims", &json!({"namespace": "ns", "pool": "gpu"}));
     let big = json!({"namespace": "ns", "pool": "gpu", "resources": {"cpu_milli": 1001}});
     agree(&mut client, &mut wire, "CLAIM ns/gpu CPU 1001", "/v1/claims", &big);
-    assert!(wire.said("CLAIM ns/warm KEY held").starts_with('['));
+    assert!(wire.reply_text("CLAIM ns/warm KEY held").starts_with('['));
     agree(&mut client, &mut wire, "CLAIM ns/warm", "/v1/claims", &claim(json!({})));
     for (verb, command) in [("confirm", "CONFIRM"), ("renew", "RENEW"), ("release", "RELEASE")] {
         let path = |key: &str| format!("/v1/claims/ns/{key}:{verb}");
@@ -86,9 +86,9 @@ fn refusals_are_the_same() {
 }
 
 #[test]
-fn what_only_resp_can_get_wrong_names_its_field_too() {
+fn errors_that_only_resp_can_have_name_their_field_too() {
     let (_dir, _server, _client, mut wire) = with_pool(1);
-    for (command, said) in [
+    for (command, response) in [
         ("CLAIM ns", "-BADREQ pool must be namespace/pool"),
         ("CLAIM ns/warm KEY", "-BADREQ key is required"),
         ("CLAIM ns/warm KEY a KEY b", "-BADREQ key is given twice"),
@@ -111,10 +111,10 @@ fn what_only_resp_can_get_wrong_names_its_field_too() {
         ("RELEASE ns a 1 NOW", "-BADREQ NOW unknown option; known: TENANT, BEGIN, FINISH"),
         ("REGISTER ns/warm w GPU A10 65", "-BADREQ capacity.gpu.count must be 1..=64"),
         ("REGISTER ns/warm w GPU A10 4294967297", "-BADREQ capacity.gpu.count must be 1..=64"),
-        ("REGISTER ns/warm w LABEL a b LABEL a c", "-BADREQ labels one is given twice"),
+        ("REGISTER ns/warm w LABEL a b LABEL a c", "-BADREQ labels a label is given twice"),
         ("HEARTBEAT ns/warm w0 CLAIMS 10001", "-BADREQ claims must be a whole number, 0..=10000, got 10001"),
     ] {
-        assert_eq!(wire.said(command), said, "{command}");
+        assert_eq!(wire.reply_text(command), response, "{command}");
     }
     wire.send(b"*2\r\n$5\r\nCLAIM\r\n$2\r\n\xff\xfe\r\n");
     assert_eq!(text(&wire.receive()), "-BADREQ pool must be UTF-8");

@@ -1,4 +1,4 @@
-//! Bytes that no good client would send.
+//! Bytes that no well-behaved client would send.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ fn ended(client: &mut crate::client::Client, reason: &str) -> u64 {
 }
 
 #[test]
-fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
+fn an_invalid_frame_gets_an_error_and_ends_only_its_connection() {
     let (_dir, _server, mut client, mut good) = with_pool(1);
     let address = good.stream().peer_addr().unwrap();
     let table: [(&[u8], &str); 13] = [
@@ -25,25 +25,25 @@ fn what_is_no_frame_is_told_so_and_ends_its_connection_alone() {
         (b"*1\r\n$9\r\nPING\r\n*1\r\n$4\r\nPING\r\n", "expected CRLF"),
         (b"*1\r\n:5\r\n", "expected '$', got ':'"),
         (b"*2\r\n$4\r\nPING\r\n#t\r\n", "expected '$', got '#'"),
-        (b"%1\r\n+a\r\n+b\r\n", "expected '*' or a command's name, got '%'"),
+        (b"%1\r\n+a\r\n+b\r\n", "expected '*' or a command name, got '%'"),
         (b"\x16\x03\x01\x02\x00\x01", "got 0x16"),
         (&[b'a'; (64 << 10) + 1], "too big inline request"),
     ];
-    for (bytes, words) in table {
+    for (bytes, parts) in table {
         let mut wire = Wire::connect(address);
-        // What came before is answered.
+        // Earlier commands are answered.
         wire.send(&[&frame("PING"), bytes].concat());
         assert_eq!(text(&wire.receive()), "PONG");
         let rest = wire.rest();
-        assert!(rest.starts_with("-ERR Protocol error: ") && rest.contains(words), "{words}: {rest}");
+        assert!(rest.starts_with("-ERR Protocol error: ") && rest.contains(parts), "{parts}: {rest}");
         assert!(rest.ends_with("\r\n") && rest.lines().count() == 1, "{rest}");
     }
     assert_eq!(ended(&mut client, "protocol"), table.len() as u64);
-    assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
+    assert!(good.reply_text("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
 }
 
 #[test]
-fn h01_what_a_browser_can_send_is_ended_before_anything_behind_it() {
+fn h01_requests_that_a_browser_can_send_end_the_connection() {
     let (_dir, _server, mut client, mut good) = with_pool(1);
     let address = good.stream().peer_addr().unwrap();
     let behind = "Host: localhost:7071\r\nContent-Length: 99\r\n\r\nCLAIM ns/warm KEY page\r\n";
@@ -71,15 +71,15 @@ fn h01_what_a_browser_can_send_is_ended_before_anything_behind_it() {
         assert_eq!(rest, "-ERR Protocol error: this port does not speak HTTP\r\n", "{line}");
     }
     assert_eq!(ended(&mut client, "http"), lines.len() as u64);
-    // People may try a command of Redis by hand, and any word may be sent as a frame.
-    assert!(good.said("GET HTTP/1.1").contains("unknown command 'GET'"));
+    // People may try a Redis command by hand, and any word may be sent as a frame.
+    assert!(good.reply_text("GET HTTP/1.1").contains("unknown command 'GET'"));
     good.send(b"GET key\r\n");
     assert!(text(&good.receive()).contains("unknown command 'GET'"));
-    assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
+    assert!(good.reply_text("CLAIM ns/warm KEY a").starts_with("[a "), "nothing of it was a claim");
 }
 
 #[test]
-fn byte_by_byte_is_as_good_as_at_once() {
+fn commands_may_arrive_byte_by_byte() {
     let (_dir, _server, _client, mut wire) = with_pool(2);
     let bytes = [frame("CLAIM ns/warm KEY a"), b"CLAIM ns/warm KEY b\r\n".to_vec(), frame("RELEASE ns a *")].concat();
     for byte in bytes {
@@ -91,15 +91,15 @@ fn byte_by_byte_is_as_good_as_at_once() {
 }
 
 #[test]
-fn a_command_that_never_ends_is_ended() {
+fn an_incomplete_command_times_out() {
     let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "300"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let (_dir, _server, mut client, mut idle) = with_pool_in(1, &waits);
     let mut wire = Wire::connect(idle.stream().peer_addr().unwrap());
     wire.send(b"*2\r\n$4\r\nPING\r\n$2\r\nh");
-    assert_eq!(wire.rest(), "-ERR Protocol error: the command did not come to its end in time\r\n");
+    assert_eq!(wire.rest(), "-ERR Protocol error: the command was not complete in time\r\n");
     assert_eq!(ended(&mut client, "slow_writer"), 1);
-    // Silence between commands is no harm.
-    assert_eq!(idle.said("PING"), "PONG");
+    // Silence between commands is allowed.
+    assert_eq!(idle.reply_text("PING"), "PONG");
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_client_that_never_reads_is_dropped() {
     let wire = Wire::connect(good.stream().peer_addr().unwrap());
     let mut to = wire.stream().try_clone().unwrap();
     let before = metric(&mut client, "process_resident_memory_bytes");
-    // A few bytes ask for a large answer.
+    // A few bytes request a large reply.
     let chunk = frame("COMMAND DOCS").repeat(100);
     let begun = Instant::now();
     let error = loop {
@@ -122,11 +122,11 @@ fn a_client_that_never_reads_is_dropped() {
     assert_eq!(ended(&mut client, "slow_reader"), 1);
     let after = metric(&mut client, "process_resident_memory_bytes");
     assert!(after < before + (32 << 20), "{before} -> {after}");
-    assert_eq!(good.said("PING"), "PONG");
+    assert_eq!(good.reply_text("PING"), "PONG");
 }
 
 #[test]
-fn one_that_reads_slowly_is_not() {
+fn a_slow_reader_is_not_dropped() {
     const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
     let waits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1000"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let (_dir, _server, _client, wire) = with_pool_in(1, &waits);
@@ -135,7 +135,7 @@ fn one_that_reads_slowly_is_not() {
     let sender = std::thread::spawn(move || to.write_all(&frame("COMMAND DOCS").repeat(ASKED)));
     let mut bytes = vec![0; 256 << 10];
     let (mut read, mut size) = (0, None);
-    // All of it takes twice as long as a request may, and something is taken all the time.
+    // The whole reply takes twice as long as a request may, while the client keeps reading.
     let begun = Instant::now();
     while size.is_none_or(|size: usize| read < size * ASKED) {
         let took = from.read(&mut bytes).unwrap();
@@ -155,14 +155,14 @@ fn one_that_reads_slowly_is_not() {
 }
 
 #[test]
-fn large_commands_share_their_room() {
+fn large_commands_share_a_budget() {
     let (_dir, _server, mut client, mut good) = with_pool(1);
     let address = good.stream().peer_addr().unwrap();
-    // Each of them announces words of 64 KiB up to the largest command, and sends nearly all.
+    // Each announces arguments of 64 KiB up to the largest command, and sends nearly all of them.
     let word = [format!("${}\r\n", 64 << 10).into_bytes(), vec![b'a'; 64 << 10], b"\r\n".to_vec()].concat();
     let most = [b"*127\r\n".to_vec(), word.repeat(126)].concat();
     let mut held = Vec::new();
-    let refused = loop {
+    let rejected = loop {
         assert!(held.len() < 64, "the room has no end");
         let wire = Wire::connect(address);
         let mut to = wire.stream().try_clone().unwrap();
@@ -172,22 +172,22 @@ fn large_commands_share_their_room() {
             break held.pop();
         }
     };
-    let said = refused.unwrap().rest();
-    assert!(said.is_empty() || said.starts_with("-OVERLOADED "), "{said}");
+    let response = rejected.unwrap().rest();
+    assert!(response.is_empty() || response.starts_with("-OVERLOADED "), "{response}");
     assert!(metric(&mut client, "process_resident_memory_bytes") < 900 << 20);
-    // What is small needs none of it.
-    assert!(good.said("CLAIM ns/warm KEY a").starts_with("[a "));
-    // Whoever leaves makes room.
+    // Small commands need no permit.
+    assert!(good.reply_text("CLAIM ns/warm KEY a").starts_with("[a "));
+    // A client that leaves frees its permit.
     drop(held);
     let mut wire = Wire::connect(address);
     let n = 9_000;
     let keys: String = (0..n).map(|i| format!(" key-{i}-{}", "k".repeat(100))).collect();
-    let said = loop {
-        let said = text(&wire.ask(&format!("CLAIMS {n} ns/warm KEYS{keys}")));
-        if !said.starts_with("-OVERLOADED") {
-            break said;
+    let response = loop {
+        let response = text(&wire.call(&format!("CLAIMS {n} ns/warm KEYS{keys}")));
+        if !response.starts_with("-OVERLOADED") {
+            break response;
         }
         wire = Wire::connect(address);
     };
-    assert!(said.contains("-NOCAPACITY"), "{}", &said[..100]);
+    assert!(response.contains("-NOCAPACITY"), "{}", &response[..100]);
 }

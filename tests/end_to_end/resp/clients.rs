@@ -1,4 +1,4 @@
-//! Programs that nobody here wrote: `redis-cli`, `redis-benchmark` and the `redis` crate.
+//! Third-party clients: `redis-cli`, `redis-benchmark` and the `redis` crate.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -36,9 +36,9 @@ fn redis_cli_drives_a_claim() {
     assert_eq!(cli(&["--no-raw", "RELEASE", "ns", "a", fence]), "(integer) 1");
     assert!(cli(&["FLUSHALL"]).starts_with("ERR unknown command 'FLUSHALL'"));
     assert!(cli(&["INFO"]).contains("hotpool_version:"));
-    // Its help knows the commands from COMMAND DOCS.
+    // The client's help gets the commands from COMMAND DOCS.
     assert!(cli(&["COMMAND", "DOCS", "CLAIM"]).contains("AFFINITY"));
-    // Its own way of many at once.
+    // The client's own pipelining.
     let repeated = cli(&["-r", "3", "PING"]);
     assert_eq!(repeated.lines().count(), 3);
 }
@@ -48,16 +48,16 @@ fn redis_benchmark_loads_it() {
     let (_dir, server, mut client, mut wire) = with_pool(30_000);
     let port = server.resp.unwrap().port();
     for depth in ["1", "16"] {
-        let said =
+        let response =
             program("redis-benchmark", port, &["-c", "50", "-n", "10000", "-P", depth, "-q", "CLAIM", "ns/warm"]);
-        assert!(said.contains("requests per second"), "{said}");
-        assert!(!said.contains("WARNING") && !said.to_lowercase().contains("error"), "{said}");
+        assert!(response.contains("requests per second"), "{response}");
+        assert!(!response.contains("WARNING") && !response.to_lowercase().contains("error"), "{response}");
     }
     assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="claim",outcome="OK"}"#), 20_000);
-    assert!(wire.said("POOLS").contains("reserved 20000"), "every one of them holds a worker");
+    assert!(wire.reply_text("POOLS").contains("reserved 20000"), "every one of them holds a worker");
     let release = ["-c", "50", "-n", "10000", "-P", "16", "-r", "1000", "-q", "RELEASE", "ns", "__rand_int__", "*"];
-    let said = program("redis-benchmark", port, &release);
-    assert!(said.contains("requests per second"), "{said}");
+    let response = program("redis-benchmark", port, &release);
+    assert!(response.contains("requests per second"), "{response}");
     assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="release",outcome="OK"}"#), 10_000);
 }
 
@@ -101,12 +101,12 @@ fn the_redis_crate_speaks_both_protocols() {
     }
 }
 
-/// What a script that drives a client library of another language prints.
+/// Returns the output of a script that uses a client library of another language.
 fn script(interpreter: &str, arguments: &[&str], port: u16) -> String {
     let output = Command::new(interpreter)
         .args(arguments)
         .env("PORT", port.to_string())
-        // Where Debian puts what its packages bring for Node.
+        // Directory of Debian's packages for Node.
         .env("NODE_PATH", "/usr/share/nodejs:/usr/lib/nodejs")
         .stdin(Stdio::null())
         .output()
@@ -119,7 +119,7 @@ fn script(interpreter: &str, arguments: &[&str], port: u16) -> String {
 #[test]
 fn a_python_client_drives_claims() {
     let (_dir, server, _client, _wire) = with_pool(2);
-    let said = script(
+    let response = script(
         "/usr/bin/python3",
         &[
             "-c",
@@ -145,16 +145,16 @@ except redis.ResponseError as error:
         ],
         server.resp.unwrap().port(),
     );
-    let lines: Vec<&str> = said.lines().collect();
+    let lines: Vec<&str> = response.lines().collect();
     let none = "b ResponseError NOCAPACITY pool_exhausted no worker that the request allows is free";
-    assert!(matches!(lines[0], "a w0 None" | "a w1 None"), "{said}");
+    assert!(matches!(lines[0], "a w0 None" | "a w1 None"), "{response}");
     assert_eq!(lines[1..], [none, "[1, 1, 0]", "unknown command 'SET'"]);
 }
 
 #[test]
 fn c14_a_python_pipeline_is_a_transaction() {
     let (_dir, server, mut client, _wire) = with_pool(2);
-    let said = script(
+    let response = script(
         "/usr/bin/python3",
         &[
             "-c",
@@ -185,17 +185,17 @@ print(client.ping())
         ],
         server.resp.unwrap().port(),
     );
-    let lines: Vec<&str> = said.lines().collect();
+    let lines: Vec<&str> = response.lines().collect();
     assert_eq!(lines[0], "a b ResponseError NOCAPACITY pool_exhausted no worker that the request allows is free");
-    let refused = "Command # 2 (SET x 1) of pipeline cause";
-    assert_eq!(lines[1..], ["[1, 1]", refused, "WATCH is not supported", "True"]);
+    let rejected = "Command # 2 (SET x 1) of pipeline cause";
+    assert_eq!(lines[1..], ["[1, 1]", rejected, "WATCH is not supported", "True"]);
     assert_eq!(client.get("/v1/claims").expect(200)["items"].as_array().unwrap().len(), 0);
 }
 
 #[test]
 fn c14_a_node_multi_is_a_transaction() {
     let (_dir, server, mut client, _wire) = with_pool(1);
-    let said = script(
+    let response = script(
         "node",
         &[
             "-e",
@@ -218,7 +218,7 @@ const { createClient } = require("redis");
         ],
         server.resp.unwrap().port(),
     );
-    assert_eq!(said, "a true\n1\nrefused\nPONG");
+    assert_eq!(response, "a true\n1\nrefused\nPONG");
     assert_eq!(client.get("/v1/claims").expect(200)["items"].as_array().unwrap().len(), 0);
 }
 
@@ -238,9 +238,9 @@ fn c14_an_atomic_pipe_of_the_redis_crate_is_a_transaction() {
         }
         let released: Vec<i64> = pipeline.query(&mut connection).unwrap();
         assert_eq!(released, [1, 1, 0]);
-        let mut refused = pipe();
-        refused.atomic().cmd("CLAIM").arg("ns/warm").arg("KEY").arg("a").cmd("SET").arg("x").arg("1");
-        refused.exec(&mut connection).unwrap_err();
+        let mut rejected = pipe();
+        rejected.atomic().cmd("CLAIM").arg("ns/warm").arg("KEY").arg("a").cmd("SET").arg("x").arg("1");
+        rejected.exec(&mut connection).unwrap_err();
         assert_eq!(client.get("/v1/claims").expect(200)["items"].as_array().unwrap().len(), 0);
     }
 }
@@ -248,7 +248,7 @@ fn c14_an_atomic_pipe_of_the_redis_crate_is_a_transaction() {
 #[test]
 fn a_node_client_drives_claims() {
     let (_dir, server, _client, _wire) = with_pool(2);
-    let said = script(
+    let response = script(
         "node",
         &[
             "-e",
@@ -271,5 +271,5 @@ const { createClient } = require("redis");
         server.resp.unwrap().port(),
     );
     let none = "NOCAPACITY pool_exhausted no worker that the request allows is free";
-    assert_eq!(said, format!("a b {none}\n1 0 1"));
+    assert_eq!(response, format!("a b {none}\n1 0 1"));
 }

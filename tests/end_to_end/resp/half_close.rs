@@ -1,4 +1,4 @@
-//! Clients that close their sending side and read on.
+//! Clients that close their sending side and continue to read, over RESP.
 
 use std::net::{Shutdown, SocketAddr};
 
@@ -8,10 +8,10 @@ use super::wire::{Wire, frame, metric, text, with_pool};
 use crate::client::Client;
 use crate::server::until;
 
-/// Sends all of it, and no more.
-fn only(address: SocketAddr, commands: &[&str]) -> Wire {
+/// Sends these commands, then closes the sending side.
+fn send_and_half_close(address: SocketAddr, commands: &[&str]) -> Wire {
     let mut wire = Wire::connect(address);
-    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    wire.send(&commands.iter().flat_map(|parts| frame(parts)).collect::<Vec<u8>>());
     wire.stream().shutdown(Shutdown::Write).unwrap();
     wire
 }
@@ -24,7 +24,7 @@ fn is_held(client: &mut Client, key: &str) -> bool {
     client.get(&format!("/v1/claims/ns/{key}")).status == 200
 }
 
-/// Whether nothing is held. To ask for a claim would be to be told of it, and then it is not given back.
+/// Whether no claim is held. A claim request would disclose the claim, which then would not be rolled back.
 fn is_idle(client: &mut Client) -> bool {
     all_are_idle(client, "warm")
 }
@@ -35,7 +35,7 @@ fn all_are_idle(client: &mut Client, pool: &str) -> bool {
 }
 
 #[test]
-fn c15_whole_commands_are_answered_after_the_end_of_sending() {
+fn c15_complete_commands_are_answered_after_a_half_close() {
     let (_dir, _server, mut client, wire) = with_pool(1);
     client.put("/v1/pools/ns/safe", &serde_json::json!({"shards": 2})).expect(201);
     let address = wire.stream().peer_addr().unwrap();
@@ -45,42 +45,45 @@ fn c15_whole_commands_are_answered_after_the_end_of_sending() {
         let claim = format!("CLAIM ns/warm KEY {key}");
         let waits = format!("CLAIM ns/safe KEY s{key} WAIT 60000 RESERVE 0");
         let (release, others) = (format!("RELEASE ns {key} *"), format!("RELEASE ns s{key} *"));
-        let mut wire = only(address, &[&claim, &waits, &release, &others, "PING"]);
-        let said: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
-        assert!(said[0].starts_with(&format!("[{key} ")) && said[1].starts_with(&format!("[s{key} ")), "{said:?}");
-        assert_eq!(said[2..], ["1", "1", "PONG"]);
+        let mut wire = send_and_half_close(address, &[&claim, &waits, &release, &others, "PING"]);
+        let response: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
+        assert!(
+            response[0].starts_with(&format!("[{key} ")) && response[1].starts_with(&format!("[s{key} ")),
+            "{response:?}"
+        );
+        assert_eq!(response[2..], ["1", "1", "PONG"]);
         assert_eq!(wire.rest(), "");
     }
 }
 
 #[test]
-fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
+fn c15_a_claim_stays_queued_after_a_half_close() {
     let (_dir, server, mut client, mut wire) = with_pool(1);
     let address = server.resp.unwrap();
-    wire.ask("CLAIM ns/warm KEY held");
-    // The claim's own time is over first.
-    let mut short = only(address, &["CLAIM ns/warm KEY a WAIT 100", "PING"]);
+    wire.call("CLAIM ns/warm KEY held");
+    // The claim's own wait ends first.
+    let mut short = send_and_half_close(address, &["CLAIM ns/warm KEY a WAIT 100", "PING"]);
     assert_eq!(text(&short.receive()), "-NOCAPACITY pool_exhausted no worker that the request allows is free");
     assert_eq!(text(&short.receive()), "PONG");
-    // A worker comes in time.
-    let mut served = only(address, &["CLAIM ns/warm KEY b WAIT 60000 RESERVE 0", "PING"]);
+    // A worker arrives in time.
+    let mut served = send_and_half_close(address, &["CLAIM ns/warm KEY b WAIT 60000 RESERVE 0", "PING"]);
     until("the claim waits", || waiting(&mut client) >= 1);
-    assert_eq!(wire.said("RELEASE ns held *"), "1");
+    assert_eq!(wire.reply_text("RELEASE ns held *"), "1");
     assert!(text(&served.receive()).starts_with("[b "));
     assert_eq!(text(&served.receive()), "PONG");
     assert_eq!(served.rest(), "");
     assert!(is_held(&mut client, "b"), "its client was told of it");
-    // None comes: it is told why it waits no more, and what it sent behind is carried out.
+    // No worker arrives: the claim is abandoned with its reason, and later commands are executed.
     let commands = [
         "CLAIM ns/warm KEY c WAIT 60000",
         "CLAIMS 1 ns/warm KEYS d WAIT 60000",
         "RELEASE ns b *",
         "CLAIM ns/warm KEY e WAIT 60000",
     ];
-    let mut late = only(address, &commands);
+    let mut late = send_and_half_close(address, &commands);
     assert_eq!(
         text(&late.receive()),
-        "-TIMEOUT the client has closed its sending side, and a claim waits at most 2000 ms from then on"
+        "-TIMEOUT the client has closed its sending side, after which a claim is queued for at most 2000 ms"
     );
     assert_eq!(text(&late.receive()), "[-NOCAPACITY pool_exhausted no worker that the request allows is free]");
     assert_eq!(late.receive(), Value::Int(1));
@@ -89,43 +92,43 @@ fn c15_a_claim_waits_for_a_client_that_has_finished_sending() {
     assert_eq!(waiting(&mut client), 0);
 }
 
-/// A client that is gone has closed its sending side as well. What was claimed for it is given back when its system refuses
-/// the answer.
+/// Client that is gone, which has closed its sending side as well. Its claim is rolled back when its system rejects the
+/// reply.
 #[test]
-fn c15_a_claim_for_a_client_that_is_gone_is_given_back() {
+fn c15_a_claim_is_rolled_back_when_its_client_is_gone() {
     let (_dir, server, mut client, mut wire) = with_pool(2);
     let held = ["h0", "h1"];
     for claim in ["CLAIM ns/warm KEY a WAIT 60000 RESERVE 0", "CLAIMS 2 ns/warm KEYS a b WAIT 60000 RESERVE 0"] {
         for key in held {
-            assert!(wire.said(&format!("CLAIM ns/warm KEY {key}")).starts_with('['));
+            assert!(wire.reply_text(&format!("CLAIM ns/warm KEY {key}")).starts_with('['));
         }
-        let gone = only(server.resp.unwrap(), &[claim]);
+        let gone = send_and_half_close(server.resp.unwrap(), &[claim]);
         until("the claim waits", || waiting(&mut client) >= 1);
         drop(gone);
         for key in held {
-            assert_eq!(wire.said(&format!("RELEASE ns {key} *")), "1");
+            assert_eq!(wire.reply_text(&format!("RELEASE ns {key} *")), "1");
         }
         until("all is given back", || waiting(&mut client) == 0 && is_idle(&mut client));
     }
 }
 
-/// The system of the client acknowledged the answer, and whether the client read it before it reset the connection cannot be
-/// known. To give the worker back could give it out twice.
+/// Reply that the client's system acknowledged: whether the client read it before the reset is unknown, and a rollback
+/// could assign the worker twice.
 #[test]
 fn c12_a_claim_whose_answer_arrived_is_kept_after_a_reset() {
     let (_dir, server, mut client, _wire) = with_pool(1);
     let mut wire = Wire::connect(server.resp.unwrap());
     wire.send(&frame("CLAIM ns/warm KEY k RESERVE 0"));
-    // The answer lies in the client's socket, so the end of the client is a reset.
+    // The reply is in the client's socket buffer, so the client's end is a reset.
     wire.stream().peek(&mut [0; 1]).unwrap();
     drop(wire);
     until("the connection is over", || metric(&mut client, "hotpool_resp_connections") == 1);
     assert!(is_held(&mut client, "k"));
 }
 
-/// Claims that wait for nothing but the store, and whose client is gone before they are answered.
+/// Claims that wait only for the store, and whose client is gone before they are answered.
 #[test]
-fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
+fn c12_an_unqueued_claim_is_rolled_back_when_its_client_is_gone() {
     let (_dir, server, mut client, _wire) = with_pool(2);
     let address = server.resp.unwrap();
     for round in 0..12 {
@@ -136,15 +139,15 @@ fn c12_a_claim_without_a_wait_for_a_client_that_is_gone_is_given_back() {
             _ => vec!["MULTI".to_owned(), claim("k"), "EXEC".to_owned(), claim("l")],
         };
         let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
-        // Gone before the service reads the first byte, so what it answers is refused.
-        server.paused(|| drop(only(address, &commands)));
+        // Gone before the service reads the first byte, so its replies are rejected.
+        server.paused(|| drop(send_and_half_close(address, &commands)));
         until("all is given back", || is_idle(&mut client));
     }
 }
 
-/// A connection that turns out to be deep begins anew, perhaps on another thread, and what it may have to give back goes along.
+/// Connection that becomes deep and moves to another thread, with the claims that may have to be rolled back.
 #[test]
-fn c12_claims_of_a_deep_connection_whose_client_is_gone_are_given_back() {
+fn c12_claims_of_a_deep_connection_whose_client_is_gone_are_rolled_back() {
     const PIPELINE: usize = 4;
     let (_dir, server, mut client, _wire) = with_pool(PIPELINE);
     client.put("/v1/pools/ns/quick", &serde_json::json!({"shards": 1, "ack": "memory"})).expect(201);

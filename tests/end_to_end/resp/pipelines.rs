@@ -1,4 +1,4 @@
-//! Many commands at once: answered in order, and as if they had come one after the other.
+//! Pipelines: many commands at once, answered in order, as if they had been sent one after the other.
 
 use std::io::{Read as _, Write as _};
 use std::thread;
@@ -8,9 +8,9 @@ use redis::Value;
 use super::wire::{Wire, frame, metric, text, texts, with_pool};
 use crate::server::until;
 
-/// Sends all at once, and reads as many answers.
+/// Sends all commands at once, and reads as many replies.
 fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
-    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    wire.send(&commands.iter().flat_map(|parts| frame(parts)).collect::<Vec<u8>>());
     commands.iter().map(|_| text(&wire.receive())).collect()
 }
 
@@ -29,32 +29,32 @@ fn answers_come_in_order() {
             _ => {}
         }
     }
-    let bytes: Vec<u8> = commands.iter().flat_map(|words| frame(words)).collect();
+    let bytes: Vec<u8> = commands.iter().flat_map(|parts| frame(parts)).collect();
     wire.send(&bytes);
     for command in &commands {
         let answer = text(&wire.receive());
-        let words: Vec<&str> = command.split(' ').collect();
-        let wanted = match words[0] {
-            "CLAIM" if words[3] == "!" => "-BADREQ key".to_owned(),
-            "CLAIM" => format!("[{} ", words[3]),
-            "ECHO" => words[1].to_owned(),
+        let parts: Vec<&str> = command.split(' ').collect();
+        let expected = match parts[0] {
+            "CLAIM" if parts[3] == "!" => "-BADREQ key".to_owned(),
+            "CLAIM" => format!("[{} ", parts[3]),
+            "ECHO" => parts[1].to_owned(),
             "RELEASE" => "1".to_owned(),
             "CONFIRM" => "-NOTFOUND".to_owned(),
             _ => "-ERR unknown command".to_owned(),
         };
-        assert!(answer.starts_with(&wanted), "{command}: {answer}");
+        assert!(answer.starts_with(&expected), "{command}: {answer}");
     }
 }
 
-/// Of connections that begin on one thread, deep ones move to another; what was said on them before goes along.
+/// Connections that start on one thread and are deep move to another, with their session.
 #[test]
-fn deep_connections_keep_what_was_agreed_on() {
+fn deep_connections_keep_their_session() {
     let (_dir, server, _client, first) = with_pool(400);
     let mut wires = vec![first];
     wires.extend((1..6).map(|_| Wire::connect(server.resp.unwrap())));
     for (n, wire) in wires.iter_mut().enumerate() {
-        assert!(wire.said("HELLO 3").contains("proto=3"));
-        assert_eq!(wire.said(&format!("CLIENT SETNAME n{n}")), "OK");
+        assert!(wire.reply_text("HELLO 3").contains("proto=3"));
+        assert_eq!(wire.reply_text(&format!("CLIENT SETNAME n{n}")), "OK");
     }
     for round in 0..32 {
         for (n, wire) in wires.iter_mut().enumerate() {
@@ -69,12 +69,12 @@ fn deep_connections_keep_what_was_agreed_on() {
         }
     }
     for (n, wire) in wires.iter_mut().enumerate() {
-        assert_eq!(wire.said("CLIENT GETNAME"), format!("n{n}"));
+        assert_eq!(wire.reply_text("CLIENT GETNAME"), format!("n{n}"));
     }
 }
 
 #[test]
-fn one_key_several_times_goes_one_after_the_other() {
+fn a_repeated_key_in_a_pipeline_is_executed_in_order() {
     let (_dir, _server, _client, mut wire) = with_pool(2);
     let answers = all(
         &mut wire,
@@ -99,7 +99,7 @@ fn one_key_several_times_goes_one_after_the_other() {
     assert_eq!(answers[5], "-FENCED the fence is not the holder's");
     assert_eq!(claim(&answers[6])[0], "b");
     assert_eq!(answers[7], "1");
-    // Another tenant's key is another key; then nothing is left.
+    // Another tenant has another key; then no capacity is left.
     assert_eq!(claim(&answers[8])[0], "a");
     assert!(answers[9].starts_with("-NOCAPACITY"), "{answers:?}");
 }
@@ -107,7 +107,7 @@ fn one_key_several_times_goes_one_after_the_other() {
 #[test]
 fn what_is_released_first_can_be_claimed_next() {
     let (_dir, _server, _client, mut wire) = with_pool(1);
-    wire.ask("CLAIM ns/warm KEY k0");
+    wire.call("CLAIM ns/warm KEY k0");
     for i in 0..500 {
         let (release, claim) = (format!("RELEASE ns k{i} *"), format!("CLAIM ns/warm KEY k{}", i + 1));
         let answers = all(&mut wire, &["CLAIM ns/warm KEY x", &release, &claim]);
@@ -118,7 +118,7 @@ fn what_is_released_first_can_be_claimed_next() {
 }
 
 #[test]
-fn who_comes_first_is_served_first() {
+fn the_first_queued_claim_is_served_first() {
     let (_dir, _server, _client, mut wire) = with_pool(5);
     let claims: Vec<String> = (0..40).map(|i| format!("CLAIM ns/warm KEY k{i}")).collect();
     let answers = all(&mut wire, &claims.iter().map(String::as_str).collect::<Vec<_>>());
@@ -127,23 +127,23 @@ fn who_comes_first_is_served_first() {
     }
 }
 
-/// A run is one batch: it touches each worker once, however many claims land on it.
+/// Claims of a pipeline are one batch: it updates each worker once, however many claims it gets.
 #[test]
-fn b03_a_run_of_claims_touches_each_worker_once() {
+fn b03_a_batch_of_claims_updates_each_worker_once() {
     let (_dir, _server, mut client, mut wire) = with_pool(0);
     client.put("/v1/pools/ns/big", &serde_json::json!({"mode": "shared", "shards": 1, "ack": "memory"})).expect(201);
-    wire.ask("REGISTER ns/big g SLOTS 1000");
+    wire.call("REGISTER ns/big g SLOTS 1000");
     let touches = |client: &mut _| metric(client, r#"hotpool_worker_updates_total{pool="ns/big"}"#);
     let before = touches(&mut client);
     let claims: Vec<String> = (0..100).map(|i| format!("CLAIM ns/big KEY k{i} SLOTS 1")).collect();
     let answers = all(&mut wire, &claims.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(answers.iter().all(|answer| answer.starts_with('[')), "{answers:?}");
-    // As a rule one; a few if the system handed the bytes over in pieces.
+    // One in general; a few if the system split the bytes.
     let run = touches(&mut client) - before;
     assert!((1..=10).contains(&run), "{run}");
     let before = touches(&mut client);
     for i in 100..120 {
-        wire.ask(&format!("CLAIM ns/big KEY k{i} SLOTS 1"));
+        wire.call(&format!("CLAIM ns/big KEY k{i} SLOTS 1"));
     }
     assert_eq!(touches(&mut client) - before, 20, "one by one it is one each");
 }
@@ -169,32 +169,32 @@ fn a_durable_pipeline_waits_for_the_store_and_keeps_its_order() {
 }
 
 #[test]
-fn q02_a_claim_that_waits_keeps_no_answer_back_and_is_gone_with_its_client() {
+fn q02_a_queued_claim_delays_no_reply_and_ends_with_its_client() {
     let (_dir, _server, mut client, mut wire) = with_pool(1);
     let address = wire.stream().peer_addr().unwrap();
     wire.send(&[frame("CLAIM ns/warm KEY a"), frame("CLAIM ns/warm KEY b WAIT 20000"), frame("PING")].concat());
     assert!(text(&wire.receive()).starts_with("[a "), "before the other is done");
     let mut other = Wire::connect(address);
-    assert!(other.said("CLAIM ns/warm KEY c WAIT 30").starts_with("-NOCAPACITY pool_exhausted "));
+    assert!(other.reply_text("CLAIM ns/warm KEY c WAIT 30").starts_with("-NOCAPACITY pool_exhausted "));
     other.send(&frame("CLAIM ns/warm KEY d WAIT 20000"));
     let waiting = |client: &mut _| metric(client, r#"hotpool_claims_pending{pool="ns/warm"}"#);
     until("both wait", || waiting(&mut client) >= 2);
-    // What it sends meanwhile is no reason to stop waiting; that it leaves is.
+    // Further input does not end the wait; the end of the client does.
     other.send(&frame("PING"));
     assert_eq!(waiting(&mut client), 2);
     drop(other);
     until("one waits", || waiting(&mut client) <= 1);
     let mut third = Wire::connect(address);
-    assert_eq!(third.said("RELEASE ns a *"), "1");
+    assert_eq!(third.reply_text("RELEASE ns a *"), "1");
     assert!(text(&wire.receive()).starts_with("[b "));
     assert_eq!(text(&wire.receive()), "PONG");
-    assert_eq!(third.said("RELEASE ns b *"), "1");
-    assert!(third.said("CLAIM ns/warm KEY e").starts_with("[e "), "nobody else waits");
-    assert!(text(&third.ask("CLAIMS 2 ns/warm KEYS e f WAIT 30")).contains(" -NOCAPACITY"));
+    assert_eq!(third.reply_text("RELEASE ns b *"), "1");
+    assert!(third.reply_text("CLAIM ns/warm KEY e").starts_with("[e "), "nobody else waits");
+    assert!(text(&third.call("CLAIMS 2 ns/warm KEYS e f WAIT 30")).contains(" -NOCAPACITY"));
 }
 
 #[test]
-fn a_stop_does_not_wait_for_those_who_wait() {
+fn a_shutdown_does_not_wait_for_queued_claims() {
     let (_dir, server, mut client, mut wire) = with_pool(0);
     wire.send(&frame("CLAIM ns/warm WAIT 60000"));
     until("it waits", || metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#) >= 1);
@@ -227,7 +227,7 @@ fn a_million_commands_in_one_pipeline() {
             assert!(b":0\r\n".contains(&byte), "{byte}");
             answers += usize::from(byte == b'\n');
         }
-        // Others are served meanwhile.
+        // Other clients are served meanwhile.
         if answers / 250_000 > last {
             last = answers / 250_000;
             client.get("/healthz").expect(200);
@@ -235,7 +235,7 @@ fn a_million_commands_in_one_pipeline() {
     }
     sender.join().unwrap();
     assert_eq!(answers, MILLION);
-    // What it took is given back: the process is small again.
+    // The memory is freed: the process is small again.
     let memory = metric(&mut client, "process_resident_memory_bytes");
     assert!(memory < 512 << 20, "{memory}");
 }

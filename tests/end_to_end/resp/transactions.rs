@@ -1,17 +1,17 @@
-//! `MULTI` to `EXEC`: all of the commands with their answers, or none of them.
+//! Transactions from `MULTI` to `EXEC`: all commands with their replies, or none of them.
 
 use super::wire::{Wire, frame, metric, text, texts, with_pool};
 use crate::client::Client;
 
 const ABORTED: &str = "-EXECABORT Transaction discarded because of previous errors.";
 
-/// Sends all at once, and reads as many answers.
+/// Sends all commands at once, and reads as many replies.
 fn all(wire: &mut Wire, commands: &[&str]) -> Vec<String> {
-    wire.send(&commands.iter().flat_map(|words| frame(words)).collect::<Vec<u8>>());
+    wire.send(&commands.iter().flat_map(|parts| frame(parts)).collect::<Vec<u8>>());
     commands.iter().map(|_| text(&wire.receive())).collect()
 }
 
-/// Keys of all claims that are held.
+/// Returns the keys of all claims that are held.
 fn held(client: &mut Client) -> Vec<String> {
     let page = client.get("/v1/claims?limit=1000").expect(200)["items"].take();
     let mut keys: Vec<_> =
@@ -23,17 +23,17 @@ fn held(client: &mut Client) -> Vec<String> {
 #[test]
 fn c14_a_transaction_is_answered_as_its_commands_would_be() {
     let (_dir, _server, mut client, mut wire) = with_pool(2);
-    let said =
+    let response =
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "ECHO hi", "CLAIM ns/warm KEY b", "CLAIM ns/warm KEY c"]);
-    assert_eq!(said, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert_eq!(response, ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
     assert_eq!(held(&mut client), [""; 0], "nothing is carried out before EXEC");
-    let answers = texts(&wire.ask("EXEC"));
+    let answers = texts(&wire.call("EXEC"));
     assert!(answers[0].starts_with("[a ") && answers[2].starts_with("[b "), "{answers:?}");
     assert_eq!((&*answers[1], answers.len()), ("hi", 4));
     assert_eq!(answers[3], "-NOCAPACITY pool_exhausted no worker that the request allows is free");
-    // Nothing is left of it on the connection.
-    assert_eq!(wire.said("EXEC"), "-ERR EXEC without MULTI");
-    let said = all(
+    // The connection keeps nothing of it.
+    assert_eq!(wire.reply_text("EXEC"), "-ERR EXEC without MULTI");
+    let response = all(
         &mut wire,
         &[
             "MULTI",
@@ -45,9 +45,12 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
             "PING",
         ],
     );
-    assert_eq!(said[..5], ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
-    assert!(said[5].starts_with("[1 [c ") && said[5].contains(" 1 [[c ") && said[5].contains(" [d "), "{said:?}");
-    assert_eq!(said[6], "PONG");
+    assert_eq!(response[..5], ["OK", "QUEUED", "QUEUED", "QUEUED", "QUEUED"]);
+    assert!(
+        response[5].starts_with("[1 [c ") && response[5].contains(" 1 [[c ") && response[5].contains(" [d "),
+        "{response:?}"
+    );
+    assert_eq!(response[6], "PONG");
     assert_eq!(held(&mut client), ["c", "d"]);
     let series = |command| format!(r#"hotpool_resp_commands_total{{command="{command}",outcome="OK"}}"#);
     let counted = ["multi", "exec", "claim"].map(|command| metric(&mut client, &series(command)));
@@ -55,43 +58,47 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
 }
 
 #[test]
-fn c14_a_refused_command_discards_the_transaction() {
+fn c14_a_rejected_command_discards_the_transaction() {
     let (_dir, _server, mut client, mut wire) = with_pool(3);
     for wrong in ["SET a b", "CLAIM", "CLAIM ns/warm TTL soon", "RELEASE ns a", "CONFIRM ns a *", "MULTI x"] {
-        let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", wrong, "CLAIM ns/warm KEY b", "EXEC"]);
-        assert_eq!((&*said[1], &*said[3], &*said[4]), ("QUEUED", "QUEUED", ABORTED), "{wrong}");
-        assert!(said[2].starts_with("-ERR ") || said[2].starts_with("-BADREQ "), "{said:?}");
+        let response =
+            all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a RESERVE 0", wrong, "CLAIM ns/warm KEY b", "EXEC"]);
+        assert_eq!((&*response[1], &*response[3], &*response[4]), ("QUEUED", "QUEUED", ABORTED), "{wrong}");
+        assert!(response[2].starts_with("-ERR ") || response[2].starts_with("-BADREQ "), "{response:?}");
         assert_eq!(held(&mut client), [""; 0], "{wrong}");
     }
     assert_eq!(
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "DISCARD", "EXEC"])[2..],
         ["OK", "-ERR EXEC without MULTI"]
     );
-    assert_eq!(wire.said("DISCARD"), "-ERR DISCARD without MULTI");
+    assert_eq!(wire.reply_text("DISCARD"), "-ERR DISCARD without MULTI");
     assert_eq!(
         all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "RESET", "EXEC"])[2..],
         ["RESET", "-ERR EXEC without MULTI"]
     );
     assert_eq!(held(&mut client), [""; 0]);
     assert_eq!(all(&mut wire, &["MULTI", "EXEC"]), ["OK", "[]"]);
-    // An error of the protocol ends it all.
+    // A protocol error ends all of it.
     wire.send(&[frame("MULTI"), frame("CLAIM ns/warm KEY a"), b"*1\r\n:1\r\n".to_vec()].concat());
     assert!(wire.rest().contains("Protocol error"));
     assert_eq!(held(&mut client), [""; 0]);
 }
 
 #[test]
-fn c14_nested_and_watched_transactions_are_answered_as_redis_does() {
+fn c14_nested_and_watched_transactions_are_answered_as_by_redis() {
     let (_dir, _server, mut client, mut wire) = with_pool(3);
-    let said = all(&mut wire, &["MULTI", "MULTI", "WATCH a", "UNWATCH", "CLAIM ns/warm KEY a", "EXEC"]);
-    assert_eq!(said[1..4], ["-ERR MULTI calls can not be nested", "-ERR WATCH inside MULTI is not allowed", "QUEUED"]);
-    assert!(said[5].starts_with("[OK [a "), "{said:?}");
-    // Whoever watched something would not want this to be carried out unwatched.
-    let said =
+    let response = all(&mut wire, &["MULTI", "MULTI", "WATCH a", "UNWATCH", "CLAIM ns/warm KEY a", "EXEC"]);
+    assert_eq!(
+        response[1..4],
+        ["-ERR MULTI calls can not be nested", "-ERR WATCH inside MULTI is not allowed", "QUEUED"]
+    );
+    assert!(response[5].starts_with("[OK [a "), "{response:?}");
+    // A client that watches something does not want this to be executed unwatched.
+    let response =
         all(&mut wire, &["WATCH a", "MULTI", "CLAIM ns/warm KEY b", "EXEC", "MULTI", "CLAIM ns/warm KEY b", "EXEC"]);
-    assert!(said[0].starts_with("-ERR WATCH "), "{said:?}");
-    assert_eq!((&*said[2], &*said[3]), ("QUEUED", ABORTED));
-    assert!(said[6].starts_with("[[b "), "{said:?}");
+    assert!(response[0].starts_with("-ERR WATCH "), "{response:?}");
+    assert_eq!((&*response[2], &*response[3]), ("QUEUED", ABORTED));
+    assert!(response[6].starts_with("[[b "), "{response:?}");
     assert_eq!(all(&mut wire, &["WATCH a", "UNWATCH", "MULTI", "PING", "EXEC"])[4], "[PONG]");
     assert_eq!(held(&mut client), ["a", "b"]);
 }
@@ -109,9 +116,9 @@ fn c14_a_transaction_that_is_not_executed_changes_nothing() {
     assert_eq!(held(&mut client), [""; 0]);
 }
 
-/// Byte by byte, as lines, in both protocols, and from a connection that has moved to another thread meanwhile.
+/// Sent byte by byte, inline, in both protocol versions, and on a connection that has moved to another thread.
 #[test]
-fn c14_a_transaction_may_come_in_any_way() {
+fn c14_a_transaction_may_be_sent_in_any_form() {
     let (_dir, server, _client, mut wire) = with_pool(8);
     let bytes =
         [frame("HELLO 3"), frame("MULTI"), frame("CLAIM ns/warm KEY a"), b"ECHO hi\r\n\r\n".to_vec(), frame("EXEC")]
@@ -120,23 +127,25 @@ fn c14_a_transaction_may_come_in_any_way() {
         wire.send(&[byte]);
     }
     wire.receive();
-    let said: Vec<String> = (0..4).map(|_| text(&wire.receive())).collect();
+    let response: Vec<String> = (0..4).map(|_| text(&wire.receive())).collect();
     assert!(
-        said[3].starts_with("[{key=a ") && said[3].contains(" node=nil created_at_ms=") && said[3].ends_with("} hi]"),
-        "{said:?}"
+        response[3].starts_with("[{key=a ")
+            && response[3].contains(" node=nil created_at_ms=")
+            && response[3].ends_with("} hi]"),
+        "{response:?}"
     );
-    // The protocol changes where the transaction says so.
-    let said = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "HELLO 2", "CLAIM ns/warm KEY a", "EXEC"]);
-    assert!(said[4].starts_with("[{key=a ") && said[4].contains("] [a "), "{said:?}");
+    // The protocol version changes at its command in the transaction.
+    let response = all(&mut wire, &["MULTI", "CLAIM ns/warm KEY a", "HELLO 2", "CLAIM ns/warm KEY a", "EXEC"]);
+    assert!(response[4].starts_with("[{key=a ") && response[4].contains("] [a "), "{response:?}");
     let mut deep = Wire::connect(server.resp.unwrap());
     assert_eq!(all(&mut deep, &["CLIENT SETNAME me", "MULTI", "CLAIM ns/warm KEY b"])[2], "QUEUED");
     for _ in 0..20 {
         assert_eq!(all(&mut deep, &["PING"; 8]), ["QUEUED"; 8]);
     }
-    let answers = texts(&deep.ask("EXEC"));
+    let answers = texts(&deep.call("EXEC"));
     assert!(answers[0].starts_with("[b "), "{answers:?}");
     assert_eq!(answers[1..], ["PONG"; 160]);
-    assert_eq!(deep.said("CLIENT GETNAME"), "me");
+    assert_eq!(deep.reply_text("CLIENT GETNAME"), "me");
 }
 
 #[test]
@@ -145,46 +154,46 @@ fn c14_a_transaction_is_bounded() {
     let mut commands = vec!["MULTI", "CLAIM ns/warm KEY a"];
     commands.extend(vec!["PING"; 10_000]);
     commands.push("EXEC");
-    let said = all(&mut wire, &commands);
-    assert_eq!(said[10_000], "QUEUED");
-    assert_eq!(said[10_001], "-ERR a transaction is at most 10000 commands of 4194304 bytes together");
-    assert_eq!(said[10_002], ABORTED);
+    let response = all(&mut wire, &commands);
+    assert_eq!(response[10_000], "QUEUED");
+    assert_eq!(response[10_001], "-ERR a transaction has at most 10000 commands and 4194304 bytes");
+    assert_eq!(response[10_002], ABORTED);
     assert_eq!(held(&mut client), [""; 0]);
     let commands = [vec!["MULTI"], vec!["PING"; 10_000], vec!["EXEC"]].concat();
-    let said = all(&mut wire, &commands);
-    assert_eq!(said[10_001], format!("[{}]", ["PONG"; 10_000].join(" ")));
+    let response = all(&mut wire, &commands);
+    assert_eq!(response[10_001], format!("[{}]", ["PONG"; 10_000].join(" ")));
     let long = format!("ECHO {}", "x".repeat(60_000));
     let commands = [vec!["MULTI"], vec![&*long; 70], vec!["EXEC"]].concat();
-    let said = all(&mut wire, &commands);
-    assert_eq!((&*said[69], &*said[71]), ("QUEUED", ABORTED));
-    assert!(said[70].starts_with("-ERR a transaction is at most "), "{}", said[70]);
-    assert_eq!(wire.said("PING"), "PONG");
+    let response = all(&mut wire, &commands);
+    assert_eq!((&*response[69], &*response[71]), ("QUEUED", ABORTED));
+    assert!(response[70].starts_with("-ERR a transaction has at most "), "{}", response[70]);
+    assert_eq!(wire.reply_text("PING"), "PONG");
 }
 
-/// As in Redis nothing blocks within a transaction: what was granted before would grow old in an array that is not complete.
+/// As in Redis nothing blocks within a transaction: earlier replies would grow stale in an incomplete array.
 #[test]
 fn c14_no_command_waits_within_a_transaction() {
     let (_dir, server, mut client, mut wire) = with_pool(1);
     let mut other = Wire::connect(server.resp.unwrap());
-    assert!(other.said("CLAIM ns/warm KEY held").starts_with("[held "));
+    assert!(other.reply_text("CLAIM ns/warm KEY held").starts_with("[held "));
     wire.send(
         &["MULTI", "PING", "CLAIM ns/warm KEY a WAIT 60000", "CLAIMS 1 ns/warm KEYS b WAIT 60000", "EXEC"]
             .map(frame)
             .concat(),
     );
-    let said: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
+    let response: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
     let full = "-NOCAPACITY pool_exhausted no worker that the request allows is free";
-    assert_eq!(said[4], format!("[PONG {full} [{full}]]"));
+    assert_eq!(response[4], format!("[PONG {full} [{full}]]"));
     assert_eq!(metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#), 0);
-    assert_eq!(other.said("RELEASE ns held *"), "1");
-    assert!(other.said("CLAIM ns/warm KEY d").starts_with("[d "));
+    assert_eq!(other.reply_text("RELEASE ns held *"), "1");
+    assert!(other.reply_text("CLAIM ns/warm KEY d").starts_with("[d "));
 }
 
-/// A refusal of one command must not leave the next with another meaning.
+/// A rejected command must not change the meaning of the next.
 #[test]
-fn c14_a_client_that_wants_no_answers_is_not_served() {
+fn c14_a_client_that_disables_replies_is_not_served() {
     let (_dir, server, mut client, mut wire) = with_pool(1);
-    assert_eq!(wire.said("CLIENT REPLY ON"), "OK");
+    assert_eq!(wire.reply_text("CLIENT REPLY ON"), "OK");
     for mode in ["OFF", "SKIP"] {
         let mut wire = Wire::connect(server.resp.unwrap());
         wire.send(&[frame(&format!("CLIENT REPLY {mode}")), frame("CLAIM ns/warm KEY a")].concat());

@@ -1,4 +1,4 @@
-//! A connection that sends what it is told, and reads answers with the `redis` crate.
+//! RESP connection that sends given bytes, and parses replies with the `redis` crate.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,16 +12,16 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::server::Server;
 
-/// Longest wait for one answer: a test that takes it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout of one reply: a test that reaches it has failed.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Wire(BufReader<TcpStream>);
 
 impl Wire {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self(BufReader::new(stream))
     }
@@ -34,14 +34,14 @@ impl Wire {
         self.0.get_mut().write_all(bytes).unwrap();
     }
 
-    /// The next answer.
+    /// Reads the next reply from the connection.
     pub fn receive(&mut self) -> Value {
         let mut raw = Vec::new();
         self.take(&mut raw);
         redis::parse_redis_value(&raw).unwrap()
     }
 
-    /// The bytes of one answer, and no more.
+    /// Reads the bytes of exactly one reply.
     fn take(&mut self, raw: &mut Vec<u8>) {
         let from = raw.len();
         let read = self.0.read_until(b'\n', raw).unwrap();
@@ -63,19 +63,19 @@ impl Wire {
         (0..values).for_each(|_| self.take(raw));
     }
 
-    /// Sends a command, its words divided by blanks, and reads its answer.
-    pub fn ask(&mut self, words: &str) -> Value {
-        self.send(&frame(words));
+    /// Sends a command, split at blanks, and reads its reply.
+    pub fn call(&mut self, command: &str) -> Value {
+        self.send(&frame(command));
         self.receive()
     }
 
-    /// The same, as text: an error with all its words, arrays in brackets.
-    pub fn said(&mut self, words: &str) -> String {
-        self.send(&frame(words));
+    /// Sends a command and returns its reply as text: errors in full, arrays in brackets.
+    pub fn reply_text(&mut self, command: &str) -> String {
+        self.send(&frame(command));
         text(&self.receive())
     }
 
-    /// Everything until the service closes.
+    /// Reads everything until the service closes the connection.
     pub fn rest(&mut self) -> String {
         let mut rest = Vec::new();
         // A reset ends it too.
@@ -84,14 +84,14 @@ impl Wire {
     }
 }
 
-/// A command, its words divided by blanks.
-pub fn frame(words: &str) -> Vec<u8> {
-    let words: Vec<&str> = words.split(' ').filter(|word| !word.is_empty()).collect();
-    let bulk = |word: &&str| format!("${}\r\n{word}\r\n", word.len());
-    format!("*{}\r\n{}", words.len(), words.iter().map(bulk).collect::<String>()).into_bytes()
+/// Encodes a command, split at blanks.
+pub fn frame(command: &str) -> Vec<u8> {
+    let args: Vec<&str> = command.split(' ').filter(|arg| !arg.is_empty()).collect();
+    let bulk = |arg: &&str| format!("${}\r\n{arg}\r\n", arg.len());
+    format!("*{}\r\n{}", args.len(), args.iter().map(bulk).collect::<String>()).into_bytes()
 }
 
-/// An answer as a test can show it.
+/// Formats a reply for a test.
 pub fn text(value: &Value) -> String {
     match value {
         Value::Nil => "nil".to_owned(),
@@ -110,20 +110,20 @@ pub fn text(value: &Value) -> String {
     }
 }
 
-/// The texts of an array.
+/// Returns the texts of an array.
 pub fn texts(value: &Value) -> Vec<String> {
     let Value::Array(values) = value else { panic!("no array: {}", text(value)) };
     values.iter().map(text).collect()
 }
 
-/// A service that speaks RESP too, with what its environment says.
+/// Starts a service with RESP, with these environment variables.
 pub fn start(dir: &Path, environment: &[(&str, &str)]) -> (Server, Client, Wire) {
     let server = Server::start_with(dir, &["--resp-listen", "127.0.0.1:0"], environment);
     let (client, wire) = (server.client(), Wire::connect(server.resp.unwrap()));
     (server, client, wire)
 }
 
-/// The same with the pool `ns/warm` of workers `w0`, `w1`, ..., which answers from memory.
+/// Starts a service with RESP and the pool `ns/warm` of workers `w0`, `w1`, ..., which answers from memory.
 pub fn with_pool_in(workers: usize, environment: &[(&str, &str)]) -> (TempDir, Server, Client, Wire) {
     let dir = TempDir::new().unwrap();
     let (server, mut client, wire) = start(dir.path(), environment);
@@ -139,7 +139,7 @@ pub fn with_pool(workers: usize) -> (TempDir, Server, Client, Wire) {
     with_pool_in(workers, &[])
 }
 
-/// A counter or gauge of the service.
+/// Reads a counter or gauge of the service.
 pub fn metric(client: &mut Client, series: &str) -> u64 {
     let page = client.get("/metrics");
     let line = page.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));

@@ -1,8 +1,8 @@
-//! Any bytes, cut anywhere, to the frame parser: it does not panic, reads the same however the bytes come, takes no more
-//! than there is, and agrees with a library about what it takes.
+//! Feeds any bytes, cut anywhere, to the frame parser: it must not panic, parse the same however the bytes are cut,
+//! consume no more than the input, and agree with a library about accepted frames.
 #![no_main]
 
-// The parser alone, by its file: the whole package would take minutes to build, with nothing of it fuzzed.
+// The parser alone, by its file: building the whole package would take minutes, with nothing of it fuzzed.
 #[path = "../../../src/api/resp/frame.rs"]
 #[allow(dead_code)]
 mod frame;
@@ -19,7 +19,8 @@ const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 type Commands = Vec<Vec<Vec<u8>>>;
 
-/// Every command, where each begins, and how it ended. `cuts`: lengths of the pieces in which the input comes.
+/// Parses every command, and returns where each begins and how the input ended. `cuts`: lengths of the pieces in which
+/// the input arrives.
 fn read(input: &[u8], cuts: &[u8]) -> (Commands, Vec<usize>, Result<(), ProtocolError>) {
     let mut parser = Parser::new(COMMAND_BYTES_MAX);
     let (mut commands, mut starts) = (Vec::new(), Vec::new());
@@ -49,13 +50,13 @@ fn read(input: &[u8], cuts: &[u8]) -> (Commands, Vec<usize>, Result<(), Protocol
 }
 
 fuzz_target!(|data: &[u8]| {
-    // The first byte says how many of the next are lengths of pieces.
+    // The first byte is the number of lengths that follow.
     let Some((&pieces, rest)) = data.split_first() else { return };
     let (cuts, input) = rest.split_at(usize::from(pieces).min(rest.len()));
     let whole = read(input, &[]);
     assert_eq!(read(input, cuts), whole);
     let (commands, starts, _) = whole;
-    for (words, from) in commands.iter().zip(starts) {
+    for (parts, from) in commands.iter().zip(starts) {
         if input[from] != b'*' {
             continue;
         }
@@ -65,6 +66,6 @@ fuzz_target!(|data: &[u8]| {
             OwnedFrame::BulkString(word) => word,
             other => panic!("{other:?} is no word"),
         });
-        assert_eq!(theirs.collect::<Vec<_>>(), *words);
+        assert_eq!(theirs.collect::<Vec<_>>(), *parts);
     }
 });

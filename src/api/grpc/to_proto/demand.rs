@@ -1,4 +1,4 @@
-//! What waits, demand and quotas, as messages.
+//! Converts queued claims, demand and quotas to messages.
 
 use crate::api::grpc::proto;
 use crate::model::{
@@ -14,7 +14,7 @@ impl From<&QueuedClaimView> for proto::Waiting {
             tenant: id.tenant().to_owned(),
             namespace: id.namespace().to_owned(),
             pools: pools.iter().map(PoolName::pool).map(str::to_owned).collect(),
-            reason: proto::Reason::from_word(Some(reason)) as i32,
+            reason: proto::Reason::from_name(Some(reason)) as i32,
             priority: (*priority).into(),
             ahead: *ahead,
             waited_ms: *waited_ms,
@@ -55,7 +55,7 @@ impl From<&DemandShape> for proto::DemandShape {
             resources: Some(resources),
             selector: selector.clone(),
             nodes: nodes.clone(),
-            reason: proto::Reason::from_word(Some(reason)) as i32,
+            reason: proto::Reason::from_name(Some(reason)) as i32,
             waiting: *waiting,
             oldest_ms: *oldest_ms,
             priority: (*priority).into(),

@@ -1,12 +1,12 @@
-//! The events of a pool as messages.
+//! Converts the events of a pool to messages.
 
 use super::super::proto::{self, PoolEventType};
 use crate::events::{EventPosition, PoolEventKind, PoolEventReason, WatchItem};
 
 impl From<(EventPosition, WatchItem)> for proto::PoolEvent {
-    fn from((at, told): (EventPosition, WatchItem)) -> Self {
+    fn from((at, item): (EventPosition, WatchItem)) -> Self {
         let bare = |of: PoolEventType| Self { position: at.to_string(), r#type: of as i32, ..Self::default() };
-        match told {
+        match item {
             WatchItem::Started => bare(PoolEventType::Started),
             WatchItem::Dropped(count) => Self { count, ..bare(PoolEventType::Missed) },
             WatchItem::Event(event) => {
@@ -45,8 +45,8 @@ impl From<PoolEventKind> for PoolEventType {
 }
 
 impl From<PoolEventReason> for proto::PoolEventReason {
-    fn from(why: PoolEventReason) -> Self {
-        match why {
+    fn from(reason: PoolEventReason) -> Self {
+        match reason {
             PoolEventReason::Adopted => Self::Adopted,
             PoolEventReason::Reserve => Self::Reserve,
             PoolEventReason::Ttl => Self::Ttl,

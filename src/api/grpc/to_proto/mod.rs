@@ -1,4 +1,4 @@
-//! From what the scheduler says to messages.
+//! Converts the scheduler's results to messages.
 
 use super::proto;
 use super::proto::explain_claim_response::Outcome as Explained;
@@ -57,8 +57,8 @@ impl From<&ClaimView> for proto::Claim {
 }
 
 impl From<HeldResources<'_>> for proto::Resources {
-    fn from(held: HeldResources<'_>) -> Self {
-        match held {
+    fn from(resources: HeldResources<'_>) -> Self {
+        match resources {
             HeldResources::Whole(capacity) => {
                 let WorkerCapacity { cpu_milli, memory_bytes, slots, gpu } = capacity;
                 let gpu = gpu.as_ref().map(|gpu| proto::GpuShare {
@@ -97,8 +97,8 @@ impl From<&GpuRequest> for proto::GpuShare {
 }
 
 impl From<&ClaimResult> for proto::TakeClaimResponse {
-    fn from(taken: &ClaimResult) -> Self {
-        Self { claim: Some((&taken.claim).into()), created: taken.created }
+    fn from(result: &ClaimResult) -> Self {
+        Self { claim: Some((&result.claim).into()), created: result.created }
     }
 }
 
@@ -110,7 +110,7 @@ impl From<&ClaimExplanation> for proto::ExplainClaimResponse {
                 worker: worker.to_string(),
                 node: node.as_deref().map(str::to_owned),
             }),
-            Err(refusal) => Explained::Error((&ApiError::from(refusal.clone())).into()),
+            Err(error) => Explained::Error((&ApiError::from(error.clone())).into()),
         };
         Self { outcome: Some(outcome), pools: explanation.pools.iter().map(Into::into).collect() }
     }
@@ -119,7 +119,7 @@ impl From<&ClaimExplanation> for proto::ExplainClaimResponse {
 impl From<&PoolSurvey> for proto::PoolSurvey {
     fn from(of: &PoolSurvey) -> Self {
         let PoolSurvey { pool, silent_shards, survey } = of;
-        let counted = FilterReason::ALL.into_iter().filter(|why| survey.count(*why) > 0);
+        let counted = FilterReason::ALL.into_iter().filter(|reason| survey.count(*reason) > 0);
         let near = |miss: &NearMiss| proto::NearMiss {
             worker: miss.worker.to_string(),
             node: miss.node.as_deref().map(str::to_owned),
@@ -130,8 +130,10 @@ impl From<&PoolSurvey> for proto::PoolSurvey {
             pool: pool.pool().to_owned(),
             workers: survey.workers,
             fits: survey.fits,
-            // The same words in the same order, after the one that is never sent.
-            ruled_out: counted.map(|why| proto::RuledOut { by: why as i32 + 1, workers: survey.count(why) }).collect(),
+            // The enumeration has the same order, after the value that is never sent.
+            ruled_out: counted
+                .map(|reason| proto::RuledOut { by: reason as i32 + 1, workers: survey.count(reason) })
+                .collect(),
             too_small: survey.too_small,
             nearest: survey.nearest.iter().map(near).collect(),
             most_free: Some(survey.most_free.into()),
@@ -208,13 +210,13 @@ impl From<&RunningClaim> for proto::HeldClaim {
 }
 
 impl From<&HeartbeatResponse> for proto::HeartbeatWorkerResponse {
-    fn from(heard: &HeartbeatResponse) -> Self {
-        let HeartbeatResponse { claims, stop, superseded_by: late_for } = heard;
+    fn from(response: &HeartbeatResponse) -> Self {
+        let HeartbeatResponse { claims, stop, superseded_by } = response;
         Self {
             claims: claims.iter().map(Into::into).collect(),
             stop: stop.iter().map(Into::into).collect(),
-            ignored: late_for.is_some(),
-            last_seq: *late_for,
+            ignored: superseded_by.is_some(),
+            last_seq: *superseded_by,
         }
     }
 }
@@ -326,7 +328,7 @@ impl From<&UnschedulableCounts> for proto::UnschedulableCounts {
     }
 }
 
-/// A pool without its shards: a page of them could be hundreds of megabytes.
+/// Converts a pool without its shards: a page of them could take hundreds of megabytes.
 impl From<&PoolStatus> for proto::Pool {
     fn from(pool: &PoolStatus) -> Self {
         let counts = pool.counts();
@@ -364,7 +366,7 @@ impl From<&PoolStatus> for proto::Pool {
     }
 }
 
-/// A pool with its shards.
+/// Converts a pool with its shards.
 pub(super) fn pool_with_shards(pool: &PoolStatus) -> proto::Pool {
     proto::Pool { shards: pool.shards.iter().map(Into::into).collect(), ..pool.into() }
 }

@@ -1,274 +1,12 @@
-//! Claims on the wire.
+//! Response bodies for claims, held or queued.
 
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use serde::Serialize;
 
-use super::{BorrowedText, DEFAULT_TENANT};
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{BoundedTexts, RawItems};
-use crate::limits;
-use crate::model::claim_request::{ClaimConstraints, PoolChoice};
 use crate::model::{
-    AckLevel, ClaimId, ClaimRequest, ClaimResult, ClaimSpec, ClaimState, ClaimView, Fence, HeldGpus, HeldResources,
-    Labels, Millis, PoolName, QueuedClaimView, ResourceRequirements, WorkerCapacity, WorkerId, affinity_hash,
-    check_name, is_zero, json_object, present, some_object, unique_keys,
+    ClaimResult, ClaimState, ClaimView, Fence, HeldGpus, HeldResources, Labels, Millis, PoolName, QueuedClaimView,
+    WorkerCapacity, is_zero,
 };
-
-/// A key for a claim that brings none.
-pub(in crate::api) fn generate_key(text: &mut [u8; uuid::fmt::Hyphenated::LENGTH]) -> &str {
-    Uuid::now_v7().hyphenated().encode_lower(text)
-}
-
-/// A request for one worker.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct ClaimBody<'a> {
-    #[serde(borrow)]
-    pub(in crate::api) namespace: BorrowedText<'a>,
-    // `null` is refused: a caller that meant to send a key would get a new claim at every retry.
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) key: Option<BorrowedText<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) pool: Option<BorrowedText<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) pools: Option<BoundedTexts<'a, { limits::CLAIM_POOLS_MAX }>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) pool_selector: Option<BorrowedText<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) class: Option<BorrowedText<'a>>,
-    #[serde(default, deserialize_with = "some_object")]
-    pub(in crate::api) resources: Option<ResourceRequirements>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) selector: Option<BorrowedText<'a>>,
-    #[serde(borrow, default, deserialize_with = "some_object")]
-    pub(in crate::api) node: Option<NodeConstraintsBody<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) worker: Option<BorrowedText<'a>>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) affinity: Option<BorrowedText<'a>>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) reserve_ms: Option<Millis>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) ttl_ms: Option<Millis>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) ack: Option<AckLevel>,
-    #[serde(default)]
-    pub(in crate::api) must_match: bool,
-    #[serde(default, deserialize_with = "unique_keys")]
-    pub(in crate::api) labels: Labels,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) wait_ms: Option<Millis>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) priority: Option<u64>,
-    #[serde(default)]
-    pub(in crate::api) preemptible: bool,
-}
-
-/// On which nodes.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct NodeConstraintsBody<'a> {
-    #[serde(borrow, default)]
-    pub(in crate::api) required: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
-    #[serde(borrow, default)]
-    pub(in crate::api) preferred: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
-    #[serde(borrow, default, deserialize_with = "some_object")]
-    pub(in crate::api) preferred_then_wait: Option<PreferredWaitBody<'a>>,
-}
-
-/// Preferred nodes, and for how long only they will do.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct PreferredWaitBody<'a> {
-    #[serde(borrow)]
-    pub(in crate::api) nodes: BoundedTexts<'a, { limits::CLAIM_NODES_MAX }>,
-    pub(in crate::api) ms: Millis,
-}
-
-impl ClaimBody<'_> {
-    /// Checks every name.
-    pub(in crate::api) fn into_request(self) -> Result<ClaimRequest, ApiError> {
-        let tenant = self.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
-        let mut made = [0; _];
-        let key = match &self.key {
-            Some(text) => &*text.0,
-            None => generate_key(&mut made),
-        };
-        let affinity = match &self.affinity {
-            Some(text) => check_name("affinity", &text.0).map(|()| &*text.0)?,
-            None => key,
-        };
-        Ok(ClaimRequest {
-            id: ClaimId::new(&self.namespace.0, tenant, key)?,
-            pools: self.pool_choice()?,
-            affinity: affinity_hash(affinity),
-            reserve_ms: self.reserve_ms,
-            ttl_ms: self.ttl_ms,
-            ack: self.ack,
-            wait_ms: self.wait_ms.unwrap_or(0),
-            constraints: self.into_constraints()?,
-        })
-    }
-
-    /// Exactly one of the three ways to name pools.
-    fn pool_choice(&self) -> Result<PoolChoice, ApiError> {
-        let namespace = &self.namespace.0;
-        match (&self.pool, &self.pools, &self.pool_selector) {
-            (Some(pool), None, None) => Ok(PoolName::new(namespace, &pool.0)?.into()),
-            (None, Some(pools), None) => {
-                let name = |(i, pool): (usize, &BorrowedText<'_>)| {
-                    let wrong =
-                        |refusal| ApiError { field: Some(format!("pools[{i}]").into()), ..ApiError::from(refusal) };
-                    check_name("pools", &pool.0).map_err(wrong)?;
-                    Ok(PoolName::new(namespace, &pool.0)?)
-                };
-                Ok(PoolChoice::Listed(pools.0.iter().enumerate().map(name).collect::<Result<_, ApiError>>()?))
-            }
-            (None, None, Some(selector)) => {
-                check_name("namespace", namespace)?;
-                Ok(PoolChoice::Selected(selector.0.to_string()))
-            }
-            (None, None, None) => Err(ApiError::invalid("pool", "is required, or else pools or pool_selector")),
-            (pool, _, selector) => {
-                let field = if pool.is_none() || selector.is_none() { "pools" } else { "pool_selector" };
-                Err(ApiError::invalid(field, "only one of pool, pools and pool_selector may be given"))
-            }
-        }
-    }
-
-    /// What it asks beyond any worker, if anything.
-    fn into_constraints(self) -> Result<Option<Box<ClaimConstraints>>, ApiError> {
-        let Self { class, resources, selector, node, worker, must_match, labels, priority, preemptible, .. } = self;
-        let priority = u16::try_from(priority.unwrap_or(0)).unwrap_or(u16::MAX);
-        let asks = class.is_some() || resources.is_some() || selector.is_some() || node.is_some() || worker.is_some();
-        if !asks && !must_match && !preemptible && priority == 0 && labels.is_empty() {
-            return Ok(None);
-        }
-        let text = |text: BorrowedText<'_>| text.0.into_owned();
-        let (required, mut preferred, then_wait) =
-            node.map_or_else(Default::default, |node| (node.required, node.preferred, node.preferred_then_wait));
-        let mut preferred_wait_ms = 0;
-        if let Some(PreferredWaitBody { nodes, ms }) = then_wait {
-            if !preferred.0.is_empty() || nodes.0.is_empty() || ms == 0 {
-                let message = "needs nodes and ms, and no node.preferred beside it";
-                return Err(ApiError::invalid("node.preferred_then_wait", message));
-            }
-            (preferred, preferred_wait_ms) = (nodes, ms);
-        }
-        let worker = worker.map(|id| {
-            let wrong = |refusal| ApiError { field: Some("worker".into()), ..ApiError::from(refusal) };
-            WorkerId::new(&id.0).map_err(wrong)
-        });
-        Ok(Some(Box::new(ClaimConstraints {
-            selector: selector.map(text),
-            nodes_required: required.0.into_iter().map(|node| node.0.into()).collect(),
-            nodes_preferred: preferred.0.into_iter().map(|node| node.0.into()).collect(),
-            worker: worker.transpose()?,
-            class: class.map(text),
-            preferred_wait_ms,
-            spec: ClaimSpec {
-                labels,
-                resources: resources.unwrap_or_default(),
-                priority,
-                preemptible,
-                ..ClaimSpec::default()
-            },
-            require_same_resources: must_match,
-        })))
-    }
-}
-
-/// How a batch of claims is carried out.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::api::http) enum BatchMode {
-    /// Each item for itself.
-    Independent,
-    /// All items or none.
-    AllOrNothing,
-}
-
-/// Many claims.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct ClaimsBatch<'a> {
-    pub(in crate::api::http) mode: BatchMode,
-    #[serde(borrow)]
-    pub(in crate::api::http) items: RawItems<'a>,
-}
-
-/// The body of `:confirm`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct HolderBody<'a> {
-    pub(in crate::api) fence: Fence,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
-}
-
-impl HolderBody<'_> {
-    /// Whose claim, and under which fence.
-    pub(in crate::api) fn claim_and_fence(&self, namespace: &str, key: &str) -> Result<(ClaimId, Fence), ApiError> {
-        holder(namespace, self.tenant.as_ref(), key, self.fence)
-    }
-}
-
-/// Whose claim, and under which fence.
-pub(in crate::api) fn holder(
-    namespace: &str,
-    tenant: Option<&BorrowedText<'_>>,
-    key: &str,
-    number: Fence,
-) -> Result<(ClaimId, Fence), ApiError> {
-    let fence = check_fence(number)?;
-    let tenant = tenant.map_or(DEFAULT_TENANT, |text| &text.0);
-    Ok((ClaimId::new(namespace, tenant, key)?, fence))
-}
-
-/// The body of `:renew`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct RenewBody<'a> {
-    pub(in crate::api::http) fence: Fence,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api::http) tenant: Option<BorrowedText<'a>>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api::http) ttl_ms: Option<Millis>,
-}
-
-/// The body of `:resize`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct ResizeBody<'a> {
-    pub(in crate::api::http) fence: Fence,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api::http) tenant: Option<BorrowedText<'a>>,
-    #[serde(deserialize_with = "json_object")]
-    pub(in crate::api::http) resources: ResourceRequirements,
-}
-
-/// One of two steps of a release.
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::api) enum ReleasePhase {
-    /// The holder is done; the worker has to be cleaned.
-    Begin,
-    /// The worker is clean.
-    Finish,
-}
-
-/// The body of `:release`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct ReleaseBody<'a> {
-    pub(in crate::api::http) fence: Fence,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api::http) tenant: Option<BorrowedText<'a>>,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api::http) phase: Option<ReleasePhase>,
-}
 
 /// `{"released":...}`: whether the key held a claim.
 #[derive(Serialize)]
@@ -276,15 +14,7 @@ pub(in crate::api::http) struct ReleaseResponseBody {
     pub(in crate::api::http) released: bool,
 }
 
-/// Checks a fence.
-pub(in crate::api) fn check_fence(fence: Fence) -> Result<Fence, ApiError> {
-    if fence > limits::FENCE_MAX {
-        return Err(ApiError::invalid("fence", format!("must be at most {}", limits::FENCE_MAX)));
-    }
-    Ok(fence)
-}
-
-/// A claim.
+/// Claim with its worker, state and resources.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ClaimJson<'a> {
     key: &'a str,
@@ -337,7 +67,7 @@ impl<'a> From<&'a ClaimView> for ClaimJson<'a> {
     }
 }
 
-/// What a claim holds.
+/// Resources that a claim holds: a whole worker, or an allocation on a shared one.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum HeldResourcesJson<'a> {
@@ -345,7 +75,7 @@ enum HeldResourcesJson<'a> {
     Share(Box<AllocationJson<'a>>),
 }
 
-/// A share of a worker.
+/// Allocation of a claim on a shared worker.
 #[derive(Serialize)]
 struct AllocationJson<'a> {
     #[serde(skip_serializing_if = "is_zero")]
@@ -358,7 +88,7 @@ struct AllocationJson<'a> {
     gpu: Option<GpusJson<'a>>,
 }
 
-/// Which cards of the worker, and how much of each.
+/// GPUs that a claim holds, by index on the worker, and the share of each.
 #[derive(Serialize)]
 struct GpusJson<'a> {
     model: &'a str,
@@ -368,8 +98,8 @@ struct GpusJson<'a> {
 }
 
 impl<'a> From<HeldResources<'a>> for HeldResourcesJson<'a> {
-    fn from(held: HeldResources<'a>) -> Self {
-        match held {
+    fn from(resources: HeldResources<'a>) -> Self {
+        match resources {
             HeldResources::Whole(capacity) => Self::Whole(capacity),
             HeldResources::Share { resources, gpu } => Self::Share(Box::new(AllocationJson {
                 cpu_milli: resources.cpu_milli,
@@ -386,7 +116,7 @@ impl<'a> From<HeldResources<'a>> for HeldResourcesJson<'a> {
     }
 }
 
-/// `{"claim":{...}}`.
+/// `{"claim":{...}}`: a single claim.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ClaimResponseBody<'a> {
     claim: ClaimJson<'a>,
@@ -398,7 +128,7 @@ impl<'a> From<&'a ClaimView> for ClaimResponseBody<'a> {
     }
 }
 
-/// A claim that waits.
+/// Claim that is queued for capacity or quota.
 #[derive(Serialize)]
 struct WaitingJson<'a> {
     key: &'a str,
@@ -414,7 +144,7 @@ struct WaitingJson<'a> {
     estimate_ms: Option<Millis>,
 }
 
-/// `{"waiting":{...}}`.
+/// `{"waiting":{...}}`: a single queued claim.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WaitingResponseBody<'a> {
     waiting: WaitingJson<'a>,
@@ -440,7 +170,7 @@ impl<'a> From<&'a QueuedClaimView> for WaitingResponseBody<'a> {
     }
 }
 
-/// `{"claim","created"}` or `{"error"}`.
+/// `{"claim","created"}` or `{"error"}`: outcome of one claim of a batch.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum ClaimOutcome<'a> {
@@ -451,7 +181,7 @@ pub(in crate::api::http) enum ClaimOutcome<'a> {
 impl<'a> From<&'a Result<ClaimResult, ApiError>> for ClaimOutcome<'a> {
     fn from(outcome: &'a Result<ClaimResult, ApiError>) -> Self {
         match outcome {
-            Ok(taken) => Self::Done { claim: Box::new((&taken.claim).into()), created: taken.created },
+            Ok(result) => Self::Done { claim: Box::new((&result.claim).into()), created: result.created },
             Err(failure) => Self::Failed(failure),
         }
     }

@@ -1,10 +1,10 @@
-//! Demand on the wire.
+//! Demand of a pool as a response.
 
 use serde::Serialize;
 
 use crate::model::{DemandShape, IdleWorker, Millis, PoolDemand, ResourceRequirements};
 
-/// What waits for a pool. Its figures stand at the top, where a scaler that reads one number finds them.
+/// Demand of a pool: the claims that are queued for it. The totals come first, for a scaler that reads a single number.
 #[derive(Serialize)]
 pub(in crate::api::http) struct DemandResponseBody<'a> {
     namespace: &'a str,

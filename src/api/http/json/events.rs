@@ -1,14 +1,14 @@
-//! The shape of an event of a pool.
+//! Event of a pool as a response.
 
 use serde::Serialize;
 
 use crate::events::{EventClaim, WatchItem};
 use crate::model::{Fence, Millis};
 
-/// One event.
+/// Event with its position in the stream.
 #[derive(Serialize)]
 pub(in crate::api::http) struct EventJson<'a> {
-    /// What happened: a word of [`crate::events::PoolEventKind`], `started` or `missed`.
+    /// Kind of the event: a word of [`crate::events::PoolEventKind`], `started` or `missed`.
     pub(in crate::api::http) event: &'static str,
     position: &'a str,
     #[serde(flatten)]
@@ -46,8 +46,8 @@ struct EventClaimJson<'a> {
 }
 
 impl<'a> EventJson<'a> {
-    pub(in crate::api::http) fn new(position: &'a str, told: &'a WatchItem) -> Self {
-        let (event, more) = match told {
+    pub(in crate::api::http) fn new(position: &'a str, item: &'a WatchItem) -> Self {
+        let (event, details) = match item {
             WatchItem::Started => ("started", EventDetailsJson::Nothing {}),
             WatchItem::Dropped(count) => ("missed", EventDetailsJson::Missed { count: *count }),
             WatchItem::Event(event) => {
@@ -61,10 +61,10 @@ impl<'a> EventJson<'a> {
                 });
                 let worker = event.worker.spec.id.as_str();
                 let reason = event.reason.map(crate::events::PoolEventReason::as_str);
-                let more = EventDetailsJson::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
-                (event.kind.as_str(), more)
+                let details = EventDetailsJson::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
+                (event.kind.as_str(), details)
             }
         };
-        Self { event, position, details: more }
+        Self { event, position, details }
     }
 }

@@ -1,10 +1,10 @@
-//! Quotas on the wire.
+//! Response bodies for quotas and their usage.
 
 use serde::Serialize;
 
 use crate::model::{Quota, QuotaSource, QuotaStatus, ResourceUsage};
 
-/// A quota, and what its tenant holds.
+/// Quota with the usage of its tenant.
 #[derive(Serialize)]
 pub(in crate::api::http) struct QuotaJson<'a> {
     namespace: &'a str,
@@ -13,7 +13,7 @@ pub(in crate::api::http) struct QuotaJson<'a> {
     source: QuotaSource,
     #[serde(flatten)]
     quota: &'a Quota,
-    /// Of a namespace's quota nothing is said: each of its tenants has all of it.
+    /// Absent for a namespace, whose quota applies to each tenant separately.
     #[serde(skip_serializing_if = "Option::is_none")]
     used: Option<ResourceUsage>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ impl<'a> From<&'a QuotaStatus> for QuotaJson<'a> {
     }
 }
 
-/// `{"quota":{...}}`.
+/// `{"quota":{...}}`: a single quota.
 #[derive(Serialize)]
 pub(in crate::api::http) struct QuotaResponseBody<'a> {
     quota: QuotaJson<'a>,

@@ -1,151 +1,15 @@
-//! Workers on the wire.
+//! Response bodies for workers and heartbeats.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{BorrowedText, ClaimJson, DEFAULT_TENANT, check_fence};
+use super::ClaimJson;
 use crate::api::error_table::ApiError;
-use crate::api::http::extract::{BoundedList, RawItems};
-use crate::limits;
 use crate::model::{
-    ClaimId, Fence, HeartbeatRequest, HeartbeatResponse, Labels, LivenessState, Millis, RegistrationRequest,
-    RegistrationResponse, RunningClaim, SchedulingState, Seq, TrustState, WorkerCapacity, WorkerId, WorkerSpec,
-    WorkerView, json_object, present, unique_keys,
+    Fence, HeartbeatResponse, Labels, LivenessState, Millis, RegistrationResponse, RunningClaim, SchedulingState, Seq,
+    TrustState, WorkerCapacity, WorkerView,
 };
 
-/// A claim that a worker says it runs. Its namespace is the pool's.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct ReportedClaimBody<'a> {
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) tenant: Option<BorrowedText<'a>>,
-    #[serde(borrow)]
-    pub(in crate::api) key: BorrowedText<'a>,
-    pub(in crate::api) fence: Fence,
-}
-
-/// What a worker says it runs.
-pub(in crate::api) type ReportedClaimBodies<'a> = BoundedList<ReportedClaimBody<'a>, { limits::REPORTED_CLAIMS_MAX }>;
-
-fn reported_claims(namespace: &str, claims: &ReportedClaimBodies<'_>) -> Result<Vec<RunningClaim>, ApiError> {
-    let read = claims.0.iter().enumerate().map(|(index, named)| {
-        let tenant = named.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
-        let id = ClaimId::new(namespace, tenant, &named.key.0).map_err(ApiError::from);
-        let fence = check_fence(named.fence);
-        id.and_then(|id| Ok(RunningClaim { id, fence: fence? })).map_err(|failure| failure.for_item("claims", index))
-    });
-    read.collect()
-}
-
-/// What a worker says of itself.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api) struct HeartbeatBody<'a> {
-    #[serde(default)]
-    pub(in crate::api) incarnation: u64,
-    #[serde(default, deserialize_with = "present")]
-    pub(in crate::api) seq: Option<u64>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    pub(in crate::api) claims: Option<ReportedClaimBodies<'a>>,
-}
-
-impl HeartbeatBody<'_> {
-    /// Checks every name.
-    pub(in crate::api) fn heartbeat(&self, namespace: &str) -> Result<HeartbeatRequest, ApiError> {
-        let claims = self.claims.as_ref().map(|claims| reported_claims(namespace, claims)).transpose()?;
-        Ok(HeartbeatRequest { incarnation: self.incarnation, seq: self.seq, claims })
-    }
-}
-
-/// A heartbeat in a batch.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct HeartbeatItem<'a> {
-    #[serde(borrow)]
-    id: BorrowedText<'a>,
-    #[serde(default)]
-    incarnation: u64,
-    #[serde(default, deserialize_with = "present")]
-    seq: Option<u64>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    claims: Option<ReportedClaimBodies<'a>>,
-}
-
-impl HeartbeatItem<'_> {
-    /// Checks every name.
-    pub(in crate::api::http) fn into_heartbeat(
-        self,
-        namespace: &str,
-    ) -> Result<(WorkerId, HeartbeatRequest), ApiError> {
-        let Self { id, incarnation, seq, claims } = self;
-        Ok((WorkerId::new(&id.0)?, HeartbeatBody { incarnation, seq, claims }.heartbeat(namespace)?))
-    }
-}
-
-/// A registration; the id is in the path.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-pub(in crate::api) struct WorkerBody<'a> {
-    #[serde(deserialize_with = "json_object")]
-    pub(in crate::api) capacity: WorkerCapacity,
-    #[serde(deserialize_with = "unique_keys")]
-    pub(in crate::api) labels: Labels,
-    #[serde(deserialize_with = "present")]
-    pub(in crate::api) node: Option<String>,
-    pub(in crate::api) incarnation: u64,
-    #[serde(deserialize_with = "present")]
-    pub(in crate::api) expires_at_ms: Option<Millis>,
-    #[serde(borrow, deserialize_with = "present")]
-    pub(in crate::api) claims: Option<ReportedClaimBodies<'a>>,
-}
-
-impl WorkerBody<'_> {
-    /// Checks every field.
-    pub(in crate::api) fn into_registration(self, namespace: &str, id: &str) -> Result<RegistrationRequest, ApiError> {
-        let Self { capacity, labels, node, incarnation, expires_at_ms, claims } = self;
-        let (id, node) = (WorkerId::new(id)?, node.map(Into::into));
-        let spec = WorkerSpec { id, capacity, labels, node, incarnation, expires_at_ms };
-        spec.check()?;
-        Ok(RegistrationRequest { spec, claims: claims.map(|claims| reported_claims(namespace, &claims)).transpose()? })
-    }
-}
-
-/// A registration in a batch.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct WorkerItem<'a> {
-    #[serde(borrow)]
-    id: BorrowedText<'a>,
-    #[serde(default, deserialize_with = "json_object")]
-    capacity: WorkerCapacity,
-    #[serde(default, deserialize_with = "unique_keys")]
-    labels: Labels,
-    #[serde(default, deserialize_with = "present")]
-    node: Option<String>,
-    #[serde(default)]
-    incarnation: u64,
-    #[serde(default, deserialize_with = "present")]
-    expires_at_ms: Option<Millis>,
-    #[serde(borrow, default, deserialize_with = "present")]
-    claims: Option<ReportedClaimBodies<'a>>,
-}
-
-impl WorkerItem<'_> {
-    /// Checks every field.
-    pub(in crate::api::http) fn into_registration(self, namespace: &str) -> Result<RegistrationRequest, ApiError> {
-        let Self { id, capacity, labels, node, incarnation, expires_at_ms, claims } = self;
-        WorkerBody { capacity, labels, node, incarnation, expires_at_ms, claims }.into_registration(namespace, &id.0)
-    }
-}
-
-/// Many registrations, or many heartbeats.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::api::http) struct WorkersBatch<'a> {
-    #[serde(borrow)]
-    pub(in crate::api::http) workers: RawItems<'a>,
-}
-
-/// A worker.
+/// Worker with its state and its claims.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WorkerJson<'a> {
     id: &'a str,
@@ -188,7 +52,7 @@ impl<'a> From<&'a WorkerView> for WorkerJson<'a> {
     }
 }
 
-/// `{"worker":{...}}`; after a registration that named claims also those that the worker should not run.
+/// `{"worker":{...}}`; after a registration that reported claims also those that the worker must stop.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WorkerResponseBody<'a> {
     worker: WorkerJson<'a>,
@@ -209,7 +73,7 @@ impl<'a> From<&'a RegistrationResponse> for WorkerResponseBody<'a> {
     }
 }
 
-/// A claim by its name and number.
+/// Claim by its key, tenant and fence.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ReportedClaimJson<'a> {
     key: &'a str,
@@ -223,7 +87,8 @@ impl<'a> From<&'a RunningClaim> for ReportedClaimJson<'a> {
     }
 }
 
-/// `{"claims":[...],"stop":[...]}`; of one that came late also `"ignored":true` and the `last_seq` that it has to exceed.
+/// `{"claims":[...],"stop":[...]}`; for a heartbeat that arrived out of order also `"ignored":true` and the `last_seq`
+/// that the next one must exceed.
 #[derive(Serialize)]
 pub(in crate::api::http) struct HeartbeatResponseBody<'a> {
     claims: Vec<ClaimJson<'a>>,
@@ -235,17 +100,17 @@ pub(in crate::api::http) struct HeartbeatResponseBody<'a> {
 }
 
 impl<'a> From<&'a HeartbeatResponse> for HeartbeatResponseBody<'a> {
-    fn from(heard: &'a HeartbeatResponse) -> Self {
+    fn from(response: &'a HeartbeatResponse) -> Self {
         Self {
-            claims: heard.claims.iter().map(Into::into).collect(),
-            stop: heard.stop.iter().map(Into::into).collect(),
-            ignored: heard.superseded_by.is_some(),
-            last_seq: heard.superseded_by,
+            claims: response.claims.iter().map(Into::into).collect(),
+            stop: response.stop.iter().map(Into::into).collect(),
+            ignored: response.superseded_by.is_some(),
+            last_seq: response.superseded_by,
         }
     }
 }
 
-/// `{"claims","stop"}` or `{"error"}`.
+/// `{"claims","stop"}` or `{"error"}`: outcome of one heartbeat of a batch.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum HeartbeatOutcome<'a> {
@@ -256,13 +121,13 @@ pub(in crate::api::http) enum HeartbeatOutcome<'a> {
 impl<'a> From<&'a Result<HeartbeatResponse, ApiError>> for HeartbeatOutcome<'a> {
     fn from(outcome: &'a Result<HeartbeatResponse, ApiError>) -> Self {
         match outcome {
-            Ok(heard) => Self::Done(heard.into()),
+            Ok(response) => Self::Done(response.into()),
             Err(failure) => Self::Failed(failure),
         }
     }
 }
 
-/// `{"worker","created"}` or `{"error"}`.
+/// `{"worker","created"}` or `{"error"}`: outcome of one registration of a batch.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::api::http) enum WorkerOutcome<'a> {

@@ -1,14 +1,14 @@
-//! Examples of the operations, which follow each other: on a new service each works as it stands, in the order of the
-//! viewer's sections, the deletions last. A test does so.
+//! Examples of the operations, which build on each other: on a new service each works unchanged, in the order of the
+//! viewer's sections, the deletions last. A test runs them.
 
 use serde_json::{Value, json};
 
-/// What a path parameter of an operation is in its example.
+/// Value of a path parameter in the example of an operation.
 pub(super) fn path(operation: &str, parameter: &str) -> &'static str {
     match (operation, parameter) {
         (_, "namespace") => "demo",
         (_, "pool") => "shared",
-        // Neither would serve again before it registers anew.
+        // These workers cannot serve again before they register anew.
         ("drainWorker" | "deleteWorker", "id") => "w3",
         (_, "id") => "w1",
         (_, "key") => "job-1",
@@ -17,8 +17,8 @@ pub(super) fn path(operation: &str, parameter: &str) -> &'static str {
     }
 }
 
-/// The body of an operation. Its pool is a shared one, because only there a claim can be resized; its times leave somebody who
-/// reads the page time to do so.
+/// Example body of an operation. Its pool is shared, because only there a claim can be resized; its times are long
+/// enough for a reader.
 pub(super) fn body(operation: &str) -> Value {
     let claim = |key: &str| json!({"namespace": "demo", "pool": "shared", "key": key, "resources": {"cpu_milli": 500}});
     let worker = json!({"capacity": {"cpu_milli": 4000, "memory_bytes": 8_589_934_592_u64}, "labels": {"zone": "a"}});

@@ -1,6 +1,6 @@
-//! The description of this interface in OpenAPI 3.1, and a viewer for it that needs no other host.
+//! OpenAPI 3.1 description of this API, and a viewer for it that loads nothing from other hosts.
 //!
-//! Operations stand in one table, schemas in `schemas`; a test compares both with what a running service takes and says.
+//! One table lists the operations, `schemas` the schemas; a test compares both with the behaviour of a running service.
 
 use std::sync::LazyLock;
 
@@ -17,19 +17,19 @@ use crate::api::error_table::{ApiError, ErrorStatus};
 mod examples;
 mod schemas;
 
-/// `GET /v1/openapi.json`.
+/// Serves the document at `GET /v1/openapi.json`.
 pub(super) async fn document() -> Response {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| serialize_in_order(&describe()).into());
     let json = HeaderValue::from_static("application/json");
     ([(header::CONTENT_TYPE, json)], DOCUMENT.clone()).into_response()
 }
 
-/// `GET /docs`.
+/// Serves the viewer at `GET /docs`.
 pub(super) async fn viewer() -> Html<&'static str> {
     Html(include_str!("viewer.html"))
 }
 
-/// `GET /docs/{file}`: what the viewer consists of; its library is always compressed.
+/// Serves `GET /docs/{file}`: the files of the viewer; its library is always compressed.
 pub(super) async fn viewer_file(Path(name): Path<String>) -> HandlerResult {
     let (kind, packed): (_, &'static [u8]) = match name.as_str() {
         "viewer.js" => {
@@ -46,147 +46,147 @@ pub(super) async fn viewer_file(Path(name): Path<String>) -> HandlerResult {
     Ok((headers.map(|(name, value)| (name, HeaderValue::from_static(value))), packed).into_response())
 }
 
-/// One operation.
+/// Operation of the API, as a row of the table.
 struct OperationSpec {
     method: &'static str,
     path: &'static str,
     id: &'static str,
     tag: &'static str,
     summary: &'static str,
-    /// Query parameters, by their names among the components.
+    /// Names of the query parameters among the components.
     query: &'static [&'static str],
-    /// Schema of the body.
+    /// Name of the body's schema.
     body: Option<&'static str>,
-    /// Status, what it means, schema of the answer.
+    /// Success statuses: status, meaning, and name of the response's schema.
     success: &'static [(u16, &'static str, &'static str)],
-    /// Statuses of the errors that it may end with, beside those that any may.
+    /// Error statuses beyond those of every operation.
     errors: &'static [u16],
 }
 
-/// Errors that any operation of `/v1` may end with.
+/// Error statuses of every operation under `/v1`.
 const ERRORS_OF_ALL: [u16; 6] = [400, 403, 421, 500, 503, 504];
-/// Errors of an operation that has a body.
+/// Error statuses of an operation with a body.
 const ERRORS_OF_BODY: [u16; 2] = [413, 415];
 const PAGE: &[&str] = &["page_token", "limit"];
 
 #[rustfmt::skip]
 const OPERATIONS: &[OperationSpec] = &[
     OperationSpec { method: "put", path: "/v1/pools/{namespace}/{pool}", id: "putPool", tag: "pools",
-        summary: "Creates a pool, or replaces the specification of one that is there. A field that is left out goes back to its default. Durable when it returns.",
+        summary: "Creates a pool, or replaces the specification of an existing one. An omitted field goes back to its default. Durable when it returns.",
         query: &[], body: Some("PoolSpec"), success: &[(201, "Created.", "PoolAnswer"), (200, "Replaced.", "PoolAnswer")], errors: &[409] },
     OperationSpec { method: "patch", path: "/v1/pools/{namespace}/{pool}", id: "updatePool", tag: "pools",
-        summary: "Changes single fields of the specification of a pool that is there; null takes one back to its default, and of the labels only those change that are named. Durable when it returns.",
+        summary: "Changes single fields of the specification of an existing pool; null resets a field to its default, and labels that are not named stay. Durable when it returns.",
         query: &["version"], body: Some("PoolPatch"), success: &[(200, "Changed.", "PoolAnswer")], errors: &[404, 409] },
     OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}", id: "getPool", tag: "pools",
-        summary: "Specification, counts, figures by shard.",
+        summary: "Returns a pool with its specification, its counts and its shards.",
         query: &[], body: None, success: &[(200, "The pool.", "PoolAnswer")], errors: &[404] },
     OperationSpec { method: "delete", path: "/v1/pools/{namespace}/{pool}", id: "deletePool", tag: "pools",
-        summary: "Deletes a pool; one with workers only with force=true, which also ends them and their claims. Durable when it returns.",
+        summary: "Deletes a pool; one with workers only with force=true, which also deletes them and ends their claims. Durable when it returns.",
         query: &["force"], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404, 409] },
     OperationSpec { method: "get", path: "/v1/pools", id: "listPools", tag: "pools",
-        summary: "Pools by name, page by page, without their shards.",
-        query: PAGE, body: None, success: &[(200, "A page.", "PoolPage")], errors: &[] },
+        summary: "Lists pools by name, page by page, without their shards.",
+        query: PAGE, body: None, success: &[(200, "The page.", "PoolPage")], errors: &[] },
     OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/demand", id: "getDemand", tag: "pools",
-        summary: "What waits for a pool, how many workers would clear it, and which could go: for an autoscaler, which finds each figure at the top.",
-        query: &[], body: None, success: &[(200, "What waits.", "Demand")], errors: &[404] },
+        summary: "Returns the demand of a pool: its queued claims, the workers they need, and its idle workers. Intended for an autoscaler, so the totals come first.",
+        query: &[], body: None, success: &[(200, "The demand.", "Demand")], errors: &[404] },
     OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/events", id: "watchPool", tag: "pools",
-        summary: "What happens in a pool, as server-sent events: from now on, or from a position on. The first is started, or missed where it is not known what happened since the position: then list the pool anew. Who watches first and lists then has seen everything. Ends when the pool is deleted or the service stops; until then a viewer that waits for the end shows nothing, so read it with curl -N.",
+        summary: "Streams the events of a pool as server-sent events: from now on, or from a position. The first event is started, or missed if events since the position are lost: list the pool again then. A client that watches first and lists second sees everything. The stream ends when the pool is deleted or the service stops; a viewer that waits for the end shows nothing until then, so read it with curl -N.",
         query: &["from"], body: None, success: &[(200, "Events, each with its position as id, its kind as event, and this as data.", "PoolEvent")], errors: &[404, 429] },
     OperationSpec { method: "put", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "registerWorker", tag: "workers",
-        summary: "A worker is there. An upsert: what is said replaces what was known.",
-        query: &[], body: Some("WorkerBody"), success: &[(201, "It is new.", "WorkerAnswer"), (200, "It was known.", "WorkerAnswer")], errors: &[404, 409] },
+        summary: "Registers a worker, or replaces the description of a registered one.",
+        query: &[], body: Some("WorkerBody"), success: &[(201, "Registered.", "WorkerAnswer"), (200, "Replaced.", "WorkerAnswer")], errors: &[404, 409] },
     OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "getWorker", tag: "workers",
-        summary: "A worker, with what it holds.",
+        summary: "Returns a worker with its claims.",
         query: &[], body: None, success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
     OperationSpec { method: "delete", path: "/v1/pools/{namespace}/{pool}/workers/{id}", id: "deleteWorker", tag: "workers",
-        summary: "The worker is gone: what it held is lost, and its keys are free. It is remembered for a minute, so that a late registration does not bring it back.",
+        summary: "Deletes a worker: its claims are lost, and their keys are free. Its incarnation is remembered for a minute, so that a late registration does not bring it back.",
         query: &[], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404] },
     OperationSpec { method: "get", path: "/v1/pools/{namespace}/{pool}/workers", id: "listWorkers", tag: "workers",
-        summary: "The workers of a pool, page by page. One that stays is seen exactly once, whoever comes and goes meanwhile.",
-        query: PAGE, body: None, success: &[(200, "A page.", "WorkerPage")], errors: &[404] },
+        summary: "Lists the workers of a pool, page by page. A worker that stays is listed exactly once, even if others come and go.",
+        query: PAGE, body: None, success: &[(200, "The page.", "WorkerPage")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:batch", id: "registerWorkers", tag: "workers",
-        summary: "Many workers in one call, each with its own outcome, in order: a bad one harms no other.",
-        query: &[], body: Some("WorkersBatch"), success: &[(200, "One outcome a worker.", "WorkerOutcomes")], errors: &[404] },
+        summary: "Registers many workers. Each has its own outcome, in order: an invalid one does not affect the others.",
+        query: &[], body: Some("WorkersBatch"), success: &[(200, "One outcome for each worker.", "WorkerOutcomes")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}:clear", id: "clearPool", tag: "pools",
-        summary: "The owner of all workers speaks for them, as they stand: those that were suspect are trusted.",
-        query: &[], body: Some("NoBody"), success: &[(200, "How many.", "Cleared")], errors: &[404] },
+        summary: "Trusts every suspect worker of the pool again, as if each had reported its claims.",
+        query: &[], body: Some("NoBody"), success: &[(200, "Number of claims.", "Cleared")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:heartbeat", id: "heartbeat", tag: "workers",
-        summary: "The worker lives, and says what it runs; the answer says what it should run, and what it should stop.",
-        query: &[], body: Some("HeartbeatBody"), success: &[(200, "Heard.", "Heard")], errors: &[404, 409] },
+        summary: "Reports that a worker is alive and which claims it runs. The response has the claims of the worker, and those that it must stop.",
+        query: &[], body: Some("HeartbeatBody"), success: &[(200, "Received.", "Heard")], errors: &[404, 409] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers:heartbeat", id: "heartbeats", tag: "workers",
-        summary: "Many workers live, each with its own outcome, in order: a bad one harms no other. For agents that speak for many: one call costs little more than one heartbeat.",
-        query: &[], body: Some("HeartbeatBatch"), success: &[(200, "One outcome a worker.", "HeardOutcomes")], errors: &[404] },
+        summary: "Sends many heartbeats. Each has its own outcome, in order: an invalid one does not affect the others. Intended for agents of many workers: one call costs little more than a single heartbeat.",
+        query: &[], body: Some("HeartbeatBatch"), success: &[(200, "One outcome for each worker.", "HeardOutcomes")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:cordon", id: "cordonWorker", tag: "workers",
-        summary: "It is no longer offered; it keeps what it holds. Outlives registrations and restarts.",
+        summary: "Stops offering a worker, which keeps its claims. Survives registrations and restarts.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:uncordon", id: "uncordonWorker", tag: "workers",
-        summary: "It is offered again.",
+        summary: "Offers a cordoned worker again.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404, 409] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:drain", id: "drainWorker", tag: "workers",
-        summary: "It is not offered any more in this incarnation; it keeps what it holds until that is released.",
+        summary: "Stops offering a worker for the rest of its incarnation. It keeps its claims until they are released.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/pools/{namespace}/{pool}/workers/{id}:clear", id: "clearWorker", tag: "workers",
-        summary: "Its owner speaks for it, as it stands: it is trusted again.",
+        summary: "Trusts a suspect worker again, as if it had reported its claims.",
         query: &[], body: Some("NoBody"), success: &[(200, "The worker.", "WorkerAnswer")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/claims", id: "claim", tag: "claims",
-        summary: "Takes a worker for a key, or finds what the key holds already. Sent again with the same key, it is the same claim. With wait_ms the answer comes when there is room, or when that time is over.",
-        query: &[], body: Some("ClaimBody"), success: &[(201, "Taken by this request.", "ClaimAnswer"), (200, "The key held it.", "ClaimAnswer")], errors: &[404, 409, 429] },
+        summary: "Claims a worker for a key, or returns the claim that the key has. A repeated request with the same key returns the same claim. With wait_ms the claim is queued for capacity for that long.",
+        query: &[], body: Some("ClaimBody"), success: &[(201, "Created by this request.", "ClaimAnswer"), (200, "The key had this claim.", "ClaimAnswer")], errors: &[404, 409, 429] },
     OperationSpec { method: "post", path: "/v1/claims:batch", id: "claimMany", tag: "claims",
-        summary: "Many claims in one call, each with its own outcome, in order: a bad one harms no other.",
-        query: &[], body: Some("ClaimsBatch"), success: &[(200, "One outcome an item.", "ClaimOutcomes")], errors: &[] },
+        summary: "Makes many claims. Each has its own outcome, in order: an invalid one does not affect the others.",
+        query: &[], body: Some("ClaimsBatch"), success: &[(200, "One outcome for each item.", "ClaimOutcomes")], errors: &[] },
     OperationSpec { method: "post", path: "/v1/explain", id: "explainClaim", tag: "claims",
-        summary: "What a claim would get at this moment, and why: of each pool how many workers would take it, what rules the others out, and who comes nearest. Takes nothing; the key does not matter.",
-        query: &[], body: Some("ClaimBody"), success: &[(200, "Placed or refused, and why.", "Explanation")], errors: &[404] },
+        summary: "Explains what a claim would get now: for each pool how many workers could take it, what rules the others out, and which come nearest. Makes no claim; the key does not matter.",
+        query: &[], body: Some("ClaimBody"), success: &[(200, "The explanation.", "Explanation")], errors: &[404] },
     OperationSpec { method: "get", path: "/v1/claims", id: "listClaims", tag: "claims",
-        summary: "Claims, page by page. A page may be short or empty and still have a next_page_token: go on until there is none.",
-        query: &["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"], body: None, success: &[(200, "A page.", "ClaimPage")], errors: &[] },
+        summary: "Lists claims, page by page. A page may be short or empty and still have a next_page_token: continue until there is none.",
+        query: &["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"], body: None, success: &[(200, "The page.", "ClaimPage")], errors: &[] },
     OperationSpec { method: "get", path: "/v1/claims/{namespace}/{key}", id: "getClaim", tag: "claims",
-        summary: "What the key holds, or what it waits for.",
-        query: &["tenant"], body: None, success: &[(200, "The claim, held or waiting.", "Standing")], errors: &[404] },
+        summary: "Returns the claim of a key, held or queued.",
+        query: &["tenant"], body: None, success: &[(200, "The claim, held or queued.", "Standing")], errors: &[404] },
     OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:confirm", id: "confirmClaim", tag: "claims",
-        summary: "The holder has started: the claim is active.",
+        summary: "Activates a claim whose holder has started.",
         query: &[], body: Some("HolderBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409] },
     OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:renew", id: "renewClaim", tag: "claims",
-        summary: "The holder still needs it: its time begins anew.",
+        summary: "Renews a claim: its ttl_ms starts again.",
         query: &[], body: Some("RenewBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409] },
     OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:resize", id: "resizeClaim", tag: "claims",
-        summary: "The holder needs another share of its worker than before, as much as is said here in all. Worker and fence stay. Without room for it nothing changes.",
+        summary: "Changes the resources that a claim holds on its worker, given in total. Worker and fence stay. Without enough free capacity nothing changes.",
         query: &[], body: Some("ResizeBody"), success: &[(200, "The claim.", "ClaimAnswer")], errors: &[404, 409, 429] },
     OperationSpec { method: "post", path: "/v1/claims/{namespace}/{key}:release", id: "releaseClaim", tag: "claims",
-        summary: "The holder is done. Succeeds also if the claim is gone already.",
-        query: &[], body: Some("ReleaseBody"), success: &[(200, "Released, or the key held no claim.", "ReleaseAnswer")], errors: &[409] },
+        summary: "Releases a claim. Succeeds also if the claim has ended already.",
+        query: &[], body: Some("ReleaseBody"), success: &[(200, "Released, or the key had no claim.", "ReleaseAnswer")], errors: &[409] },
     OperationSpec { method: "put", path: "/v1/quotas/{namespace}/{tenant}", id: "putQuota", tag: "quotas",
-        summary: "Sets how much a tenant may hold, and its weight where claims wait. What is left out is not bounded. What it holds already stays. Durable when it returns.",
-        query: &[], body: Some("QuotaBody"), success: &[(201, "It had none.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
+        summary: "Sets the quota of a tenant, and its weight among other tenants with queued claims. Omitted resources are unlimited. Existing claims stay. Durable when it returns.",
+        query: &[], body: Some("QuotaBody"), success: &[(201, "Created.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
     OperationSpec { method: "get", path: "/v1/quotas/{namespace}/{tenant}", id: "getQuota", tag: "quotas",
-        summary: "What a tenant may hold, where that comes from, and what it holds.",
+        summary: "Returns the quota of a tenant, its source, and its usage.",
         query: &[], body: None, success: &[(200, "The quota.", "QuotaAnswer")], errors: &[] },
     OperationSpec { method: "delete", path: "/v1/quotas/{namespace}/{tenant}", id: "deleteQuota", tag: "quotas",
-        summary: "Takes the quota of a tenant away: that of its namespace holds from then on, or none. Durable when it returns.",
+        summary: "Deletes the quota of a tenant: that of its namespace applies from then on, or none. Durable when it returns.",
         query: &[], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404] },
     OperationSpec { method: "put", path: "/v1/quotas/{namespace}", id: "putNamespaceQuota", tag: "quotas",
-        summary: "Sets how much each tenant of the namespace may hold that has no quota of its own. Durable when it returns.",
-        query: &[], body: Some("QuotaBody"), success: &[(201, "There was none.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
+        summary: "Sets the quota of each tenant in the namespace without its own. Durable when it returns.",
+        query: &[], body: Some("QuotaBody"), success: &[(201, "Created.", "QuotaAnswer"), (200, "Replaced.", "QuotaAnswer")], errors: &[409] },
     OperationSpec { method: "get", path: "/v1/quotas/{namespace}", id: "getNamespaceQuota", tag: "quotas",
-        summary: "How much each tenant of the namespace may hold that has no quota of its own.",
+        summary: "Returns the quota of each tenant in the namespace without its own.",
         query: &[], body: None, success: &[(200, "The quota.", "QuotaAnswer")], errors: &[] },
     OperationSpec { method: "delete", path: "/v1/quotas/{namespace}", id: "deleteNamespaceQuota", tag: "quotas",
-        summary: "Takes it away: tenants without their own are not bounded any more. Durable when it returns.",
+        summary: "Deletes the quota of a namespace: tenants without their own are unlimited from then on. Durable when it returns.",
         query: &[], body: None, success: &[(200, "Deleted.", "Empty")], errors: &[404] },
     OperationSpec { method: "get", path: "/v1/quotas", id: "listQuotas", tag: "quotas",
-        summary: "Quotas that were set, by name, page by page.",
-        query: PAGE, body: None, success: &[(200, "A page.", "QuotaPage")], errors: &[] },
+        summary: "Lists the quotas that were set, by name, page by page.",
+        query: PAGE, body: None, success: &[(200, "The page.", "QuotaPage")], errors: &[] },
     OperationSpec { method: "get", path: "/healthz", id: "health", tag: "probes",
-        summary: "Whether the process lives.",
-        query: &[], body: None, success: &[(200, "It does.", "Health")], errors: &[] },
+        summary: "Reports that the process is alive.",
+        query: &[], body: None, success: &[(200, "Alive.", "Health")], errors: &[] },
     OperationSpec { method: "get", path: "/readyz", id: "readiness", tag: "probes",
-        summary: "Whether every shard serves and the store takes records. If not, 503 with the reasons as its message.",
-        query: &[], body: None, success: &[(200, "They do.", "Readiness")], errors: &[503] },
+        summary: "Reports whether every shard serves and the store accepts records. If not, 503 with the reasons as its message.",
+        query: &[], body: None, success: &[(200, "Ready.", "Readiness")], errors: &[503] },
     OperationSpec { method: "get", path: "/metrics", id: "metrics", tag: "probes",
-        summary: "All metrics, in the text format of Prometheus.",
+        summary: "Returns all metrics in the text format of Prometheus.",
         query: &[], body: None, success: &[(200, "The scrape.", "")], errors: &[] },
     OperationSpec { method: "get", path: "/debug/shards", id: "debugShards", tag: "probes",
-        summary: "Every shard of every pool, and the number of keys in the directory. For people; its shape may change.",
+        summary: "Returns every shard of every pool, and the number of keys in the directory. For people; its schema may change.",
         query: &[], body: None, success: &[(200, "The shards.", "Shards")], errors: &[] },
 ];
 
@@ -219,7 +219,7 @@ impl OperationSpec {
             "responses": responses,
         });
         if let Some(schema) = self.body {
-            // Nothing at all is taken for `{}`, which is enough where nothing is required.
+            // An empty body means `{}`, which is enough where no field is required.
             let required = schemas::schemas()[schema]["required"] != json!([]);
             let example = examples::body(self.id);
             let content = json!({"application/json": {"schema": reference("schemas", schema), "example": example}});
@@ -229,7 +229,7 @@ impl OperationSpec {
     }
 }
 
-/// The document with its paths in the order of the table, as viewers show them; a map would have them by the alphabet.
+/// Serialises the document with its paths in the order of the table, as viewers show them; a map would sort them.
 fn serialize_in_order(document: &Value) -> String {
     struct OrderedPaths<'a>(&'a Value);
     impl Serialize for OrderedPaths<'_> {
@@ -287,20 +287,21 @@ fn describe() -> Value {
             "title": "Hotpool",
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "Assigns work to warm workers: a claim takes a worker of a pool for a key, and gives it \
-                back. Everything may be sent again: a claim with a key that is held returns the same claim, releasing \
-                what is gone succeeds. Unknown fields and parameters are refused, and so is null where a value belongs. \
-                The content type does not matter. The same calls exist over gRPC, package hotpool.v1, on the same port. The examples follow each other: on a \
-                new service each works as it stands, section by section, if the deletions are left for last. The fence \
-                of an example stands for that of the claim that was taken last; the viewer of the service puts it in.",
+            "description": "Assigns work to warm workers: a claim gives a worker of a pool to a key, until it is released. \
+                Every request may be repeated: a claim with a key that has one returns the same claim, and releasing \
+                an ended claim succeeds. Unknown fields and parameters are rejected, and so is null in place of a value. \
+                The content type does not matter. The same calls exist over gRPC, package hotpool.v1, on the same \
+                port. The examples build on each other: on a new service each works unchanged, section by section, if \
+                the deletions come last. The fence of an example stands for that of the latest claim; the viewer of \
+                the service fills it in.",
         },
         "servers": [{"url": "/"}],
         "tags": [
             {"name": "pools", "description": "Named sets of workers with one policy."},
-            {"name": "workers", "description": "Each belongs to one pool; its id is unique there."},
-            {"name": "claims", "description": "The right to use a worker. Identity is namespace, tenant and key."},
-            {"name": "quotas", "description": "How much a tenant may hold, and its weight beside others."},
-            {"name": "probes", "description": "For probes and people."},
+            {"name": "workers", "description": "Workers belong to one pool each, and have a unique id in it."},
+            {"name": "claims", "description": "Rights to use a worker, identified by namespace, tenant and key."},
+            {"name": "quotas", "description": "Limits on what a tenant may hold, and its weight among others."},
+            {"name": "probes", "description": "Endpoints for probes and people."},
         ],
         "paths": paths,
         "components": {
@@ -350,7 +351,7 @@ mod tests {
         let beside = [HttpRoute::Root, HttpRoute::OpenApi, HttpRoute::Docs, HttpRoute::DocsFile, HttpRoute::Unmatched];
         let routes =
             HttpRoute::ALL.iter().filter(|route| !beside.contains(route)).map(|route| template(route.as_str()));
-        // One word for four verbs.
+        // One route serves four verbs.
         let verbs = |path: String| match path.strip_suffix(":verb") {
             Some(path) => ["cordon", "uncordon", "drain", "clear"].map(|verb| format!("{path}:{verb}")).to_vec(),
             None => vec![path],

@@ -1,9 +1,10 @@
-//! Renderings of the scrape, one at a time for all who ask meanwhile. A rendering takes a thread of those on which the store commits, and goes on when
-//! its request is dropped; one for each request would let whoever asks often enough hold up every commit.
+//! Cache of renderings of the metrics. One rendering runs at a time, for all requests that arrive in the meantime.
+//! Rendering occupies a blocking thread, which store commits need too, and continues when its request is dropped; one
+//! rendering for each request would let a client that scrapes often delay every commit.
 //!
-//! Nobody is given what was rendered before they asked: a request waits for its turn, and takes the last rendering if that
-//! began after the request came. So of a hundred requests that come while one is being rendered, the first renders and the
-//! others take that.
+//! No request gets a rendering that began before it arrived: a request waits for the running one, and takes the latest
+//! that began after its own arrival. So of a hundred requests that arrive during a rendering, the first renders and the
+//! others share its result.
 
 use std::io;
 use std::sync::Arc;
@@ -13,22 +14,22 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::spawn_blocking;
 
-/// How a rendering is encoded.
+/// Content coding of a rendering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContentCoding {
     Identity,
     Gzip,
 }
 
-/// The renderings of one text, one at a time.
+/// Renderings of one text, at most one running at a time.
 #[derive(Debug, Default)]
 pub(in crate::api::http) struct ScrapeCache {
     latest: Arc<Mutex<LatestRenderings>>,
-    /// Requests so far.
+    /// Number of requests so far.
     requests: Arc<AtomicU64>,
 }
 
-/// The last rendering in each coding, as long as somebody may want it.
+/// Latest rendering in each coding, as long as a request may need it.
 #[derive(Debug, Default)]
 struct LatestRenderings {
     identity: Option<ScrapeRendering>,
@@ -37,7 +38,7 @@ struct LatestRenderings {
 
 #[derive(Debug, Clone)]
 struct ScrapeRendering {
-    /// Requests that had come when it began: those with a lower number may have it.
+    /// Number of requests that had arrived when it began: those with a lower number may use it.
     requests: u64,
     text: Bytes,
 }
@@ -52,10 +53,10 @@ impl LatestRenderings {
 }
 
 impl ScrapeCache {
-    /// What `render` makes, or another has made in this coding since the call.
+    /// Returns the output of `render`, or of another request's rendering in this coding that began after this call.
     ///
     /// # Errors
-    /// That of `render`, or `Other` if it panicked or the runtime is shutting down.
+    /// The error of `render`, or `Other` if it panicked or the runtime is shutting down.
     pub(super) async fn get_or_render(
         &self,
         coding: ContentCoding,
@@ -72,7 +73,7 @@ impl ScrapeCache {
             return Ok(text);
         }
         let requests = Arc::clone(&self.requests);
-        // The turn goes with the rendering, which goes on if this future is dropped.
+        // The guard moves into the rendering, which continues if this future is dropped.
         spawn_blocking(move || {
             let requests = requests.load(Ordering::Acquire);
             let text = Bytes::from(render()?);
@@ -86,7 +87,7 @@ impl ScrapeCache {
     }
 }
 
-/// Whether nobody waits for the next turn: the owner and the present turn have the only references.
+/// Whether no request waits for the lock: only the cache and the current guard hold references.
 fn has_no_waiters(turn: &OwnedMutexGuard<LatestRenderings>) -> bool {
     Arc::strong_count(OwnedMutexGuard::mutex(turn)) <= 2
 }
@@ -113,7 +114,7 @@ mod tests {
                 Ok(number.to_string().into_bytes())
             }
         };
-        // The first is under way, and the one that asked for it goes.
+        // The first rendering is running, and the request that started it is dropped.
         let (go_on, begin) = mpsc::channel();
         let mut first = Box::pin(renders.get_or_render(ContentCoding::Identity, render(Some(begin))));
         assert!(futures::poll!(&mut first).is_pending());
@@ -121,7 +122,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(first);
-        // Those who come now may not have it: what they did before may be missing there.
+        // Later requests must not get it: what happened just before them may be missing there.
         let ask = |coding| Box::pin(renders.get_or_render(coding, render(None)));
         let mut plain: Vec<_> = (0..100).map(|_| ask(ContentCoding::Identity)).collect();
         for (i, plain) in plain.iter_mut().enumerate() {
@@ -138,12 +139,12 @@ mod tests {
         let texts = timeout(Duration::from_secs(20), join_all(plain)).await.unwrap();
         assert!(texts.into_iter().all(|text| text.unwrap() == "1"));
         assert_eq!(gzip.await.unwrap(), "2", "another coding is another text");
-        // Nobody waits, so nothing is kept; and who comes later gets a later one.
-        let kept = renders.latest.lock().await;
-        assert!(kept.identity.is_none() && kept.gzip.is_none());
-        drop(kept);
+        // Without a waiting request nothing is cached, and a later request renders anew.
+        let latest = renders.latest.lock().await;
+        assert!(latest.identity.is_none() && latest.gzip.is_none());
+        drop(latest);
         assert_eq!(ask(ContentCoding::Identity).await.unwrap(), "3");
-        // One that fails holds nobody up.
+        // A rendering that fails does not block others.
         let failed = renders.get_or_render(ContentCoding::Identity, || panic!("a test's own")).await;
         assert!(failed.is_err());
         assert_eq!(ask(ContentCoding::Identity).await.unwrap(), "4");

@@ -1,4 +1,4 @@
-//! The scrape, compressed for those who accept that.
+//! Metrics endpoint, compressed for clients that accept gzip.
 
 mod cache;
 
@@ -15,13 +15,13 @@ pub(super) use self::cache::ScrapeCache;
 use super::{ApiError, SharedState};
 use crate::model::request_error::UnavailableReason;
 
-/// Every metric.
+/// Serves every metric in the text format of Prometheus.
 pub(super) async fn metrics(State(api): State<SharedState>, headers: HeaderMap) -> Response {
     let coding = match accepts_gzip(headers.get_all(header::ACCEPT_ENCODING).iter()) {
         true => ContentCoding::Gzip,
         false => ContentCoding::Identity,
     };
-    // Looking at thousands of pools and rendering them takes milliseconds, which no claim should wait for.
+    // Reading and rendering thousands of pools takes milliseconds, which must not delay claims.
     let rendering = Arc::clone(&api);
     let rendered = api.scrape_cache.get_or_render(coding, move || {
         let pools = rendering.scheduler.observe();
@@ -48,8 +48,8 @@ pub(super) async fn metrics(State(api): State<SharedState>, headers: HeaderMap) 
     response
 }
 
-/// Whether an answer may be compressed, and its reader does not prefer it plain (RFC 9110, 12.5.3). What cannot be read is
-/// passed over: plain text is for everybody.
+/// Whether the client accepts gzip and does not prefer plain text (RFC 9110, 12.5.3). Malformed values are skipped,
+/// because every client can read plain text.
 fn accepts_gzip<'a>(values: impl Iterator<Item = &'a HeaderValue>) -> bool {
     let (mut gzip, mut identity, mut any) = (None, None, None);
     for item in values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')) {
@@ -64,11 +64,11 @@ fn accepts_gzip<'a>(values: impl Iterator<Item = &'a HeaderValue>) -> bool {
         };
         *known = Some(weight_milli);
     }
-    // A coding that is not named has the weight of `*`; plain text without either is allowed, and preferred to nothing.
+    // A coding that is not listed has the weight of `*`; plain text without either is allowed, but gzip is preferred.
     gzip.or(any).is_some_and(|gzip| gzip > 0 && gzip >= identity.unwrap_or(0))
 }
 
-/// Weight after `q=`: 0 to 1, at most three digits; 1 if none is named.
+/// Weight after `q=`: 0 to 1, at most three digits; 1 if it is omitted.
 fn weight_milli<'a>(mut parameters: impl Iterator<Item = &'a str>) -> Option<u32> {
     let named = parameters.find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;

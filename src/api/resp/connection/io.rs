@@ -1,4 +1,4 @@
-//! What a connection reads and writes, with how much room and patience.
+//! Reads and writes of a connection, with their budgets and timeouts.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -16,15 +16,15 @@ use crate::api::resp::transaction::merge_permits;
 use crate::metrics::RespCloseReason;
 
 impl RespConnection<'_> {
-    /// Writes all answers. A client that takes nothing of them for as long as a request may last is dropped.
+    /// Writes all replies. A client that accepts nothing for the length of a request timeout is dropped.
     pub(super) async fn write(&mut self) -> Result<(), ConnectionEnd> {
         self.pipeline_depth += std::mem::take(&mut self.pending_commands);
         self.has_yielded = false;
-        let nothing = self.replies.bytes().is_empty();
+        let is_empty = self.replies.bytes().is_empty();
         let written = self.write_all().await;
         self.replies.clear();
         match written {
-            Ok(()) if nothing => {}
+            Ok(()) if is_empty => {}
             Ok(()) => self.forget_delivered(),
             Err(_) => self.roll_back_undelivered(),
         }
@@ -50,23 +50,23 @@ impl RespConnection<'_> {
         Ok(())
     }
 
-    /// Waits for more input.
+    /// Waits for more input, or for the end of the connection.
     pub(super) async fn read(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Result<(), ConnectionEnd> {
         self.input.drain(..std::mem::take(&mut self.consumed));
         self.exec_end = 0;
-        let within = !self.input.is_empty();
-        if !within {
+        let is_mid_command = !self.input.is_empty();
+        if !is_mid_command {
             self.input.shrink_to(RETAINED_INPUT_BYTES);
             self.permit = None;
         }
         self.reserve_input()?;
         let idle_limit = self.shared.limits.idle;
         let phase = if self.session.transaction.is_none() { IdlePhase::Commands } else { IdlePhase::Transaction };
-        let Self { stream, input, command_deadline: patience, shared, idle, .. } = self;
+        let Self { stream, input, command_deadline, shared, idle, .. } = self;
         let more = poll_fn(|context| {
             SCRATCH.with_borrow_mut(|scratch| {
                 let mut into = ReadBuf::new(scratch);
-                // Not `try_read`: this notes that a short read has emptied the socket, and spares the next attempt.
+                // Not `try_read`: this records that a short read has emptied the socket, and saves the next attempt.
                 let polled = Pin::new(&mut *stream).poll_read(context, &mut into);
                 polled.map(|read| match read {
                     Ok(()) if !into.filled().is_empty() => {
@@ -78,13 +78,13 @@ impl RespConnection<'_> {
             })
         });
         let (mut more, mut stop) = (pin!(more), stop);
-        let patience = within.then(|| patience.get_or_insert_with(|| Box::pin(sleep(shared.bounds.timeout))));
-        let mut patience = patience;
-        let mut ended = poll_fn(|context| match &mut patience {
-            Some(patience) => {
-                patience.as_mut().poll(context).map(|()| ConnectionEnd::Closed(RespCloseReason::SlowWriter))
+        let mut deadline =
+            is_mid_command.then(|| command_deadline.get_or_insert_with(|| Box::pin(sleep(shared.bounds.timeout))));
+        let mut ended = poll_fn(|context| match &mut deadline {
+            Some(deadline) => {
+                deadline.as_mut().poll(context).map(|()| ConnectionEnd::Closed(RespCloseReason::SlowWriter))
             }
-            // Between two commands the service may stop, or nothing come for too long.
+            // Between two commands the service may stop, or the idle timeout elapse.
             None => match (stop.as_mut().poll(context), idle_limit) {
                 (Poll::Ready(()), _) => Poll::Ready(ConnectionEnd::ClientGone),
                 (Poll::Pending, Some(limit)) => {
@@ -93,7 +93,7 @@ impl RespConnection<'_> {
                 (Poll::Pending, None) => Poll::Pending,
             },
         });
-        // What would end it is looked at only when there is nothing to read.
+        // Reasons to end are checked only when there is nothing to read.
         let read = poll_fn(|context| match more.as_mut().poll(context) {
             Poll::Pending => Pin::new(&mut ended).poll(context).map(Err),
             ready => ready,
@@ -104,20 +104,19 @@ impl RespConnection<'_> {
             self.written.clear();
         }
         if let Err(ConnectionEnd::Closed(RespCloseReason::SlowWriter)) = read {
-            self.replies.error("ERR", "Protocol error: the command did not come to its end in time");
+            self.replies.error("ERR", "Protocol error: the command was not complete in time");
         }
         read
     }
 
-    /// Asks for room for what a long command needs beyond a usual one.
+    /// Takes a permit for the memory that a long command needs.
     fn reserve_input(&mut self) -> Result<(), ConnectionEnd> {
         if self.input.len() <= READ_BYTES {
             return Ok(());
         }
         self.input.reserve(READ_BYTES);
-        let has = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let needs = (self.input.capacity() >> 10).saturating_sub(has);
-        match self.shared.try_reserve(needs) {
+        let permit_kib = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        match self.shared.try_reserve((self.input.capacity() >> 10).saturating_sub(permit_kib)) {
             Some(more) => {
                 merge_permits(&mut self.permit, more);
                 Ok(())
@@ -129,7 +128,7 @@ impl RespConnection<'_> {
         }
     }
 
-    /// Lets the client read the last answer: a connection closed over unread input is reset, and the answer lost.
+    /// Lets the client read the last reply: a connection that is closed with unread input is reset, and the reply lost.
     pub(super) async fn linger(&mut self) {
         let stream = &mut self.stream;
         let _ = timeout(LINGER, async {

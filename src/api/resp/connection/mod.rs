@@ -1,13 +1,13 @@
-//! One connection: what has come is taken command by command, decided, and answered with one write.
+//! Connection of one RESP client: input is split into commands, executed, and answered with one write.
 //!
-//! **Runs.** Claims that follow each other go to the facade together, and so do releases: each shard is passed once for
-//! all of them. A pipeline must mean what its commands mean one after the other, so a run ends where the kind of command
-//! changes, and where a key comes again; what follows is read anew after its answers are there. `CLAIM a, CLAIM b,
-//! RELEASE a *, RELEASE a *` is three runs: two claims, a release, a release.
+//! **Batches.** Consecutive claims go to the scheduler together, and so do consecutive releases: each shard is entered
+//! once for all of them. A pipeline must mean the same as its commands one after the other, so a batch ends where the
+//! kind of command changes, and where a key repeats; the rest is parsed again once the replies are there. `CLAIM a,
+//! CLAIM b, RELEASE a *, RELEASE a *` is three batches: two claims, a release, a release.
 //!
-//! **Room.** An idle connection keeps a few hundred bytes: what comes is read into the thread's own buffer, and what did
-//! not make a whole command yet is copied from there. Answers are written before more is taken, so what waits to be
-//! written is bounded; a client that reads nothing is not read from, and after a while dropped.
+//! **Memory.** An idle connection keeps a few hundred bytes: input is read into the thread's own buffer, and only an
+//! incomplete command is copied from there. Replies are written before more commands are parsed, so pending output is
+//! bounded; a client that does not read is not read from, and dropped after a timeout.
 
 mod idle;
 mod io;
@@ -30,9 +30,10 @@ use super::command_batch::{CommandBatch, ConnectionEnd, ConnectionStep, Schedule
 use super::commands;
 use super::frame::{FrameParser, ProtocolError};
 use super::parse_args::{self, escape_for_message};
-use super::reply_buffer::ReplyBuffer;
+use super::reply_buffer::{ReplyBuffer, RespVersion};
 use super::session::RespSession;
 use super::single_call::{CallReply, SingleCall, count, deadline_exceeded};
+use super::threads::ThreadAffinity;
 use super::transaction::{RespTransaction, merge_permits};
 use crate::api::error_table::ApiError;
 use crate::api::half_close::UndeliveredClaims;
@@ -41,45 +42,46 @@ use crate::model::request_error::RequestError;
 use crate::model::{ClaimRequest, ClaimResult};
 use crate::scheduler::ClaimBatchBuilder;
 
-/// Bytes read at a time.
+/// Size of one read, in bytes.
 pub(super) const READ_BYTES: usize = 16 << 10;
-/// Bytes of answers that are written before more is taken.
+/// Size of pending replies, in bytes, beyond which they are written before more commands are parsed.
 const WRITE_THRESHOLD_BYTES: usize = 64 << 10;
-/// Most commands that are taken before what they are answered is written.
+/// Limit on commands that are parsed before their replies are written.
 const COMMANDS_PER_WRITE_MAX: usize = 1024;
-/// Room that a connection keeps without asking for it; a longer command takes part in the room for large bodies.
+/// Capacity, in bytes, that a connection keeps without a permit; a longer command is charged to the budget for large
+/// bodies.
 const RETAINED_INPUT_BYTES: usize = 4 << 10;
-/// Commands in a read that make it a deep one, and how many of those in a row make a deep connection.
+/// Number of commands that make a read deep, and of consecutive deep reads that make a connection deep.
 const DEEP_PIPELINE_COMMANDS: usize = 4;
 const DEEP_PIPELINE_READS: u32 = 8;
-/// How long the rest of what an erring client sends is read, so that it sees the error and not a reset.
+/// Time for which the input of an erring client is discarded, so that it sees the error and not a reset.
 const LINGER: Duration = Duration::from_millis(500);
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-    /// Keys of a run.
+    /// Hashes of the keys of a batch.
     static BATCH_KEYS: RefCell<HashSet<u64>> = RefCell::default();
-    /// Claims of the thread's connections that are decided in one go.
+    /// Claims of the thread's connections that are submitted together.
     static CLAIM_BATCH: RefCell<ClaimBatchBuilder> = RefCell::default();
 }
 
-/// A connection with nothing under way, which may go to another thread.
+/// Connection with nothing in flight, which may move to another thread.
 pub(super) struct IdleConnection {
     stream: TcpStream,
     session: RespSession,
-    resp3: bool,
-    /// Claims that may have to be given back, as [`Connection`] keeps them.
+    version: RespVersion,
+    /// Claims that may have to be rolled back, as [`Connection`] has them.
     undelivered: Option<UndeliveredClaims>,
     written: WrittenClaims,
 }
 
 impl IdleConnection {
     pub(super) fn new(stream: TcpStream, peer: SocketAddr) -> Self {
-        let (untold, written) = (None, WrittenClaims::default());
-        Self { stream, session: RespSession::new(peer), resp3: false, undelivered: untold, written }
+        let (undelivered, written) = (None, WrittenClaims::default());
+        Self { stream, session: RespSession::new(peer), version: RespVersion::Resp2, undelivered, written }
     }
 
-    /// The same, its events told to the runtime that calls this.
+    /// Registers the socket with the runtime that calls this.
     pub(super) fn reregister(self) -> std::io::Result<Self> {
         let stream = TcpStream::from_std(self.stream.into_std()?)?;
         Ok(Self { stream, ..self })
@@ -95,40 +97,39 @@ pub(super) struct RespConnection<'a> {
     stream: TcpStream,
     parser: FrameParser,
     input: Vec<u8>,
-    /// Of the input, what was taken.
+    /// Number of input bytes that were parsed.
     consumed: usize,
-    /// Commands taken since the last write.
+    /// Commands since the last write.
     pending_commands: usize,
     replies: ReplyBuffer,
     session: RespSession,
-    /// For an input beyond [`READ_BYTES`].
+    /// Permit for an input beyond [`READ_BYTES`].
     permit: Option<OwnedSemaphorePermit>,
-    /// Until then the command whose beginning was read must be complete.
+    /// Deadline for the rest of an incomplete command.
     command_deadline: Option<Pin<Box<Sleep>>>,
-    /// Commands taken since the last read.
+    /// Commands since the last read.
     pipeline_depth: usize,
-    /// Reads in a row that brought [`DEEP_PIPELINE_COMMANDS`] commands and more.
+    /// Consecutive reads with at least [`DEEP_PIPELINE_COMMANDS`] commands.
     deep_reads: u32,
-    is_movable: bool,
-    /// Others went first since the last write.
+    affinity: ThreadAffinity,
+    /// Whether other tasks have run since the last write.
     has_yielded: bool,
-    /// Where in the input the commands end that an `EXEC` carries out; 0: there are none.
+    /// End of the commands that an `EXEC` executes, in input bytes; 0: no `EXEC` is running.
     exec_end: usize,
     /// Set while the command that is being answered was waited for: its client may have left meanwhile.
     has_waited: bool,
-    /// Claims that were made, and are given back unless their answers arrive; only kept while that is in doubt.
+    /// New claims that are rolled back unless their replies arrive; only kept while that is in doubt.
     undelivered: Option<UndeliveredClaims>,
-    /// Claims whose answers were written since the client sent something last.
+    /// Claims whose replies were written since the last input.
     written: WrittenClaims,
-    /// Since the client has closed its sending side: until then its claims may wait.
+    /// Timer for queued claims, once the client has closed its sending side.
     grace: Option<Pin<Box<Sleep>>>,
     idle: IdleTimer,
 }
 
 impl<'a> RespConnection<'a> {
-    /// `may_move`: it may end for its thread by moving to another.
-    pub(super) fn new(shared: &'a RespContext, client: IdleConnection, may_move: bool) -> Self {
-        let IdleConnection { stream, session, resp3, undelivered: untold, written } = client;
+    pub(super) fn new(shared: &'a RespContext, client: IdleConnection, affinity: ThreadAffinity) -> Self {
+        let IdleConnection { stream, session, version, undelivered, written } = client;
         Self {
             shared,
             stream,
@@ -136,27 +137,28 @@ impl<'a> RespConnection<'a> {
             input: Vec::new(),
             consumed: 0,
             pending_commands: 0,
-            replies: ReplyBuffer::new(resp3),
+            replies: ReplyBuffer::new(version),
             session,
             permit: None,
             command_deadline: None,
             pipeline_depth: 0,
             deep_reads: 0,
-            is_movable: may_move,
+            affinity,
             has_yielded: false,
             exec_end: 0,
             has_waited: false,
-            undelivered: untold,
+            undelivered,
             written,
             grace: None,
             idle: IdleTimer::default(),
         }
     }
 
-    /// Until the client leaves, errs, or the service stops. Gives it back when it shows itself to be deep, if it may move.
+    /// Serves until the client leaves, errs, or the service stops. Returns the client if it should move to another
+    /// thread and may.
     pub(super) async fn serve(mut self, mut stopping: watch::Receiver<()>) -> Option<IdleConnection> {
         let mut stop = pin!(async move {
-            // Either outcome means the end: a word, or nobody left to say it.
+            // Both outcomes mean stop: a message, or a dropped sender.
             let _ = stopping.changed().await;
         });
         let end = loop {
@@ -164,25 +166,25 @@ impl<'a> RespConnection<'a> {
                 break end;
             }
             if self.should_move() {
-                let Self { stream, session, replies: answers, undelivered: untold, written, .. } = self;
-                return Some(IdleConnection { stream, session, resp3: answers.resp3, undelivered: untold, written });
+                let Self { stream, session, replies, undelivered, written, .. } = self;
+                return Some(IdleConnection { stream, session, version: replies.version, undelivered, written });
             }
         };
-        // What was decided is told, if the client still listens.
-        let told = self.write().await.is_ok();
+        // Decided commands are answered, if the client still listens.
+        let is_written = self.write().await.is_ok();
         self.finish_undelivered().await;
         if let ConnectionEnd::Closed(reason) = end {
             metrics().resp_ended(reason).increment(1);
-            if told {
+            if is_written {
                 self.linger().await;
             }
         }
         None
     }
 
-    /// Whether it is deep, and nothing is half read, half decided or half written.
+    /// Whether the pipelines are deep, and nothing is in flight.
     fn should_move(&self) -> bool {
-        self.is_movable
+        self.affinity == ThreadAffinity::Movable
             && self.deep_reads >= DEEP_PIPELINE_READS
             && self.consumed == self.input.len()
             && self.replies.bytes().is_empty()
@@ -210,12 +212,12 @@ impl<'a> RespConnection<'a> {
                 let wait_ms = self.allowed_wait(request.wait_ms);
                 let request = ClaimRequest { wait_ms, ..request };
                 if wait_ms == 0 {
-                    let taken = self.claim(request).await?;
-                    self.reply_claimed(&[taken.unwrap_or(Err(RequestError::DeadlineExceeded))]);
+                    let result = self.claim(request).await?;
+                    self.reply_claimed(&[result.unwrap_or(Err(RequestError::DeadlineExceeded))]);
                 } else {
                     let work = Box::pin(scheduler.claim(request));
-                    if let Some(taken) = self.await_capacity(wait_ms, RespCommand::Claim, work, stop).await? {
-                        self.reply_claimed(&[taken]);
+                    if let Some(result) = self.await_capacity(wait_ms, RespCommand::Claim, work, stop).await? {
+                        self.reply_claimed(&[result]);
                     }
                 }
             }
@@ -225,8 +227,8 @@ impl<'a> RespConnection<'a> {
             }
             ConnectionStep::Claims(requests) => {
                 let len = requests.len();
-                let taken = self.await_reply(Box::pin(scheduler.claim_batch(requests))).await?;
-                self.reply_claimed(&taken.unwrap_or_else(|| vec![Err(RequestError::DeadlineExceeded); len]));
+                let results = self.await_reply(Box::pin(scheduler.claim_batch(requests))).await?;
+                self.reply_claimed(&results.unwrap_or_else(|| vec![Err(RequestError::DeadlineExceeded); len]));
             }
             ConnectionStep::Releases(claims) => {
                 let len = claims.len();
@@ -236,22 +238,22 @@ impl<'a> RespConnection<'a> {
             ConnectionStep::Call(mut call) => {
                 let command = call.command();
                 let wait_ms = self.allowed_wait(call.wait_ms());
-                let said = if wait_ms == 0 {
+                let outcome = if wait_ms == 0 {
                     call.clear_wait();
                     self.await_reply(Box::pin(call.run(scheduler))).await?.unwrap_or_else(|| Err(deadline_exceeded()))
                 } else {
                     match self.await_capacity(wait_ms, command, Box::pin(call.run(scheduler)), stop).await? {
-                        Some(said) => said,
+                        Some(outcome) => outcome,
                         None => return Ok(()),
                     }
                 };
-                match said {
-                    Ok(said) => {
-                        if let CallReply::Claims(outcomes) = &said {
+                match outcome {
+                    Ok(reply) => {
+                        if let CallReply::Claims(outcomes) = &reply {
                             self.record_undelivered(outcomes.iter().flatten());
                         }
-                        said.record_replies(command);
-                        said.write(&mut self.replies);
+                        reply.record_replies(command);
+                        reply.write(&mut self.replies);
                     }
                     Err(failure) => reply_error(command, &failure, &mut self.replies),
                 }
@@ -260,153 +262,147 @@ impl<'a> RespConnection<'a> {
         Ok(())
     }
 
-    /// Others that have something to read go first, once before each write: reading, deciding and writing by turns for each
-    /// connection is dearer than each of them for all.
+    /// Lets other tasks of the thread run, once before each write: reading, deciding and writing in turn for each
+    /// connection is more expensive than each for all.
     async fn yield_once(&mut self) {
         if !std::mem::replace(&mut self.has_yielded, true) {
             tokio::task::yield_now().await;
         }
     }
 
-    /// A claim that does not wait: decided in one go with what other connections of the thread ask for at the same time, as a
-    /// batch is. Whoever of them comes first decides for all.
+    /// Decides a claim that is not queued, as a batch with the claims of the thread's other connections. The first of
+    /// them decides for all.
     async fn claim(
         &mut self,
         request: ClaimRequest,
     ) -> Result<Option<Result<ClaimResult, RequestError>>, ConnectionEnd> {
         let scheduler = &self.shared.scheduler;
-        let claiming = match CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.gather(request, gathered)) {
-            Ok(claiming) => claiming,
-            Err(refusal) => return Ok(Some(Err(refusal))),
+        let pending = match CLAIM_BATCH.with_borrow_mut(|batch| scheduler.gather(request, batch)) {
+            Ok(pending) => pending,
+            Err(error) => return Ok(Some(Err(error))),
         };
         self.yield_once().await;
-        CLAIM_BATCH.with_borrow_mut(|gathered| scheduler.decide_gathered(gathered));
-        self.await_reply(claiming.result()).await
+        CLAIM_BATCH.with_borrow_mut(|batch| scheduler.decide_gathered(batch));
+        self.await_reply(pending.result()).await
     }
 
-    /// Takes commands until something must be waited for. What is answered on the spot is.
+    /// Whether another command may be parsed before the replies are written.
+    fn may_parse(&self, batch: &CommandBatch) -> bool {
+        // The replies of an `EXEC` leave together, independent of later commands.
+        let ends_exec = self.exec_end > 0 && self.consumed == self.exec_end && !batch.is_empty();
+        self.pending_commands < COMMANDS_PER_WRITE_MAX
+            && self.replies.bytes().len() < WRITE_THRESHOLD_BYTES
+            && self.session.end.is_none()
+            && !ends_exec
+    }
+
+    /// Marks the next command of the input, of so many bytes, as parsed.
+    fn accept(&mut self, length: usize) {
+        self.consumed += length;
+        self.pending_commands += 1;
+        self.command_deadline = None;
+    }
+
+    /// Parses commands until one has to be waited for. Commands without the scheduler are answered inline.
     fn next_step(&mut self) -> ConnectionStep {
-        BATCH_KEYS.with_borrow_mut(|seen| {
-            let mut run = CommandBatch::Nothing;
-            seen.clear();
-            let Self {
-                shared,
-                parser,
-                input,
-                consumed: taken,
-                pending_commands: round,
-                replies: answers,
-                session,
-                command_deadline: patience,
-                permit: room,
-                exec_end,
-                undelivered: untold,
-                ..
-            } = self;
-            while *round < COMMANDS_PER_WRITE_MAX
-                && answers.bytes().len() < WRITE_THRESHOLD_BYTES
-                && session.end.is_none()
-            {
-                if *exec_end > 0 && *taken == *exec_end && !run.is_empty() {
-                    // The answers of an `EXEC` leave together, and nothing that comes behind it has to do with them.
-                    break;
-                }
-                let rest = &input[*taken..];
-                let length = match parser.next(rest) {
+        BATCH_KEYS.with_borrow_mut(|keys| {
+            let mut batch = CommandBatch::Nothing;
+            keys.clear();
+            while self.may_parse(&batch) {
+                let rest = &self.input[self.consumed..];
+                let length = match self.parser.next(rest) {
                     Ok(Some(length)) => length,
-                    Ok(None) => return run.into_step().unwrap_or(ConnectionStep::Read),
-                    Err(error) => {
-                        return run.into_step().unwrap_or_else(|| {
-                            answers.error("ERR", &format!("Protocol error: {error}"));
-                            let is_http = error == ProtocolError::Http;
-                            ConnectionStep::End(ConnectionEnd::Closed(if is_http {
-                                RespCloseReason::Http
-                            } else {
-                                RespCloseReason::Protocol
-                            }))
-                        });
-                    }
+                    Ok(None) => return batch.into_step().unwrap_or(ConnectionStep::Read),
+                    Err(error) => return batch.into_step().unwrap_or_else(|| self.reject_input(error)),
                 };
-                let args = parser.args(rest);
-                let mut accept = || {
-                    *taken += length;
-                    *round += 1;
-                    *patience = None;
-                };
+                let is_last = rest.len() == length;
+                let args = self.parser.args(rest);
                 let Some(name) = args.get(0) else {
-                    accept();
+                    self.accept(length);
                     continue;
                 };
                 let spec = commands::find(name).filter(|spec| spec.accepts_arity(args.len()));
                 let command = spec.map_or(RespCommand::Unknown, |spec| spec.command);
-                if let Some(transaction) = &mut session.transaction
+                if let Some(transaction) = &mut self.session.transaction
                     && RespTransaction::is_queued(command)
                 {
-                    accept();
-                    transaction.queue(command, &rest[..length], args, shared, answers);
+                    transaction.queue(command, &rest[..length], args, self.shared, &mut self.replies);
+                    self.accept(length);
                     continue;
                 }
-                let read = match command {
-                    RespCommand::Claim if run.accepts_claims() => parse_args::claim(args).map(SchedulerRequest::Claim),
-                    RespCommand::Release if run.accepts_releases() => {
+                let parsed = match command {
+                    RespCommand::Claim if batch.accepts_claims() => {
+                        parse_args::claim(args).map(SchedulerRequest::Claim)
+                    }
+                    RespCommand::Release if batch.accepts_releases() => {
                         parse_args::release(args).map(SchedulerRequest::release)
                     }
-                    // Its turn comes when the run is answered.
-                    _ if !run.is_empty() => break,
-                    RespCommand::Unknown => {
-                        accept();
-                        count(command, RespOutcome::Error, 1);
-                        reply_unknown_command(name, answers);
-                        continue;
-                    }
+                    // Executed after the batch is answered.
+                    _ if !batch.is_empty() => break,
                     call if SingleCall::handles(call) => SingleCall::parse(call, args).map(SchedulerRequest::Call),
-                    RespCommand::Exec => {
-                        accept();
-                        let queued = session.exec(answers);
-                        count(command, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
-                        if let Some(RespTransaction { frames, commands, permit: more, .. }) = queued {
-                            answers.array(commands);
-                            more.into_iter().for_each(|more| merge_permits(room, more));
-                            *exec_end = frames.len();
-                            untold.get_or_insert_default();
-                            input.splice(..std::mem::take(taken), frames);
+                    inline => {
+                        match inline {
+                            RespCommand::Unknown => {
+                                count(command, RespOutcome::Error, 1);
+                                reply_unknown_command(name, &mut self.replies);
+                            }
+                            RespCommand::Exec => {
+                                self.accept(length);
+                                self.start_exec();
+                                continue;
+                            }
+                            _ => count(inline, self.session.answer(inline, &args, self.shared, &mut self.replies), 1),
                         }
-                        continue;
-                    }
-                    other => {
-                        accept();
-                        count(other, session.answer(other, &args, shared, answers), 1);
+                        self.accept(length);
                         continue;
                     }
                 };
-                match read {
-                    Err(_) if !run.is_empty() => break,
-                    Err(failure) => {
-                        accept();
-                        reply_error(command, &failure, answers);
+                match parsed {
+                    Err(failure) if batch.is_empty() => {
+                        self.accept(length);
+                        reply_error(command, &failure, &mut self.replies);
                     }
-                    Ok(SchedulerRequest::Call(_)) if !run.is_empty() => break,
-                    Ok(SchedulerRequest::Call(call)) => {
-                        accept();
-                        return ConnectionStep::Call(call);
+                    Err(_) => break,
+                    // A single claim is the usual case. One that is queued must not delay the replies of others.
+                    Ok(request) if batch.is_empty() && (is_last || request.is_single()) => {
+                        self.accept(length);
+                        return request.into_step();
                     }
-                    // Alone, as most are. One that waits must not keep the answers of others.
-                    Ok(asked) if run.is_empty() && (rest.len() == length || asked.may_wait()) => {
-                        accept();
-                        return asked.into_step();
-                    }
-                    Ok(asked) if asked.may_wait() || !seen.insert(asked.key_hash()) => break,
-                    Ok(asked) => {
-                        accept();
-                        run.push(asked);
+                    Ok(request) if request.is_single() || !keys.insert(request.key_hash()) => break,
+                    Ok(request) => {
+                        self.accept(length);
+                        batch.push(request);
                     }
                 }
             }
-            run.into_step().unwrap_or_else(|| session.end.take().map_or(ConnectionStep::Write, ConnectionStep::End))
+            batch
+                .into_step()
+                .unwrap_or_else(|| self.session.end.take().map_or(ConnectionStep::Write, ConnectionStep::End))
         })
     }
 
-    /// Waits for what was asked. What is answered already is written first, unless this is answered at once too. None: the
+    #[cold]
+    fn reject_input(&mut self, error: ProtocolError) -> ConnectionStep {
+        self.replies.error("ERR", &format!("Protocol error: {error}"));
+        let is_http = error == ProtocolError::Http;
+        let reason = if is_http { RespCloseReason::Http } else { RespCloseReason::Protocol };
+        ConnectionStep::End(ConnectionEnd::Closed(reason))
+    }
+
+    /// Puts the commands of the transaction in front of the input, so that they are parsed next.
+    fn start_exec(&mut self) {
+        let queued = self.session.exec(&mut self.replies);
+        count(RespCommand::Exec, if queued.is_some() { RespOutcome::Ok } else { RespOutcome::Error }, 1);
+        if let Some(RespTransaction { frames, commands, permit, .. }) = queued {
+            self.replies.array(commands);
+            permit.into_iter().for_each(|permit| merge_permits(&mut self.permit, permit));
+            self.exec_end = frames.len();
+            self.undelivered.get_or_insert_default();
+            self.input.splice(..std::mem::take(&mut self.consumed), frames);
+        }
+    }
+
+    /// Waits for the reply to a call. Earlier replies are written first, unless this one is ready at once. `None`: the
     /// deadline has passed.
     async fn await_reply<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, ConnectionEnd> {
         // Claims are driven by the scheduler, not by this future: dropping it at the deadline leaves nothing half done.
@@ -421,49 +417,49 @@ impl<'a> RespConnection<'a> {
 
     fn reply_claimed(&mut self, outcomes: &[Result<ClaimResult, RequestError>]) {
         self.record_undelivered(outcomes.iter().flatten());
-        let answers = &mut self.replies;
+        let replies = &mut self.replies;
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
-                Ok(taken) => {
+                Ok(result) => {
                     done += 1;
-                    answers.claim(&taken.claim);
+                    replies.claim(&result.claim);
                 }
-                Err(refusal) => reply_error(RespCommand::Claim, &refusal.clone().into(), answers),
+                Err(error) => reply_error(RespCommand::Claim, &error.clone().into(), replies),
             }
         }
         count(RespCommand::Claim, RespOutcome::Ok, done);
     }
 
     fn reply_released(&mut self, outcomes: &[Result<bool, RequestError>]) {
-        let answers = &mut self.replies;
+        let replies = &mut self.replies;
         let mut done = 0;
         for outcome in outcomes {
             match outcome {
                 Ok(was_held) => {
                     done += 1;
-                    answers.integer(u64::from(*was_held));
+                    replies.integer(u64::from(*was_held));
                 }
-                Err(refusal) => reply_error(RespCommand::Release, &refusal.clone().into(), answers),
+                Err(error) => reply_error(RespCommand::Release, &error.clone().into(), replies),
             }
         }
         count(RespCommand::Release, RespOutcome::Ok, done);
     }
 }
 
-pub(super) fn reply_error(command: RespCommand, failure: &ApiError, answers: &mut ReplyBuffer) {
+pub(super) fn reply_error(command: RespCommand, failure: &ApiError, replies: &mut ReplyBuffer) {
     count(command, failure.resp_outcome(), 1);
-    answers.failure(failure);
+    replies.failure(failure);
 }
 
 #[cold]
-pub(super) fn reply_unknown_command(name: &[u8], answers: &mut ReplyBuffer) {
+pub(super) fn reply_unknown_command(name: &[u8], replies: &mut ReplyBuffer) {
     match commands::find(name) {
-        Some(spec) => answers.error("ERR", &spec.usage()),
+        Some(spec) => replies.error("ERR", &spec.usage()),
         None => {
             let name = escape_for_message(name);
-            let hint = "Hotpool assigns workers and keeps no values: COMMAND LIST names what it answers";
-            answers.error("ERR", &format!("unknown command '{name}'. {hint}"));
+            let hint = "Hotpool assigns workers and stores no values: COMMAND LIST shows its commands";
+            replies.error("ERR", &format!("unknown command '{name}'. {hint}"));
         }
     }
 }

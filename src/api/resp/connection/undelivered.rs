@@ -1,4 +1,4 @@
-//! Clients that may leave before they are answered: claims that wait, and claims whose answers may not arrive.
+//! Clients that may leave before their reply: queued claims, and claims whose replies may not arrive.
 
 use std::pin::{Pin, pin};
 
@@ -12,8 +12,8 @@ use crate::metrics::RespCommand;
 use crate::model::request_error::UnavailableReason;
 use crate::model::{ClaimResult, ClaimState, Millis};
 
-/// Claims that no deadline ends, by the write that carried their answers: a client that is gone before it sends anything more
-/// may not have had the last of them.
+/// Claims without a deadline, by the write that carried their replies: a client that leaves before it sends anything
+/// more may have missed the last of them.
 #[derive(Default)]
 pub(super) struct WrittenClaims {
     pending: UndeliveredClaims,
@@ -26,31 +26,31 @@ impl WrittenClaims {
         self.pending.clear();
     }
 
-    /// Forgets them: the client has sent something since.
+    /// Forgets all claims, because the client has sent something since.
     pub(super) fn clear(&mut self) {
         self.written.clear();
     }
 }
 
 impl RespConnection<'_> {
-    /// Part of `wait_ms` that a claim may wait.
+    /// Part of `wait_ms` for which a claim may be queued.
     pub(super) fn allowed_wait(&self, wait_ms: Millis) -> Millis {
         match &self.grace {
             Some(grace) if grace.is_elapsed() => 0,
-            // As in Redis nothing blocks within a transaction: its answers leave together, and those that are there would
-            // grow old meanwhile.
+            // As in Redis nothing blocks within a transaction: its replies leave together, and would grow stale
+            // meanwhile.
             _ if self.exec_end > 0 && self.consumed <= self.exec_end => 0,
             _ => wait_ms,
         }
     }
 
-    /// Writes the answers that are there before something is waited for; those of an `EXEC` leave together.
+    /// Writes pending replies before waiting; those of an `EXEC` leave together.
     pub(super) async fn write_before_waiting(&mut self) -> Result<(), ConnectionEnd> {
         if self.exec_end > 0 && self.consumed <= self.exec_end { Ok(()) } else { self.write().await }
     }
 
-    /// Waits for what may wait for room, so long that its client may leave meanwhile, or the service stop. None: it
-    /// did not come to its end, and why not is answered.
+    /// Waits for a call that may be queued, so long that its client may leave or the service stop. `None`: the call was
+    /// abandoned, and the reason is answered.
     pub(super) async fn await_capacity<T>(
         &mut self,
         wait_ms: Millis,
@@ -61,7 +61,7 @@ impl RespConnection<'_> {
         self.has_waited = true;
         self.write_before_waiting().await?;
         let limit = self.shared.bounds.timeout + Duration::from_millis(wait_ms);
-        let Self { stream, grace, replies: answers, .. } = self;
+        let Self { stream, grace, replies, .. } = self;
         let mut departure = pin!(half_close::departure(stream, grace));
         let failure = tokio::select! {
             biased;
@@ -69,63 +69,67 @@ impl RespConnection<'_> {
                 Ok(done) => return Ok(Some(done)),
                 Err(_elapsed) => deadline_exceeded(),
             },
-            why = &mut departure => match why {
+            departed = &mut departure => match departed {
                 ClientDeparture::Gone => return Err(ConnectionEnd::ClientGone),
                 ClientDeparture::HalfClosed => half_close::wait_abandoned_error(),
             },
             () = stop => {
-                reply_error(command, &UnavailableReason::Stopping.into(), answers);
+                reply_error(command, &UnavailableReason::Stopping.into(), replies);
                 return Err(ConnectionEnd::ClientGone);
             }
         };
-        reply_error(command, &failure, answers);
+        reply_error(command, &failure, replies);
         Ok(None)
     }
 
-    /// Notes claims that were made while it is in doubt whether their answers arrive.
+    /// Records new claims while it is in doubt whether their replies arrive.
     #[inline]
-    pub(super) fn record_undelivered<'t>(&mut self, taken: impl Iterator<Item = &'t ClaimResult>) {
-        // What was decided at once is answered at once, as if its client had left a moment later.
+    pub(super) fn record_undelivered<'t>(&mut self, results: impl Iterator<Item = &'t ClaimResult>) {
+        // A claim that was decided at once is answered at once, as if its client had left a moment later.
         let waited = std::mem::take(&mut self.has_waited);
         if self.undelivered.is_some() || self.grace.is_some() || (waited && half_close::is_half_closed(&self.stream)) {
-            self.undelivered.get_or_insert_default().extend(half_close::created_claims(taken));
+            self.undelivered.get_or_insert_default().extend(half_close::created_claims(results));
         } else {
-            // One that is reserved ends by itself.
+            // A reserved claim expires by itself.
             self.written
                 .pending
-                .extend(half_close::created_claims(taken.filter(|taken| taken.claim.state == ClaimState::Active)));
+                .extend(half_close::created_claims(results.filter(|result| result.claim.state == ClaimState::Active)));
         }
     }
 
-    /// Forgets claims whose answers have been written, unless the client may be gone.
+    /// Forgets claims whose replies have been written, unless the client may be gone.
     #[inline]
     pub(super) fn forget_delivered(&mut self) {
         self.written.mark_written();
-        let is_sure = || self.grace.is_none() && !half_close::is_half_closed(&self.stream);
-        if self.undelivered.is_some() && self.consumed >= self.exec_end && is_sure() {
+        let is_connected = || self.grace.is_none() && !half_close::is_half_closed(&self.stream);
+        if self.undelivered.is_some() && self.consumed >= self.exec_end && is_connected() {
             self.undelivered = None;
         }
     }
 
-    /// Gives claims back whose answers could not be written.
+    /// Rolls back claims whose replies could not be written.
     #[cold]
     pub(super) fn roll_back_undelivered(&mut self) {
-        let mut untold = self.undelivered.take().unwrap_or_default();
-        untold.append(&mut self.written.pending);
-        half_close::roll_back_all(&self.shared.scheduler, untold);
+        let mut undelivered = self.undelivered.take().unwrap_or_default();
+        undelivered.append(&mut self.written.pending);
+        half_close::roll_back_all(&self.shared.scheduler, undelivered);
     }
 
-    /// The connection ends: claims whose answers do not arrive are given back. So are those of a transaction that did
-    /// not come to its end.
+    /// Ends the connection: rolls back claims whose replies do not arrive, and those of an unfinished transaction.
     pub(super) async fn finish_undelivered(&mut self) {
         if self.consumed < self.exec_end {
             return self.roll_back_undelivered();
         }
-        let mut untold = self.undelivered.take().unwrap_or_default();
+        let mut undelivered = self.undelivered.take().unwrap_or_default();
         if !self.written.written.is_empty() && half_close::is_half_closed(&self.stream) {
-            untold.append(&mut self.written.written);
+            undelivered.append(&mut self.written.written);
         }
-        half_close::roll_back_unacknowledged(&self.shared.scheduler, untold, &self.stream, self.shared.bounds.timeout)
-            .await;
+        half_close::roll_back_unacknowledged(
+            &self.shared.scheduler,
+            undelivered,
+            &self.stream,
+            self.shared.bounds.timeout,
+        )
+        .await;
     }
 }

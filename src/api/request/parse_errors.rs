@@ -1,5 +1,5 @@
-//! Says in a caller's words what serde found wrong: the path of the field, what it must be, its limit.
-//! Runs only for a body that did not parse, which it parses again to learn the path.
+//! Explains parse errors to the caller: path of the field, expected type, limit. Runs only for a body that did not
+//! parse, and parses it again to learn the path.
 
 use serde::Deserialize;
 use serde_json::error::Category;
@@ -7,10 +7,10 @@ use serde_json::error::Category;
 use crate::api::error_table::ApiError;
 use crate::limits;
 
-/// Longest piece of a caller's own text that is said back, in bytes.
+/// Limit on the echo of a caller's text, in bytes.
 const ECHO_BYTES_MAX: usize = 100;
 
-/// Why `body` is not a `T`.
+/// Explains why `body` is not a `T`.
 #[cold]
 pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
     let mut reader = serde_json::Deserializer::from_slice(body);
@@ -25,14 +25,14 @@ pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
         return ApiError::invalid("body", format!("is not valid JSON: {error}"));
     }
     let text = error.to_string();
-    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _where)| what);
-    // serde_path_to_error calls the root `.` and an unknown step `?`.
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _position)| text);
+    // serde_path_to_error writes the root as `.` and an unknown segment as `?`.
     let path = path.trim_matches(['.', '?']);
     let (field, message) = describe(path, text);
     ApiError::invalid(truncate(if field.is_empty() { "body" } else { &field }), message)
 }
 
-/// The field and the message for serde's words about `path`.
+/// Returns the field and the message for serde's error at `path`.
 fn describe(path: &str, text: &str) -> (String, String) {
     let inside = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     if let Some(name) = quoted(text, "missing field `") {
@@ -43,16 +43,16 @@ fn describe(path: &str, text: &str) -> (String, String) {
     }
     if let Some(name) = quoted(text, "unknown field `") {
         let field = if path == name || path.ends_with(&format!(".{name}")) { path.to_owned() } else { inside(name) };
-        return (field, format!("unknown field; {}", expected(text)));
+        return (field, format!("unknown field; {}", known_names(text)));
     }
     if let Some(name) = quoted(text, "unknown variant `") {
-        return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), expected(text)));
+        return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), known_names(text)));
     }
-    let wrong = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
-    // A caller's own text may hold the words, so the last ones count.
-    if let Some((got, wanted)) = wrong.and_then(|rest| rest.rsplit_once(", expected ")) {
+    let mismatch = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
+    // The caller's own text may contain the separator, so the last one counts.
+    if let Some((got, expected)) = mismatch.and_then(|rest| rest.rsplit_once(", expected ")) {
         let got = got.trim_start_matches("integer ").trim_start_matches("floating point ");
-        return (path.to_owned(), format!("must be {}, got {}", expected_type(path, wanted), truncate(got)));
+        return (path.to_owned(), format!("must be {}, got {}", expected_type(path, expected), truncate(got)));
     }
     (path.to_owned(), truncate(text))
 }
@@ -63,8 +63,8 @@ fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
     Some(end("`, expected ").or_else(|| end("`, there are no ")).unwrap_or_else(|| rest.trim_end_matches('`')))
 }
 
-/// serde's list of what it knows, without its backticks.
-fn expected(text: &str) -> String {
+/// Lists the names that serde expected, without backticks.
+fn known_names(text: &str) -> String {
     let known = text.rsplit_once(", expected ").map_or("", |(_, known)| known);
     let known = known.trim_start_matches("one of ").replace('`', "");
     if known.is_empty() || known.starts_with("there are no") {
@@ -74,8 +74,8 @@ fn expected(text: &str) -> String {
     }
 }
 
-/// What a field must be, with its limit if it is a number.
-fn expected_type(path: &str, wanted: &str) -> String {
+/// Describes the type of a field, with its limit if it is a number.
+fn expected_type(path: &str, expected: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
         "count" => return format!("a whole number, 1..={}", limits::GPUS_MAX),
@@ -90,7 +90,7 @@ fn expected_type(path: &str, wanted: &str) -> String {
         "fence" => limits::FENCE_MAX,
         _ => limits::AMOUNT_MAX,
     };
-    match wanted {
+    match expected {
         "u16" | "u32" | "u64" | "usize" => format!("a whole number, 0..={max}"),
         "a string" | "a borrowed string" | "str" => "a string".to_owned(),
         "a sequence" => "an array".to_owned(),
@@ -98,14 +98,14 @@ fn expected_type(path: &str, wanted: &str) -> String {
         "a boolean" => "true or false".to_owned(),
         other if other.starts_with("struct ") => "an object".to_owned(),
         other if other.starts_with("string or ") || other.contains("enum") => {
-            "one of its words, as a string".to_owned()
+            "one of its values, as a string".to_owned()
         }
         other => other.to_owned(),
     }
 }
 
-/// The beginning of a text that a caller chose, so that an error stays small.
-pub(super) fn truncate(text: &str) -> String {
+/// Shortens a caller's text for use in an error message.
+pub(in crate::api) fn truncate(text: &str) -> String {
     if text.len() <= ECHO_BYTES_MAX {
         return text.to_owned();
     }
@@ -116,56 +116,60 @@ pub(super) fn truncate(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::http::extract::parse_object;
-    use crate::api::http::json::{ClaimBody, ClaimsBatch, WorkerBody};
+    use crate::api::request::{ClaimBody, ClaimsBatch, WorkerBody, parse_object};
     use crate::model::PoolSpec;
 
-    fn said<'a, T: Deserialize<'a>>(body: &'a str) -> String {
-        let failure = parse_object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was taken"));
+    fn explain<'a, T: Deserialize<'a>>(body: &'a str) -> String {
+        let failure = parse_object::<T>(body.as_bytes()).err().unwrap_or_else(|| panic!("{body} was accepted"));
         format!("{}: {}", failure.field.unwrap_or_default(), failure.message)
     }
 
     #[test]
-    fn a_claim_that_is_wrong_names_its_field_and_limit() {
-        let said = |body: &str| said::<ClaimBody<'_>>(body);
-        assert_eq!(said(""), "namespace: is required");
-        assert_eq!(said(r#"{"namespace":null,"pool":"p"}"#), "namespace: must be a string, got null");
-        assert_eq!(said(r#"{"namespace":"a","pool":"p","key":null}"#), "key: must be a string, got null");
-        assert_eq!(said(r#"{"namespace":"a","pool":7}"#), "pool: must be a string, got `7`");
+    fn an_invalid_claim_names_its_field_and_limit() {
+        let explain = |body: &str| explain::<ClaimBody<'_>>(body);
+        assert_eq!(explain(""), "namespace: is required");
+        assert_eq!(explain(r#"{"namespace":null,"pool":"p"}"#), "namespace: must be a string, got null");
+        assert_eq!(explain(r#"{"namespace":"a","pool":"p","key":null}"#), "key: must be a string, got null");
+        assert_eq!(explain(r#"{"namespace":"a","pool":7}"#), "pool: must be a string, got `7`");
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","reserve_ms":-1}"#),
+            explain(r#"{"namespace":"a","pool":"p","reserve_ms":-1}"#),
             "reserve_ms: must be a whole number, 0..=86400000, got `-1`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","reserve_ms":1.5}"#),
+            explain(r#"{"namespace":"a","pool":"p","reserve_ms":1.5}"#),
             "reserve_ms: must be a whole number, 0..=86400000, got `1.5`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","reserve_ms":18446744073709551616}"#),
+            explain(r#"{"namespace":"a","pool":"p","reserve_ms":18446744073709551616}"#),
             "reserve_ms: must be a whole number, 0..=86400000, got `1.8446744073709552e+19`"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","waits":1}"#),
+            explain(r#"{"namespace":"a","pool":"p","waits":1}"#),
             "waits: unknown field; known: namespace, key, tenant, pool, pools, pool_selector, class, resources, selector, \
              node, worker, affinity, reserve_ms, ttl_ms, ack, must_match, labels, wait_ms, priority, preemptible"
         );
         assert_eq!(
-            said(r#"{"namespace":"a","pool":"p","ack":"never"}"#),
+            explain(r#"{"namespace":"a","pool":"p","ack":"never"}"#),
             "ack: unknown value \"never\"; known: memory or durable"
         );
-        assert_eq!(said(r#"{"namespace":"a","namespace":"b","pool":"p"}"#), "namespace: is given twice");
-        assert_eq!(said("[]"), "body: must be a JSON object");
-        assert_eq!(said(r#"{"namespace":"#), "body: is not valid JSON: EOF while parsing a value at line 1 column 13");
-        assert!(said(r#"{"namespace":"a","pool":"p"} x"#).starts_with("body: is not valid JSON: trailing characters"));
-        assert!(said(&format!("{}1", "[".repeat(100_000))).starts_with("body: is not valid JSON"));
+        assert_eq!(explain(r#"{"namespace":"a","namespace":"b","pool":"p"}"#), "namespace: is given twice");
+        assert_eq!(explain("[]"), "body: must be a JSON object");
+        assert_eq!(
+            explain(r#"{"namespace":"#),
+            "body: is not valid JSON: EOF while parsing a value at line 1 column 13"
+        );
+        assert!(
+            explain(r#"{"namespace":"a","pool":"p"} x"#).starts_with("body: is not valid JSON: trailing characters")
+        );
+        assert!(explain(&format!("{}1", "[".repeat(100_000))).starts_with("body: is not valid JSON"));
         let huge = format!(r#"{{"namespace":"a","pool":"p","{}":1}}"#, "x".repeat(1_000_000));
-        assert!(said(&huge).len() < 1_000);
+        assert!(explain(&huge).len() < 1_000);
         let huge = format!(r#"{{"namespace":"a","pool":"p","reserve_ms":"{}"}}"#, "x".repeat(1_000_000));
-        assert!(said(&huge).len() < 1_000);
+        assert!(explain(&huge).len() < 1_000);
     }
 
     #[test]
-    fn invalid_utf8_is_refused() {
+    fn invalid_utf8_is_rejected() {
         for body in [&b"{\"namespace\":\"\xff\"}"[..], b"{\"\xff\":1}", b"\xff"] {
             assert_eq!(parse_object::<ClaimBody<'_>>(body).err().unwrap().field.unwrap(), "body");
         }
@@ -174,40 +178,46 @@ mod tests {
     #[test]
     fn nested_fields_are_named_by_path() {
         assert_eq!(
-            said::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10","count":1.5}}}"#),
+            explain::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10","count":1.5}}}"#),
             "capacity.gpu.count: must be a whole number, 1..=64, got `1.5`"
         );
-        assert_eq!(said::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10"}}}"#), "capacity.gpu.count: is required");
-        assert_eq!(said::<WorkerBody>(r#"{"capacity":[]}"#), "capacity: must be an object, got sequence");
+        assert_eq!(explain::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10"}}}"#), "capacity.gpu.count: is required");
+        assert_eq!(explain::<WorkerBody>(r#"{"capacity":[]}"#), "capacity: must be an object, got sequence");
         assert_eq!(
-            said::<WorkerBody>(r#"{"capacity":{"disk":1}}"#),
+            explain::<WorkerBody>(r#"{"capacity":{"disk":1}}"#),
             "capacity.disk: unknown field; known: cpu_milli, memory_bytes, slots, gpu"
         );
-        assert_eq!(said::<WorkerBody>(r#"{"labels":{"a":1}}"#), "labels.a: must be a string, got `1`");
+        assert_eq!(explain::<WorkerBody>(r#"{"labels":{"a":1}}"#), "labels.a: must be a string, got `1`");
         assert_eq!(
-            said::<PoolSpec>(r#"{"shards":-1}"#),
+            explain::<PoolSpec>(r#"{"shards":-1}"#),
             "shards: must be a whole number, a power of two, 1..=1024, got `-1`"
         );
-        assert_eq!(said::<PoolSpec>(r#"{"mode":"both"}"#), "mode: unknown value \"both\"; known: exclusive or shared");
         assert_eq!(
-            said::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","resources":{"gpu":{"milli":-1}}}"#),
+            explain::<PoolSpec>(r#"{"mode":"both"}"#),
+            "mode: unknown value \"both\"; known: exclusive or shared"
+        );
+        assert_eq!(
+            explain::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","resources":{"gpu":{"milli":-1}}}"#),
             "resources.gpu.milli: must be a whole number, 1..=1000, got `-1`"
         );
         assert_eq!(
-            said::<ClaimBody<'_>>(
+            explain::<ClaimBody<'_>>(
                 r#"{"namespace":"a","pool":"p","resources":{"gpu":{"model":"A10","models":["T4"]}}}"#
             ),
             "resources.gpu: only one of model and models may be given"
         );
-        assert_eq!(said::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got sequence");
+        assert_eq!(explain::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got sequence");
     }
 
     #[test]
     fn a_batch_is_bounded_and_its_items_stay_unparsed() {
         let items = |n: usize| format!(r#"{{"mode":"independent","items":[{}]}}"#, vec!["0"; n].join(","));
-        assert_eq!(said::<ClaimsBatch<'_>>(&items(10_001)), "items: at most 10000 items");
+        assert_eq!(explain::<ClaimsBatch<'_>>(&items(10_001)), "items: at most 10000 items");
         assert_eq!(parse_object::<ClaimsBatch<'_>>(items(10_000).as_bytes()).unwrap().items.0.len(), 10_000);
-        assert_eq!(said::<ClaimsBatch<'_>>(r#"{"mode":"independent"}"#), "items: is required");
-        assert_eq!(said::<ClaimsBatch<'_>>(r#"{"mode":"independent","items":{}}"#), "items: must be an array, got map");
+        assert_eq!(explain::<ClaimsBatch<'_>>(r#"{"mode":"independent"}"#), "items: is required");
+        assert_eq!(
+            explain::<ClaimsBatch<'_>>(r#"{"mode":"independent","items":{}}"#),
+            "items: must be an array, got map"
+        );
     }
 }

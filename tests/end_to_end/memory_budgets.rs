@@ -1,4 +1,4 @@
-//! Memory that all requests share: who waits, or does not read, keeps none of it from others.
+//! Memory budgets that all requests share: queued requests and slow readers do not block others.
 
 use std::io::{Read as _, Write as _};
 use std::thread::spawn;
@@ -21,12 +21,12 @@ use crate::grpc::link::{Raw, framed, take};
 use crate::server::{Server, until, with_pool};
 
 const CLAIMS: &str = "/v1/claims";
-/// Requests that announce nothing, each of which could be a quarter of the room.
+/// Number of requests without an announced length, each of which could be a quarter of the budget.
 const LARGE: usize = 4;
 const MESSAGE_BYTES_MAX: usize = 8 << 20;
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A service that takes bodies of 64 MiB, with one worker, which is held.
+/// Starts a service that accepts bodies of 64 MiB, with one worker, which is held.
 fn full() -> (TempDir, Server, Client) {
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &[], &[("HOTPOOL__SERVER__MAX_BODY_BYTES", "67108864")]);
@@ -42,12 +42,12 @@ fn chunked(path: &str) -> String {
 }
 
 /// Waits until so many claims are queued.
-fn until_waiting(client: &mut Client, wanted: usize) {
+fn until_waiting(client: &mut Client, expected: usize) {
     let demand = "/v1/pools/ns/warm/demand";
-    until("the claims wait", || client.get(demand).expect(200)["waiting"] == json!(wanted));
+    until("the claims wait", || client.get(demand).expect(200)["waiting"] == json!(expected));
 }
 
-/// Whether a body that needs room finds it: then the request itself is found to be wrong.
+/// Whether the budget has space for a large body: then the request itself is rejected as invalid.
 fn has_room(client: &mut Client) -> bool {
     let answer = client.request("POST", CLAIMS, &[b' '; 20_000]);
     assert!([400, 503].contains(&answer.status), "{}", answer.text());
@@ -55,7 +55,7 @@ fn has_room(client: &mut Client) -> bool {
 }
 
 #[test]
-fn q02_claims_that_wait_hold_no_room_for_bodies() {
+fn q02_queued_claims_do_not_occupy_the_body_budget() {
     let (_dir, server, mut client) = full();
     let claim = |key: String| json!({"namespace": "ns", "pool": "warm", "key": key, "wait_ms": 60_000});
     let single = (0..LARGE).map(|i| (CLAIMS, claim(format!("single{i}"))));
@@ -66,14 +66,14 @@ fn q02_claims_that_wait_hold_no_room_for_bodies() {
         let (mut client, body) = (server.client(), body.to_string());
         client.send(format!("{}{:x}\r\n{body}\r\n0\r\n\r\n", chunked(path), body.len()).as_bytes()).unwrap();
         waiting.push(client);
-        // One after the other, or one finds no room for what the others announce while they are read.
+        // One after the other, or one is rejected because of what the others announce while they are read.
         until_waiting(&mut server.client(), waiting.len());
     }
     assert!(has_room(&mut client), "calls that wait hold the room");
 }
 
 #[test]
-fn h06_a_body_of_unknown_length_takes_the_room_that_came_of_it() {
+fn h06_a_body_of_unknown_length_is_charged_by_its_received_bytes() {
     let (_dir, server, mut client) = full();
     let mut slow: Vec<Client> = (0..LARGE).map(|_| server.client()).collect();
     for client in &mut slow {
@@ -84,22 +84,22 @@ fn h06_a_body_of_unknown_length_takes_the_room_that_came_of_it() {
         client.send(b"1\r\n{\r\n").unwrap();
     }
     assert!(has_room(&mut client), "bodies of a byte hold the room");
-    // All of what comes counts, and stops at the limit.
+    // All received data counts, up to the limit.
     let mut long = server.client();
     long.send(chunked(CLAIMS).as_bytes()).unwrap();
     let piece = [b"100000\r\n".as_slice(), &[b' '; 1 << 20], b"\r\n"].concat();
-    let refused = spawn(move || {
+    let rejected = spawn(move || {
         while long.send(&piece).is_ok() {}
         long.receive()
     });
-    if let Ok(answer) = refused.join().unwrap() {
+    if let Ok(answer) = rejected.join().unwrap() {
         answer.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
     }
     until("the room is free again", || has_room(&mut client));
 }
 
 #[tokio::test]
-async fn q02_calls_that_wait_hold_no_room_for_messages() {
+async fn q02_queued_calls_do_not_occupy_the_message_budget() {
     let (_dir, server, mut client) = with_pool(1);
     client.post(CLAIMS, &json!({"namespace": "ns", "pool": "warm", "key": "held", "reserve_ms": 0})).expect(201);
     let mut raw = Raw::open(server.address).await;
@@ -107,9 +107,9 @@ async fn q02_calls_that_wait_hold_no_room_for_messages() {
     for i in 0..LARGE {
         let request = TakeClaimRequest { wait_ms: Some(60_000), ..take(&format!("a{i}")) };
         let mut message = framed(&request);
-        // The rest of 8 MiB is a field that nobody knows.
+        // The rest of 8 MiB is an unknown field.
         prost::encoding::encode_key(1000, prost::encoding::WireType::LengthDelimited, &mut message);
-        // Four bytes say its length; five are before the message.
+        // Four bytes hold its length; five precede the message.
         let rest = MESSAGE_BYTES_MAX - (message.len() - 5) - 4;
         prost::encoding::encode_varint(rest as u64, &mut message);
         message.resize(message.len() + rest, b'x');
@@ -127,7 +127,7 @@ async fn q02_calls_that_wait_hold_no_room_for_messages() {
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// A connection over HTTP/2 that grants each answer a window of so many bytes.
+/// Opens an HTTP/2 connection that grants each response a window of so many bytes.
 async fn windowed(server: &Server, bytes: u32) -> http2::SendRequest<Empty<Bytes>> {
     let io = TokioIo::new(TcpStream::connect(server.address).await.unwrap());
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -138,7 +138,7 @@ async fn windowed(server: &Server, bytes: u32) -> http2::SendRequest<Empty<Bytes
 }
 
 #[tokio::test]
-async fn h06_an_answer_that_nobody_reads_is_given_up() {
+async fn h06_a_response_that_nobody_reads_is_abandoned() {
     let dir = TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -147,19 +147,19 @@ async fn h06_an_answer_that_nobody_reads_is_given_up() {
         let mut sender = windowed(&server, 0).await;
         let answer = sender.send_request(get(path)).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
-        let ended = timeout(PATIENCE, answer.into_body().collect()).await;
+        let ended = timeout(TIMEOUT, answer.into_body().collect()).await;
         ended.expect("the stream ends").expect_err("the answer did not fit into the window");
-        // One that reads gets all of it.
+        // A client that reads gets all of it.
         let answer = windowed(&server, 1 << 16).await.send_request(get(path)).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert!(body.len() > 10, "{path}: {} bytes", body.len());
     }
 }
 
-/// A client reads slowly, but all the time: far more than the system keeps for it, for much longer than one piece may wait.
+/// Reads a response slowly but steadily: far more than the kernel buffers, for much longer than one chunk may wait.
 #[test]
-fn h06_an_answer_that_is_read_slowly_arrives_as_a_whole() {
-    // Times six, which a piece may wait, is 3 s.
+fn h06_a_response_that_is_read_slowly_arrives_completely() {
+    // Times six, the limit for a chunk, is 3 s.
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let dir = TempDir::new().unwrap();
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
@@ -172,7 +172,7 @@ fn h06_an_answer_that_is_read_slowly_arrives_as_a_whole() {
     }
     let mut stream = std::net::TcpStream::connect(server.address).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 32 << 10).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let head = b"GET /v1/pools/ns/warm/workers?limit=1000 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     stream.write_all(head).unwrap();
     let (mut answer, mut piece) = (Vec::new(), vec![0; 64 << 10]);

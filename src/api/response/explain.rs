@@ -1,4 +1,4 @@
-//! Explanations on the wire.
+//! Explanations of claims as responses.
 
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
@@ -7,13 +7,13 @@ use crate::model::{
     ClaimExplanation, FilterReason, NearMiss, PlacementPreview, PoolSurvey, ResourceAmounts, WorkerSurvey, is_zero,
 };
 
-/// `{"outcome","would_take"?,"error"?,"pools"}`.
+/// `{"outcome","would_take"?,"error"?,"pools"}`: what a claim would get.
 #[derive(serde::Serialize)]
 pub(in crate::api) struct ExplainResponseBody<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     would_take: Option<WouldTakeJson<'a>>,
-    /// As the claim would be answered: `{"error":{...}}`.
+    /// Error that the claim would get: `{"error":{...}}`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     error: Option<ApiError>,
     pools: Vec<PoolSurveyJson<'a>>,
@@ -41,14 +41,14 @@ struct PoolSurveyJson<'a> {
     silent_shards: u64,
 }
 
-/// Reasons that ruled anybody out, in their order.
+/// Counts of the filters that excluded any worker, in the order of the filters.
 struct RuledOutJson<'a>(&'a WorkerSurvey);
 
 impl Serialize for RuledOutJson<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for why in FilterReason::ALL.into_iter().filter(|why| self.0.count(*why) > 0) {
-            map.serialize_entry(why.as_str(), &self.0.count(why))?;
+        for reason in FilterReason::ALL.into_iter().filter(|reason| self.0.count(*reason) > 0) {
+            map.serialize_entry(reason.as_str(), &self.0.count(reason))?;
         }
         map.end()
     }
@@ -71,8 +71,8 @@ impl<'a> From<&'a NearMiss> for NearMissJson<'a> {
 }
 
 impl<'a> From<&'a PoolSurvey> for PoolSurveyJson<'a> {
-    fn from(of: &'a PoolSurvey) -> Self {
-        let PoolSurvey { pool, silent_shards, survey } = of;
+    fn from(pool_survey: &'a PoolSurvey) -> Self {
+        let PoolSurvey { pool, silent_shards, survey } = pool_survey;
         Self {
             pool: pool.pool(),
             workers: survey.workers,
@@ -94,7 +94,7 @@ impl<'a> From<&'a ClaimExplanation> for ExplainResponseBody<'a> {
                 let would_take = WouldTakeJson { pool: pool.pool(), worker: worker.as_str(), node: node.as_deref() };
                 Self { outcome: "placed", would_take: Some(would_take), error: None, pools }
             }
-            Err(refusal) => Self { outcome: "refused", would_take: None, error: Some(refusal.clone().into()), pools },
+            Err(error) => Self { outcome: "refused", would_take: None, error: Some(error.clone().into()), pools },
         }
     }
 }

@@ -1,0 +1,23 @@
+//! Memory that request bodies may take, on all edges together.
+
+use super::error_table::{ApiError, ErrorStatus};
+
+/// Largest body, in bytes, that is read without a permit from the budget: that of any call but a batch.
+pub(in crate::api) const SMALL_BODY_BYTES: u64 = 16 << 10;
+/// Limit on the sum of all larger bodies, in KiB. Beyond it they are rejected (`overloaded`).
+pub(in crate::api) const BODY_BUDGET_KIB: usize = 256 << 10;
+
+/// Error for a large body that does not fit into the budget.
+pub(in crate::api) fn body_budget_exceeded() -> ApiError {
+    ApiError::overloaded(format!(
+        "bodies over {} KiB use up their budget of {} MiB, in which gRPC messages count eightfold; retry later, or send \
+         smaller batches",
+        SMALL_BODY_BYTES >> 10,
+        BODY_BUDGET_KIB >> 10
+    ))
+}
+
+/// Error for a body beyond `server.max_body_bytes`.
+pub(in crate::api) fn body_too_large(max_bytes: usize) -> ApiError {
+    ApiError::new(ErrorStatus::BODY_TOO_LARGE, format!("the body is larger than {max_bytes} bytes"))
+}
