@@ -1,6 +1,6 @@
-//! The engine alone: a claim and release pair, beside the raw alternative (pop, mark, push), and how the pair's cost
-//! grows with the fleet. Prints nanoseconds a pair and allocations a pair; the figures in docs/BENCHMARKS.md come
-//! from here. Own main, because criterion counts no allocations.
+//! Engine alone: a claim with its release, compared with the bare alternative (pop, mark, push), and the growth of the
+//! cost with the fleet. Prints nanoseconds and allocations per pair, the figures in docs/BENCHMARKS.md. Has its own
+//! main, because criterion counts no allocations.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
@@ -10,12 +10,12 @@ use std::time::Instant;
 use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, Shard};
 use hotpool::model::{ClaimId, PlacementPolicy, WorkerId, WorkerSpec};
 
-struct Counting(mimalloc::MiMalloc);
+struct CountingAllocator(mimalloc::MiMalloc);
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 // SAFETY: every call goes to mimalloc unchanged.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         unsafe { self.0.alloc(layout) }
@@ -26,23 +26,30 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting(mimalloc::MiMalloc);
+static ALLOCATOR: CountingAllocator = CountingAllocator(mimalloc::MiMalloc);
 
-/// Splitmix64: which claim is released next must not be guessable by the prefetcher.
-struct Dice(u64);
+/// Splitmix64 generator: the prefetcher must not guess which claim is released next.
+struct SplitMix(u64);
 
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
+impl SplitMix {
+    fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(x ^ (x >> 31)) * below as u128) >> 64) as usize
+        ((u128::from(x ^ (x >> 31)) * bound as u128) >> 64) as usize
     }
 }
 
-/// Events of one run of an actor.
-const RUN: usize = 64;
+/// Events per batch of an actor.
+const BATCH_EVENTS: usize = 64;
+
+/// Whether the engine prefetches the claims of a batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PrefetchMode {
+    Off,
+    On,
+}
 
 struct Bench {
     shard: Shard,
@@ -90,7 +97,7 @@ impl Bench {
         self.shard.handle_event(event, 1, &mut self.effects);
     }
 
-    /// Notes what was granted; frees the ids of what ended.
+    /// Collects the handles of granted claims.
     fn collect(&mut self) {
         for effect in self.effects.drain(..) {
             match effect {
@@ -101,15 +108,15 @@ impl Bench {
         }
     }
 
-    /// Nanoseconds and allocations a pair, in runs of 64 as an actor takes them from its ring. Only the engine is
-    /// timed: who is released (at random) and under which new id the worker is claimed is made up before each run.
-    fn pairs(&mut self, pairs: usize, dice: &mut Dice, ahead: bool) -> (f64, f64) {
+    /// Nanoseconds and allocations per pair, in batches of 64 as an actor takes them from its queue. Only the engine
+    /// is timed: the claims to release (at random) and the new ids are prepared before each batch.
+    fn pairs(&mut self, pairs: usize, random: &mut SplitMix, prefetch: PrefetchMode) -> (f64, f64) {
         let (mut ns, mut allocations) = (0, 0);
-        let mut victims = Vec::with_capacity(RUN);
-        let mut ids = Vec::with_capacity(RUN);
-        for _ in 0..pairs / RUN {
-            while victims.len() < RUN.min(self.held.len()) {
-                victims.push(self.held.swap_remove(dice.roll(self.held.len())));
+        let mut victims = Vec::with_capacity(BATCH_EVENTS);
+        let mut ids = Vec::with_capacity(BATCH_EVENTS);
+        for _ in 0..pairs / BATCH_EVENTS {
+            while victims.len() < BATCH_EVENTS.min(self.held.len()) {
+                victims.push(self.held.swap_remove(random.below(self.held.len())));
                 ids.push(fresh_id(self.fence + ids.len() as u64));
                 if self.held.is_empty() {
                     break;
@@ -117,7 +124,7 @@ impl Bench {
             }
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             let start = Instant::now();
-            if ahead {
+            if prefetch == PrefetchMode::On {
                 self.shard.prefetch(victims.iter().copied(), ids.iter().map(ClaimId::hash64));
             }
             for (place, id) in victims.drain(..).zip(ids.drain(..)) {
@@ -161,28 +168,31 @@ fn main() {
     println!("{:<34} {:>10.1} {:>14}", "raw pop, mark, push", raw(1_000, 5_000_000), 0);
     let sizes = [("1 k workers, 64 held", 1_000, 64), ("1 M workers, 64 held", 1_000_000, 64)];
     let full = [("1 k workers, 900 held", 1_000, 900), ("1 M workers, 900 k held", 1_000_000, 900_000)];
-    for ahead in [true, false] {
-        println!("events of a run {}", if ahead { "looked at ahead, as the actor does" } else { "one by one" });
+    for prefetch in [PrefetchMode::On, PrefetchMode::Off] {
+        match prefetch {
+            PrefetchMode::On => println!("batches prefetched, as the actor does"),
+            PrefetchMode::Off => println!("no prefetching"),
+        }
         for cases in [sizes, full] {
-            compare(&cases, ahead);
+            compare(&cases, prefetch);
         }
     }
 }
 
-/// Both fleets in turn, round by round, so that noise hits both.
-fn compare(cases: &[(&str, usize, usize); 2], ahead: bool) {
+/// Measures both fleets alternately, so that noise affects both.
+fn compare(cases: &[(&str, usize, usize); 2], prefetch: PrefetchMode) {
     const ROUNDS: usize = 9;
     const PAIRS: usize = 320_000;
     let mut benches: Vec<Bench> = cases.iter().map(|&(_, workers, held)| Bench::new(workers, held)).collect();
-    let mut dice = Dice(7);
+    let mut random = SplitMix(7);
     let mut ns: Vec<Vec<f64>> = vec![Vec::new(); cases.len()];
     let mut allocations = vec![0.0_f64; cases.len()];
     for round in 0..=ROUNDS {
         for (case, bench) in benches.iter_mut().enumerate() {
-            let (took, allocated) = bench.pairs(PAIRS, &mut dice, ahead);
-            // The first round grows what grows once.
+            let (nanos, allocated) = bench.pairs(PAIRS, &mut random, prefetch);
+            // The first round is a warm-up for growing collections.
             if round > 0 {
-                ns[case].push(took);
+                ns[case].push(nanos);
                 allocations[case] = allocations[case].max(allocated);
             }
         }
@@ -191,5 +201,5 @@ fn compare(cases: &[(&str, usize, usize); 2], ahead: bool) {
     for (case, (name, ..)) in cases.iter().enumerate() {
         println!("{name:<34} {:>10.1} {:>14.4}", ns[case], allocations[case]);
     }
-    println!("{:<34} {:>10.2} x", "the larger over the smaller", ns[1] / ns[0]);
+    println!("{:<34} {:>10.2} x", "ratio of the larger to the smaller", ns[1] / ns[0]);
 }

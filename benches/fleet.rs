@@ -1,6 +1,7 @@
-//! A million workers: bytes of memory a worker (idle, and all held), and seconds from a cold process to serving them
-//! from redb. And the fleet that is 99 % busy: claims refused while a worker stays free through the call. Prints the
-//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size; `-- growth` for what must not grow with the fleet.
+//! A million workers: bytes of memory per worker (idle and held), and seconds from a cold process to serving them from
+//! redb. Also a fleet that is 99 % busy: claims rejected although a worker stays idle throughout the call. Prints the
+//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size; `-- growth` for costs that must not grow with the
+//! fleet.
 
 #[path = "fleet/growth.rs"]
 mod growth;
@@ -74,18 +75,18 @@ async fn recovery(workers: usize, dir: &Path) {
     claim(&scheduler, workers / 10).await;
     scheduler.stop().await;
     drop(scheduler);
-    // The actors' last references go when their tasks have ended.
+    // The actors release the store when their tasks have ended.
     while RedbStore::open(dir).map(drop).is_err() {
         tokio::task::yield_now().await;
     }
-    let begin = Instant::now();
+    let start = Instant::now();
     let store = open();
-    let opened = begin.elapsed();
+    let opened = start.elapsed();
     let scheduler = Scheduler::new(store, SchedulerSettings::default());
     scheduler.start().await.expect("recovers");
     println!(
         "{workers} workers, a tenth of them held: serving after {:.2} s ({:.2} s of it opening the file)",
-        begin.elapsed().as_secs_f64(),
+        start.elapsed().as_secs_f64(),
         opened.as_secs_f64()
     );
     let status = scheduler.get_pool(&pool()).await.expect("recovered");
@@ -94,9 +95,10 @@ async fn recovery(workers: usize, dir: &Path) {
     scheduler.stop().await;
 }
 
-/// 10,000 workers in 64 shards, all but `free` held for good, while `clients` tasks claim and release. With fewer clients
-/// than free workers some worker is free at every moment, and with a margin the same one all through a call; with as
-/// many clients as free workers each may be taken and given back behind a claim's back, and a refusal is legitimate.
+/// Claims and releases by `clients` tasks on 10,000 workers in 64 shards, of which all but `free` stay held. With
+/// fewer clients than idle workers some worker is idle at every moment, and with a margin the same one throughout a
+/// call. With as many clients as idle workers each may be claimed and released behind a claim's back, so a rejection
+/// is legitimate.
 async fn busy(free: usize, clients: usize) {
     const WORKERS: usize = 10_000;
     const CLAIMS: usize = 200_000;
@@ -107,23 +109,23 @@ async fn busy(free: usize, clients: usize) {
         .map(|client| {
             let scheduler = scheduler.clone();
             tokio::spawn(async move {
-                let mut refused = 0;
+                let mut rejected = 0;
                 for n in 0..CLAIMS / clients {
                     match scheduler.claim(request(1_000_000 * (client + 1) + n)).await {
-                        Ok(taken) => scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held"),
-                        Err(RequestError::Exhausted(_)) => refused += 1,
+                        Ok(result) => scheduler.release(&result.claim.id, result.claim.fence).await.expect("held"),
+                        Err(RequestError::Exhausted(_)) => rejected += 1,
                         Err(other) => panic!("{other}"),
                     }
                 }
-                refused
+                rejected
             })
         })
         .collect();
-    let mut refused = 0;
+    let mut rejected = 0;
     for task in tasks {
-        refused += task.await.expect("no panic");
+        rejected += task.await.expect("no panic");
     }
-    println!("{WORKERS} workers in 64 shards, {free} free, {clients} clients: {refused} of {CLAIMS} refused");
+    println!("{WORKERS} workers in 64 shards, {free} free, {clients} clients: {rejected} of {CLAIMS} rejected");
     scheduler.stop().await;
 }
 

@@ -1,5 +1,5 @@
-//! What heartbeats cost the service: processor time of the `hotpool` process, through its real edges, by call. Prints the
-//! figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
+//! Cost of heartbeats for the service: processor time of the `hotpool` process over its listeners, by kind of call.
+//! Prints the figures in docs/BENCHMARKS.md; `-- workers=N` for another size.
 
 mod processor;
 mod service;
@@ -25,19 +25,19 @@ use hotpool::api::grpc::proto::{
 };
 
 const POOL: &str = "/v1/pools/bench/beats";
-/// Callers at a time.
+/// Number of concurrent callers.
 const CALLERS: usize = 8;
-/// Largest answer that is read, in bytes.
+/// Largest response to decode, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Workers, and the key and the fence that each holds, if it does.
+/// Workers by index, each with the key and fence of its claim, if any.
 type Fleet = Vec<Option<(String, u64)>>;
 
 fn worker_id(n: usize) -> String {
     format!("worker-{n:06}")
 }
 
-/// Calls over HTTP/1.1.
+/// HTTP/1.1 client of the service.
 #[derive(Clone)]
 struct Http {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -51,41 +51,41 @@ impl Http {
 
     async fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Bytes {
         let request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
-        let answer = self.client.request(request.body(Full::new(body.into())).expect("a request")).await;
-        let answer = answer.expect("the service answers");
-        let status = answer.status();
-        let body = answer.into_body().collect().await.expect("a whole answer").to_bytes();
+        let response = self.client.request(request.body(Full::new(body.into())).expect("a request")).await;
+        let response = response.expect("the service responds");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a complete response").to_bytes();
         assert!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&body));
         body
     }
 
     async fn items(&self, path: &str, body: &Value) -> Vec<Value> {
-        let answer = self.call(Method::POST, path, body.to_string().into_bytes()).await;
-        let mut answer: Value = serde_json::from_slice(&answer).expect("JSON");
-        match answer["items"].take() {
+        let response = self.call(Method::POST, path, body.to_string().into_bytes()).await;
+        let mut response: Value = serde_json::from_slice(&response).expect("JSON");
+        match response["items"].take() {
             Value::Array(items) => items,
             other => panic!("{other}"),
         }
     }
 
-    /// A pool of idle workers, half of them taken.
+    /// Creates a pool of workers, every second of them claimed.
     async fn set_up(&self, workers: usize) -> Fleet {
         self.call(Method::PUT, POOL, b"{}".to_vec()).await;
         let mut fleet: Fleet = vec![None; workers];
-        for from in (0..workers).step_by(10_000) {
-            let to = workers.min(from + 10_000);
-            let new: Vec<_> = (from..to).map(|n| json!({"id": worker_id(n)})).collect();
+        for first in (0..workers).step_by(10_000) {
+            let end = workers.min(first + 10_000);
+            let new: Vec<_> = (first..end).map(|n| json!({"id": worker_id(n)})).collect();
             self.items(&format!("{POOL}/workers:batch"), &json!({"workers": new})).await;
             let claim =
                 |n| json!({"namespace": "bench", "pool": "beats", "key": format!("job-{n:06}"), "reserve_ms": 0});
-            let claims: Vec<_> = (from..to).step_by(2).map(claim).collect();
+            let claims: Vec<_> = (first..end).step_by(2).map(claim).collect();
             let body = json!({"mode": "independent", "items": claims});
             for item in self.items("/v1/claims:batch", &body).await {
                 let claim = &item["claim"];
                 let worker = claim["worker"].as_str().unwrap_or_else(|| panic!("{item}"));
-                let at: usize = worker.trim_start_matches("worker-").parse().expect("one of ours");
+                let index: usize = worker.trim_start_matches("worker-").parse().expect("a worker of this bench");
                 let key = claim["key"].as_str().expect("a key").to_owned();
-                fleet[at] = Some((key, claim["fence"].as_u64().expect("a fence")));
+                fleet[index] = Some((key, claim["fence"].as_u64().expect("a fence")));
             }
         }
         fleet
@@ -100,11 +100,11 @@ impl Http {
     }
 
     async fn batch(&self, fleet: &Fleet, workers: Range<usize>, seq: u64) {
-        let beat = |n| json!({"id": worker_id(n), "seq": seq, "claims": claims_json(&fleet[n])});
+        let heartbeat = |n| json!({"id": worker_id(n), "seq": seq, "claims": claims_json(&fleet[n])});
         let count = workers.len();
-        let body = json!({"workers": workers.map(beat).collect::<Vec<_>>()});
+        let body = json!({"workers": workers.map(heartbeat).collect::<Vec<_>>()});
         let items = self.items(&format!("{POOL}/workers:heartbeat"), &body).await;
-        assert!(items.len() == count && items.iter().all(|item| item["stop"] == json!([])), "all is as it was");
+        assert!(items.len() == count && items.iter().all(|item| item["stop"] == json!([])), "no claim is revoked");
     }
 }
 
@@ -112,7 +112,7 @@ fn claims_json(held: &Option<(String, u64)>) -> Value {
     held.iter().map(|(key, fence)| json!({"key": key, "fence": fence})).collect()
 }
 
-/// Calls over gRPC.
+/// gRPC client of the service.
 type Grpc = WorkerServiceClient<tonic::transport::Channel>;
 
 fn claims_proto(held: &Option<(String, u64)>) -> Option<HeldClaims> {
@@ -130,38 +130,38 @@ async fn grpc_unary(mut client: Grpc, fleet: &Fleet, workers: Range<usize>, seq:
             seq: Some(seq),
             claims: claims_proto(&fleet[n]),
         };
-        client.heartbeat_worker(request).await.expect("heard");
+        client.heartbeat_worker(request).await.expect("accepted");
     }
 }
 
 async fn grpc_batch(mut client: Grpc, fleet: &Fleet, workers: Range<usize>, seq: u64) {
-    let beat =
+    let heartbeat =
         |n| WorkerHeartbeat { id: worker_id(n), incarnation: 0, seq: Some(seq), claims: claims_proto(&fleet[n]) };
-    let workers = workers.map(beat).collect();
+    let workers = workers.map(heartbeat).collect();
     let request = BatchHeartbeatWorkersRequest { namespace: "bench".into(), pool: "beats".into(), workers };
-    let items = client.batch_heartbeat_workers(request).await.expect("heard").into_inner().items;
+    let items = client.batch_heartbeat_workers(request).await.expect("accepted").into_inner().items;
     assert!(items.iter().all(|item| matches!(&item.outcome, Some(Outcome::Heard(heard)) if heard.stop.is_empty())));
 }
 
-/// Sends one heartbeat of each of `workers`, `size` in a call or a row of calls, and says what that cost the service.
+/// Sends one heartbeat of each of `workers`, `size` per task, and prints the cost for the service.
 async fn measure<F: Future<Output = ()>>(
     server: &Server,
-    what: &str,
+    label: &str,
     workers: usize,
     size: usize,
     send: impl Fn(Range<usize>) -> F,
 ) {
-    let (before, begin) = (cpu_s(server.child.id()), std::time::Instant::now());
-    let chunks: Vec<_> = (0..workers).step_by(size).map(|from| from..workers.min(from + size)).collect();
-    for some in chunks.chunks(CALLERS) {
-        join_all(some.iter().cloned().map(&send)).await;
+    let (before, start) = (cpu_s(server.child.id()), std::time::Instant::now());
+    let chunks: Vec<_> = (0..workers).step_by(size).map(|first| first..workers.min(first + size)).collect();
+    for batch in chunks.chunks(CALLERS) {
+        join_all(batch.iter().cloned().map(&send)).await;
     }
-    let used = cpu_s(server.child.id()) - before;
-    let each_us = used * 1e6 / workers as f64;
+    let cpu_used_s = cpu_s(server.child.id()) - before;
+    let us_per_heartbeat = cpu_used_s * 1e6 / workers as f64;
     println!(
-        "{what}: {workers} heartbeats in {:.2} s, {used:.3} s of processor, {each_us:.2} us each; 100,000 every 15 s: {:.1} % of a core",
-        begin.elapsed().as_secs_f64(),
-        each_us * 100_000.0 / 15.0 / 1e4,
+        "{label}: {workers} heartbeats in {:.2} s, {cpu_used_s:.3} s of processor, {us_per_heartbeat:.2} us each; 100,000 every 15 s: {:.1} % of a core",
+        start.elapsed().as_secs_f64(),
+        us_per_heartbeat * 100_000.0 / 15.0 / 1e4,
     );
 }
 
@@ -172,7 +172,7 @@ async fn main() {
     let http = Http::new(&server.address);
     let fleet = http.set_up(workers).await;
     let channel = Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
-    let channel = channel.connect().await.expect("the service is there");
+    let channel = channel.connect().await.expect("the service listens");
     let grpc = WorkerServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let mut seq = 0;
     for round in 1..=3 {

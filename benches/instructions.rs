@@ -1,8 +1,8 @@
-//! The hot paths in instructions, counted by valgrind: the same on every run, so a few percent can be told apart. The gate:
-//! a count more than 5 % above the one that stands here fails, by name. One that went down by as much is written down here
-//! anew, or the next rise hides behind it.
+//! Hot paths in instructions, counted by valgrind: the counts repeat exactly, so differences of a few percent are
+//! visible. A count more than 5 % above the number in this file fails. Lower the number when a path becomes cheaper by
+//! as much, or the next rise hides behind the old one.
 //!
-//! `tests/instructions.sh` runs it and installs what it needs.
+//! `tests/instructions.sh` runs the gate and installs its tools.
 
 #[path = "hot_paths/mod.rs"]
 mod hot_paths;
@@ -13,7 +13,7 @@ use gungraun::prelude::*;
 use gungraun::{Callgrind, EventKind};
 use hot_paths::{Engine, Shares};
 
-/// Fails above this many instructions and 5 % more.
+/// Limit of this many instructions plus 5 %.
 fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     let mut callgrind = Callgrind::default();
     callgrind.hard_limits([(EventKind::Ir, instructions + instructions / 20)]);

@@ -1,6 +1,6 @@
-//! Shares of workers: what one best-fit decision costs (choosing, and noting what is taken) as the fleet grows. Mixed
-//! workers in 16 shards, filled until about four fifths of the requests found room, then claims and releases in turn; the
-//! shard of each claim is drawn. Prints nanoseconds a decision; the figures in docs/BENCHMARKS.md come from here.
+//! Shared workers: the cost of one best-fit decision (picking and recording the allocation) as the fleet grows. Mixed
+//! workers in 16 shards are filled until a fifth of the requests finds no capacity; then claims and releases
+//! alternate, with a random shard for each claim. Prints nanoseconds per decision, the figures in docs/BENCHMARKS.md.
 
 use std::time::Instant;
 
@@ -14,25 +14,25 @@ use hotpool::model::{GpuCapacity, WorkerCapacity};
 const SHARDS: usize = 16;
 const DECISIONS: usize = 400_000;
 
-/// Splitmix64.
-struct Dice(u64);
+/// Splitmix64 generator of reproducible random numbers.
+struct SplitMix(u64);
 
-impl Dice {
-    fn roll(&mut self, below: usize) -> usize {
+impl SplitMix {
+    fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((u128::from(x ^ (x >> 31)) * below as u128) >> 64) as usize
+        ((u128::from(x ^ (x >> 31)) * bound as u128) >> 64) as usize
     }
 
-    fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.roll(of.len())]
+    fn pick_from<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
     }
 
-    /// Twelve shapes, as a mixed fleet has them.
+    /// Random worker out of twelve shapes of a mixed fleet.
     fn worker(&mut self) -> WorkerCapacity {
-        let (cores, gib, gpu) = self.one(&[
+        let (cores, gib, gpu) = self.pick_from(&[
             (16, 64, None),
             (32, 128, None),
             (48, 192, None),
@@ -51,72 +51,80 @@ impl Dice {
     }
 
     fn need(&mut self) -> ResourceRequest {
-        let cpu_milli = self.one(&[250, 500, 1_000, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000, 16_000]);
-        let mib_per_milli = self.one(&[1, 2, 4, 8]);
-        let (cards, card_milli) = match self.roll(10) {
+        let cpu_milli = self.pick_from(&[250, 500, 1_000, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000, 16_000]);
+        let mib_per_milli = self.pick_from(&[1, 2, 4, 8]);
+        let (gpu_count, gpu_milli) = match self.below(10) {
             0..6 => (0, 0),
-            6..8 => (1, self.one(&[100, 200, 250, 300, 500, 700])),
+            6..8 => (1, self.pick_from(&[100, 200, 250, 300, 500, 700])),
             8 => (1, GPU_MILLI),
-            _ => (self.one(&[2, 4]), GPU_MILLI),
+            _ => (self.pick_from(&[2, 4]), GPU_MILLI),
         };
         ResourceRequest {
             cpu_milli,
             memory_bytes: (cpu_milli * mib_per_milli) << 20,
             slots: 0,
-            gpu_count: cards,
-            gpu_milli: card_milli,
+            gpu_count,
+            gpu_milli,
             models: Default::default(),
             until_ms: 0,
         }
     }
 }
 
-/// As the service: work without cards takes workers with cards only when no other fits.
-fn sparing(fleet: &FleetIndex, need: &ResourceRequest, fgd: &mut FragmentationScorer) -> Option<PlacementDecision> {
-    let without = (need.gpu_count == 0).then(|| ResourceRequest { models: [NO_MODEL][..].into(), ..need.clone() });
-    let spared = without.and_then(|without| fleet.pick(&without, FitStrategy::BestFit, fgd));
-    spared.or_else(|| fleet.pick(need, FitStrategy::BestFit, fgd))
+/// Picks like the service: work without GPUs uses workers with GPUs only if no other fits.
+fn pick_sparing_gpus(
+    fleet: &FleetIndex,
+    need: &ResourceRequest,
+    fgd: &mut FragmentationScorer,
+) -> Option<PlacementDecision> {
+    let without_gpus = (need.gpu_count == 0).then(|| ResourceRequest { models: [NO_MODEL][..].into(), ..need.clone() });
+    let decision = without_gpus.and_then(|without_gpus| fleet.pick(&without_gpus, FitStrategy::BestFit, fgd));
+    decision.or_else(|| fleet.pick(need, FitStrategy::BestFit, fgd))
 }
 
 struct Bench {
     shards: Vec<FleetIndex>,
-    held: Vec<(usize, u32, ResourceAllocation)>,
+    allocations: Vec<(usize, u32, ResourceAllocation)>,
     fgd: FragmentationScorer,
-    dice: Dice,
+    random: SplitMix,
 }
 
 impl Bench {
     fn new(workers: usize) -> Self {
-        let mut bench =
-            Self { shards: Vec::new(), held: Vec::new(), fgd: FragmentationScorer::default(), dice: Dice(7) };
+        let mut bench = Self {
+            shards: Vec::new(),
+            allocations: Vec::new(),
+            fgd: FragmentationScorer::default(),
+            random: SplitMix(7),
+        };
         for shard in 0..SHARDS {
             let mut fleet = FleetIndex::default();
-            let here = workers * (shard + 1) / SHARDS - workers * shard / SHARDS;
-            (0..here as u32).for_each(|at| fleet.insert(at, &bench.dice.worker()));
+            let count = workers * (shard + 1) / SHARDS - workers * shard / SHARDS;
+            (0..count as u32).for_each(|at| fleet.insert(at, &bench.random.worker()));
             bench.shards.push(fleet);
         }
-        // Full when a fifth of as many requests as there are workers found no room.
+        // Full when a fifth of as many requests as there are workers found no capacity.
         while (0..workers).filter(|_| bench.claim().is_none()).count() * 5 < workers {}
         bench
     }
 
-    /// Nanoseconds, if there was room.
+    /// Nanoseconds of a claim; `None` if no worker had capacity.
     fn claim(&mut self) -> Option<u64> {
-        let (need, shard) = (self.dice.need(), self.dice.roll(SHARDS));
+        let (need, shard) = (self.random.need(), self.random.below(SHARDS));
         let fleet = &mut self.shards[shard];
         let start = Instant::now();
-        let pick = sparing(fleet, &need, &mut self.fgd)?;
-        let share = fleet.allocation(&need, pick)?;
-        fleet.allocate(pick.worker, &share);
-        let took = start.elapsed().as_nanos() as u64;
-        self.held.push((shard, pick.worker, share));
-        Some(took)
+        let pick = pick_sparing_gpus(fleet, &need, &mut self.fgd)?;
+        let allocation = fleet.allocation(&need, pick)?;
+        fleet.allocate(pick.worker, &allocation);
+        let nanos = start.elapsed().as_nanos() as u64;
+        self.allocations.push((shard, pick.worker, allocation));
+        Some(nanos)
     }
 
     fn release(&mut self) -> u64 {
-        let (shard, worker, share) = self.held.swap_remove(self.dice.roll(self.held.len()));
+        let (shard, worker, allocation) = self.allocations.swap_remove(self.random.below(self.allocations.len()));
         let start = Instant::now();
-        self.shards[shard].release(worker, &share);
+        self.shards[shard].release(worker, &allocation);
         start.elapsed().as_nanos() as u64
     }
 }
@@ -124,7 +132,7 @@ impl Bench {
 fn main() {
     println!(
         "{:<12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>12}",
-        "workers", "claim p50", "p99", "p99.9", "release p50", "p99", "held", "rooms/shard"
+        "workers", "claim p50", "p99", "p99.9", "release p50", "p99", "held", "classes/shard"
     );
     for workers in [1_000, 10_000, 100_000, 1_000_000] {
         let mut bench = Bench::new(workers);
@@ -132,11 +140,11 @@ fn main() {
         let (mut claims, mut releases) = (histogram(), histogram());
         for _ in 0..DECISIONS {
             releases.saturating_record(bench.release());
-            if let Some(took) = bench.claim() {
-                claims.saturating_record(took);
+            if let Some(nanos) = bench.claim() {
+                claims.saturating_record(nanos);
             }
         }
-        let rooms: usize = bench.shards.iter().map(FleetIndex::distinct_free).sum();
+        let classes: usize = bench.shards.iter().map(FleetIndex::distinct_free).sum();
         let at = |histogram: &Histogram<u64>, quantile| histogram.value_at_quantile(quantile);
         println!(
             "{workers:<12} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>12}",
@@ -145,8 +153,8 @@ fn main() {
             at(&claims, 0.999),
             at(&releases, 0.5),
             at(&releases, 0.99),
-            bench.held.len(),
-            rooms / SHARDS
+            bench.allocations.len(),
+            classes / SHARDS
         );
     }
 }

@@ -1,6 +1,7 @@
-//! The Redis store on a cluster of three masters that this program starts: durable claims beside what claiming by Redis
-//! itself reaches, how evenly one hot pool lands on the masters, what `ack: memory` costs over `memory:`, lag, and
-//! recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline alone http durable spread steady recovery` picks some.
+//! Redis store on a cluster of three masters that this program starts: durable claims compared with claims made in
+//! Redis directly, the balance of one hot pool over the masters, the cost of `ack: memory` compared with `memory:`,
+//! lag, and recovery. Prints the figures in docs/BENCHMARKS.md; `-- baseline alone http durable spread steady
+//! recovery` selects some.
 
 mod baseline;
 mod processor;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use baseline::{Cost, usual};
+use baseline::{ClaimCost, measure_baseline};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
@@ -57,8 +58,8 @@ async fn scheduler(store: SharedStore, shards: u16, ack: AckLevel, workers: usiz
     scheduler.start().await.expect("starts");
     let spec = PoolSpec { shards, ack, lag_max_ms: 60_000, ..PoolSpec::default() };
     scheduler.put_pool(pool(), spec).await.expect("a pool");
-    for from in (0..workers).step_by(10_000) {
-        let specs = (from..workers.min(from + 10_000))
+    for first in (0..workers).step_by(10_000) {
+        let specs = (first..workers.min(first + 10_000))
             .map(|n| WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:07}")).expect("a name")));
         let outcomes = scheduler.register_batch(&pool(), specs.map(Into::into).collect()).await.expect("a pool");
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
@@ -66,7 +67,7 @@ async fn scheduler(store: SharedStore, shards: u16, ack: AckLevel, workers: usiz
     scheduler
 }
 
-/// Claims and releases, each awaited, by so many tasks. Returns pairs a second.
+/// Pairs of claim and release per second, each awaited, by `clients` tasks.
 async fn pairs(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
     let start = Instant::now();
     let tasks: Vec<_> = (0..clients)
@@ -76,22 +77,22 @@ async fn pairs(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
                 let keys: Vec<String> = (0..64).map(|n| format!("{client}-{n}")).collect();
                 let mut pairs = 0_usize;
                 while start.elapsed() < time {
-                    let taken = scheduler.claim(request(&pool, &keys[pairs % keys.len()])).await.expect("room");
-                    scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                    let result = scheduler.claim(request(&pool, &keys[pairs % keys.len()])).await.expect("capacity");
+                    scheduler.release(&result.claim.id, result.claim.fence).await.expect("held");
                     pairs += 1;
                 }
                 pairs
             })
         })
         .collect();
-    let mut all = 0;
+    let mut total = 0;
     for task in tasks {
-        all += task.await.expect("no panic");
+        total += task.await.expect("no panic");
     }
-    all as f64 / start.elapsed().as_secs_f64()
+    total as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Claims alone, each awaited, under keys that were never used: what the usual way does. Returns claims a second.
+/// Claims per second without releases, each awaited, under fresh keys, as the baseline makes them.
 async fn claims(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
     let start = Instant::now();
     let tasks: Vec<_> = (0..clients)
@@ -100,30 +101,30 @@ async fn claims(scheduler: &Scheduler, clients: usize, time: Duration) -> f64 {
             tokio::spawn(async move {
                 let mut claims = 0_usize;
                 while start.elapsed() < time {
-                    scheduler.claim(request(&pool, &format!("{client}-{claims}"))).await.expect("room");
+                    scheduler.claim(request(&pool, &format!("{client}-{claims}"))).await.expect("capacity");
                     claims += 1;
                 }
                 claims
             })
         })
         .collect();
-    let mut all = 0;
+    let mut total = 0;
     for task in tasks {
-        all += task.await.expect("no panic");
+        total += task.await.expect("no panic");
     }
-    all as f64 / start.elapsed().as_secs_f64()
+    total as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Waits until the store has everything.
-async fn settled(scheduler: &Scheduler) {
-    while scheduler.get_pool(&pool()).await.expect("there").shards.iter().any(|shard| shard.lag_ms > 0) {
+/// Waits until the store has every record.
+async fn wait_for_store(scheduler: &Scheduler) {
+    while scheduler.get_pool(&pool()).await.expect("a pool").shards.iter().any(|shard| shard.lag_ms > 0) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 async fn baseline(cluster: &Cluster) {
     for clients in [16, 64, 256] {
-        let cost = usual(cluster, clients, TIME).await;
+        let cost = measure_baseline(cluster, clients, TIME).await;
         cost.print(&format!("SPOP and versioned rows, {clients} clients"));
     }
 }
@@ -144,44 +145,45 @@ async fn durable(cluster: &Cluster) {
     }
 }
 
-/// The very workload of [`baseline`], in turns with its best: the host's speed moves, so only neighbours compare.
+/// Alternates the workload of [`baseline`] at its best with durable claims: the speed of the host varies, so only
+/// neighbours compare.
 async fn alone(cluster: &Cluster) {
-    let (mut by_rate, mut by_cost) = (Vec::new(), Vec::new());
+    let (mut rate_ratios, mut cost_ratios) = (Vec::new(), Vec::new());
     for round in 1..=5 {
-        let mut best: Option<Cost> = None;
+        let mut best: Option<ClaimCost> = None;
         for clients in [16, 64] {
-            let cost = usual(cluster, clients, Duration::from_secs(2)).await;
+            let cost = measure_baseline(cluster, clients, Duration::from_secs(2)).await;
             best = best.filter(|best| best.per_s > cost.per_s).or(Some(cost));
         }
-        let usual = best.expect("two");
-        usual.print(&format!("{round}: SPOP and versioned rows, the better of 16 and 64 clients"));
+        let baseline_cost = best.expect("two");
+        baseline_cost.print(&format!("{round}: SPOP and versioned rows, the better of 16 and 64 clients"));
         flush(cluster);
         let dir = TempDir::new().expect("a directory");
         let scheduler = scheduler(open(&cluster.url(), &dir), 16, AckLevel::Durable, 1_000_000).await;
-        settled(&scheduler).await;
-        let cost = Cost::of(cluster, claims(&scheduler, 1_024, Duration::from_secs(3))).await;
+        wait_for_store(&scheduler).await;
+        let cost = ClaimCost::measure(cluster, claims(&scheduler, 1_024, Duration::from_secs(3))).await;
         cost.print(&format!("{round}: durable claims alone, in process, 16 shards, 1024 in flight"));
         scheduler.stop().await;
-        by_rate.push(cost.per_s / usual.per_s);
-        by_cost.push(usual.us() / cost.us());
+        rate_ratios.push(cost.per_s / baseline_cost.per_s);
+        cost_ratios.push(baseline_cost.us() / cost.us());
     }
-    for (what, mut ratios) in [("claims/s", by_rate), ("processor time a claim", by_cost)] {
+    for (what, mut ratios) in [("claims/s", rate_ratios), ("processor time per claim", cost_ratios)] {
         ratios.sort_unstable_by(f64::total_cmp);
         println!("ratio by {what}: median {:.1}, least {:.1}, most {:.1}", ratios[2], ratios[0], ratios[4]);
     }
 }
 
-/// Sends one request on a connection, and reads the answer.
+/// Sends one request on a connection, and reads the whole response.
 async fn send(sender: &mut http1::SendRequest<Full<Bytes>>, method: Method, path: &str, body: String) -> StatusCode {
     let request = Request::builder().method(method).uri(path).header(HOST, "bench").body(Full::new(body.into()));
     sender.ready().await.expect("a connection");
-    let answer = sender.send_request(request.expect("a request")).await.expect("an answer");
-    let status = answer.status();
-    answer.into_body().collect().await.expect("a whole answer");
+    let response = sender.send_request(request.expect("a request")).await.expect("a response");
+    let status = response.status();
+    response.into_body().collect().await.expect("a complete response");
     status
 }
 
-async fn connected(address: &str) -> http1::SendRequest<Full<Bytes>> {
+async fn connect(address: &str) -> http1::SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(address).await.expect("the service listens");
     let _ = stream.set_nodelay(true);
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1.1");
@@ -189,50 +191,50 @@ async fn connected(address: &str) -> http1::SendRequest<Full<Bytes>> {
     sender
 }
 
-/// Claims alone as in [`alone`], through the service binary: one request a claim, one outstanding a connection.
+/// Claims as in [`alone`], through the service: one per request, one request in flight per connection.
 async fn http(cluster: &Cluster) {
     const WORKERS: usize = 300_000;
     for clients in [64, 256, 64, 256] {
         flush(cluster);
         let server = Server::start(&["--store", &cluster.url()]);
         let address = server.address.clone();
-        let mut sender = connected(&address).await;
-        let made = send(&mut sender, Method::PUT, "/v1/pools/bench/http", "{}".into()).await;
-        assert!(made.is_success(), "{made}");
-        for from in (0..WORKERS).step_by(10_000) {
-            let ids: Vec<String> = (from..from + 10_000).map(|n| format!("{{\"id\":\"w{n}\"}}")).collect();
+        let mut sender = connect(&address).await;
+        let status = send(&mut sender, Method::PUT, "/v1/pools/bench/http", "{}".into()).await;
+        assert!(status.is_success(), "{status}");
+        for first in (0..WORKERS).step_by(10_000) {
+            let ids: Vec<String> = (first..first + 10_000).map(|n| format!("{{\"id\":\"w{n}\"}}")).collect();
             let body = format!("{{\"workers\":[{}]}}", ids.join(","));
-            let done = send(&mut sender, Method::POST, "/v1/pools/bench/http/workers:batch", body).await;
-            assert!(done.is_success(), "{done}");
+            let completed = send(&mut sender, Method::POST, "/v1/pools/bench/http/workers:batch", body).await;
+            assert!(completed.is_success(), "{completed}");
         }
         let start = Instant::now();
         let tasks: Vec<_> = (0..clients)
             .map(|client| {
                 let address = address.clone();
                 tokio::spawn(async move {
-                    let mut sender = connected(&address).await;
+                    let mut sender = connect(&address).await;
                     let mut claims = 0_usize;
                     while start.elapsed() < TIME {
                         let body =
                             format!("{{\"namespace\":\"bench\",\"pool\":\"http\",\"key\":\"{client}-{claims}\"}}");
-                        let made = send(&mut sender, Method::POST, "/v1/claims", body).await;
-                        assert_eq!(made, StatusCode::CREATED);
+                        let status = send(&mut sender, Method::POST, "/v1/claims", body).await;
+                        assert_eq!(status, StatusCode::CREATED);
                         claims += 1;
                     }
                     claims
                 })
             })
             .collect();
-        let mut all = 0;
+        let mut total = 0;
         for task in tasks {
-            all += task.await.expect("no panic");
+            total += task.await.expect("no panic");
         }
-        let rate = all as f64 / start.elapsed().as_secs_f64();
+        let rate = total as f64 / start.elapsed().as_secs_f64();
         println!("{:<56} {rate:>10.0} claims/s", format!("durable claims alone, unary HTTP, {clients} clients"));
     }
 }
 
-async fn spread(cluster: &Cluster) {
+async fn balance(cluster: &Cluster) {
     for shards in [64, 16] {
         flush(cluster);
         let dir = TempDir::new().expect("a directory");
@@ -249,7 +251,7 @@ async fn spread(cluster: &Cluster) {
             cluster.masters.iter().map(|master| read(master.ask(&["INFO", section]))).collect()
         };
         for (what, values) in [
-            ("steps", figure("commandstats", "cmdstat_fcall:calls=")),
+            ("writes", figure("commandstats", "cmdstat_fcall:calls=")),
             ("bytes", figure("stats", "total_net_input_bytes:")),
             ("rows", figure("commandstats", "cmdstat_hset:calls=")),
         ] {
@@ -261,18 +263,26 @@ async fn spread(cluster: &Cluster) {
     }
 }
 
-/// Claims and releases at a fixed rate, memory-acknowledged; latency from the intended moment. Prints p50, p99, and the lag.
-async fn steady(name: &str, store: SharedStore, rate: usize, settle: bool) {
+/// Whether a run samples the lag of the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LagSampling {
+    Off,
+    On,
+}
+
+/// Claims and releases at a fixed rate, acknowledged from memory. Latency counts from the intended time. Prints p50,
+/// p99, and the lag.
+async fn steady(name: &str, store: SharedStore, rate: usize, lag_sampling: LagSampling) {
     const CLIENTS: usize = 64;
     let scheduler = scheduler(store, 16, AckLevel::Memory, 20_000).await;
-    settled(&scheduler).await;
+    wait_for_store(&scheduler).await;
     let start = Instant::now();
-    let done = Arc::new(AtomicUsize::new(0));
+    let completed = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..CLIENTS)
         .map(|client| {
-            let (scheduler, pool, done) = (scheduler.clone(), pool(), Arc::clone(&done));
+            let (scheduler, pool, completed) = (scheduler.clone(), pool(), Arc::clone(&completed));
             tokio::spawn(async move {
-                let mut taken_us = Histogram::<u64>::new(3).expect("bounds");
+                let mut latency_us = Histogram::<u64>::new(3).expect("bounds");
                 let keys: Vec<String> = (0..64).map(|n| format!("{client}-{n}")).collect();
                 let per_ms = rate as f64 / CLIENTS as f64 / 1_000.0;
                 let mut sent = 0_usize;
@@ -280,35 +290,38 @@ async fn steady(name: &str, store: SharedStore, rate: usize, settle: bool) {
                     let due = (start.elapsed().as_secs_f64() * 1_000.0 * per_ms) as usize;
                     while sent < due {
                         let intended = start + Duration::from_secs_f64(sent as f64 / per_ms / 1_000.0);
-                        let taken = scheduler.claim(request(&pool, &keys[sent % keys.len()])).await.expect("room");
-                        taken_us.saturating_record(intended.elapsed().as_micros() as u64);
-                        scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                        let result = scheduler.claim(request(&pool, &keys[sent % keys.len()])).await.expect("capacity");
+                        latency_us.saturating_record(intended.elapsed().as_micros() as u64);
+                        scheduler.release(&result.claim.id, result.claim.fence).await.expect("held");
                         sent += 1;
                     }
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                done.fetch_add(sent, Ordering::Relaxed);
-                taken_us
+                completed.fetch_add(sent, Ordering::Relaxed);
+                latency_us
             })
         })
         .collect();
     let mut lags = Histogram::<u64>::new(3).expect("bounds");
-    while settle && start.elapsed() < TIME {
+    while lag_sampling == LagSampling::On && start.elapsed() < TIME {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        let status = scheduler.get_pool(&pool()).await.expect("there");
+        let status = scheduler.get_pool(&pool()).await.expect("a pool");
         lags.saturating_record(status.shards.iter().map(|shard| shard.lag_ms).max().unwrap_or(0));
     }
-    let mut all = Histogram::<u64>::new(3).expect("bounds");
+    let mut total = Histogram::<u64>::new(3).expect("bounds");
     for task in tasks {
-        all.add(task.await.expect("no panic")).expect("same bounds");
+        total.add(task.await.expect("no panic")).expect("same bounds");
     }
-    let reached = done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
-    let lag = if settle { format!(", lag p99 {} ms", lags.value_at_quantile(0.99)) } else { String::new() };
+    let reached = completed.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+    let lag = match lag_sampling {
+        LagSampling::On => format!(", lag p99 {} ms", lags.value_at_quantile(0.99)),
+        LagSampling::Off => String::new(),
+    };
     println!(
         "{:<56} {reached:>10.0} pairs/s, p50 {} us, p99 {} us{lag}",
         format!("memory-acknowledged at {rate}/s, {name}"),
-        all.value_at_quantile(0.5),
-        all.value_at_quantile(0.99)
+        total.value_at_quantile(0.5),
+        total.value_at_quantile(0.99)
     );
     scheduler.stop().await;
 }
@@ -322,16 +335,16 @@ async fn recovery(cluster: &Cluster, workers: usize) {
     drop(first);
     let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
     let store = loop {
-        // The actors' last references go when their tasks have ended.
+        // The actors release the store when their tasks have ended.
         match RedisStore::open(settings.redis_options(url.parse().expect("a URL"))) {
             Ok(store) => break store,
             Err(_) => tokio::task::yield_now().await,
         }
     };
-    let begin = Instant::now();
+    let start = Instant::now();
     let second = Scheduler::new(Arc::new(store), SchedulerSettings::default());
     second.start().await.expect("recovers");
-    println!("{:<56} {:>10.2} s", format!("recovery of {workers} workers"), begin.elapsed().as_secs_f64());
+    println!("{:<56} {:>10.2} s", format!("recovery of {workers} workers"), start.elapsed().as_secs_f64());
     let status = second.get_pool(&pool()).await.expect("recovered");
     assert_eq!(status.shards.iter().map(|shard| shard.workers).sum::<u64>(), workers as u64);
     second.stop().await;
@@ -344,8 +357,8 @@ fn flush(cluster: &Cluster) {
 }
 
 fn main() {
-    let picked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let wants = |name: &str| picked.is_empty() || picked.iter().any(|picked| picked == name);
+    let selected: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wants = |name: &str| selected.is_empty() || selected.iter().any(|selected| selected == name);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let cluster = Cluster::start(3, 0, &[]);
     runtime.block_on(async {
@@ -362,14 +375,14 @@ fn main() {
             durable(&cluster).await;
         }
         if wants("spread") {
-            spread(&cluster).await;
+            balance(&cluster).await;
         }
         if wants("steady") {
             for rate in [100_000, 200_000] {
                 flush(&cluster);
                 let dir = TempDir::new().expect("a directory");
-                steady("memory:", Arc::new(MemoryStore), rate, false).await;
-                steady("Redis", open(&cluster.url(), &dir), rate, true).await;
+                steady("memory:", Arc::new(MemoryStore), rate, LagSampling::Off).await;
+                steady("Redis", open(&cluster.url(), &dir), rate, LagSampling::On).await;
             }
         }
         if wants("recovery") {

@@ -1,6 +1,6 @@
-//! In process through keys, ring and actor on `memory:`: claims awaited one by one by many tasks, and in batches of 64.
-//! Prints pairs a second; the figures in docs/BENCHMARKS.md come from here. `-- one-thread` runs on one core, which is
-//! what to count instructions of.
+//! Claims in process through key directory, shard queue and actor on `memory:`: awaited one by one by many tasks, and
+//! in batches of 64. Prints pairs a second, the figures in docs/BENCHMARKS.md. `-- one-thread` runs on one core, for
+//! counting instructions.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,24 +33,26 @@ fn request(pool: &PoolName, key: &str) -> ClaimRequest {
     ClaimRequest { affinity, reserve_ms: Some(0), ..ClaimRequest::new(id, pool.clone()) }
 }
 
-async fn client(scheduler: Scheduler, client: usize, batch: usize, until: Instant) -> usize {
+async fn client(scheduler: Scheduler, client: usize, batch: usize, deadline: Instant) -> usize {
     let pool = PoolName::new("bench", "pool").expect("a name");
-    // Made before the clock runs: a client brings its keys along.
+    // Keys are made before the clock starts: a client has its keys at hand.
     let keys: Vec<String> = (0..1_024).map(|n| format!("{client}-{n}")).collect();
     let mut pairs = 0;
-    while Instant::now() < until {
+    while Instant::now() < deadline {
         if batch == 1 {
             for _ in 0..64 {
-                let taken = scheduler.claim(request(&pool, &keys[pairs % keys.len()])).await.expect("room");
-                scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                let result = scheduler.claim(request(&pool, &keys[pairs % keys.len()])).await.expect("capacity");
+                scheduler.release(&result.claim.id, result.claim.fence).await.expect("held");
                 pairs += 1;
             }
             continue;
         }
         let requests = (0..batch).map(|n| request(&pool, &keys[(pairs + n) % keys.len()])).collect();
-        let taken = scheduler.claim_batch(requests).await;
-        let held = taken.into_iter().map(|taken| taken.map(|taken| (taken.claim.id, taken.claim.fence)).expect("room"));
-        let released = scheduler.release_batch(held.collect()).await;
+        let result = scheduler.claim_batch(requests).await;
+        let claims = result
+            .into_iter()
+            .map(|result| result.map(|result| (result.claim.id, result.claim.fence)).expect("capacity"));
+        let released = scheduler.release_batch(claims.collect()).await;
         assert!(released.iter().all(Result::is_ok));
         pairs += batch;
     }
@@ -72,17 +74,20 @@ async fn run(shards: u16, clients: usize, batch: usize) -> f64 {
 }
 
 fn main() {
-    let one = std::env::args().any(|arg| arg == "one-thread");
-    let runtime =
-        if one { tokio::runtime::Builder::new_current_thread() } else { tokio::runtime::Builder::new_multi_thread() }
-            .enable_all()
-            .build()
-            .expect("a runtime");
-    let only = std::env::args().filter_map(|arg| arg.parse::<usize>().ok()).next();
+    let single_thread = std::env::args().any(|arg| arg == "one-thread");
+    let runtime = if single_thread {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    }
+    .enable_all()
+    .build()
+    .expect("a runtime");
+    let case_filter = std::env::args().filter_map(|arg| arg.parse::<usize>().ok()).next();
     println!("{:<44} {:>14}", "case", "pairs/s");
     let cases = [(16, 64, 1), (4, 64, 1), (16, 1_024, 1), (16, 16, 64), (4, 16, 64)];
     for (_, (shards, clients, batch)) in
-        cases.into_iter().enumerate().filter(|(n, _)| only.is_none_or(|only| only == *n))
+        cases.into_iter().enumerate().filter(|(n, _)| case_filter.is_none_or(|case_filter| case_filter == *n))
     {
         let mut rates: Vec<f64> = (0..3).map(|_| runtime.block_on(run(shards, clients, batch))).collect();
         rates.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! The hot paths in time, for people: what `benches/instructions.rs` counts, beside the raw alternative where there is one.
-//! `cargo bench --bench time`; criterion compares with the run before.
+//! Hot paths in time, for people: those that `benches/instructions.rs` counts, with an alternative where there is one.
+//! `cargo bench --bench time`; criterion compares with the previous run.
 
 #[path = "hot_paths/mod.rs"]
 mod hot_paths;

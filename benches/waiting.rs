@@ -1,6 +1,7 @@
-//! Claims that wait: how soon a release wakes the right one of 100,000, what each weighs, how late the last is refused under load,
-//! what a quota costs, and how ten tenants share a pool when one sends a hundred times as much as the others. Prints the figures
-//! in docs/BENCHMARKS.md; `-- wake bytes deadline quota fairness` picks some, `plot=FILE.svg` draws the last.
+//! Queued claims: how soon a release wakes the right one of 100,000, the memory of each, how late the last one is
+//! rejected under load, the cost of a quota, and how ten tenants share a pool when one sends a hundred times as much
+//! as the others. Prints the figures in docs/BENCHMARKS.md; `-- wake bytes deadline quota fairness` selects some,
+//! `plot=FILE.svg` draws the last.
 
 #[path = "fleet/resident.rs"]
 mod resident;
@@ -24,41 +25,41 @@ use tokio::sync::mpsc;
 
 use self::resident::resident_bytes;
 
-/// Adds up what is asked for and not given back, while it is told to.
-struct Counting;
+/// Allocator that sums up the live bytes while counting is on.
+struct CountingAllocator;
 
-static COUNTS: AtomicBool = AtomicBool::new(false);
+static IS_COUNTING: AtomicBool = AtomicBool::new(false);
 static LIVE_BYTES: AtomicIsize = AtomicIsize::new(0);
 
 fn count(bytes: isize) {
-    if COUNTS.load(Ordering::Relaxed) {
+    if IS_COUNTING.load(Ordering::Relaxed) {
         LIVE_BYTES.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
-// SAFETY: every call goes to the allocator below as it is.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: every call is forwarded unchanged.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size().cast_signed());
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { mimalloc::MiMalloc.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         count(-layout.size().cast_signed());
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { mimalloc::MiMalloc.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size.cast_signed() - layout.size().cast_signed());
-        // SAFETY: as promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { mimalloc::MiMalloc.realloc(at, layout, size) }
     }
 }
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const WAITERS: usize = 100_000;
 
@@ -66,7 +67,7 @@ fn pool() -> PoolName {
     PoolName::new("bench", "hot").expect("a name")
 }
 
-fn waiting(tenant: &str, key: &str, wait_ms: u64) -> ClaimRequest {
+fn queueing_request(tenant: &str, key: &str, wait_ms: u64) -> ClaimRequest {
     let id = ClaimId::new("bench", tenant, key).expect("a name");
     ClaimRequest { reserve_ms: Some(0), wait_ms, ..ClaimRequest::new(id, pool()) }
 }
@@ -92,42 +93,42 @@ async fn scheduler(clock: Clock, shards: u16, workers: usize) -> Scheduler {
     scheduler
 }
 
-async fn parked(scheduler: &Scheduler, waiters: usize) {
+async fn wait_until_queued(scheduler: &Scheduler, waiters: usize) {
     while scheduler.waiting(&pool()) < waiters {
         tokio::task::yield_now().await;
     }
 }
 
-/// From the call of a release to the answer of the claim that it wakes, in that claim's own task.
+/// Latency from the call of a release until the claim that it wakes returns in its own task.
 async fn wake() {
     let scheduler = scheduler(Clock::system(), 16, 16).await;
     let mut held = Vec::new();
     for n in 0..16 {
-        held.push(scheduler.claim(waiting("first", &format!("{n}"), 0)).await.expect("room").claim);
+        held.push(scheduler.claim(queueing_request("first", &format!("{n}"), 0)).await.expect("capacity").claim);
     }
-    let (told, mut answers) = mpsc::unbounded_channel();
+    let (grants, mut received) = mpsc::unbounded_channel();
     for n in 0..WAITERS {
-        let (scheduler, told) = (scheduler.clone(), told.clone());
+        let (scheduler, grants) = (scheduler.clone(), grants.clone());
         tokio::spawn(async move {
             let tenant = format!("t{}", n % 10);
-            if let Ok(taken) = scheduler.claim(waiting(&tenant, &format!("{n}"), 3_600_000)).await {
-                let _ = told.send((Instant::now(), taken.claim));
+            if let Ok(result) = scheduler.claim(queueing_request(&tenant, &format!("{n}"), 3_600_000)).await {
+                let _ = grants.send((Instant::now(), result.claim));
             }
         });
     }
-    parked(&scheduler, WAITERS).await;
+    wait_until_queued(&scheduler, WAITERS).await;
     let mut latency = Histogram::<u64>::new(3).expect("a histogram");
     for _ in 0..20_000 {
         let next = held.remove(0);
-        let begun = Instant::now();
+        let start = Instant::now();
         scheduler.release(&next.id, next.fence).await.expect("held");
-        let (at, claim) = answers.recv().await.expect("one is woken");
-        latency.record((at - begun).as_nanos() as u64).expect("within bounds");
+        let (at, claim) = received.recv().await.expect("one is woken");
+        latency.record((at - start).as_nanos() as u64).expect("within bounds");
         held.push(claim);
     }
     let us = |quantile: f64| latency.value_at_quantile(quantile) as f64 / 1e3;
     println!(
-        "wake, {} parked: p50 {:.1} us, p99 {:.1} us, max {:.1} us",
+        "wake, {} queued: p50 {:.1} us, p99 {:.1} us, max {:.1} us",
         WAITERS,
         us(0.5),
         us(0.99),
@@ -135,32 +136,32 @@ async fn wake() {
     );
 }
 
-/// What the service keeps for a claim that waits: of claims that came in batches, so that no task stands behind each, less what
-/// the caller of the batch keeps itself.
+/// Memory per queued claim in the service. The claims come in batches, so that no task exists for each; memory of the
+/// batch's caller is subtracted.
 async fn bytes() {
     const BATCH: usize = 10_000;
     let scheduler = scheduler(Clock::system(), 16, 0).await;
     let before = resident_bytes();
-    COUNTS.store(true, Ordering::Relaxed);
+    IS_COUNTING.store(true, Ordering::Relaxed);
     for batch in 0..WAITERS / BATCH {
         let scheduler = scheduler.clone();
-        let request = move |n| waiting(&format!("t{batch}"), &format!("key-{n:06}"), 3_600_000);
+        let request = move |n| queueing_request(&format!("t{batch}"), &format!("key-{n:06}"), 3_600_000);
         tokio::spawn(async move { scheduler.claim_batch((0..BATCH).map(request).collect()).await });
     }
-    parked(&scheduler, WAITERS).await;
+    wait_until_queued(&scheduler, WAITERS).await;
     let live = LIVE_BYTES.load(Ordering::Relaxed).unsigned_abs();
-    COUNTS.store(false, Ordering::Relaxed);
+    IS_COUNTING.store(false, Ordering::Relaxed);
     let callers = size_of::<Option<ShardOutcome>>() + size_of::<ClaimId>() + size_of::<PoolChoice>();
     println!(
-        "bytes of a claim that waits: {} asked for, {callers} of them for its caller; {} resident",
+        "bytes per queued claim: {} allocated, {callers} of them for its caller; {} resident",
         live / WAITERS,
         (resident_bytes() - before) / WAITERS
     );
-    let [item, wait, parked] = [size_of::<PendingClaim>(), size_of::<WaitState>(), size_of::<QueuedClaim>()];
-    println!("  a claim on its way {item}, its wait {wait}, its place {parked}");
+    let [item, wait, queued] = [size_of::<PendingClaim>(), size_of::<WaitState>(), size_of::<QueuedClaim>()];
+    println!("  a pending claim {item}, its wait state {wait}, its queue entry {queued}");
 }
 
-/// How late claims are refused whose time is over, beside as many claims and releases of another pool as go.
+/// Lateness of rejections at the deadline, while claims and releases saturate another pool.
 async fn deadline() {
     let scheduler = scheduler(Clock::system(), 16, 0).await;
     let other = PoolName::new("bench", "other").expect("a name");
@@ -177,40 +178,40 @@ async fn deadline() {
                 let mut pairs = 0_u64;
                 while Instant::now() < end {
                     let id = ClaimId::new("bench", "load", &format!("{task}")).expect("a name");
-                    let taken = scheduler.claim(ClaimRequest::new(id, other.clone())).await.expect("room");
-                    scheduler.release(&taken.claim.id, taken.claim.fence).await.expect("held");
+                    let result = scheduler.claim(ClaimRequest::new(id, other.clone())).await.expect("capacity");
+                    scheduler.release(&result.claim.id, result.claim.fence).await.expect("held");
                     pairs += 1;
-                    // As between two requests of a connection.
+                    // Yield as between two requests of a connection.
                     tokio::task::yield_now().await;
                 }
                 pairs
             })
         })
         .collect();
-    let waits: Vec<_> = (0..20_000_u64)
+    let queued_claims: Vec<_> = (0..20_000_u64)
         .map(|n| {
             let scheduler = scheduler.clone();
             tokio::spawn(async move {
                 let wait_ms = 1_000 + (n * 7_919) % 3_000;
-                let begun = Instant::now();
-                let refused = scheduler.claim(waiting("t", &format!("{n}"), wait_ms)).await;
-                assert!(refused.is_err());
-                begun.elapsed().as_secs_f64() * 1e3 - wait_ms as f64
+                let start = Instant::now();
+                let outcome = scheduler.claim(queueing_request("t", &format!("{n}"), wait_ms)).await;
+                assert!(outcome.is_err());
+                start.elapsed().as_secs_f64() * 1e3 - wait_ms as f64
             })
         })
         .collect();
-    let mut late = Vec::new();
-    for wait in waits {
-        late.push(wait.await.expect("no panic"));
+    let mut lateness = Vec::new();
+    for wait in queued_claims {
+        lateness.push(wait.await.expect("no panic"));
     }
     let mut pairs = 0;
     for task in load {
         pairs += task.await.expect("no panic");
     }
-    late.sort_by(f64::total_cmp);
-    let at = |quantile: f64| late[((late.len() - 1) as f64 * quantile) as usize];
+    lateness.sort_by(f64::total_cmp);
+    let at = |quantile: f64| lateness[((lateness.len() - 1) as f64 * quantile) as usize];
     println!(
-        "deadlines of 20,000 beside {:.2} M pairs/s: earliest {:.1} ms, p50 {:.1} ms, p99 {:.1} ms, latest {:.1} ms after",
+        "deadlines of 20,000 claims at {:.2} M pairs/s: earliest {:.1} ms, p50 {:.1} ms, p99 {:.1} ms, latest {:.1} ms late",
         pairs as f64 / 6e6,
         at(0.0),
         at(0.5),
@@ -219,7 +220,7 @@ async fn deadline() {
     );
 }
 
-/// What counting a claim costs, and comparing it with a quota.
+/// Cost of counting a claim, and of comparing it with a quota.
 fn quota() {
     const ROUNDS: u32 = 5_000_000;
     let id = ClaimId::new("bench", "default", "key").expect("a name");
@@ -227,15 +228,22 @@ fn quota() {
     for quota in [None, Some(Quota { claims: Some(1_000), cpu_milli: Some(1_000), ..Quota::default() })] {
         let named = if quota.is_some() { "with a quota" } else { "without a quota" };
         tenants.set_quota("bench/default", quota);
-        let begun = Instant::now();
+        let start = Instant::now();
         for _ in 0..ROUNDS {
             drop(std::hint::black_box(tenants.try_charge(&id, None, 0)).expect("within the quota"));
         }
         println!(
-            "count a claim and give it back, {named}: {:.0} ns",
-            begun.elapsed().as_nanos() as f64 / f64::from(ROUNDS)
+            "charge and release one claim, {named}: {:.0} ns",
+            start.elapsed().as_nanos() as f64 / f64::from(ROUNDS)
         );
     }
+}
+
+/// Whether the simulated tenants claim under tenants of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum TenantIdentity {
+    Separate,
+    Common,
 }
 
 const TENANTS: usize = 10;
@@ -243,26 +251,29 @@ const STEP_MS: u64 = 20;
 const HOLD_MS: u64 = 1_000;
 const STEPS: u64 = 1_000;
 
-/// Workers held by each tenant, step by step. `fair`: tenants are told apart.
-async fn share(fair: bool) -> Vec<[usize; TENANTS]> {
+/// Workers held by each tenant at each step.
+async fn share(identity: TenantIdentity) -> Vec<[usize; TENANTS]> {
     let clock = Clock::manual();
     let scheduler = scheduler(clock.clone(), 4, 100).await;
-    let (told, mut answers) = mpsc::unbounded_channel::<(usize, ClaimId, Fence)>();
+    let (grants, mut received) = mpsc::unbounded_channel::<(usize, ClaimId, Fence)>();
     let mut held: Vec<(u64, usize, ClaimId, Fence)> = Vec::new();
     let (mut sent, mut steps) = (0_u64, Vec::new());
     for step in 0..STEPS {
         let now_ms = step * STEP_MS;
         for tenant in 0..TENANTS {
-            // Ten a second each, which is a tenth of the pool; the first sends a hundred times as much.
+            // Ten claims a second each, a tenth of the pool; the first tenant sends a hundred times as much.
             let claims = if tenant == 0 { 1_000 * STEP_MS / 1_000 } else { u64::from(now_ms.is_multiple_of(100)) };
             for _ in 0..claims {
                 sent += 1;
-                let request =
-                    waiting(&format!("t{}", if fair { tenant } else { 0 }), &format!("{tenant}-{sent}"), 3_600_000);
-                let (scheduler, told) = (scheduler.clone(), told.clone());
+                let request = queueing_request(
+                    &format!("t{}", if identity == TenantIdentity::Separate { tenant } else { 0 }),
+                    &format!("{tenant}-{sent}"),
+                    3_600_000,
+                );
+                let (scheduler, grants) = (scheduler.clone(), grants.clone());
                 tokio::spawn(async move {
-                    if let Ok(taken) = scheduler.claim(request).await {
-                        let _ = told.send((tenant, taken.claim.id, taken.claim.fence));
+                    if let Ok(result) = scheduler.claim(request).await {
+                        let _ = grants.send((tenant, result.claim.id, result.claim.fence));
                     }
                 });
             }
@@ -275,7 +286,7 @@ async fn share(fair: bool) -> Vec<[usize; TENANTS]> {
         }
         for _ in 0..64 {
             tokio::task::yield_now().await;
-            while let Ok((tenant, id, fence)) = answers.try_recv() {
+            while let Ok((tenant, id, fence)) = received.try_recv() {
                 held.push((now_ms + HOLD_MS, tenant, id, fence));
             }
         }
@@ -286,7 +297,8 @@ async fn share(fair: bool) -> Vec<[usize; TENANTS]> {
     steps
 }
 
-/// Jain's index of what each held on average, past the first seconds: 1 is equal, 0.1 is all to one (Jain, Chiu and Hawe, 1984).
+/// Jain's index of the average holdings after warm-up: 1 is equal, 0.1 gives everything to one (Jain, Chiu and Hawe,
+/// 1984).
 fn jain(steps: &[[usize; TENANTS]]) -> (f64, [f64; TENANTS]) {
     let steps = &steps[steps.len() / 4..];
     let mean: [f64; TENANTS] =
@@ -295,11 +307,15 @@ fn jain(steps: &[[usize; TENANTS]]) -> (f64, [f64; TENANTS]) {
     (sum * sum / (TENANTS as f64 * squares), mean)
 }
 
-fn plot(file: &str, fair: &[[usize; TENANTS]], arrival: &[[usize; TENANTS]]) -> Result<(), Box<dyn std::error::Error>> {
+fn plot(
+    file: &str,
+    by_share: &[[usize; TENANTS]],
+    arrival: &[[usize; TENANTS]],
+) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::new(file, (900, 360)).into_drawing_area();
     root.fill(&WHITE)?;
     let panels = root.split_evenly((1, 2));
-    for (panel, (title, steps)) in panels.iter().zip([("by share", fair), ("by arrival", arrival)]) {
+    for (panel, (title, steps)) in panels.iter().zip([("by share", by_share), ("by arrival", arrival)]) {
         let mut chart = ChartBuilder::on(panel)
             .caption(title, ("sans-serif", 18))
             .margin(8)
@@ -324,39 +340,39 @@ fn plot(file: &str, fair: &[[usize; TENANTS]], arrival: &[[usize; TENANTS]]) -> 
 }
 
 async fn fairness(file: Option<&str>) {
-    let (fair, arrival) = (share(true).await, share(false).await);
-    for (name, steps) in [("by share", &fair), ("by arrival", &arrival)] {
+    let (by_share, arrival) = (share(TenantIdentity::Separate).await, share(TenantIdentity::Common).await);
+    for (name, steps) in [("by share", &by_share), ("by arrival", &arrival)] {
         let (index, mean) = jain(steps);
         let others = mean[1..].iter().sum::<f64>() / (TENANTS - 1) as f64;
         println!(
-            "fairness {name}: Jain's index {index:.3}; held by the one that bursts {:.1}, by each other {others:.1}",
+            "fairness {name}: Jain's index {index:.3}; held by the bursting tenant {:.1}, by each other tenant {others:.1}",
             mean[0]
         );
     }
     if let Some(file) = file {
-        plot(file, &fair, &arrival).expect("can be drawn");
+        plot(file, &by_share, &arrival).expect("can be drawn");
     }
 }
 
 fn main() {
-    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    let file = asked.iter().find_map(|arg| arg.strip_prefix("plot="));
-    let named: Vec<&String> = asked.iter().filter(|arg| !arg.contains('=')).collect();
-    let is = |name: &str| named.is_empty() || named.iter().any(|asked| *asked == name);
+    let options: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let file = options.iter().find_map(|arg| arg.strip_prefix("plot="));
+    let named: Vec<&String> = options.iter().filter(|arg| !arg.contains('=')).collect();
+    let is_selected = |name: &str| named.is_empty() || named.iter().any(|option| *option == name);
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    if is("quota") {
+    if is_selected("quota") {
         quota();
     }
-    if is("bytes") {
+    if is_selected("bytes") {
         runtime().block_on(bytes());
     }
-    if is("wake") {
+    if is_selected("wake") {
         runtime().block_on(wake());
     }
-    if is("deadline") {
+    if is_selected("deadline") {
         runtime().block_on(deadline());
     }
-    if is("fairness") {
+    if is_selected("fairness") {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(fairness(file));
     }
 }

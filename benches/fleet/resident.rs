@@ -1,6 +1,6 @@
-//! Resident memory of this process, for benchmarks of what a thing takes.
+//! Resident memory of this process, for benchmarks of memory use.
 
-/// Bytes of memory that are resident now.
+/// Resident bytes of memory at present.
 pub fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");

@@ -1,5 +1,5 @@
-//! The hot paths that are measured twice: in time, for people (`benches/time.rs`), and in instructions, as the gate
-//! (`benches/instructions.rs`). Each is one call on something made ready before.
+//! Hot paths that are measured twice: in time, for people (`benches/time.rs`), and in instructions, for the gate
+//! (`benches/instructions.rs`). Each is one call on a prepared value.
 
 use hotpool::api::resp::frame::FrameParser;
 use hotpool::engine::placement::bin_packing::{
@@ -8,10 +8,10 @@ use hotpool::engine::placement::bin_packing::{
 use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, Shard};
 use hotpool::model::{ClaimId, PlacementPolicy, WorkerCapacity, WorkerId, WorkerSpec};
 
-/// Requests of one call: as many as a pipeline or a run of a shard often has.
+/// Requests per call: a typical pipeline or batch of a shard.
 pub const RUN: usize = 64;
 
-/// One shard with 1,000 idle workers, and claims to be made or given back.
+/// Shard with 1,000 idle workers, and claims to make or release.
 pub struct Engine {
     shard: Shard,
     effects: Vec<Effect<()>>,
@@ -19,7 +19,7 @@ pub struct Engine {
     held: Vec<ClaimHandle>,
 }
 
-/// With [`RUN`] claims to make.
+/// Prepares a shard with [`RUN`] claims to make.
 pub fn idle() -> Engine {
     let mut shard = Shard::new(PlacementPolicy::Lifo, 1);
     let mut effects = Vec::with_capacity(4 * RUN);
@@ -33,12 +33,12 @@ pub fn idle() -> Engine {
     Engine { shard, effects, ids: (0..RUN).map(id).collect(), held: Vec::with_capacity(RUN) }
 }
 
-/// With [`RUN`] claims to give back.
+/// Prepares a shard with [`RUN`] claims to release.
 pub fn held() -> Engine {
     claim(idle())
 }
 
-/// Claims one after the other.
+/// Makes the claims one after the other.
 pub fn claim(mut engine: Engine) -> Engine {
     for (fence, id) in (1..).zip(engine.ids.drain(..)) {
         let affinity = id.hash64();
@@ -54,7 +54,7 @@ pub fn claim(mut engine: Engine) -> Engine {
     engine
 }
 
-/// The same as an actor takes them from its ring: looked at ahead, and their rows taken.
+/// Makes the claims as an actor does with a batch: prefetched, and with their rows taken.
 pub fn batch(engine: Engine) -> Engine {
     engine.shard.prefetch(std::iter::empty(), engine.ids.iter().map(ClaimId::hash64));
     let mut engine = claim(engine);
@@ -62,7 +62,7 @@ pub fn batch(engine: Engine) -> Engine {
     engine
 }
 
-/// Gives all back, one after the other.
+/// Releases the claims one after the other.
 pub fn release(mut engine: Engine) -> Engine {
     for place in engine.held.drain(..) {
         engine.shard.handle_event(Event::Release { place, to: () }, 1, &mut engine.effects);
@@ -71,23 +71,27 @@ pub fn release(mut engine: Engine) -> Engine {
     engine
 }
 
-/// Workers of many shapes, and a request for a share of one.
+/// Fleet of different workers, and a request for a share of one.
 pub struct Shares {
     fleet: FleetIndex,
-    need: ResourceRequest,
-    fgd: FragmentationScorer,
+    request: ResourceRequest,
+    scorer: FragmentationScorer,
 }
 
-/// 1,024 workers of which no two have as much left.
+/// Prepares 1,024 workers with different free resources.
 pub fn shares() -> Shares {
     let mut fleet = FleetIndex::default();
     for at in 0..1_024_u32 {
-        let odd = u64::from(at.wrapping_mul(0x9e37_79b9) >> 20);
-        let capacity =
-            WorkerCapacity { cpu_milli: 1_000 + 7 * odd, memory_bytes: (1 << 30) + (odd << 20), slots: 0, gpu: None };
+        let variation = u64::from(at.wrapping_mul(0x9e37_79b9) >> 20);
+        let capacity = WorkerCapacity {
+            cpu_milli: 1_000 + 7 * variation,
+            memory_bytes: (1 << 30) + (variation << 20),
+            slots: 0,
+            gpu: None,
+        };
         fleet.insert(at, &capacity);
     }
-    let need = ResourceRequest {
+    let request = ResourceRequest {
         cpu_milli: 15_000,
         memory_bytes: 2 << 30,
         slots: 0,
@@ -96,21 +100,21 @@ pub fn shares() -> Shares {
         models: Default::default(),
         until_ms: 0,
     };
-    Shares { fleet, need, fgd: FragmentationScorer::default() }
+    Shares { fleet, request, scorer: FragmentationScorer::default() }
 }
 
-/// The best fit of them.
+/// Picks the best fit among the workers.
 pub fn pick(shares: &mut Shares) -> Option<PlacementDecision> {
-    shares.fleet.pick(&shares.need, FitStrategy::BestFit, &mut shares.fgd)
+    shares.fleet.pick(&shares.request, FitStrategy::BestFit, &mut shares.scorer)
 }
 
-/// A pipeline of claims as clients send it.
+/// Pipeline of claims as clients send it.
 pub fn pipeline() -> Vec<u8> {
     let claim = |n| format!("*4\r\n$5\r\nCLAIM\r\n$7\r\nns/pool\r\n$3\r\nKEY\r\n$16\r\nkey-{n:012}\r\n");
     (0..RUN).map(claim).collect::<String>().into_bytes()
 }
 
-/// Takes it apart, word by word. Returns the number of bytes of all words.
+/// Parses the pipeline. Returns the total length of its words in bytes.
 pub fn parse(input: &[u8]) -> usize {
     let mut parser = FrameParser::new(1 << 20);
     let (mut at, mut bytes) = (0, 0);

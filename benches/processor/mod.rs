@@ -1,6 +1,6 @@
-//! Processor time of a process, as the benches count it: far steadier than times on a host that others use too.
+//! Processor time of a process: far steadier than elapsed time on a shared host.
 
-/// Seconds of processor time that the living threads of a process have used.
+/// Seconds of processor time used by the living threads of a process.
 pub fn cpu_s(pid: u32) -> f64 {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("Linux");
     let nanos = tasks.map(|task| {

@@ -1,14 +1,14 @@
-//! The service binary, as the benches load it.
+//! Service process under benchmark.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// A running service, ended with its scope.
+/// Running service, killed when dropped.
 pub struct Server {
     pub child: Child,
-    /// `HOST:PORT` of its HTTP edge.
+    /// Address of the HTTP listener, as `HOST:PORT`.
     pub address: String,
     _dir: TempDir,
 }
@@ -21,22 +21,23 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// On a port of its own and an empty directory, with these arguments beside. Without RESP, unless they name its port.
-    pub fn start(more: &[&str]) -> Self {
+    /// Starts the service on a free port with an empty directory and the given options. RESP is off unless the options
+    /// name its port.
+    pub fn start(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory of our own");
         let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool"));
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(more);
-        if !more.contains(&"--resp-listen") {
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(options);
+        if !options.contains(&"--resp-listen") {
             command.args(["--resp-listen", "off"]);
         }
-        if !more.contains(&"memory:") {
+        if !options.contains(&"memory:") {
             command.arg("--data-dir").arg(dir.path());
         }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the service starts");
         let mut ready = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
-        let (_, rest) = ready.split_once("http://").expect("an address in the ready line");
-        let address = rest.split_whitespace().next().expect("an address").to_owned();
+        let (_, after_scheme) = ready.split_once("http://").expect("an address in the ready line");
+        let address = after_scheme.split_whitespace().next().expect("an address").to_owned();
         Self { child, address, _dir: dir }
     }
 }

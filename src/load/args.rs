@@ -1,4 +1,4 @@
-//! The command line.
+//! Command line of the harness.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,49 +17,49 @@ use hotpool::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use hotpool::model::AckLevel;
 use hotpool::server::config::StoreUrl;
 
-/// Most workers of one run.
+/// Largest number of workers in one run.
 const WORKERS_MAX: i64 = 10_000_000;
-/// Most clients of one run.
+/// Largest number of clients in one run.
 const CLIENTS_MAX: i64 = 10_000;
-/// Most processes of one run.
+/// Largest number of generator processes in one run.
 const PROCESSES_MAX: i64 = 64;
-/// Requests that an open loop lets wait, unless told otherwise.
+/// Default limit on outstanding requests in an open loop.
 const OPEN_LOOP_IN_FLIGHT: usize = 100_000;
 
-/// Loads Hotpool and checks it while doing so, or packs a trace.
+/// Load generator for Hotpool that checks every answer; also packs traces.
 ///
-/// Exit code: 0 ok; 2 the service gave one worker to two holders, let a fence go back or lost capacity; 64 the
-/// command line is wrong; 1 anything else went wrong: no claim was granted, requests were left unanswered, the
-/// service could not be reached, the run was interrupted, or a scenario is wrong.
+/// Exit code: 0 success; 2 the service granted one worker twice, lowered a fence or lost capacity; 64 invalid command
+/// line; 1 any other failure: no claim was granted, requests were not answered, the service was unreachable, the run
+/// was interrupted, or a scenario is invalid.
 #[derive(Debug, Parser)]
 #[command(name = "hotpool-load", version)]
 pub struct HarnessArgs {
-    /// What to do.
+    /// Subcommand chosen on the command line.
     #[command(subcommand)]
     pub command: HarnessCommand,
 }
 
-/// What the harness can do.
+/// Subcommands of the harness.
 #[derive(Debug, Subcommand)]
 pub enum HarnessCommand {
-    /// Load a service.
+    /// Load generated from command-line options.
     #[command(flatten)]
     Load(LoadCommand),
-    /// Carries out scenarios from files on one or more targets
+    /// Run scenarios from files against one or more targets
     Run(RunArgs),
-    /// Finds the highest rate that a target sustains
+    /// Find the highest rate that a target sustains
     Sweep(SweepArgs),
-    /// Compares the service with what people do without it, on a Redis Cluster, in under ten minutes
+    /// Compare the service with Redis-only baselines on a Redis Cluster, in under ten minutes
     Compare(CompareArgs),
-    /// Packs a list of requests onto a list of workers, and tells how much was allocated
+    /// Pack a list of requests onto a list of workers, and report how much was allocated
     Pack(PackArgs),
 }
 
 impl HarnessCommand {
-    /// Checks what depends on more than one option.
+    /// Checks rules that span several options.
     ///
     /// # Errors
-    /// What is wrong, for the user.
+    /// Returns a message that names the option and its limit.
     pub fn check(&self) -> Result<(), String> {
         match self {
             Self::Load(load) => load.check(),
@@ -69,7 +69,7 @@ impl HarnessCommand {
         }
     }
 
-    /// Where the report goes as JSON.
+    /// File for the JSON report, if one was requested.
     #[must_use]
     pub fn report_json(&self) -> Option<&Path> {
         match self {
@@ -78,13 +78,13 @@ impl HarnessCommand {
         }
     }
 
-    /// Where the report goes as one page with pictures.
+    /// File for the HTML report, if one was requested.
     #[must_use]
     pub fn report_html(&self) -> Option<&Path> {
         self.report()?.html.as_deref()
     }
 
-    /// None: it has no pictures.
+    /// Report options; none for `pack`, which has no HTML report.
     const fn report(&self) -> Option<&ReportArgs> {
         match self {
             Self::Load(load) => Some(&load.common().report),
@@ -96,17 +96,17 @@ impl HarnessCommand {
     }
 }
 
-/// The kinds of load.
+/// Subcommands that generate load.
 #[derive(Debug, Subcommand)]
 pub enum LoadCommand {
-    /// Claims and releases, as fast as the answers come or at a given rate
+    /// Claim and release, as fast as replies arrive or at a fixed rate
     Bench(BenchArgs),
-    /// Replays a trace of function invocations at the times it says
+    /// Replay a trace of function invocations at its recorded times
     Replay(ReplayArgs),
 }
 
 impl LoadCommand {
-    /// What both kinds have in common.
+    /// Options shared by both subcommands.
     #[must_use]
     pub const fn common(&self) -> &CommonArgs {
         match self {
@@ -115,23 +115,23 @@ impl LoadCommand {
         }
     }
 
-    /// Checks what depends on more than one option.
+    /// Checks rules that span several options.
     ///
     /// # Errors
-    /// What is wrong, for the user.
+    /// Returns a message that names the option and its limit.
     pub fn check(&self) -> Result<(), String> {
         let common = self.common();
         if !common.shards.is_power_of_two() || common.shards > SHARDS_MAX {
             return Err(format!("--shards must be a power of two, 1..={SHARDS_MAX}"));
         }
         if common.store.is_some() && common.target != TargetUrl::Inproc {
-            return Err("--store is for --target inproc: a service has its own".into());
+            return Err("--store is only valid with --target inproc: a service has its own store".into());
         }
         if common.processes > 1 && common.target == TargetUrl::Inproc {
-            return Err("--processes is for services: a scheduler in this process has no other".into());
+            return Err("--processes needs a service: --target inproc runs in one process".into());
         }
         if common.processes > common.clients {
-            return Err("--processes must not be above --clients: each has at least one".into());
+            return Err("--processes must not exceed --clients: each process needs a client".into());
         }
         match self {
             Self::Bench(bench) if bench.rate.is_none() && bench.in_flight() < common.clients => {
@@ -142,106 +142,107 @@ impl LoadCommand {
     }
 }
 
-/// Options of every command.
+/// Options shared by every load command.
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct CommonArgs {
-    /// What to load: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT`, `grpc-stream://HOST:PORT`
-    /// or `resp://HOST:PORT[?http=HOST:PORT]` (the port below, unless said), a service; `redis-scan://`, `redis-spop://`,
-    /// `redis-lock://`, `redis-batch://` or `redis-lua://` with `HOST:PORT[,HOST:PORT...]`, what people do without one, on a Redis
-    /// server or cluster (`?concurrent=N`: how many claims of one batch at the same time)
+    /// Target: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT`,
+    /// `grpc-stream://HOST:PORT` or `resp://HOST:PORT[?http=HOST:PORT]` (default: the port below), a service;
+    /// `redis-scan://`, `redis-spop://`, `redis-lock://`, `redis-batch://` or `redis-lua://` with
+    /// `HOST:PORT[,HOST:PORT...]`, a baseline without Hotpool on a Redis server or cluster (`?concurrent=N`: claims of
+    /// one batch handled at a time)
     #[arg(long, default_value = "inproc", value_name = "URL")]
     pub target: TargetUrl,
-    /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
+    /// Store of the in-process scheduler, as for `hotpool serve --store` [default: memory:]
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreUrl>,
-    /// Shards of the pool: a power of two
+    /// Shards of the pool; must be a power of two
     #[arg(long, default_value_t = 16)]
     pub shards: u16,
-    /// Clients: tasks in this process, kept-open connections to a service
+    /// Clients: tasks in process, or kept-alive connections to a service
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=CLIENTS_MAX).map(to_usize))]
     pub clients: usize,
-    /// Processes that send the load, each with its share of clients and rate. Each checks the grants that it was given itself
+    /// Processes that send the load, each with its share of clients and rate. Each process checks its own grants
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=PROCESSES_MAX).map(to_usize))]
     pub processes: usize,
-    /// The place of this process among them; they are started so
+    /// Run and number of this process; set by the parent process
     #[arg(long, hide = true)]
     #[serde(skip)]
     pub member: Option<GeneratorId>,
-    /// When the service answers
+    /// Point at which the service acknowledges
     #[arg(long, value_enum, default_value = "durable")]
     pub ack: AckArg,
-    /// Where the report goes.
+    /// Files to write the report to.
     #[command(flatten)]
     #[serde(skip)]
     pub report: ReportArgs,
 }
 
-/// Where a report goes, beside the terminal.
+/// Options for report files; the table on the terminal is always printed.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub struct ReportArgs {
-    /// Writes the report to this file, as JSON
+    /// Write the report to this file as JSON
     #[arg(long = "report-json", value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Writes it to this file, as one page with pictures
+    /// Write the report to this file as one HTML page with charts
     #[arg(long = "report-html", value_name = "FILE")]
     pub html: Option<PathBuf>,
 }
 
-/// Options of `bench`.
+/// Options of the `bench` subcommand.
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct BenchArgs {
-    /// Options of every command.
+    /// Options shared by every load command.
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonArgs,
-    /// Workers to register
+    /// Workers to register in the pool
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
     pub workers: u32,
-    /// Requests outstanding over all clients [default: one a client; with --rate at most 100000, and what is due
-    /// beyond that is an error]
+    /// Requests outstanding over all clients [default: one per client; with --rate at most 100000, and requests due
+    /// beyond that count as errors]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000).map(to_usize))]
     in_flight: Option<usize>,
     /// Claims in one request
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=BATCH_ITEMS_MAX as i64).map(to_usize))]
     pub batch: usize,
-    /// Claims per second over all clients, sent on time whatever the answers do [default: each client sends when
-    /// its answer is there]
+    /// Claims per second over all clients, sent on schedule regardless of replies [default: each client sends when its
+    /// reply arrives]
     #[arg(long, value_parser = parse_positive)]
     pub rate: Option<f64>,
-    /// How long to send, in seconds
+    /// Duration of the load, in seconds
     #[arg(long, default_value_t = 10.0, value_parser = parse_positive)]
     pub duration_s: f64,
 }
 
 impl BenchArgs {
-    /// Requests outstanding: kept so without a rate, at most so with one.
+    /// Outstanding requests: the constant number without a rate, the limit with one.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.unwrap_or(if self.rate.is_some() { OPEN_LOOP_IN_FLIGHT } else { self.common.clients })
     }
 }
 
-/// Options of `replay`.
+/// Options of the `replay` subcommand.
 #[derive(Debug, Clone, ClapArgs, Serialize)]
 pub struct ReplayArgs {
-    /// Options of every command.
+    /// Options shared by every load command.
     #[command(flatten)]
     #[serde(flatten)]
     pub common: CommonArgs,
-    /// The trace: CSV `t_us,func,dur_ms,mem_mb`, plain or gzip
+    /// Trace file: CSV `t_us,func,dur_ms,mem_mb`, plain or gzip
     #[arg(long, value_name = "FILE")]
     pub trace: PathBuf,
-    /// How many times faster than it happened
+    /// Factor by which the trace is sped up
     #[arg(long, default_value_t = 1.0, value_parser = parse_positive)]
     pub speed: f64,
-    /// Ends after so many seconds of this run [default: with the trace]
+    /// Stop after this many seconds of the run [default: the end of the trace]
     #[arg(long, value_parser = parse_positive)]
     pub duration_s: Option<f64>,
-    /// Workers to register
+    /// Workers to register in the pool
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
     pub workers: u32,
-    /// Invocations that may be under way; what is due beyond that is an error
+    /// Limit on outstanding invocations; those due beyond it count as errors
     #[arg(long, default_value_t = OPEN_LOOP_IN_FLIGHT)]
     pub in_flight: usize,
 }
@@ -250,20 +251,20 @@ fn to_usize(n: u32) -> usize {
     n as usize
 }
 
-/// A number above zero that is also a duration's worth of seconds.
+/// Parses a number above zero that also fits a duration in seconds.
 pub(super) fn parse_positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "must be a number".to_owned())?;
     let usable = number > 0.0 && Duration::try_from_secs_f64(number).is_ok();
     usable.then_some(number).ok_or_else(|| "must be above 0".to_owned())
 }
 
-/// [`AckLevel`] as the command line spells it.
+/// Spelling of [`AckLevel`] on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AckArg {
-    /// At once
+    /// Once the decision is in memory
     Memory,
-    /// After the store has it
+    /// Once the store has the record
     Durable,
 }
 
@@ -280,8 +281,8 @@ impl From<AckArg> for AckLevel {
 mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<HarnessCommand, String> {
-        let words = std::iter::once("hotpool-load").chain(line.split_whitespace());
+    fn parse(args: &str) -> Result<HarnessCommand, String> {
+        let words = std::iter::once("hotpool-load").chain(args.split_whitespace());
         let args = HarnessArgs::try_parse_from(words).map_err(|error| error.to_string())?;
         args.command.check().map(|()| args.command)
     }
@@ -308,8 +309,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused() {
-        for line in [
+    fn invalid_options_are_rejected() {
+        for args in [
             "",
             "bench --shards 3",
             "bench --shards 2048",
@@ -342,7 +343,7 @@ mod tests {
             "pack --nodes x --requests y --protocol --policy fgd --learn",
             "pack --nodes x --requests y --policy best_fit --learn",
         ] {
-            assert!(parse(line).is_err(), "{line}");
+            assert!(parse(args).is_err(), "{args}");
         }
     }
 }

@@ -1,27 +1,27 @@
-//! What is asked of a target, and what it gives.
+//! Inputs of a target, and the grants that it returns.
 
 use hotpool::model::{AckLevel, ClaimId, Fence, PoolMode, PoolSpec, affinity_hash};
 
-/// Namespace of every pool and claim of this harness.
+/// Namespace of every pool and claim that the harness creates.
 pub const NAMESPACE: &str = "load";
-/// Tenant of every claim: the one that a request without a tenant has.
+/// Tenant of every claim: the default tenant of requests that name none.
 const TENANT: &str = "default";
 
-/// The pool of a run.
+/// Configuration of the pool that a run creates.
 #[derive(Debug, Clone, Copy)]
 pub struct TargetPool {
-    /// Workers to register.
+    /// Number of workers to register.
     pub workers: u32,
-    /// Slots of each; 0: a claim takes a worker whole.
+    /// Slots of each worker; 0 if a claim takes a whole worker.
     pub slots: u32,
-    /// Shards of the pool.
+    /// Number of shards of the pool.
     pub shards: u16,
-    /// When answers leave.
+    /// Acknowledgement level of the pool.
     pub ack: AckLevel,
 }
 
 impl TargetPool {
-    /// The pool's specification.
+    /// Converts the configuration to the pool's specification.
     #[must_use]
     pub fn spec(&self) -> PoolSpec {
         let mode = if self.slots > 0 { PoolMode::Shared } else { PoolMode::Exclusive };
@@ -29,42 +29,51 @@ impl TargetPool {
     }
 }
 
-/// What a claim asks for, beside its key.
+/// Rule by which the claims of one request are granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchAtomicity {
+    /// Each claim on its own.
+    Independent,
+    /// All claims or none, as a gang.
+    AllOrNothing,
+}
+
+/// Parameters of a claim, apart from its key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClaimParams {
-    /// The function that it is for, if it is for one.
+    /// Function that the claim runs, if any; its affinity follows from it.
     pub function: Option<u32>,
-    /// Slots of a worker; 0: a whole worker.
+    /// Slots of a worker; 0 requests a whole worker.
     pub slots: u32,
-    /// How long it waits if there is no room, in milliseconds.
+    /// Longest time to queue for capacity, in milliseconds.
     pub wait_ms: u32,
 }
 
-/// A claim to be made.
+/// Claim that is about to be sent.
 #[derive(Debug)]
 pub struct ClaimInput {
-    /// Its identity, never used before.
+    /// Identity of the claim, never used before.
     pub id: ClaimId,
-    /// Hash of its affinity word: the function's, else the key.
+    /// Hash of the affinity word: the function's, otherwise the key.
     pub affinity: u64,
-    /// The rest.
+    /// Parameters of the claim.
     pub params: ClaimParams,
 }
 
 impl ClaimInput {
-    /// A claim under `key`.
+    /// Creates a claim under `key`.
     ///
     /// # Panics
-    /// The key is not a name: keys are made by [`super::load_client`], which knows what a name is.
+    /// Panics if the key is not a valid name. Keys come from [`super::load_client`], which creates valid ones.
     #[must_use]
-    pub fn new(key: &str, want: ClaimParams) -> Self {
+    pub fn new(key: &str, params: ClaimParams) -> Self {
         let affinity =
-            want.function.map_or_else(|| affinity_hash(key), |function| affinity_hash(&affinity_word_of(function)));
+            params.function.map_or_else(|| affinity_hash(key), |function| affinity_hash(&affinity_word_of(function)));
         let id = ClaimId::new(NAMESPACE, TENANT, key).expect("a key of letters, digits, dots, dashes and underlines");
-        Self { id, affinity, params: want }
+        Self { id, affinity, params }
     }
 
-    /// The affinity word, if it is not the key.
+    /// Affinity word, unless it is the key.
     #[must_use]
     pub fn affinity_word(&self) -> Option<String> {
         self.params.function.map(affinity_word_of)
@@ -75,24 +84,24 @@ fn affinity_word_of(function: u32) -> String {
     format!("f{function}")
 }
 
-/// A claim that was granted.
+/// Grant of a claim, as received from the target.
 #[derive(Debug)]
 pub struct ReceivedGrant {
-    /// Its identity.
+    /// Identity of the granted claim.
     pub id: ClaimId,
-    /// Its number.
+    /// Fence of the grant.
     pub fence: Fence,
-    /// Ordinal of its worker.
+    /// Ordinal of the granted worker.
     pub worker: u32,
 }
 
-/// Workers of the pool, as the service counts them.
+/// Worker counts of the pool, as reported by the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 pub struct PoolOccupancy {
-    /// All.
+    /// Number of registered workers.
     pub total: u64,
-    /// Free.
+    /// Number of idle workers.
     pub idle: u64,
-    /// Held.
+    /// Number of busy workers.
     pub busy: u64,
 }

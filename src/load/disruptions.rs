@@ -1,4 +1,4 @@
-//! What happens while a load runs: workers that come and go, a server that stops answering.
+//! Disruptions during a load: workers that are replaced, and a Redis server that stops responding.
 
 use std::time::{Duration, Instant};
 
@@ -6,16 +6,17 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::claim_input::TargetPool;
 use super::pacing::StopSignal;
-use super::resp_pipeline::RespPipeline;
+use super::resp_pipeline::{RespPipeline, WriteMode};
 use super::run::RunPlan;
 use super::scenario::{OutageKind, RedisFailover, WorkerChurn};
 use super::stats::TargetError;
 use super::target::LoadTarget;
 
-/// Deletes the oldest workers and registers as many new ones, again and again until the end. Every change is made whole.
+/// Replaces the oldest workers by as many new ones, periodically until the run ends. A change that has begun is
+/// completed.
 ///
 /// # Errors
-/// The target's.
+/// Fails if the target rejects a change.
 pub async fn run_churn(target: &LoadTarget, plan: &RunPlan, start: Instant, stop: &StopSignal) -> Result<()> {
     let Some(WorkerChurn { every_ms, workers }) = plan.churn else { return Ok(()) };
     let TargetPool { workers: mut next, slots, .. } = plan.fleet;
@@ -39,24 +40,24 @@ pub async fn run_churn(target: &LoadTarget, plan: &RunPlan, start: Instant, stop
     Ok(())
 }
 
-/// Makes a Redis server stop answering when it is time.
+/// Makes a Redis server stop responding at its scheduled time.
 ///
 /// # Errors
-/// It is not there, or does not allow it.
+/// Fails if the server is unreachable or rejects the command.
 pub async fn run_failover(plan: &RunPlan, start: Instant, stop: &StopSignal) -> Result<()> {
     let Some((RedisFailover { at_s, how }, address)) = &plan.failover else { return Ok(()) };
     tokio::select! {
         () = tokio::time::sleep_until((start + Duration::from_secs_f64(*at_s)).into()) => {}
         () = stop.wait() => return Ok(()),
     }
-    let said = |failure: TargetError| anyhow!("cannot stop {address}: {failure}");
-    let pipe = RespPipeline::open(address, false).await.map_err(said)?;
+    let failed = |failure: TargetError| anyhow!("cannot stop {address}: {failure}");
+    let redis = RespPipeline::open(address, WriteMode::Immediate).await.map_err(failed)?;
     match how {
         OutageKind::PauseMs(ms) => {
-            pipe.execute(&[b"CLIENT", b"PAUSE", ms.to_string().as_bytes(), b"ALL"]).await.map_err(said)?;
+            redis.execute(&[b"CLIENT", b"PAUSE", ms.to_string().as_bytes(), b"ALL"]).await.map_err(failed)?;
         }
-        // Who ends does not answer.
-        OutageKind::Shutdown => drop(pipe.execute(&[b"SHUTDOWN", b"NOSAVE"]).await),
+        // A server that shuts down does not reply.
+        OutageKind::Shutdown => drop(redis.execute(&[b"SHUTDOWN", b"NOSAVE"]).await),
     }
     Ok(())
 }

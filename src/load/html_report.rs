@@ -1,7 +1,8 @@
-//! Reports for people: sections of text, tables and pictures, as one HTML page that needs nothing else, or as Markdown.
+//! Reports for people: sections of text, tables and charts, as one self-contained HTML page or as Markdown.
 
 use std::fmt::Write as _;
 
+use anyhow::Result;
 use maud::{DOCTYPE, PreEscaped, html};
 
 use super::charts::{self, format_number};
@@ -11,20 +12,20 @@ const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:960px;margin:2em au
     table{border-collapse:collapse;margin:1em 0}th,td{border:1px solid #ccc;padding:.2em .6em;text-align:right;white-space:nowrap}\
     th:first-child,td:first-child{text-align:left}th{background:#f3f3f3}svg{max-width:100%;height:auto}";
 
-/// A part of a report.
+/// Section of a report.
 #[derive(Debug, Default)]
 pub struct ReportSection {
-    /// Its heading.
+    /// Heading of the section.
     pub title: String,
-    /// What to know about it.
+    /// Introductory text; may be empty.
     pub text: String,
-    /// First row: the heads.
+    /// Rows of the table, the header first.
     pub table: Vec<Vec<String>>,
-    /// As SVG.
+    /// Charts as SVG markup.
     pub charts: Vec<String>,
 }
 
-/// The page.
+/// Renders sections as one HTML page.
 #[must_use]
 pub fn to_html(title: &str, sections: &[ReportSection]) -> String {
     let page = html! {
@@ -48,8 +49,8 @@ pub fn to_html(title: &str, sections: &[ReportSection]) -> String {
                             @for row in rows { tr { @for cell in row { td { (cell) } } } }
                         }
                     }
-                    // Drawn by this program, which escapes names.
-                    @for picture in &section.charts { p { (PreEscaped(picture)) } }
+                    // Charts are drawn by this program, which escapes names.
+                    @for chart in &section.charts { p { (PreEscaped(chart)) } }
                 }
             }
         }
@@ -57,12 +58,12 @@ pub fn to_html(title: &str, sections: &[ReportSection]) -> String {
     page.into_string()
 }
 
-/// The same as Markdown, without the pictures.
+/// Renders sections as Markdown, without the charts.
 #[must_use]
 pub fn to_markdown(title: &str, sections: &[ReportSection]) -> String {
     let mut out = format!("# {title}\n\n{}\n", machine());
     for ReportSection { title, text, table, .. } in sections {
-        // A string takes everything.
+        // Writing to a string cannot fail.
         let _ = write!(out, "\n## {title}\n\n");
         if !text.is_empty() {
             let _ = write!(out, "{text}\n\n");
@@ -80,20 +81,25 @@ pub fn to_markdown(title: &str, sections: &[ReportSection]) -> String {
 
 fn machine() -> String {
     let MachineSpec { cpus, cpu, kernel, arch } = MachineSpec::detect();
-    let known = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
-    format!("hotpool {} on {cpus} cores of {} ({arch}), Linux {}", env!("CARGO_PKG_VERSION"), known(cpu), known(kernel))
+    let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
+    format!(
+        "hotpool {} on {cpus} cores of {} ({arch}), Linux {}",
+        env!("CARGO_PKG_VERSION"),
+        or_unknown(cpu),
+        or_unknown(kernel)
+    )
 }
 
-/// Cells of a row.
+/// Converts literals to the cells of a row.
 pub fn table_row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-/// Runs beside each other, then each over time.
+/// Sections that compare runs side by side, then show each over time.
 ///
 /// # Errors
-/// A picture cannot be drawn, in words.
-pub fn run_sections(runs: &[(String, &LoadReport)]) -> Result<Vec<ReportSection>, String> {
+/// Fails if a chart cannot be drawn.
+pub fn run_sections(runs: &[(String, &LoadReport)]) -> Result<Vec<ReportSection>> {
     let mut table = vec![table_row([
         "",
         "claims/s",
@@ -116,34 +122,35 @@ pub fn run_sections(runs: &[(String, &LoadReport)]) -> Result<Vec<ReportSection>
         cells.push(if report.has_violations() { "VIOLATED" } else { "ok" }.to_owned());
         table.push(cells);
     }
-    let bars = |of: fn(&LoadReport) -> f64| runs.iter().map(|(name, run)| (name.clone(), of(run))).collect::<Vec<_>>();
+    let bars =
+        |figure: fn(&LoadReport) -> f64| runs.iter().map(|(name, run)| (name.clone(), figure(run))).collect::<Vec<_>>();
     let throughput = charts::bar_chart("claims granted per second", "claims/s", &bars(|run| run.throughput_per_s))?;
     let p99 = charts::bar_chart("99th percentile of claims", "us", &bars(|run| run.latency_us.p99))?;
-    let beside = ReportSection {
+    let side_by_side = ReportSection {
         title: "Side by side".into(),
         table,
         charts: vec![throughput, p99],
         ..ReportSection::default()
     };
-    let mut sections = vec![beside];
+    let mut sections = vec![side_by_side];
     for (name, report) in runs {
         sections.push(timeline_section(name, report)?);
     }
     Ok(sections)
 }
 
-fn timeline_section(name: &str, report: &LoadReport) -> Result<ReportSection, String> {
-    let over = |of: fn(&super::timeline::TimelineSlice) -> f64| -> Vec<(f64, f64)> {
-        report.timeline.iter().map(|slice| (slice.t_s, of(slice))).collect()
+fn timeline_section(name: &str, report: &LoadReport) -> Result<ReportSection> {
+    let over_time = |figure: fn(&super::timeline::TimelineSlice) -> f64| -> Vec<(f64, f64)> {
+        report.timeline.iter().map(|slice| (slice.t_s, figure(slice))).collect()
     };
-    let rate = over(|slice| slice.claims_ok as f64 / slice.length_s.max(f64::MIN_POSITIVE));
+    let rate = over_time(|slice| slice.claims_ok as f64 / slice.length_s.max(f64::MIN_POSITIVE));
     let latencies = [
-        ("p50".to_owned(), over(|slice| slice.latency_us.p50)),
-        ("p99".to_owned(), over(|slice| slice.latency_us.p99)),
-        ("p99.9".to_owned(), over(|slice| slice.latency_us.p999)),
-        ("max".to_owned(), over(|slice| slice.latency_us.max)),
+        ("p50".to_owned(), over_time(|slice| slice.latency_us.p50)),
+        ("p99".to_owned(), over_time(|slice| slice.latency_us.p99)),
+        ("p99.9".to_owned(), over_time(|slice| slice.latency_us.p999)),
+        ("max".to_owned(), over_time(|slice| slice.latency_us.max)),
     ];
-    let mut pictures = vec![
+    let mut charts = vec![
         charts::line_chart("claims granted per second", ["seconds", "claims/s"], &[("claims/s".into(), rate)])?,
         charts::line_chart("percentiles of claims over time", ["seconds", "us"], &latencies)?,
     ];
@@ -153,13 +160,13 @@ fn timeline_section(name: &str, report: &LoadReport) -> Result<ReportSection, St
     }
     if !report.shards.is_empty() {
         let mean = report.shards.iter().sum::<u64>() as f64 / report.shards.len() as f64;
-        let most = report.shards.iter().max().map_or(0.0, |most| *most as f64);
-        let _ = write!(text, "Changes decided by shard: max/mean {:.3}.", most / mean.max(1.0));
+        let max = report.shards.iter().max().map_or(0.0, |max| *max as f64);
+        let _ = write!(text, "Changes decided by shard: max/mean {:.3}.", max / mean.max(1.0));
         let shards: Vec<_> = (0..).zip(&report.shards).map(|(n, seq)| (format!("shard {n}"), *seq as f64)).collect();
-        pictures.push(charts::bar_chart("changes decided by each shard", "changes", &shards)?);
+        charts.push(charts::bar_chart("changes decided by each shard", "changes", &shards)?);
     }
-    pictures.retain(|picture| !picture.is_empty());
-    Ok(ReportSection { title: name.to_owned(), text, table: Vec::new(), charts: pictures })
+    charts.retain(|chart| !chart.is_empty());
+    Ok(ReportSection { title: name.to_owned(), text, table: Vec::new(), charts })
 }
 
 #[cfg(test)]
@@ -167,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_needs_nothing_else_and_escapes_what_it_shows() {
+    fn a_page_is_self_contained_and_escapes_names() {
         let mut report = LoadReport::new("bench", "r", serde_json::Value::Null);
         report.shards = vec![1, 3];
         let mut sections = run_sections(&[("<b>&".to_owned(), &report)]).unwrap();
@@ -180,8 +187,8 @@ mod tests {
         let page = to_html("a<b", &sections);
         assert!(page.contains("<title>a&lt;b</title>") && page.contains("&lt;b&gt;&amp;") && page.contains("<svg"));
         assert!(page.contains("max/mean 1.500"));
-        for outside in ["<script", "src=", "<link", "@import", "url("] {
-            assert!(!page.contains(outside), "{outside}");
+        for external in ["<script", "src=", "<link", "@import", "url("] {
+            assert!(!page.contains(external), "{external}");
         }
         let text = to_markdown("a", &sections);
         assert!(text.contains("| x |\n|---|\n| 1\\|2 |"), "{text}");

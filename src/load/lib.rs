@@ -1,19 +1,19 @@
-//! The load harness: loads a scheduler or a service, and checks it while doing so. Beside it stands [`pack`], which needs
-//! neither.
+//! Load generator: drives a scheduler or a service, and checks every answer meanwhile. [`pack`] is separate: it packs
+//! a trace and needs neither.
 //!
 //! ```text
-//! args -> plan -> run -> target (inproc | http + wire | grpc | resp + pipe | baseline) : a pool of this run, with workers
-//!                     -> driver (closed | open by pace) -> client -> link
-//!                                     +-> timeline           +-> check, stats
-//!                     -> settle what is in doubt, ask what is left -> report, exit code
+//! args -> plan -> run -> target (inproc | http | grpc | resp | baseline): a pool of this run, with workers
+//!                     -> driver (closed loop | open loop with pacing) -> load client -> target client
+//!                                     +-> timeline                          +-> grant checker, stats
+//!                     -> resolve doubtful claims, count leaked workers -> report, exit code
 //! ```
 //!
-//! The harness runs beside what it measures, so it keeps out of the way: per claim one key, two clock readings (the
-//! answer to a claim is the sending of its release, and in a closed loop the answer to a release is the sending of
-//! the next claim), two atomic operations on the worker's slot, and twice a lock that only the lanes of one client
-//! share. Every request is timed; none is sampled.
+//! The harness shares the machine with its target, so it stays cheap. A claim costs one key, two clock readings (the
+//! reply to a claim is also the start of its release; in a closed loop the reply to a release is also the start of the
+//! next claim), two atomic operations on the worker's slot, and two locks that only the requests of one client share.
+//! Every request is timed; none is sampled.
 
-// This is a program, not the engine: it reads clocks and guards its counts with locks.
+// Programs may read clocks and guard counters with locks; the lints are for the engine.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod args;
@@ -62,56 +62,56 @@ use self::processes::{GeneratorId, GeneratorReport};
 use self::report::LoadReport;
 use self::run::{ArrivalModel, RunPlan};
 
-/// Runs a load as the command line says.
+/// Runs the load that the command line describes.
 ///
 /// # Errors
-/// As [`run::run`], or the trace is no good.
+/// Fails like [`run::run`], or if the trace cannot be read.
 pub async fn run_load(command: &LoadCommand, stop: &Arc<StopSignal>) -> Result<LoadReport> {
-    let (plan, drive) = plan_command(command)?;
+    let (plan, arrivals) = plan_command(command)?;
     let common = command.common();
-    run::run(&common.target, common.store.as_ref(), plan, drive, stop).await
+    run::run(&common.target, common.store.as_ref(), plan, arrivals, stop).await
 }
 
-/// The part that this process has in a load, as another one told it.
+/// Runs the share of a load that another process assigned to this one.
 ///
 /// # Errors
-/// As [`run::member`], or the trace is no good.
+/// Fails like [`run::run_generator`], or if the trace cannot be read.
 pub async fn run_generator(
     command: &LoadCommand,
     member: &GeneratorId,
     stop: &Arc<StopSignal>,
 ) -> Result<GeneratorReport> {
-    let (plan, drive) = plan_command(command)?;
-    run::run_generator(&command.common().target, plan, drive, member, stop).await
+    let (plan, arrivals) = plan_command(command)?;
+    run::run_generator(&command.common().target, plan, arrivals, member, stop).await
 }
 
 fn plan_command(command: &LoadCommand) -> Result<(RunPlan, ArrivalModel)> {
-    // Read it first: a trace that is no good should cost nothing.
+    // Traces are read first, so that an unusable one fails before anything is created.
     match command {
         LoadCommand::Bench(bench) => bench_plan(bench),
         LoadCommand::Replay(replay) => replay_plan(replay),
     }
 }
 
-/// Turns the first SIGINT or SIGTERM into a stop; the second ends the process and leaves the pool behind.
+/// Turns the first SIGINT or SIGTERM into a graceful stop. A second one exits at once and leaves the pool behind.
 ///
 /// # Errors
-/// The system does not tell of signals.
+/// Fails if signal handlers cannot be installed.
 pub fn stop_on_signal() -> Result<Arc<StopSignal>> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
-    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let stop = Arc::new(StopSignal::default());
-    let ask = Arc::clone(&stop);
+    let raised = Arc::clone(&stop);
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if ask.is_requested() {
+            if raised.is_requested() {
                 std::process::exit(1);
             }
-            ask.request();
+            raised.request();
         }
     });
     Ok(stop)
@@ -139,22 +139,22 @@ fn plan(
 
 fn bench_plan(bench: &BenchArgs) -> Result<(RunPlan, ArrivalModel)> {
     let duration = Duration::from_secs_f64(bench.duration_s);
-    let call = LoadOperation::whole_workers(bench.batch);
-    let drive = match bench.rate {
-        None => ArrivalModel::ClosedLoop(bench.in_flight(), call),
+    let operation = LoadOperation::whole_workers(bench.batch);
+    let arrivals = match bench.rate {
+        None => ArrivalModel::ClosedLoop(bench.in_flight(), operation),
         Some(rate) => {
-            let calls = pacing::steady_schedule(rate, bench.batch, duration).map(move |(at, ())| (at, call));
-            ArrivalModel::OpenLoop(bench.in_flight(), Box::new(calls))
+            let operations = pacing::steady_schedule(rate, bench.batch, duration).map(move |(at, ())| (at, operation));
+            ArrivalModel::OpenLoop(bench.in_flight(), Box::new(operations))
         }
     };
-    Ok((plan("bench", serde_json::to_value(bench)?, &bench.common, bench.workers, duration), drive))
+    Ok((plan("bench", serde_json::to_value(bench)?, &bench.common, bench.workers, duration), arrivals))
 }
 
 fn replay_plan(replay: &ReplayArgs) -> Result<(RunPlan, ArrivalModel)> {
     let trace = trace::read(&replay.trace).with_context(|| replay.trace.display().to_string())?;
-    let cut = replay.duration_s.map(Duration::from_secs_f64);
-    let duration = replay::replay_duration(&trace, replay.speed, cut);
-    let calls = replay::schedule(trace, replay.speed, cut);
-    let drive = ArrivalModel::OpenLoop(replay.in_flight, Box::new(calls));
-    Ok((plan("replay", serde_json::to_value(replay)?, &replay.common, replay.workers, duration), drive))
+    let limit = replay.duration_s.map(Duration::from_secs_f64);
+    let duration = replay::replay_duration(&trace, replay.speed, limit);
+    let operations = replay::schedule(trace, replay.speed, limit);
+    let arrivals = ArrivalModel::OpenLoop(replay.in_flight, Box::new(operations));
+    Ok((plan("replay", serde_json::to_value(replay)?, &replay.common, replay.workers, duration), arrivals))
 }

@@ -1,63 +1,64 @@
-//! One client: makes claims and gives them back, counts, measures, and checks every grant.
+//! One client: claims and releases, counts, measures, and checks every grant.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::claim_input::{ClaimInput, ClaimParams, ReceivedGrant};
+use super::claim_input::{BatchAtomicity, ClaimInput, ClaimParams, ReceivedGrant};
 use super::grant_checker::GrantChecker;
 use super::pacing::StopSignal;
 use super::stats::{ClientStats, TargetError, record};
 use super::target_client::TargetClient;
 use hotpool::model::{ClaimId, Fence};
 
-/// Digits of a claim's number in its key: letters of names, and a power of two of them, so that a digit is a mask.
+/// Digits of a claim's number in its key. All are valid in names, and there are 64, so a digit is a mask.
 const DIGITS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-";
 
-/// A client: a way in, and what it has seen. Its lanes share it.
+/// Load client: a connection to the target with its statistics. Its concurrent requests share it.
 pub struct LoadClient {
     target: TargetClient,
     checker: Arc<GrantChecker>,
-    /// First part of its keys: no other client has it, of this run or another.
+    /// Prefix of the client's keys, unique across clients and runs.
     prefix: String,
-    /// Number of the next claim: the rest of its key.
+    /// Number of the next claim, which completes its key.
     next: AtomicU64,
     stats: Mutex<ClientStats>,
 }
 
-/// One request of a load, and what becomes of its claims.
+/// Request of a load: the claims that it makes and how long they are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadOperation {
-    /// What each claim asks for.
+    /// Parameters of each claim.
     pub params: ClaimParams,
-    /// Claims in the request.
+    /// Number of claims in the request.
     pub claims: usize,
-    /// All of them or none.
-    pub gang: bool,
-    /// How long they are held after the answer.
+    /// Rule by which the claims of the request are granted.
+    pub atomicity: BatchAtomicity,
+    /// Time between the reply and the release.
     pub hold: Duration,
 }
 
 impl LoadOperation {
-    /// So many claims of whole workers, given back at once.
+    /// Creates a request for that many whole workers, released at once.
     #[must_use]
     pub fn whole_workers(claims: usize) -> Self {
-        Self { params: ClaimParams::default(), claims, gang: false, hold: Duration::ZERO }
+        let atomicity = BatchAtomicity::Independent;
+        Self { params: ClaimParams::default(), claims, atomicity, hold: Duration::ZERO }
     }
 }
 
-/// When holding ends, whatever was meant.
+/// Time at which claims are released at the latest.
 #[derive(Debug)]
 pub struct HoldDeadline {
-    /// At the end of the run.
+    /// End of the run.
     pub at: Instant,
-    /// When it is asked to stop.
+    /// Signal that ends holding early.
     pub stop: Arc<StopSignal>,
 }
 
 impl HoldDeadline {
-    /// Waits for as long as claims are held that were answered at `answered`. Returns the time.
+    /// Waits until claims granted at `answered` have been held for `hold`. Returns the current time.
     async fn hold(&self, answered: Instant, hold: Duration) -> Instant {
         if hold.is_zero() {
             return answered;
@@ -71,7 +72,7 @@ impl HoldDeadline {
     }
 }
 
-/// What one claim of a batch left to be released.
+/// Granted claim of a batch that is still to be released.
 struct GrantedItem {
     number: u64,
     worker: u32,
@@ -79,38 +80,42 @@ struct GrantedItem {
 }
 
 impl LoadClient {
-    /// A client with nothing done.
+    /// Creates a client with empty statistics.
     #[must_use]
-    pub fn new(link: TargetClient, check: Arc<GrantChecker>, prefix: String) -> Self {
-        Self { target: link, checker: check, prefix, next: AtomicU64::new(0), stats: Mutex::default() }
+    pub fn new(target: TargetClient, checker: Arc<GrantChecker>, prefix: String) -> Self {
+        Self { target, checker, prefix, next: AtomicU64::new(0), stats: Mutex::default() }
     }
 
-    /// What it has counted.
+    /// Locks the counts and latencies of this client.
     pub fn stats(&self) -> MutexGuard<'_, ClientStats> {
-        // Every update is whole: a panic elsewhere leaves nothing half done.
         self.stats.lock()
     }
 
-    /// Claim `number`; `text` is room for its key.
-    fn claim_input(&self, number: u64, want: ClaimParams, text: &mut String) -> ClaimInput {
-        text.clear();
-        text.push_str(&self.prefix);
-        push_digits(text, number);
-        ClaimInput::new(text, want)
+    /// Builds claim `number`; `key_buffer` is scratch space for its key.
+    fn claim_input(&self, number: u64, params: ClaimParams, key_buffer: &mut String) -> ClaimInput {
+        key_buffer.clear();
+        key_buffer.push_str(&self.prefix);
+        push_digits(key_buffer, number);
+        ClaimInput::new(key_buffer, params)
     }
 
-    /// Makes one claim that was to be sent at `intended`. Returns it with the time of its answer; on any other
-    /// outcome counts it and returns none.
-    async fn claim(&self, intended: Instant, want: ClaimParams, text: &mut String) -> Option<(ReceivedGrant, Instant)> {
+    /// Sends one claim that was due at `intended`. Returns the grant with the time of its reply; counts any other
+    /// outcome and returns `None`.
+    async fn claim(
+        &self,
+        intended: Instant,
+        params: ClaimParams,
+        key_buffer: &mut String,
+    ) -> Option<(ReceivedGrant, Instant)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let outcome = self.target.claim(self.claim_input(number, want, text)).await;
+        let outcome = self.target.claim(self.claim_input(number, params, key_buffer)).await;
         let answered = Instant::now();
         let mut stats = self.stats();
         match outcome {
             Ok(grant) => {
-                self.checker.record_grant(grant.worker, grant.fence, want.slots);
+                self.checker.record_grant(grant.worker, grant.fence, params.slots);
                 stats.warm += u64::from(
-                    want.function.is_some_and(|function| self.checker.record_function(grant.worker, function)),
+                    params.function.is_some_and(|function| self.checker.record_function(grant.worker, function)),
                 );
                 stats.claims_ok += 1;
                 record(&mut stats.claims, answered - intended, 1);
@@ -123,7 +128,7 @@ impl LoadClient {
         }
     }
 
-    /// Gives one claim back; `sent` is now. Returns the time of the answer.
+    /// Releases one claim; `sent` is the current time. Returns the time of the reply.
     async fn release(&self, grant: &ReceivedGrant, slots: u32, sent: Instant) -> Instant {
         self.checker.record_release(grant.worker, grant.fence, slots);
         let outcome = self.target.release(&grant.id, grant.fence).await;
@@ -144,19 +149,21 @@ impl LoadClient {
         answered
     }
 
-    /// Makes the claims of a call that was to be sent at `intended`, holds them, and gives back what was granted. All claims
-    /// of a request have the latency of their request. Returns the time of the last answer.
+    /// Sends the claims of an operation that was due at `intended`, holds them, and releases those that were granted.
+    /// All claims of a request have the latency of their request. Returns the time of the last reply.
     pub async fn execute(
         &self,
         intended: Instant,
-        call: &LoadOperation,
-        end: &HoldDeadline,
-        text: &mut String,
+        operation: &LoadOperation,
+        deadline: &HoldDeadline,
+        key_buffer: &mut String,
     ) -> Instant {
-        let LoadOperation { params: want, claims: batch, gang, hold } = *call;
+        let LoadOperation { params, claims: batch, atomicity, hold } = *operation;
         if batch == 1 {
-            return match self.claim(intended, want, text).await {
-                Some((grant, answered)) => self.release(&grant, want.slots, end.hold(answered, hold).await).await,
+            return match self.claim(intended, params, key_buffer).await {
+                Some((grant, answered)) => {
+                    self.release(&grant, params.slots, deadline.hold(answered, hold).await).await
+                }
                 None => self.yield_now().await,
             };
         }
@@ -164,23 +171,24 @@ impl LoadClient {
         let mut claims = Vec::with_capacity(batch);
         let mut held = Vec::with_capacity(batch);
         let mut failures = Vec::new();
-        let asks = (first..).take(batch).map(|number| self.claim_input(number, want, text));
+        let inputs = (first..).take(batch).map(|number| self.claim_input(number, params, key_buffer));
         let mut numbers = first..;
         let outcome = |outcome| {
             let number = numbers.next().unwrap_or_default();
             match outcome {
                 Ok(ReceivedGrant { id, fence, worker }) => {
-                    self.checker.record_grant(worker, fence, want.slots);
+                    self.checker.record_grant(worker, fence, params.slots);
                     claims.push((id, fence));
                     held.push(GrantedItem { number, worker, fence });
                 }
                 Err(failure) => failures.push((number, failure)),
             }
         };
-        self.target.claim_batch(asks, gang, outcome).await;
+        self.target.claim_batch(inputs, atomicity, outcome).await;
         let answered = Instant::now();
+        let gang = atomicity == BatchAtomicity::AllOrNothing;
         if gang && failures.iter().any(|(_, failure)| *failure == TargetError::NoCapacity) {
-            // The others are told that one of them was refused.
+            // The other claims report only that one of them was rejected.
             failures.iter_mut().for_each(|(_, failure)| *failure = TargetError::NoCapacity);
         }
         {
@@ -194,19 +202,19 @@ impl LoadClient {
         if held.is_empty() {
             return self.yield_now().await;
         }
-        let sent = end.hold(answered, hold).await;
-        self.release_held(claims, &held, want, sent, text).await
+        let sent = deadline.hold(answered, hold).await;
+        self.release_held(claims, &held, params, sent, key_buffer).await
     }
 
     async fn release_held(
         &self,
         claims: Vec<(ClaimId, Fence)>,
         held: &[GrantedItem],
-        want: ClaimParams,
+        params: ClaimParams,
         sent: Instant,
-        text: &mut String,
+        key_buffer: &mut String,
     ) -> Instant {
-        let sending = |n: usize| self.checker.record_release(held[n].worker, held[n].fence, want.slots);
+        let sending = |n: usize| self.checker.record_release(held[n].worker, held[n].fence, params.slots);
         let mut released = 0;
         let mut failures = Vec::new();
         let mut number = held.iter().map(|held| (held.number, held.fence));
@@ -220,7 +228,7 @@ impl LoadClient {
         for (failure, claim) in failures {
             stats.record_error(&error_message(failure), 1);
             if let Some((number, fence)) = claim {
-                stats.record_doubt((self.claim_input(number, want, text).id, Some(fence)));
+                stats.record_doubt((self.claim_input(number, params, key_buffer).id, Some(fence)));
             }
         }
         stats.releases_ok += released;
@@ -243,13 +251,13 @@ impl LoadClient {
         }
     }
 
-    /// After a round that got nothing: an answer that is there at once must not keep others from running.
+    /// Yields after a request without grants: an immediate reply must not keep other tasks from running.
     async fn yield_now(&self) -> Instant {
         tokio::task::yield_now().await;
         Instant::now()
     }
 
-    /// Ends a claim that may still be held. True once nothing is.
+    /// Ends a claim that may still be held. Returns true once it is known to be released.
     pub async fn resolve(&self, id: &ClaimId, fence: Option<Fence>) -> bool {
         let fence = match fence {
             Some(fence) => Ok(Some(fence)),
@@ -265,15 +273,15 @@ impl LoadClient {
 
 fn error_message(failure: TargetError) -> String {
     match failure {
-        TargetError::NoCapacity => "a release was refused for want of a worker".to_owned(),
+        TargetError::NoCapacity => "a release was rejected for lack of capacity".to_owned(),
         TargetError::Failed { message, .. } => message,
     }
 }
 
-/// Appends `number` in base 64, lowest digit first: short and without a division.
-fn push_digits(text: &mut String, mut number: u64) {
+/// Appends `number` in base 64, lowest digit first: short, and without a division.
+fn push_digits(key_buffer: &mut String, mut number: u64) {
     loop {
-        text.push(char::from(DIGITS[(number % 64) as usize]));
+        key_buffer.push(char::from(DIGITS[(number % 64) as usize]));
         number /= 64;
         if number == 0 {
             break;
@@ -286,13 +294,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_has_digits_of_its_own_and_makes_a_name() {
+    fn every_number_has_unique_digits_that_form_a_valid_name() {
         let mut seen = std::collections::HashSet::new();
         for number in (0..10_000).chain([u64::MAX, u64::MAX - 1]) {
-            let mut text = String::new();
-            push_digits(&mut text, number);
-            hotpool::model::check_name("key", &text).unwrap();
-            assert!(seen.insert(text), "{number}");
+            let mut key_buffer = String::new();
+            push_digits(&mut key_buffer, number);
+            hotpool::model::check_name("key", &key_buffer).unwrap();
+            assert!(seen.insert(key_buffer), "{number}");
         }
     }
 }

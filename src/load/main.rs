@@ -1,10 +1,10 @@
-//! `hotpool-load`: loads a scheduler in this process, a service, or what people do without one, and checks it meanwhile;
-//! or packs a trace.
+//! `hotpool-load`: loads an in-process scheduler, a service or a Redis baseline and checks every answer; or packs a
+//! trace.
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use hotpool_load as load;
@@ -19,10 +19,10 @@ fn main() -> ExitCode {
     let args = match HarnessArgs::try_parse() {
         Ok(args) => args,
         Err(error) => {
-            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            // Nobody is left to tell if the terminal is gone.
+            let requested = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Printing fails only if the terminal is gone; then there is nobody to report it to.
             let _ = error.print();
-            return if asked { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) };
+            return if requested { ExitCode::SUCCESS } else { ExitCode::from(EXIT_USAGE) };
         }
     };
     if let Err(problem) = args.command.check() {
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
-    let (json, page) = (args.command.report_json(), args.command.report_html());
+    let (json, html) = (args.command.report_json(), args.command.report_html());
     if let HarnessCommand::Pack(pack) = &args.command {
         let report = load::pack::run(pack)?;
         println!("{}", report.table());
@@ -57,7 +57,7 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
             }
             let mut report = runtime.block_on(load::run_load(load, &stop))?;
             let name = load.common().target.to_string();
-            let written = write_json(json, &report).and_then(|()| write_runs(page, &[(name, &report)]));
+            let written = write_json(json, &report).and_then(|()| write_runs(html, &[(name, &report)]));
             report.failures.extend(written.err().map(|error| format!("{error:#}")));
             println!("{}", report.table());
             Ok(report.exit_code())
@@ -66,26 +66,26 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
             let outcomes = runtime.block_on(load::run_scenarios::run_scenarios(run, &stop))?;
             println!("{}", outcomes.table());
             write_json(json, &outcomes)?;
-            write_runs(page, &outcomes.reports())?;
+            write_runs(html, &outcomes.reports())?;
             Ok(outcomes.exit_code())
         }
         HarnessCommand::Sweep(sweep) => {
-            let found = runtime.block_on(load::sweep::sweep(sweep, &stop))?;
-            let sections = [found.section().map_err(|error| anyhow!(error))?];
+            let report = runtime.block_on(load::sweep::sweep(sweep, &stop))?;
+            let sections = [report.section()?];
             println!("{}", to_markdown("hotpool-load sweep", &sections));
-            write_json(json, &found)?;
-            write_page(page, &sections)?;
-            Ok(found.exit_code())
+            write_json(json, &report)?;
+            write_page(html, &sections)?;
+            Ok(report.exit_code())
         }
         HarnessCommand::Compare(compare) => {
-            let found = runtime.block_on(load::compare::compare(compare, &stop))?;
-            let sections = found.sections().map_err(|error| anyhow!(error))?;
+            let report = runtime.block_on(load::compare::compare(compare, &stop))?;
+            let sections = report.sections()?;
             let text = to_markdown("hotpool-load compare", &sections);
             println!("{text}");
-            write_json(json, &found)?;
-            write_page(page, &sections)?;
+            write_json(json, &report)?;
+            write_page(html, &sections)?;
             write(compare.report_md.as_deref(), || Ok(text.into_bytes()))?;
-            Ok(found.exit_code())
+            Ok(report.exit_code())
         }
         HarnessCommand::Pack(_) => Ok(0), // above
     }
@@ -104,7 +104,7 @@ fn write_runs(file: Option<&Path>, runs: &[(String, &LoadReport)]) -> anyhow::Re
     if file.is_none() {
         return Ok(());
     }
-    write_page(file, &run_sections(runs).map_err(|error| anyhow!(error))?)
+    write_page(file, &run_sections(runs)?)
 }
 
 fn write_page(file: Option<&Path>, sections: &[ReportSection]) -> anyhow::Result<()> {

@@ -1,7 +1,8 @@
-//! Several generator processes: where one cannot send as much as the target takes. The first makes the pool, starts the others
-//! with its own command line and a place among them, and adds up what they found. What is due goes to them in turn.
+//! Several generator processes, for targets that one process cannot saturate. The parent creates the pool, starts the
+//! generators with its own command line and a generator id each, and merges their reports. Scheduled requests go to
+//! the generators round robin.
 //!
-//! Each process checks the grants that it was given itself; that nothing is held or missing at the end is checked over all.
+//! Each process checks its own grants; leaks are checked once, over all of them.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
@@ -21,12 +22,12 @@ use super::run::{ArrivalModel, LoadResult};
 use super::stats::{ClientStats, RecordedHistogram, histogram};
 use super::timeline::{LoadTimeline, TimelineSlice};
 
-/// A place among the processes of a run.
+/// Identity of one generator process within a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GeneratorId {
-    /// Name of the run.
+    /// Name of the run, which is also that of its pool.
     pub run: String,
-    /// Which of them, from 0.
+    /// Index of the process, from 0.
     pub number: usize,
 }
 
@@ -41,21 +42,21 @@ impl FromStr for GeneratorId {
 }
 
 impl ArrivalModel {
-    /// The part of one of `of` processes.
+    /// Share of generator `number` out of `of`.
     #[must_use]
     pub fn share_of(self, number: usize, of: usize) -> Self {
-        let share = |whole: usize| (whole / of + usize::from(number < whole % of)).max(1);
+        let per_process = |whole: usize| (whole / of + usize::from(number < whole % of)).max(1);
         match self {
-            Self::ClosedLoop(in_flight, call) => Self::ClosedLoop(share(in_flight), call),
-            Self::OpenLoop(in_flight, calls) => {
-                let mine = calls.enumerate().filter(move |(n, _)| n % of == number).map(|(_, call)| call);
-                Self::OpenLoop(share(in_flight), Box::new(mine))
+            Self::ClosedLoop(in_flight, operation) => Self::ClosedLoop(per_process(in_flight), operation),
+            Self::OpenLoop(in_flight, operations) => {
+                let own = operations.enumerate().filter(move |(n, _)| n % of == number).map(|(_, operation)| operation);
+                Self::OpenLoop(per_process(in_flight), Box::new(own))
             }
         }
     }
 }
 
-/// What one process tells the first.
+/// Report that a generator process sends to its parent.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct GeneratorReport {
     claims_ok: u64,
@@ -79,9 +80,9 @@ pub struct GeneratorReport {
 }
 
 impl GeneratorReport {
-    /// Of what this process found.
+    /// Creates the report of this process.
     #[must_use]
-    pub fn new(loaded: &LoadResult, doubts_settled: u64) -> Self {
+    pub fn new(result: &LoadResult, doubts_settled: u64) -> Self {
         let LoadResult {
             stats,
             timeline,
@@ -93,7 +94,7 @@ impl GeneratorReport {
             failures,
             drained,
             ..
-        } = loaded;
+        } = result;
         Self {
             claims_ok: stats.claims_ok,
             claims_refused: stats.claims_refused,
@@ -117,64 +118,64 @@ impl GeneratorReport {
     }
 }
 
-/// Adds up what the processes found; also how many doubts they settled.
+/// Merges the reports of all generators. Also returns how many doubtful claims they resolved.
 #[must_use]
-pub fn merge_reports(parts: Vec<GeneratorReport>, mut timeline: LoadTimeline) -> (LoadResult, u64) {
+pub fn merge_reports(reports: Vec<GeneratorReport>, mut timeline: LoadTimeline) -> (LoadResult, u64) {
     let mut stats = ClientStats::default();
     let mut pacing: Option<Histogram<u64>> = None;
     let (mut faults, mut elapsed_s, mut functions, mut doubts_settled) =
         (GrantViolations::default(), 0.0_f64, false, 0);
     let (mut failures, mut trips, mut drained) = (Vec::new(), None::<RoundTripCounts>, true);
-    let longest = parts.iter().map(|part| part.slices.len()).max().unwrap_or(0);
+    let longest = reports.iter().map(|report| report.slices.len()).max().unwrap_or(0);
     for n in 0..longest {
         let mut window = histogram();
-        let mut sum: Option<TimelineSlice> = None;
-        for part in &parts {
-            let Some((slice, recorded)) = part.slices.get(n).zip(part.windows.get(n)) else { continue };
+        let mut total: Option<TimelineSlice> = None;
+        for report in &reports {
+            let Some((slice, recorded)) = report.slices.get(n).zip(report.windows.get(n)) else { continue };
             recorded.add_to(&mut window);
-            match &mut sum {
-                Some(sum) => {
-                    sum.claims_ok += slice.claims_ok;
-                    sum.claims_refused += slice.claims_refused;
-                    sum.errors += slice.errors;
+            match &mut total {
+                Some(total) => {
+                    total.claims_ok += slice.claims_ok;
+                    total.claims_refused += slice.claims_refused;
+                    total.errors += slice.errors;
                 }
                 none => *none = Some(slice.clone()),
             }
         }
         timeline
             .slices
-            .extend(sum.map(|sum| TimelineSlice { latency_us: LatencySummary::from_histogram(&window), ..sum }));
+            .extend(total.map(|total| TimelineSlice { latency_us: LatencySummary::from_histogram(&window), ..total }));
     }
-    for part in parts {
-        stats.claims_ok += part.claims_ok;
-        stats.claims_refused += part.claims_refused;
-        stats.releases_ok += part.releases_ok;
-        stats.warm += part.warm;
-        for (message, count) in &part.messages {
+    for report in reports {
+        stats.claims_ok += report.claims_ok;
+        stats.claims_refused += report.claims_refused;
+        stats.releases_ok += report.releases_ok;
+        stats.warm += report.warm;
+        for (message, count) in &report.messages {
             stats.record_error(message, *count);
         }
-        part.claims.add_to(&mut stats.claims);
-        part.releases.add_to(&mut stats.releases);
-        if let Some(late) = &part.pacing {
-            late.add_to(pacing.get_or_insert_with(histogram));
+        report.claims.add_to(&mut stats.claims);
+        report.releases.add_to(&mut stats.releases);
+        if let Some(lateness) = &report.pacing {
+            lateness.add_to(pacing.get_or_insert_with(histogram));
         }
-        faults.double_claims += part.faults.double_claims;
-        faults.old_fences += part.faults.old_fences;
-        faults.unknown_workers += part.faults.unknown_workers;
-        elapsed_s = elapsed_s.max(part.elapsed_s);
-        functions |= part.functions;
-        doubts_settled += part.doubts_settled;
-        if let Some(more) = part.trips {
-            let sum = trips.get_or_insert_default();
-            sum.claims += more.claims;
-            sum.releases += more.releases;
-            sum.retries += more.retries;
+        faults.double_claims += report.faults.double_claims;
+        faults.old_fences += report.faults.old_fences;
+        faults.unknown_workers += report.faults.unknown_workers;
+        elapsed_s = elapsed_s.max(report.elapsed_s);
+        functions |= report.functions;
+        doubts_settled += report.doubts_settled;
+        if let Some(counts) = report.trips {
+            let total = trips.get_or_insert_default();
+            total.claims += counts.claims;
+            total.releases += counts.releases;
+            total.retries += counts.retries;
         }
-        drained &= part.drained;
-        failures.extend(part.failures);
+        drained &= report.drained;
+        failures.extend(report.failures);
     }
     let elapsed = Duration::from_secs_f64(elapsed_s);
-    let loaded = LoadResult {
+    let result = LoadResult {
         stats,
         timeline,
         pacing,
@@ -186,42 +187,42 @@ pub fn merge_reports(parts: Vec<GeneratorReport>, mut timeline: LoadTimeline) ->
         drained,
         resolver: None,
     };
-    (loaded, doubts_settled)
+    (result, doubts_settled)
 }
 
-/// Starts the processes with the present command line and waits for what they found.
+/// Starts the generators with the present command line, and collects their reports.
 ///
 /// # Errors
-/// One of them could not be started, or ended without telling what it found.
+/// Fails if a process cannot be started, or exits without a report.
 pub async fn run_generators(run: &str, processes: usize, stop: &Arc<StopSignal>) -> Result<Vec<GeneratorReport>> {
-    let program = std::env::current_exe().context("where is this program?")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let mut children = Vec::new();
     for number in 0..processes {
         let mut command = std::process::Command::new(&program);
         command.args(std::env::args_os().skip(1)).args(["--member", &format!("{run}/{number}")]);
-        // In a group of its own: what is typed at a terminal comes to this process alone, which passes it on.
+        // A process group of its own: terminal signals reach only the parent, which forwards them.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         children.push(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
     }
     let pids: Vec<u32> = children.iter().map(std::process::Child::id).collect();
-    let waiting: Vec<_> =
+    let outputs: Vec<_> =
         children.into_iter().map(|child| tokio::task::spawn_blocking(move || child.wait_with_output())).collect();
     let stop = Arc::clone(stop);
-    let asking = tokio::spawn(async move {
+    let signalling = tokio::spawn(async move {
         stop.wait().await;
         for pid in pids {
             if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-                // It may have ended.
+                // The process may have exited already.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             }
         }
     });
-    let mut parts = Vec::new();
-    for child in waiting {
-        let output = child.await.context("a process was lost")??;
+    let mut reports = Vec::new();
+    for child in outputs {
+        let output = child.await.context("cannot wait for a generator process")??;
         ensure!(output.status.success(), "a generator process failed: {}", output.status);
-        parts.push(serde_json::from_slice(&output.stdout).context("what a generator process found is unreadable")?);
+        reports.push(serde_json::from_slice(&output.stdout).context("a generator process sent an invalid report")?);
     }
-    asking.abort();
-    Ok(parts)
+    signalling.abort();
+    Ok(reports)
 }

@@ -1,7 +1,8 @@
-//! Replays a trace: a claim when an invocation arrives, its release when it has run.
+//! Trace replay: a claim when an invocation arrives, and its release when it has run.
 //!
-//! The claim's affinity is the function. Both ends are divided by the speed. Releases are timed by the runtime, whose timers count whole milliseconds and
-//! round up, so a worker is held up to 2 ms longer than the trace says; claims are timed by [`super::pacing`].
+//! The function is the affinity of the claim. Arrival and run time are divided by the speed. Releases are timed by the
+//! runtime, whose timers count whole milliseconds and round up, so a worker is held up to 2 ms longer than in the
+//! trace; claims are timed by [`super::pacing`].
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::claim_input::ClaimParams;
 use super::load_client::LoadOperation;
 use super::trace::TraceInvocation;
 
-/// The calls of a trace that are due before `duration`, each with the time from the start.
+/// Operations of a trace that are due before `duration`, each with its offset from the start.
 pub fn schedule(
     trace: Vec<TraceInvocation>,
     speed: f64,
@@ -20,18 +21,18 @@ pub fn schedule(
         .map(move |invocation| {
             let at = Duration::from_micros(invocation.t_us).div_f64(speed);
             let hold = Duration::from_millis(invocation.dur_ms.into()).div_f64(speed);
-            let want = ClaimParams { function: invocation.function, ..ClaimParams::default() };
-            (at, LoadOperation { params: want, hold, ..LoadOperation::whole_workers(1) })
+            let params = ClaimParams { function: invocation.function, ..ClaimParams::default() };
+            (at, LoadOperation { params, hold, ..LoadOperation::whole_workers(1) })
         })
         .take_while(move |(at, _)| duration.is_none_or(|duration| *at < duration))
 }
 
-/// When the replay ends: at `duration`, or when the last invocation of the trace has run.
+/// End of the replay: `duration`, or the end of the last invocation if that is earlier.
 #[must_use]
 pub fn replay_duration(trace: &[TraceInvocation], speed: f64, duration: Option<Duration>) -> Duration {
     let end_us = trace.iter().map(|invocation| invocation.t_us + u64::from(invocation.dur_ms) * 1_000).max();
-    let whole = Duration::from_micros(end_us.unwrap_or(0)).div_f64(speed);
-    duration.map_or(whole, |duration| duration.min(whole))
+    let trace_duration = Duration::from_micros(end_us.unwrap_or(0)).div_f64(speed);
+    duration.map_or(trace_duration, |duration| duration.min(trace_duration))
 }
 
 #[cfg(test)]
@@ -45,23 +46,23 @@ mod tests {
     }
 
     #[test]
-    fn speed_divides_both_arrival_and_hold() {
-        let calls: Vec<_> = schedule(trace(), 10.0, None).collect();
-        let call = |at_us, function, hold_us| {
-            let want = ClaimParams { function: Some(function), ..ClaimParams::default() };
+    fn speed_divides_arrival_and_hold_times() {
+        let operations: Vec<_> = schedule(trace(), 10.0, None).collect();
+        let operation = |at_us, function, hold_us| {
+            let params = ClaimParams { function: Some(function), ..ClaimParams::default() };
             (
                 Duration::from_micros(at_us),
-                LoadOperation { params: want, hold: Duration::from_micros(hold_us), ..LoadOperation::whole_workers(1) },
+                LoadOperation { params, hold: Duration::from_micros(hold_us), ..LoadOperation::whole_workers(1) },
             )
         };
-        assert_eq!(calls, [call(0, 3, 10_000), call(100, 4, 2_000), call(50_000, 3, 100)]);
+        assert_eq!(operations, [operation(0, 3, 10_000), operation(100, 4, 2_000), operation(50_000, 3, 100)]);
     }
 
     #[test]
-    fn the_duration_is_that_of_the_run() {
-        let cut = Some(Duration::from_millis(50));
-        assert_eq!(schedule(trace(), 10.0, cut).count(), 2);
-        assert_eq!(replay_duration(&trace(), 10.0, cut), Duration::from_millis(50));
+    fn the_duration_is_that_of_the_replay() {
+        let limit = Some(Duration::from_millis(50));
+        assert_eq!(schedule(trace(), 10.0, limit).count(), 2);
+        assert_eq!(replay_duration(&trace(), 10.0, limit), Duration::from_millis(50));
         assert_eq!(replay_duration(&trace(), 10.0, None), Duration::from_micros(50_100));
         assert_eq!(replay_duration(&trace(), 1.0, Some(Duration::from_secs(9))), Duration::from_millis(501));
     }

@@ -1,4 +1,4 @@
-//! What a run found: as JSON for programs, as a table for people, as an exit code for scripts.
+//! Report of a run: JSON for programs, a table for people, an exit code for scripts.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,28 +15,28 @@ use super::grant_checker::GrantViolations;
 use super::stats::ClientStats;
 use super::timeline::TimelineSlice;
 
-/// Exit code of a run that showed the service to be wrong.
+/// Exit code of a run that found a violation of the service.
 pub const EXIT_VIOLATION: u8 = 2;
-/// Exit code of a wrong command line.
+/// Exit code of an invalid command line.
 pub const EXIT_USAGE: u8 = 64;
 
-/// Percentiles in microseconds, from a histogram of three significant digits; all 0 if there is nothing in it.
+/// Percentiles in microseconds, with three significant digits; all 0 if nothing was recorded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct LatencySummary {
-    /// Half lie at or below.
+    /// Median of the latencies, in microseconds.
     pub p50: f64,
-    /// Nine in ten.
+    /// 90th percentile in microseconds.
     pub p90: f64,
-    /// 99 in 100.
+    /// 99th percentile in microseconds.
     pub p99: f64,
-    /// 999 in 1,000.
+    /// 99.9th percentile in microseconds.
     pub p999: f64,
-    /// The longest.
+    /// Maximum of the latencies, in microseconds.
     pub max: f64,
 }
 
 impl LatencySummary {
-    /// Of a histogram in nanoseconds.
+    /// Summarizes a histogram of nanoseconds.
     #[must_use]
     pub fn from_histogram(histogram: &Histogram<u64>) -> Self {
         let us = |ns: u64| ns as f64 / 1_000.0;
@@ -45,21 +45,21 @@ impl LatencySummary {
     }
 }
 
-/// Where the run took place.
+/// Machine that ran the harness.
 #[derive(Debug, Clone, Serialize)]
 pub struct MachineSpec {
-    /// Cores that this process may use.
+    /// Number of cores available to this process.
     pub cpus: usize,
-    /// Model of the processor, if the system says.
+    /// Model name of the processor, if the system reports it.
     pub cpu: Option<String>,
-    /// Version of the kernel, if the system says.
+    /// Version of the kernel, if the system reports it.
     pub kernel: Option<String>,
-    /// Architecture.
+    /// Instruction set architecture of the build.
     pub arch: &'static str,
 }
 
 impl MachineSpec {
-    /// This one.
+    /// Describes the machine that this process runs on.
     #[must_use]
     pub fn detect() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -74,74 +74,74 @@ impl MachineSpec {
     }
 }
 
-/// The report. Latencies count from the intended time of sending: the schedule's in an open loop, the actual one in
-/// a closed loop. Only what succeeded has a latency.
+/// Report of a run. Latencies count from the intended send time: that of the schedule in an open loop, the actual one
+/// in a closed loop. Only successful requests have a latency.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadReport {
-    /// `bench`, `replay` or `run`.
+    /// Name of the subcommand that produced the report.
     pub command: &'static str,
-    /// Name of the run: its pool was `load/{run}`.
+    /// Name of the run; its pool was `load/{run}`.
     pub run: String,
-    /// Version of this harness.
+    /// Version of the harness.
     pub version: &'static str,
-    /// The command line with its defaults.
+    /// Command-line options or scenario, defaults included.
     pub parameters: serde_json::Value,
-    /// Where it ran.
+    /// Machine that ran the harness.
     pub machine: MachineSpec,
-    /// From the first request to the last answer, in seconds.
+    /// Seconds from the first request to the last reply.
     pub duration_s: f64,
-    /// Claims granted.
+    /// Number of claims granted.
     pub claims_ok: u64,
-    /// Claims refused for want of a free worker.
+    /// Number of claims rejected for lack of capacity.
     pub claims_refused: u64,
-    /// Claims and releases that failed otherwise, or were due while too many were under way.
+    /// Number of claims and releases that failed otherwise, or exceeded the limit of outstanding requests.
     pub errors: u64,
-    /// Errors by message: at most 17 of them.
+    /// Number of errors by message, for at most 17 messages.
     pub error_messages: BTreeMap<String, u64>,
     /// Claims granted per second.
     pub throughput_per_s: f64,
-    /// Of granted claims.
+    /// Latency of granted claims.
     pub latency_us: LatencySummary,
-    /// Releases that succeeded.
+    /// Number of releases that succeeded.
     pub releases_ok: u64,
-    /// Of successful releases.
+    /// Latency of successful releases.
     pub release_latency_us: LatencySummary,
-    /// Open loop: how late this harness sent its requests. Part of `latency_us`.
+    /// Lateness of requests in an open loop; part of `latency_us`.
     pub pacing_us: Option<LatencySummary>,
-    /// Share of grants that met a worker whose last claim was of the same function; none if there are no functions.
+    /// Fraction of grants on a worker whose previous claim had the same function; none without functions.
     pub warm_ratio: Option<f64>,
-    /// What was wrong with grants.
+    /// Violations found in grants.
     #[serde(flatten)]
     pub faults: GrantViolations,
-    /// Workers that were not idle, or not there, after everything was released; none if it could not be asked.
+    /// Number of workers that were missing or not idle after all releases; none if the pool could not be checked.
     pub leaked: Option<u64>,
-    /// Claims in doubt at the end (their request or release got no clear answer) that were found and ended.
+    /// Number of doubtful claims (without a clear reply to the claim or release) that were found and ended.
     pub doubts_settled: u64,
-    /// Round trips that a granted claim took, those of refused ones included; only of targets that count them.
+    /// Round trips per granted claim, those of rejected claims included; only for targets that count them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub round_trips_per_claim: Option<f64>,
-    /// Round trips that a release took.
+    /// Round trips per release; only for targets that count them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub round_trips_per_release: Option<f64>,
-    /// Attempts of claims and releases that came to nothing because another client was faster, or held the lock.
+    /// Number of attempts repeated because another client was faster or held the lock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u64>,
-    /// Changes that each shard of the pool has decided, workers' registrations among them; empty where that is not known.
+    /// Number of changes that each shard has decided, worker registrations included; empty if unknown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<u64>,
-    /// The longest time without a granted claim, in seconds, slice by slice; only where a server was made to stop.
+    /// Longest time without a granted claim in seconds, at the resolution of slices; only for runs with an outage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub longest_stall_s: Option<f64>,
-    /// How it went over time.
+    /// Counts and percentiles over time.
     pub timeline: Vec<TimelineSlice>,
-    /// Ended early by a signal.
+    /// True if a signal ended the run early.
     pub interrupted: bool,
-    /// What kept the run from being whole.
+    /// Failures that make the run incomplete.
     pub failures: Vec<String>,
 }
 
 impl LoadReport {
-    /// A report of a run that has counted nothing yet.
+    /// Creates a report without measurements.
     #[must_use]
     pub fn new(command: &'static str, run: &str, parameters: serde_json::Value) -> Self {
         Self {
@@ -175,9 +175,8 @@ impl LoadReport {
         }
     }
 
-    /// Takes over what the clients counted in `elapsed`. `functions`: their claims named functions.
-    pub fn record_stats(&mut self, stats: &ClientStats, elapsed: Duration, functions: bool) {
-        let ratio = |part: u64, whole: f64| if whole > 0.0 { part as f64 / whole } else { 0.0 };
+    /// Records the clients' statistics over a time of `elapsed`.
+    pub fn record_stats(&mut self, stats: &ClientStats, elapsed: Duration) {
         self.duration_s = elapsed.as_secs_f64();
         self.claims_ok = stats.claims_ok;
         self.claims_refused = stats.claims_refused;
@@ -187,10 +186,14 @@ impl LoadReport {
         self.latency_us = LatencySummary::from_histogram(&stats.claims);
         self.releases_ok = stats.releases_ok;
         self.release_latency_us = LatencySummary::from_histogram(&stats.releases);
-        self.warm_ratio = functions.then(|| ratio(stats.warm, stats.claims_ok as f64));
     }
 
-    /// Takes over what the target counted.
+    /// Records the fraction of warm grants, for claims that name functions.
+    pub fn record_warm_ratio(&mut self, stats: &ClientStats) {
+        self.warm_ratio = Some(ratio(stats.warm, stats.claims_ok as f64));
+    }
+
+    /// Records the round trips that the target counted.
     pub fn record_round_trips(&mut self, trips: RoundTripCounts) {
         let per = |trips: u64, each: u64| (each > 0).then(|| trips as f64 / each as f64);
         self.round_trips_per_claim = per(trips.claims, self.claims_ok);
@@ -198,13 +201,13 @@ impl LoadReport {
         self.retries = Some(trips.retries);
     }
 
-    /// Whether the service was shown to be wrong.
+    /// Returns true if the run found a violation of the service.
     #[must_use]
     pub fn has_violations(&self) -> bool {
         self.faults != GrantViolations::default() || self.leaked.is_some_and(|leaked| leaked > 0)
     }
 
-    /// [`EXIT_VIOLATION`], else 1 if the run is not whole or granted nothing, else 0.
+    /// Exit code: [`EXIT_VIOLATION`], otherwise 1 if the run is incomplete or without grants, otherwise 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         if self.has_violations() {
@@ -214,13 +217,13 @@ impl LoadReport {
         }
     }
 
-    /// [`Self::exit_code`] as the process returns it.
+    /// Converts [`Self::exit_code`] for the process.
     #[must_use]
     pub fn exit(&self) -> ExitCode {
         ExitCode::from(self.exit_code())
     }
 
-    /// The report for people.
+    /// Formats the report as a table for people.
     #[must_use]
     pub fn table(&self) -> String {
         let mut counts = Table::new();
@@ -233,7 +236,7 @@ impl LoadReport {
         } else {
             "ok"
         };
-        let text = |known: Option<String>| known.unwrap_or_else(|| "unknown".into());
+        let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
         counts.add_row(["duration", &format!("{:.3} s", self.duration_s)]);
         counts.add_row(["claims ok / refused", &format!("{} / {}", self.claims_ok, self.claims_refused)]);
         counts.add_row(["errors", &self.errors.to_string()]);
@@ -243,7 +246,7 @@ impl LoadReport {
         }
         if let (Some(claim), Some(release)) = (self.round_trips_per_claim, self.round_trips_per_release) {
             counts.add_row(["round trips a claim / release", &format!("{claim:.2} / {release:.2}")]);
-            counts.add_row(["attempts in vain", &self.retries.unwrap_or(0).to_string()]);
+            counts.add_row(["retries", &self.retries.unwrap_or(0).to_string()]);
         }
         counts.add_row(["check", checked]);
         counts.add_row(["  double claims", &faults.double_claims.to_string()]);
@@ -279,7 +282,11 @@ impl LoadReport {
     }
 }
 
-/// Capacity that is missing, or held, or too much, when nothing should be held: in workers.
+fn ratio(part: u64, whole: f64) -> f64 {
+    if whole > 0.0 { part as f64 / whole } else { 0.0 }
+}
+
+/// Number of workers that are missing, held or surplus when all should be idle.
 #[must_use]
 pub fn leaked_workers(registered: u32, counts: PoolOccupancy, claims: u64) -> u64 {
     let registered = u64::from(registered);
@@ -297,7 +304,8 @@ mod tests {
         for us in 1..=100 {
             record(&mut stats.claims, Duration::from_micros(us), 1);
         }
-        report.record_stats(&stats, Duration::from_secs(2), true);
+        report.record_stats(&stats, Duration::from_secs(2));
+        report.record_warm_ratio(&stats);
         report.leaked = Some(0);
         report
     }
@@ -305,14 +313,14 @@ mod tests {
     #[test]
     fn percentiles_are_in_microseconds() {
         let LatencySummary { p50, p90, p99, p999, max } = report().latency_us;
-        for (found, wanted) in [(p50, 50.0), (p90, 90.0), (p99, 99.0), (p999, 100.0), (max, 100.0)] {
-            assert!((found - wanted).abs() <= wanted / 1_000.0, "{found} for {wanted}");
+        for (actual, expected) in [(p50, 50.0), (p90, 90.0), (p99, 99.0), (p999, 100.0), (max, 100.0)] {
+            assert!((actual - expected).abs() <= expected / 1_000.0, "{actual} for {expected}");
         }
         assert_eq!(LatencySummary::from_histogram(&crate::stats::histogram()), LatencySummary::default());
     }
 
     #[test]
-    fn the_json_has_what_scripts_read() {
+    fn the_json_has_the_fields_that_scripts_read() {
         let json = serde_json::to_value(report()).unwrap();
         for field in ["claims_ok", "claims_refused", "errors", "double_claims", "leaked", "releases_ok"] {
             assert!(json[field].is_u64(), "{field}");
@@ -326,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_code_tells_who_is_wrong() {
+    fn exit_codes_distinguish_violations_from_incomplete_runs() {
         assert_eq!(report().exit_code(), 0);
         let with = |change: fn(&mut LoadReport)| {
             let mut report = report();
@@ -344,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn capacity_that_is_not_as_registered_is_leaked() {
+    fn capacity_that_differs_from_registration_is_leaked() {
         let counts = |total, idle, busy| PoolOccupancy { total, idle, busy };
         assert_eq!(leaked_workers(10, counts(10, 10, 0), 0), 0);
         assert_eq!(leaked_workers(10, counts(10, 8, 2), 2), 2);

@@ -1,4 +1,4 @@
-//! One run: a pool on a target, workers, the load, and what is left afterwards.
+//! One run: creates a pool, registers workers, sends the load, and checks the pool afterwards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,60 +17,59 @@ use super::processes::{self, GeneratorId, GeneratorReport};
 use super::report::{self, LoadReport};
 use super::scenario::{RedisFailover, WorkerChurn};
 use super::stats::{self, ClientStats};
-use super::target::{LoadTarget, run_tag};
+use super::target::{LoadTarget, Multiplexing, run_tag};
 use super::timeline::LoadTimeline;
 use super::url::TargetUrl;
 use hotpool::limits::BATCH_ITEMS_MAX;
 use hotpool::server::config::StoreUrl;
 
-/// How long the service may take to show everything idle after the last release was answered, and how long claims
-/// in doubt are pursued.
+/// Longest wait for the pool to show every worker idle after the last release, and for doubtful claims to be resolved.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two looks at the pool.
+/// Interval between two checks of the pool.
 const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Most workers of a run whose workers come and go.
+/// Largest number of workers ever registered by a run with churn.
 const WORKERS_EVER_MAX: u32 = 20_000_000;
 
-/// What a run does, beside its [`ArrivalModel`].
+/// Plan of a run, apart from its [`ArrivalModel`].
 #[derive(Debug, Clone)]
 pub struct RunPlan {
-    /// `bench`, `replay` or `run`.
+    /// Subcommand: `bench`, `replay`, `run`, `sweep` or `compare`.
     pub command: &'static str,
-    /// What is said of it in the report.
+    /// Parameters as the report shows them.
     pub parameters: serde_json::Value,
-    /// The pool.
+    /// Pool that the run creates.
     pub fleet: TargetPool,
-    /// Clients.
+    /// Number of clients over all processes.
     pub clients: usize,
-    /// How long it lasts.
+    /// Duration of the load.
     pub duration: Duration,
-    /// Processes that send it.
+    /// Number of generator processes.
     pub processes: usize,
-    /// Workers that come and go meanwhile.
+    /// Replacement of workers during the run.
     pub churn: Option<WorkerChurn>,
-    /// A Redis server at `HOST:PORT` that is made to stop answering.
+    /// Redis outage during the run, and the `HOST:PORT` of the server.
     pub failover: Option<(RedisFailover, String)>,
 }
 
-/// When calls are made.
+/// Rule that decides when requests are sent.
 pub enum ArrivalModel {
-    /// When the last answer is there, with so many outstanding.
+    /// Sends when a reply arrives, with this many requests outstanding.
     ClosedLoop(usize, LoadOperation),
-    /// At these times, with at most so many outstanding.
+    /// Sends at the scheduled offsets, with at most this many requests outstanding.
     OpenLoop(usize, Box<dyn Iterator<Item = (Duration, LoadOperation)> + Send>),
 }
 
 impl RunPlan {
-    /// True if several requests may be outstanding on one connection.
-    fn is_multiplexed(&self, drive: &ArrivalModel) -> bool {
-        match drive {
-            ArrivalModel::ClosedLoop(in_flight, _) => *in_flight > self.clients,
-            ArrivalModel::OpenLoop(..) => true,
+    /// Tells whether one connection carries several outstanding requests.
+    fn multiplexing(&self, arrivals: &ArrivalModel) -> Multiplexing {
+        match arrivals {
+            ArrivalModel::ClosedLoop(in_flight, _) if *in_flight <= self.clients => Multiplexing::Single,
+            _ => Multiplexing::Multiplexed,
         }
     }
 
-    /// Workers that are registered over the whole run.
+    /// Number of workers registered over the whole run, replacements included.
     #[must_use]
     pub fn workers_ever(&self) -> u32 {
         let changes = self.churn.map_or(0, |churn| {
@@ -81,21 +80,21 @@ impl RunPlan {
     }
 }
 
-/// Carries out a plan, and removes its pool whatever happens. `store`: of a scheduler in this process.
+/// Executes a plan, and removes its pool in any case. `store` is that of an in-process scheduler.
 ///
 /// # Errors
-/// The run could not be made at all: nothing was measured. What goes wrong later is in the report.
+/// Fails if nothing could be measured. Later failures are in the report.
 pub async fn run(
     url: &TargetUrl,
     store: Option<&StoreUrl>,
     plan: RunPlan,
-    drive: ArrivalModel,
+    arrivals: ArrivalModel,
     stop: &Arc<StopSignal>,
 ) -> Result<LoadReport> {
-    // Time first, so that pools sort by age; the end is random.
+    // The time comes first, so that pools sort by age; the end is random.
     let run = uuid::Uuid::now_v7().simple().to_string();
     let target = LoadTarget::open(url, store, &run).await?;
-    let measured = measure(&target, plan, drive, &run, stop).await;
+    let measured = measure(&target, plan, arrivals, &run, stop).await;
     let removed = target.remove().await.with_context(|| format!("the pool load/{run} was not removed"));
     target.close().await;
     let mut report = measured?;
@@ -107,38 +106,41 @@ pub async fn run(
 async fn measure(
     target: &LoadTarget,
     plan: RunPlan,
-    drive: ArrivalModel,
+    arrivals: ArrivalModel,
     run: &str,
     stop: &Arc<StopSignal>,
 ) -> Result<LoadReport> {
-    target.create(&plan.fleet).await.context("cannot make the pool")?;
+    target.create(&plan.fleet).await.context("cannot create the pool")?;
     register(target, plan.fleet, stop).await?;
-    let (loaded, settled) = if plan.processes > 1 {
-        let timeline = LoadTimeline::new(Instant::now(), plan.duration, plan.clients, false);
+    let (result, resolved) = if plan.processes > 1 {
+        let timeline = LoadTimeline::new(Instant::now(), plan.duration, plan.clients);
         processes::merge_reports(processes::run_generators(run, plan.processes, stop).await?, timeline)
     } else {
-        (drive_load(target, &plan, drive, &format!("{}.", run_tag(run)), stop).await?, 0)
+        (drive_load(target, &plan, arrivals, &format!("{}.", run_tag(run)), stop).await?, 0)
     };
     let mut report = LoadReport::new(plan.command, run, plan.parameters);
-    report.record_stats(&loaded.stats, loaded.elapsed, loaded.saw_functions);
-    report.pacing_us = loaded.pacing.as_ref().map(report::LatencySummary::from_histogram);
-    report.timeline = loaded.timeline.slices;
-    report.faults = loaded.faults;
-    report.failures = loaded.failures;
+    report.record_stats(&result.stats, result.elapsed);
+    if result.saw_functions {
+        report.record_warm_ratio(&result.stats);
+    }
+    report.pacing_us = result.pacing.as_ref().map(report::LatencySummary::from_histogram);
+    report.timeline = result.timeline.slices;
+    report.faults = result.faults;
+    report.failures = result.failures;
     report.shards = target.shards().await.unwrap_or_default();
     if plan.failover.is_some() {
         report.longest_stall_s = Some(LoadTimeline::longest_stall_s(&report.timeline));
     }
-    if let Some(trips) = loaded.trips {
+    if let Some(trips) = result.trips {
         report.record_round_trips(trips);
     }
-    report.doubts_settled = settled;
-    if !loaded.drained {
-        // Requests are still under way: what they hold is not leaked.
+    report.doubts_settled = resolved;
+    if !result.drained {
+        // Claims of outstanding requests are not leaked.
         return Ok(report);
     }
-    if let Some(client) = &loaded.resolver {
-        report.doubts_settled += resolve_doubts(client, loaded.stats.doubts).await;
+    if let Some(client) = &result.resolver {
+        report.doubts_settled += resolve_doubts(client, result.stats.doubts).await;
     }
     match count_leaked(target, plan.fleet.workers).await {
         Ok(leaked) => report.leaked = Some(leaked),
@@ -158,84 +160,87 @@ async fn register(target: &LoadTarget, fleet: TargetPool, stop: &StopSignal) -> 
     Ok(())
 }
 
-/// The part of one of several processes in a run whose pool another one has made.
+/// Executes the share of one generator process in a run whose pool the parent process created.
 ///
 /// # Errors
-/// The target cannot be reached.
+/// Fails if the target cannot be reached.
 pub async fn run_generator(
     url: &TargetUrl,
     plan: RunPlan,
-    drive: ArrivalModel,
+    arrivals: ArrivalModel,
     member: &GeneratorId,
     stop: &Arc<StopSignal>,
 ) -> Result<GeneratorReport> {
     let target = LoadTarget::open(url, None, &member.run).await?;
-    let names = format!("{}.{}-", run_tag(&member.run), member.number);
-    let drive = drive.share_of(member.number, plan.processes);
+    let key_prefix = format!("{}.{}-", run_tag(&member.run), member.number);
+    let arrivals = arrivals.share_of(member.number, plan.processes);
     let clients = (plan.clients / plan.processes).max(1);
-    let mut loaded = drive_load(&target, &RunPlan { clients, ..plan }, drive, &names, stop).await?;
-    let doubts = std::mem::take(&mut loaded.stats.doubts);
-    let settled = match &loaded.resolver {
-        Some(client) if loaded.drained => resolve_doubts(client, doubts).await,
+    let mut result = drive_load(&target, &RunPlan { clients, ..plan }, arrivals, &key_prefix, stop).await?;
+    let doubts = std::mem::take(&mut result.stats.doubts);
+    let resolved = match &result.resolver {
+        Some(client) if result.drained => resolve_doubts(client, doubts).await,
         _ => 0,
     };
-    Ok(GeneratorReport::new(&loaded, settled))
+    Ok(GeneratorReport::new(&result, resolved))
 }
 
-/// What a load came to.
+/// Outcome of a load before the pool is checked.
 pub struct LoadResult {
-    /// Counts and latencies, of all clients.
+    /// Counts and latencies of all clients.
     pub stats: ClientStats,
-    /// How it went.
+    /// Counts and percentiles over time.
     pub timeline: LoadTimeline,
-    /// Open loop: how late requests were sent, in nanoseconds.
+    /// Lateness of requests in an open loop, in nanoseconds.
     pub pacing: Option<Histogram<u64>>,
-    /// From the first request to the last answer.
+    /// Time from the first request to the last reply.
     pub elapsed: Duration,
-    /// What was wrong with grants.
+    /// Violations that the grant checker found.
     pub faults: GrantViolations,
-    /// Claims named functions.
+    /// True if any claim named a function.
     pub saw_functions: bool,
-    /// Round trips, if they are counted.
+    /// Round trips, if the target counts them.
     pub trips: Option<RoundTripCounts>,
-    /// What kept it from being whole.
+    /// Failures that make the run incomplete.
     pub failures: Vec<String>,
-    /// Every request was answered.
+    /// True if every request was answered.
     pub drained: bool,
-    /// Who can settle what is in doubt.
+    /// Client that can resolve doubtful claims.
     pub resolver: Option<Arc<LoadClient>>,
 }
 
-/// Sends the load. The keys of its claims begin with `names`.
+/// Sends the load. Keys of its claims begin with `key_prefix`.
 async fn drive_load(
     target: &LoadTarget,
     plan: &RunPlan,
-    drive: ArrivalModel,
-    names: &str,
+    arrivals: ArrivalModel,
+    key_prefix: &str,
     stop: &Arc<StopSignal>,
 ) -> Result<LoadResult> {
-    let check = Arc::new(GrantChecker::new(plan.workers_ever(), plan.fleet.slots));
+    let checker = Arc::new(GrantChecker::new(plan.workers_ever(), plan.fleet.slots));
     let mut clients = Vec::with_capacity(plan.clients);
-    for client in 0..plan.clients {
-        let link = target.connect(plan.is_multiplexed(&drive)).await?;
-        clients.push(Arc::new(LoadClient::new(link, Arc::clone(&check), format!("{names}{client}."))));
+    for number in 0..plan.clients {
+        let client = target.connect(plan.multiplexing(&arrivals)).await?;
+        clients.push(Arc::new(LoadClient::new(client, Arc::clone(&checker), format!("{key_prefix}{number}."))));
     }
     let driver = LoadDriver::new(clients, Arc::clone(stop));
     let start = Instant::now();
-    let mut timeline = LoadTimeline::new(start, plan.duration, plan.clients, plan.processes > 1);
+    let mut timeline = LoadTimeline::new(start, plan.duration, plan.clients);
+    if plan.processes > 1 {
+        timeline.keep_windows();
+    }
     let span = (start, plan.duration);
     let driven = async {
-        match drive {
-            ArrivalModel::ClosedLoop(in_flight, call) => {
-                driver.run_closed_loop(span, in_flight, call, &mut timeline).await.map(|()| None)
+        match arrivals {
+            ArrivalModel::ClosedLoop(in_flight, operation) => {
+                driver.run_closed_loop(span, in_flight, operation, &mut timeline).await.map(|()| None)
             }
-            ArrivalModel::OpenLoop(in_flight, calls) => {
-                driver.run_open_loop(span, calls, in_flight, &mut timeline).await.map(Some)
+            ArrivalModel::OpenLoop(in_flight, operations) => {
+                driver.run_open_loop(span, operations, in_flight, &mut timeline).await.map(Some)
             }
         }
     };
-    let meanwhile = (disruptions::run_churn(target, plan, start, stop), disruptions::run_failover(plan, start, stop));
-    let (outcome, churned, stopped) = tokio::join!(driven, meanwhile.0, meanwhile.1);
+    let disruptions = (disruptions::run_churn(target, plan, start, stop), disruptions::run_failover(plan, start, stop));
+    let (outcome, churned, stopped) = tokio::join!(driven, disruptions.0, disruptions.1);
     timeline.end_slice(Instant::now(), &driver.clients);
     let mut stats = ClientStats::default();
     for client in &driver.clients {
@@ -254,8 +259,8 @@ async fn drive_load(
         stats,
         timeline,
         pacing,
-        faults: check.violations(),
-        saw_functions: check.saw_functions(),
+        faults: checker.violations(),
+        saw_functions: checker.saw_functions(),
         trips: target.round_trips(),
         failures,
         drained,
@@ -263,28 +268,28 @@ async fn drive_load(
     })
 }
 
-/// Ends claims that may still be held: how a request ended that got no clear answer is not the service's leak.
+/// Ends claims that may still be held: a claim whose reply was unclear is not a leak of the service.
 async fn resolve_doubts(client: &LoadClient, mut doubts: Vec<stats::UnresolvedClaim>) -> u64 {
     let until = Instant::now() + DRAIN_TIMEOUT;
-    let mut settled = 0;
+    let mut resolved = 0;
     while !doubts.is_empty() && Instant::now() < until {
-        let mut open = Vec::new();
+        let mut unresolved = Vec::new();
         for (id, fence) in doubts {
             if Instant::now() < until && client.resolve(&id, fence).await {
-                settled += 1;
+                resolved += 1;
             } else {
-                open.push((id, fence));
+                unresolved.push((id, fence));
             }
         }
-        doubts = open;
+        doubts = unresolved;
         if !doubts.is_empty() {
             tokio::time::sleep(DRAIN_POLL_INTERVAL).await;
         }
     }
-    settled
+    resolved
 }
 
-/// Capacity that is missing although nothing is held, once the pool has had time to show it.
+/// Counts the workers that stay missing or busy although nothing is held, after giving the pool time to settle.
 async fn count_leaked(target: &LoadTarget, workers: u32) -> Result<u64> {
     let until = Instant::now() + DRAIN_TIMEOUT;
     loop {

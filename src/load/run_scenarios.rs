@@ -1,4 +1,4 @@
-//! `run`: scenarios against targets, one after the other.
+//! `run`: runs scenarios against targets, one after the other.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,90 +16,90 @@ use super::scenario::{LoadScenario, ScenarioError};
 use super::url::TargetUrl;
 use hotpool::server::config::StoreUrl;
 
-/// Options of `run`.
+/// Options of the `run` subcommand.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct RunArgs {
-    /// What the load looks like: a file as in config/load. May be given several times
+    /// Scenario file, as in config/load. May be given several times
     #[arg(long, value_name = "FILE", required = true)]
     pub scenario: Vec<PathBuf>,
-    /// What to load, as in `bench`. May be given several times; each carries out every scenario [default: inproc]
+    /// Target, as for `bench`. May be given several times; every scenario runs on each [default: inproc]
     #[arg(long, value_name = "URL")]
     pub target: Vec<TargetUrl>,
-    /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
+    /// Store of the in-process scheduler, as for `hotpool serve --store` [default: memory:]
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreUrl>,
-    /// The Redis server that a scenario's `failover` makes stop answering [default: none; nothing is done to anybody]
+    /// Redis server that a scenario's `failover` makes unresponsive [default: none, so nothing fails]
     #[arg(long, value_name = "HOST:PORT")]
     pub redis_master: Option<String>,
-    /// Phases last at most so many seconds
+    /// Limit on the duration of each phase, in seconds
     #[arg(long, value_parser = parse_positive, value_name = "SECONDS")]
     pub phase_s: Option<f64>,
-    /// Where the report goes.
+    /// Files to write the report to.
     #[command(flatten)]
     #[serde(skip)]
     pub report: ReportArgs,
 }
 
-/// What came of a scenario on a target.
+/// Outcome of one scenario on one target.
 #[derive(Debug, Serialize)]
 pub struct ScenarioOutcome {
-    /// The scenario's file.
+    /// Path of the scenario file.
     pub scenario: String,
-    /// The target.
+    /// URL of the target.
     pub target: String,
-    /// What was found, if it was carried out.
+    /// Report of the run, unless the scenario was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<LoadReport>,
-    /// Why it was not.
+    /// Reason for skipping the scenario.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
 }
 
-/// What came of all of them.
+/// Outcomes of all scenarios on all targets.
 #[derive(Debug, Serialize)]
 pub struct ScenarioRunReport {
-    /// Always `run`.
+    /// Name of the subcommand: always `run`.
     pub command: &'static str,
-    /// In the order in which they were carried out.
+    /// Outcomes in the order of execution.
     pub runs: Vec<ScenarioOutcome>,
 }
 
 impl ScenarioRunReport {
-    /// The worst of the reports' exit codes; 1 if all were skipped.
+    /// Worst exit code of the reports; 1 if every scenario was skipped.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         let codes = self.runs.iter().filter_map(|run| run.report.as_ref()).map(LoadReport::exit_code);
-        // A wrong service comes before a run that is not whole.
+        // A violation is worse than an incomplete run.
         codes.max_by_key(|code| (*code == EXIT_VIOLATION, *code)).unwrap_or(1)
     }
 
-    /// What was found, each under the names of its scenario and target.
+    /// Reports, each named after its scenario and target.
     #[must_use]
     pub fn reports(&self) -> Vec<(String, &LoadReport)> {
         let named = |run: &'_ ScenarioOutcome| format!("{} on {}", run.scenario, run.target);
         self.runs.iter().filter_map(|run| Some((named(run), run.report.as_ref()?))).collect()
     }
 
-    /// For people.
+    /// Formats all outcomes as text for the terminal.
     #[must_use]
     pub fn table(&self) -> String {
-        let one = |run: &ScenarioOutcome| {
-            let said = match (&run.report, &run.skipped) {
+        let section = |run: &ScenarioOutcome| {
+            let text = match (&run.report, &run.skipped) {
                 (Some(report), _) => report.table(),
-                (None, Some(why)) => format!("skipped: {why}"),
+                (None, Some(reason)) => format!("skipped: {reason}"),
                 (None, None) => String::new(),
             };
-            format!("== {} on {}\n{said}\n", run.scenario, run.target)
+            format!("== {} on {}\n{text}\n", run.scenario, run.target)
         };
-        self.runs.iter().map(one).collect()
+        self.runs.iter().map(section).collect()
     }
 }
 
-/// Reads every scenario, then carries each out on each target.
+/// Reads every scenario, then runs each on every target.
 ///
 /// # Errors
-/// A file is wrong, in which case nothing was sent; or a run could not be made at all.
+/// Fails before anything is sent if a file is invalid, and later if a run cannot be started.
 pub async fn run_scenarios(args: &RunArgs, stop: &Arc<StopSignal>) -> Result<ScenarioRunReport> {
     let mut scenarios = Vec::new();
     let mut problems = Vec::new();
@@ -124,7 +124,7 @@ pub async fn run_scenarios(args: &RunArgs, stop: &Arc<StopSignal>) -> Result<Sce
             let (scenario_name, target_name) = (name.clone(), target.to_string());
             let (report, skipped) = match run_scenario(args, &scenario, target, stop).await? {
                 Ok(report) => (Some(report), None),
-                Err(why) => (None, Some(why)),
+                Err(reason) => (None, Some(reason)),
             };
             outcomes.runs.push(ScenarioOutcome { scenario: scenario_name, target: target_name, report, skipped });
         }
@@ -132,19 +132,19 @@ pub async fn run_scenarios(args: &RunArgs, stop: &Arc<StopSignal>) -> Result<Sce
     Ok(outcomes)
 }
 
-/// One scenario on one target; or why it was skipped.
+/// Runs one scenario on one target, or returns the reason for skipping it.
 async fn run_scenario(
     args: &RunArgs,
     scenario: &LoadScenario,
     target: &TargetUrl,
     stop: &Arc<StopSignal>,
 ) -> Result<std::result::Result<LoadReport, String>> {
-    if let Some(why) = scenario.unsupported_by(target) {
-        return Ok(Err(why));
+    if let Some(reason) = scenario.unsupported_by(target) {
+        return Ok(Err(reason));
     }
-    let calls = match scenario.calls() {
-        Ok(calls) => calls,
-        Err(absent @ ScenarioError::NoTrace(_)) => return Ok(Err(absent.to_string())),
+    let schedule = match scenario.schedule() {
+        Ok(schedule) => schedule,
+        Err(missing @ ScenarioError::NoTrace(_)) => return Ok(Err(missing.to_string())),
         Err(error) => return Err(error.into()),
     };
     let plan = RunPlan {
@@ -157,7 +157,7 @@ async fn run_scenario(
         churn: scenario.churn,
         failover: scenario.failover.zip(args.redis_master.clone()),
     };
-    let drive = ArrivalModel::OpenLoop(scenario.clients.in_flight as usize, Box::new(calls.into_iter()));
+    let arrivals = ArrivalModel::OpenLoop(scenario.clients.in_flight as usize, Box::new(schedule.into_iter()));
     let store = args.store.as_ref().filter(|_| *target == TargetUrl::Inproc);
-    Ok(Ok(run(target, store, plan, drive, stop).await?))
+    Ok(Ok(run(target, store, plan, arrivals, stop).await?))
 }

@@ -1,5 +1,4 @@
-//! Servers that a comparison starts for itself and ends with itself: a Redis Cluster, and the service from the binary beside
-//! this one.
+//! Servers that a comparison starts and stops: a Redis Cluster, and the service from the binary beside this one.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -11,34 +10,34 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 
-use super::resp_pipeline::RespPipeline;
+use super::resp_pipeline::{RespPipeline, WriteMode};
 use super::stats::TargetError;
 
-/// A server that takes longer for anything has failed.
+/// Longest wait for a server to start or change.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause between two looks.
+/// Interval between two checks of a server.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Slots of a cluster.
+/// Number of slots in a Redis Cluster.
 const SLOTS: usize = 16_384;
 
-/// A process that ends with its handle.
+/// Child process that is killed when dropped.
 struct ChildGuard(Child);
 
 impl Drop for ChildGuard {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The process may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A port below those that the system gives out by itself, so that nobody else is given it before it is used.
+/// Finds a free port below the ephemeral range, so that the system does not assign it before it is used.
 fn free_port() -> Result<u16> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let row = std::process::id().wrapping_mul(64);
+    let base = std::process::id().wrapping_mul(64);
     for _ in 0..20_000 {
-        let at = row.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = 10_000 + (at % 20_000) as u16;
+        let candidate = base.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (candidate % 20_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return Ok(port);
         }
@@ -46,24 +45,24 @@ fn free_port() -> Result<u16> {
     bail!("no port is free")
 }
 
-/// What a connection failed with, as an error.
+/// Converts a client error to an error of the setup.
 fn to_anyhow(failure: TargetError) -> anyhow::Error {
     anyhow!("{failure}")
 }
 
-/// Masters that share the slots; nothing is on disk.
+/// Redis Cluster masters that share the slots, without persistence.
 pub struct TestCluster {
-    /// `HOST:PORT` of each.
+    /// Address of each master, as `HOST:PORT`.
     pub hosts: Vec<String>,
     _servers: Vec<ChildGuard>,
     _dirs: Vec<TempDir>,
 }
 
 impl TestCluster {
-    /// Starts them and waits until they serve.
+    /// Starts the masters, forms the cluster and waits until it serves.
     ///
     /// # Errors
-    /// `redis-server` is not installed, or does not do what is asked of it.
+    /// Fails if `redis-server` is not installed, or the cluster does not form in time.
     pub async fn start(masters: usize) -> Result<Self> {
         let mut cluster = Self { hosts: Vec::new(), _servers: Vec::new(), _dirs: Vec::new() };
         let mut addresses = Vec::new();
@@ -79,30 +78,31 @@ impl TestCluster {
             cluster._dirs.push(dir);
             addresses.push((port, bus));
         }
-        let mut pipes = Vec::new();
+        let mut connections = Vec::new();
         for host in &cluster.hosts {
-            pipes.push(connect_when_ready(host).await?);
+            connections.push(connect_when_ready(host).await?);
         }
-        for (n, pipe) in pipes.iter().enumerate() {
+        for (n, connection) in connections.iter().enumerate() {
             let (first, last) = (n * SLOTS / masters, (n + 1) * SLOTS / masters - 1);
             let (first, last, epoch) = (first.to_string(), last.to_string(), (n + 1).to_string());
-            pipe.execute(&[b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()])
+            connection
+                .execute(&[b"CLUSTER", b"ADDSLOTSRANGE", first.as_bytes(), last.as_bytes()])
                 .await
                 .map_err(to_anyhow)?;
-            pipe.execute(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]).await.map_err(to_anyhow)?;
+            connection.execute(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]).await.map_err(to_anyhow)?;
             let (port, bus) = &addresses[n];
-            pipes[0]
+            connections[0]
                 .execute(&[b"CLUSTER", b"MEET", b"127.0.0.1", port.as_bytes(), bus.as_bytes()])
                 .await
                 .map_err(to_anyhow)?;
         }
         let start = Instant::now();
-        for pipe in &pipes {
+        for connection in &connections {
             loop {
-                let about = pipe.execute(&[b"CLUSTER", b"INFO"]).await.map_err(to_anyhow)?;
-                let about = about.text().unwrap_or_default().to_owned();
+                let info = connection.execute(&[b"CLUSTER", b"INFO"]).await.map_err(to_anyhow)?;
+                let info = info.text().unwrap_or_default().to_owned();
                 let all = format!("cluster_known_nodes:{masters}\r");
-                if about.contains("cluster_state:ok") && about.contains(&all) {
+                if info.contains("cluster_state:ok") && info.contains(&all) {
                     break;
                 }
                 if start.elapsed() > START_TIMEOUT {
@@ -115,49 +115,51 @@ impl TestCluster {
     }
 }
 
-/// A connection, once the server answers.
+/// Connects to a server as soon as it replies.
 async fn connect_when_ready(host: &str) -> Result<RespPipeline> {
     let start = Instant::now();
     loop {
-        match RespPipeline::open(host, false).await {
-            Ok(pipe) => return Ok(pipe),
+        match RespPipeline::open(host, WriteMode::Immediate).await {
+            Ok(connection) => return Ok(connection),
             Err(failure) if start.elapsed() > START_TIMEOUT => return Err(to_anyhow(failure)),
             Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
 
-/// Bytes that each of these servers has read from its clients so far.
+/// Bytes that each server has read from its clients so far.
 ///
 /// # Errors
-/// One of them does not say.
+/// Fails if a server does not report the figure.
 pub async fn bytes_read(hosts: &[String]) -> Result<Vec<u64>> {
     let mut all = Vec::new();
     for host in hosts {
-        let pipe = RespPipeline::open(host, false).await.map_err(to_anyhow)?;
-        let about = pipe.execute(&[b"INFO", b"stats"]).await.map_err(to_anyhow)?;
-        let line =
-            about.text().unwrap_or_default().lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
-        all.push(line.and_then(|bytes| bytes.trim().parse().ok()).with_context(|| format!("{host} counts no bytes"))?);
+        let connection = RespPipeline::open(host, WriteMode::Immediate).await.map_err(to_anyhow)?;
+        let info = connection.execute(&[b"INFO", b"stats"]).await.map_err(to_anyhow)?;
+        let line = info.text().unwrap_or_default().lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
+        all.push(
+            line.and_then(|bytes| bytes.trim().parse().ok())
+                .with_context(|| format!("{host} does not report total_net_input_bytes"))?,
+        );
     }
     Ok(all)
 }
 
-/// The service.
+/// Service process, killed when dropped.
 pub struct ServiceProcess {
-    /// `HOST:PORT` of its HTTP and gRPC edge.
+    /// Address of the HTTP and gRPC listener, as `HOST:PORT`.
     pub http: String,
-    /// `HOST:PORT` of its RESP edge.
+    /// Address of the RESP listener, as `HOST:PORT`.
     pub resp: String,
-    _running: ChildGuard,
+    _process: ChildGuard,
     _dir: TempDir,
 }
 
 impl ServiceProcess {
-    /// Starts the binary beside this one on a store, and waits until it is ready.
+    /// Starts the binary beside this one with a store, and waits until it is ready.
     ///
     /// # Errors
-    /// It is not there, or does not become ready; with what it logged.
+    /// Fails with the service's log if the binary is missing or does not become ready.
     pub async fn start(store: &str) -> Result<Self> {
         let binary = std::env::current_exe()?.with_file_name("hotpool");
         let dir = TempDir::new()?;
@@ -175,13 +177,15 @@ impl ServiceProcess {
         ]);
         command.arg(dir.path().join("data")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut running = ChildGuard(child);
-        let out = running.0.stdout.take().context("no output")?;
+        let mut process = ChildGuard(child);
+        let stdout = process.0.stdout.take().context("no output")?;
         let read = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
-            BufReader::new(out).read_line(&mut line).map(|_| line)
+            BufReader::new(stdout).read_line(&mut line).map(|_| line)
         });
-        let line = tokio::time::timeout(START_TIMEOUT, read).await.context("the service is not ready in time")???;
+        let line = tokio::time::timeout(START_TIMEOUT, read)
+            .await
+            .context("the service did not become ready in time")???;
         let after = |scheme: &str| {
             let (_, rest) = line.split_once(scheme)?;
             rest.split_whitespace().next().map(str::to_owned)
@@ -189,6 +193,6 @@ impl ServiceProcess {
         let Some((http, resp)) = after("http://").zip(after("redis://")) else {
             bail!("the service is not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
         };
-        Ok(Self { http, resp, _running: running, _dir: dir })
+        Ok(Self { http, resp, _process: process, _dir: dir })
     }
 }

@@ -1,4 +1,4 @@
-//! What the clients count. One [`ClientStats`] a client, merged at the end.
+//! Statistics that clients collect: one [`ClientStats`] per client, merged at the end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,55 +8,56 @@ use serde::{Deserialize, Serialize};
 
 use hotpool::model::{ClaimId, Fence};
 
-/// Different error messages that are kept, with their counts; the rest is summed up under one word.
+/// Largest number of distinct error messages counted separately; the rest is counted as `others`.
 const MESSAGES_MAX: usize = 16;
-/// Claims in doubt that one client remembers. Past it they are not settled, and may show as leaked.
+/// Largest number of doubtful claims per client. Claims beyond it are not resolved, and may count as leaked.
 const DOUBTS_MAX: usize = 10_000;
 
-/// An empty histogram of nanoseconds, three significant digits; it grows as needed.
+/// Creates an empty histogram of nanoseconds with three significant digits; it grows as needed.
 ///
 /// # Panics
-/// Never: three digits are within what the crate takes.
+/// Never panics: three digits are within the crate's range.
 #[must_use]
 pub fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are within 0..=5")
 }
 
-/// Records `count` times the same duration.
+/// Records a duration `count` times in a histogram.
 pub fn record(histogram: &mut Histogram<u64>, duration: Duration, count: u64) {
     let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-    // Only a histogram of fixed size can refuse a value.
+    // Only a histogram of fixed size can reject a value.
     let _ = histogram.record_n(ns, count);
 }
 
-/// A histogram on its way between processes: values and how often each occurred. Recorded anew they give the same.
+/// Histogram in the form that processes exchange: recorded values with their counts. Recording them again reproduces
+/// the histogram.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedHistogram(Vec<(u64, u64)>);
 
 impl RecordedHistogram {
-    /// What a histogram has.
+    /// Extracts the recorded values of a histogram.
     #[must_use]
     pub fn from_histogram(histogram: &Histogram<u64>) -> Self {
-        Self(histogram.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect())
+        Self(histogram.iter_recorded().map(|value| (value.value_iterated_to(), value.count_at_value())).collect())
     }
 
-    /// Adds it to another histogram of [`histogram`].
+    /// Adds the recorded values to a histogram created by [`histogram`].
     pub fn add_to(&self, histogram: &mut Histogram<u64>) {
         for (value, count) in &self.0 {
-            // Only a histogram of fixed size can refuse a value.
+            // Only a histogram of fixed size can reject a value.
             let _ = histogram.record_n(*value, *count);
         }
     }
 }
 
-/// A request that did not end well.
+/// Failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetError {
-    /// No worker is free: a normal outcome.
+    /// No worker has capacity, which is a normal outcome.
     NoCapacity,
-    /// The service said no for another reason, or said nothing.
+    /// Any other rejection, or no reply at all.
     Failed {
-        /// What it said.
+        /// Message of the service or of the client.
         message: String,
         /// True if the request may have taken effect all the same.
         in_doubt: bool,
@@ -72,32 +73,32 @@ impl std::fmt::Display for TargetError {
     }
 }
 
-/// A claim that may still be held although nobody here holds it: its fence, if it is known.
+/// Claim that may still be held, with its fence if known.
 pub type UnresolvedClaim = (ClaimId, Option<Fence>);
 
-/// Counts and latencies.
+/// Counts and latencies of a client.
 #[derive(Debug, Clone)]
 pub struct ClientStats {
-    /// Claims granted.
+    /// Number of claims granted.
     pub claims_ok: u64,
-    /// Claims refused for want of a free worker.
+    /// Number of claims rejected for lack of capacity.
     pub claims_refused: u64,
-    /// Claims and releases that failed otherwise.
+    /// Number of claims and releases that failed otherwise.
     pub errors: u64,
-    /// Releases answered with success.
+    /// Number of releases that succeeded.
     pub releases_ok: u64,
-    /// Grants that met a worker whose last claim was of the same function.
+    /// Number of grants on a worker whose previous claim had the same function.
     pub warm: u64,
-    /// Time from the intended sending of a request to its grants, in nanoseconds, one entry a granted claim; since the
-    /// [timeline](super::timeline) last looked.
+    /// Nanoseconds from the intended send time of a request to its grants, one value per granted claim; reset by the
+    /// [timeline](super::timeline) at the end of each slice.
     pub claims: Histogram<u64>,
-    /// Time from sending a release to its success, in nanoseconds, one entry a release.
+    /// Nanoseconds from sending a release to its success, one value per release.
     pub releases: Histogram<u64>,
-    /// Errors by message.
+    /// Number of errors by message.
     pub messages: BTreeMap<String, u64>,
-    /// To be settled before the last check.
+    /// Claims to resolve before the final check.
     pub doubts: Vec<UnresolvedClaim>,
-    /// When the last answer came.
+    /// Time of the last reply.
     pub last: Option<Instant>,
 }
 
@@ -122,24 +123,24 @@ impl ClientStats {
     /// Counts `count` errors under one message.
     pub fn record_error(&mut self, message: &str, count: u64) {
         self.errors += count;
-        let known = self.messages.len() < MESSAGES_MAX || self.messages.contains_key(message);
-        *self.messages.entry(if known { message } else { "others" }.to_owned()).or_default() += count;
+        let listed = self.messages.len() < MESSAGES_MAX || self.messages.contains_key(message);
+        *self.messages.entry(if listed { message } else { "others" }.to_owned()).or_default() += count;
     }
 
-    /// Remembers a claim that may still be held.
+    /// Records a claim that may still be held.
     pub fn record_doubt(&mut self, doubt: UnresolvedClaim) {
         if self.doubts.len() < DOUBTS_MAX {
             self.doubts.push(doubt);
         }
     }
 
-    /// Adds what another client counted.
+    /// Adds the statistics of another client.
     pub fn merge(&mut self, other: Self) {
         self.claims_ok += other.claims_ok;
         self.claims_refused += other.claims_refused;
         self.releases_ok += other.releases_ok;
         self.warm += other.warm;
-        // Only histograms of fixed size can refuse each other.
+        // Only histograms of fixed size can reject each other.
         let _ = self.claims.add(&other.claims);
         let _ = self.releases.add(&other.releases);
         for (message, count) in other.messages {
@@ -155,22 +156,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_between_processes_arrives_as_it_was() {
+    fn histograms_survive_the_exchange_between_processes() {
         let mut sent = histogram();
         for n in 1..5_000_u64 {
             record(&mut sent, Duration::from_nanos(n * n * 7), n % 3 + 1);
         }
         let text = serde_json::to_string(&RecordedHistogram::from_histogram(&sent)).unwrap();
-        let mut got = histogram();
-        serde_json::from_str::<RecordedHistogram>(&text).unwrap().add_to(&mut got);
-        assert_eq!((got.len(), got.max()), (sent.len(), sent.max()));
+        let mut merged = histogram();
+        serde_json::from_str::<RecordedHistogram>(&text).unwrap().add_to(&mut merged);
+        assert_eq!((merged.len(), merged.max()), (sent.len(), sent.max()));
         for quantile in [0.1, 0.5, 0.9, 0.99, 0.999] {
-            assert_eq!(got.value_at_quantile(quantile), sent.value_at_quantile(quantile));
+            assert_eq!(merged.value_at_quantile(quantile), sent.value_at_quantile(quantile));
         }
     }
 
     #[test]
-    fn merging_adds_everything_up_and_bounds_the_messages() {
+    fn merging_adds_counts_and_limits_distinct_messages() {
         let mut all = ClientStats::default();
         for client in 0..4 {
             let mut stats =

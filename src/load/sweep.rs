@@ -1,8 +1,9 @@
-//! `sweep`: which rate a target sustains. Open loop, the rate doubled until it is too much and then halved in on, also below
-//! the first.
+//! `sweep`: finds the highest rate that a target sustains. Open loop; the rate doubles until it is too high and is
+//! then bisected, also below the first rate.
 //!
-//! A rate is sustained if at least 95 % of it is granted, nothing fails, and the 99th percentile, counted from the intended
-//! sending, stays within the bound; one that was not is tried once more. The highest rate that was is the *knee*: beyond it queues grow.
+//! A rate is sustained if at least 95 % of it is granted, nothing fails, and the 99th percentile, counted from the
+//! intended send time, stays within the limit. A rate that fails is tried once more. The highest sustained rate is the
+//! *knee*: beyond it queues grow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,57 +24,57 @@ use super::url::TargetUrl;
 use hotpool::limits::SHARDS_MAX;
 use hotpool::server::config::StoreUrl;
 
-/// Part of the offered rate that must be granted.
+/// Smallest fraction of the offered rate that must be granted.
 const GRANTED_MIN: f64 = 0.95;
-/// Most doublings: beyond a million times the first rate something is wrong with the measurement.
+/// Largest number of doublings: a million times the first rate means that the measurement is broken.
 const DOUBLINGS_MAX: usize = 20;
-/// Halvings between the last rate that was sustained and the first that was not.
+/// Bisections between the last sustained rate and the first that was not.
 const HALVINGS: usize = 4;
-/// Requests that may be outstanding; what is due beyond that is an error, and so the end of a rate.
+/// Limit on outstanding requests; requests due beyond it count as errors, so the rate is not sustained.
 const IN_FLIGHT: usize = 50_000;
 
-/// Options of `sweep`.
+/// Options of the `sweep` subcommand.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct SweepArgs {
-    /// What to load, as in `bench`
+    /// Target, as for `bench`
     #[arg(long, default_value = "inproc", value_name = "URL")]
     pub target: TargetUrl,
-    /// Store of the scheduler in this process, as `hotpool serve --store` takes it [default: memory:]
+    /// Store of the in-process scheduler, as for `hotpool serve --store` [default: memory:]
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreUrl>,
-    /// Workers to register
+    /// Workers to register in the pool
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub workers: u32,
-    /// Shards of the pool: a power of two
+    /// Shards of the pool; must be a power of two
     #[arg(long, default_value_t = 16)]
     pub shards: u16,
-    /// Clients
+    /// Number of clients that send requests
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub clients: u32,
-    /// When the service answers
+    /// Point at which the service acknowledges
     #[arg(long, value_enum, default_value = "durable")]
     pub ack: AckArg,
-    /// The first rate, in claims per second
+    /// First rate to try, in claims per second
     #[arg(long, default_value_t = 1_000.0, value_parser = parse_positive)]
     pub from: f64,
-    /// How long each rate is sent, in seconds
+    /// Duration of each rate, in seconds
     #[arg(long, default_value_t = 3.0, value_parser = parse_positive)]
     pub step_s: f64,
-    /// The 99th percentile of claims may be so many milliseconds
+    /// Limit on the 99th percentile of claim latency, in milliseconds
     #[arg(long, default_value_t = 5.0, value_parser = parse_positive)]
     pub p99_ms: f64,
-    /// Where the report goes.
+    /// Files to write the report to.
     #[command(flatten)]
     #[serde(skip)]
     pub report: ReportArgs,
 }
 
 impl SweepArgs {
-    /// Checks what the command line's reader does not.
+    /// Checks rules that the command-line parser does not.
     ///
     /// # Errors
-    /// What is wrong, for the user.
+    /// Returns a message that names the option and its limit.
     pub fn check(&self) -> Result<(), String> {
         if !self.shards.is_power_of_two() || self.shards > SHARDS_MAX {
             return Err(format!("--shards must be a power of two, 1..={SHARDS_MAX}"));
@@ -82,48 +83,48 @@ impl SweepArgs {
     }
 }
 
-/// What one rate came to.
+/// Measurement of one rate.
 #[derive(Debug, Clone, Serialize)]
 pub struct SweepStep {
-    /// Claims per second that were to be sent.
+    /// Claims per second offered.
     pub rate_per_s: f64,
-    /// Claims per second that were granted.
+    /// Claims per second granted.
     pub granted_per_s: f64,
-    /// Of granted claims, from the intended sending.
+    /// Latency of granted claims, from the intended send time.
     pub latency_us: LatencySummary,
-    /// Whether the rate is sustained.
+    /// True if the target sustained the rate.
     pub sustained: bool,
 }
 
-/// What a sweep found.
+/// Result of a sweep over rates.
 #[derive(Debug, Serialize)]
 pub struct SweepReport {
-    /// Always `sweep`.
+    /// Name of the subcommand: always `sweep`.
     pub command: &'static str,
-    /// The command line with its defaults.
+    /// Command-line options, defaults included.
     pub parameters: SweepArgs,
-    /// Where it ran.
+    /// Machine that ran the harness.
     pub machine: MachineSpec,
-    /// The highest rate that is sustained, in claims per second; 0 if none of those tried was.
+    /// Highest sustained rate in claims per second; 0 if none was sustained.
     pub knee_per_s: f64,
-    /// By rate.
+    /// Measurements in ascending order of rate.
     pub steps: Vec<SweepStep>,
-    /// A step showed the target to be wrong.
+    /// True if any measurement found a violation.
     pub violated: bool,
 }
 
 impl SweepReport {
-    /// [`EXIT_VIOLATION`], else 1 if no rate was sustained, else 0.
+    /// Exit code: [`EXIT_VIOLATION`], otherwise 1 if no rate was sustained, otherwise 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         if self.violated { EXIT_VIOLATION } else { u8::from(self.knee_per_s == 0.0) }
     }
 
-    /// As a part of a report.
+    /// Converts the result to a report section.
     ///
     /// # Errors
-    /// A picture cannot be drawn, in words.
-    pub fn section(&self) -> Result<ReportSection, String> {
+    /// Fails if the chart cannot be drawn.
+    pub fn section(&self) -> Result<ReportSection> {
         let mut table = vec![table_row(["rate/s", "granted/s", "p50 us", "p99 us", "p99.9 us", "sustained"])];
         for step in &self.steps {
             let LatencySummary { p50, p99, p999, .. } = step.latency_us;
@@ -131,30 +132,31 @@ impl SweepReport {
             cells.push(if step.sustained { "yes" } else { "no" }.to_owned());
             table.push(cells);
         }
-        let over =
-            |of: fn(&SweepStep) -> f64| self.steps.iter().map(|step| (step.rate_per_s, of(step))).collect::<Vec<_>>();
+        let over_rate = |figure: fn(&SweepStep) -> f64| {
+            self.steps.iter().map(|step| (step.rate_per_s, figure(step))).collect::<Vec<_>>()
+        };
         let lines = [
-            ("p50".to_owned(), over(|step| step.latency_us.p50)),
-            ("p99".to_owned(), over(|step| step.latency_us.p99)),
-            ("p99.9".to_owned(), over(|step| step.latency_us.p999)),
+            ("p50".to_owned(), over_rate(|step| step.latency_us.p50)),
+            ("p99".to_owned(), over_rate(|step| step.latency_us.p99)),
+            ("p99.9".to_owned(), over_rate(|step| step.latency_us.p999)),
         ];
         let title = format!("latency over rate, {}", self.parameters.target);
-        let picture = charts::line_chart(&title, ["claims/s offered", "us"], &lines)?;
+        let chart = charts::line_chart(&title, ["claims/s offered", "us"], &lines)?;
         let text = format!(
             "The knee is at {} claims/s: beyond it the 99th percentile is above {} ms, or less than 95 % is granted.",
             format_number(self.knee_per_s),
             self.parameters.p99_ms
         );
-        Ok(ReportSection { title: "Knee".into(), text, table, charts: vec![picture] })
+        Ok(ReportSection { title: "Knee".into(), text, table, charts: vec![chart] })
     }
 }
 
-/// Finds the knee.
+/// Searches for the knee of the target.
 ///
 /// # Errors
-/// A run could not be made at all.
+/// Fails if a run cannot be started.
 pub async fn sweep(args: &SweepArgs, stop: &Arc<StopSignal>) -> Result<SweepReport> {
-    let mut found = SweepReport {
+    let mut report = SweepReport {
         command: "sweep",
         parameters: args.clone(),
         machine: MachineSpec::detect(),
@@ -162,39 +164,39 @@ pub async fn sweep(args: &SweepArgs, stop: &Arc<StopSignal>) -> Result<SweepRepo
         steps: Vec::new(),
         violated: false,
     };
-    let (mut rate, mut too_much) = (args.from, None);
+    let (mut rate, mut ceiling) = (args.from, None);
     for _ in 0..DOUBLINGS_MAX {
-        if stop.is_requested() || !found.sustains(rate, stop).await? {
-            too_much = Some(rate);
+        if stop.is_requested() || !report.sustains(rate, stop).await? {
+            ceiling = Some(rate);
             break;
         }
         rate *= 2.0;
     }
-    let mut too_much = too_much.unwrap_or(rate);
+    let mut ceiling = ceiling.unwrap_or(rate);
     for _ in 0..HALVINGS {
         if stop.is_requested() {
             break;
         }
-        let between = f64::midpoint(found.knee_per_s, too_much);
-        if !found.sustains(between, stop).await? {
-            too_much = between;
+        let middle = f64::midpoint(report.knee_per_s, ceiling);
+        if !report.sustains(middle, stop).await? {
+            ceiling = middle;
         }
     }
-    found.steps.sort_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
-    Ok(found)
+    report.steps.sort_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
+    Ok(report)
 }
 
 impl SweepReport {
-    /// Tries one rate, and once more if it was not sustained: a hiccup of the machine is no knee.
+    /// Tries one rate, and retries it once if it was not sustained: a hiccup of the machine is not a knee.
     async fn sustains(&mut self, rate: f64, stop: &Arc<StopSignal>) -> Result<bool> {
         Ok(self.try_rate(rate, stop).await? || (!stop.is_requested() && self.try_rate(rate, stop).await?))
     }
 
     async fn try_rate(&mut self, rate: f64, stop: &Arc<StopSignal>) -> Result<bool> {
         let report = run_at_rate(&self.parameters, rate, self.parameters.step_s, stop).await?;
-        let fast = report.latency_us.p99 <= self.parameters.p99_ms * 1_000.0;
-        let enough = report.throughput_per_s >= GRANTED_MIN * rate && report.claims_refused == 0;
-        let sustained = fast && enough && report.errors == 0 && report.failures.is_empty();
+        let fast_enough = report.latency_us.p99 <= self.parameters.p99_ms * 1_000.0;
+        let enough_granted = report.throughput_per_s >= GRANTED_MIN * rate && report.claims_refused == 0;
+        let sustained = fast_enough && enough_granted && report.errors == 0 && report.failures.is_empty();
         self.violated |= report.has_violations();
         if sustained {
             self.knee_per_s = self.knee_per_s.max(rate);
@@ -209,10 +211,10 @@ impl SweepReport {
     }
 }
 
-/// One run at a rate.
+/// Runs the load at one rate.
 ///
 /// # Errors
-/// The run could not be made at all.
+/// Fails if the run cannot be started.
 pub async fn run_at_rate(args: &SweepArgs, rate: f64, seconds: f64, stop: &Arc<StopSignal>) -> Result<LoadReport> {
     let duration = Duration::from_secs_f64(seconds);
     let plan = RunPlan {
@@ -225,6 +227,6 @@ pub async fn run_at_rate(args: &SweepArgs, rate: f64, seconds: f64, stop: &Arc<S
         churn: None,
         failover: None,
     };
-    let calls = pacing::steady_schedule(rate, 1, duration).map(|(at, ())| (at, LoadOperation::whole_workers(1)));
-    run(&args.target, args.store.as_ref(), plan, ArrivalModel::OpenLoop(IN_FLIGHT, Box::new(calls)), stop).await
+    let operations = pacing::steady_schedule(rate, 1, duration).map(|(at, ())| (at, LoadOperation::whole_workers(1)));
+    run(&args.target, args.store.as_ref(), plan, ArrivalModel::OpenLoop(IN_FLIGHT, Box::new(operations)), stop).await
 }

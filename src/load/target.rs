@@ -1,5 +1,5 @@
-//! What is loaded: a scheduler in this process, a service over HTTP, gRPC or RESP, or what people do without one. The same
-//! few verbs for all.
+//! Load targets: a scheduler in this process, a service over HTTP, gRPC or RESP, or a Redis baseline, behind one
+//! interface.
 
 use std::sync::Arc;
 
@@ -21,7 +21,16 @@ use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 use hotpool::server::config::{self, StoreUrl};
 use hotpool::server::service;
 
-/// What is loaded, with the pool of this run.
+/// Number of requests that may be outstanding on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Multiplexing {
+    /// One request at a time.
+    Single,
+    /// Several requests at a time.
+    Multiplexed,
+}
+
+/// Target of a load, with the pool of this run.
 pub struct LoadTarget {
     pool: String,
     kind: TargetKind,
@@ -29,22 +38,22 @@ pub struct LoadTarget {
 
 enum TargetKind {
     Inproc(Scheduler),
-    /// With claims over RESP where `resp` says.
+    /// HTTP service; claims go over RESP if `resp` names its address.
     Http {
         origin: Arc<ServiceOrigin>,
-        link: Arc<HttpTargetClient>,
+        client: Arc<HttpTargetClient>,
         resp: Option<String>,
     },
     Grpc {
         authority: String,
-        link: Box<GrpcTargetClient>,
-        /// Claims and releases go over streams.
+        client: Box<GrpcTargetClient>,
+        /// True if claims and releases go over streams.
         streams: bool,
     },
     Baseline(BaselineTarget),
 }
 
-/// What a link or a baseline failed with, as an error of the set-up.
+/// Converts a client error to an error of the setup.
 fn to_anyhow(failure: TargetError) -> anyhow::Error {
     anyhow!("{failure}")
 }
@@ -52,16 +61,16 @@ fn to_anyhow(failure: TargetError) -> anyhow::Error {
 impl TargetKind {
     async fn http(authority: &str, pool: &str, resp: Option<String>) -> Result<Self> {
         let origin = Arc::new(ServiceOrigin::new(authority, pool)?);
-        let link = Arc::new(HttpTargetClient::open(Arc::clone(&origin), false).await?);
-        Ok(Self::Http { origin, link, resp })
+        let client = Arc::new(HttpTargetClient::open(Arc::clone(&origin), false).await?);
+        Ok(Self::Http { origin, client, resp })
     }
 }
 
 impl LoadTarget {
-    /// Starts the scheduler or reaches the service. Makes nothing yet; `pool` is the name that the pool will have.
+    /// Starts the scheduler or connects to the service. `pool` is the name of the pool that [`Self::create`] creates.
     ///
     /// # Errors
-    /// The store cannot be opened, or nobody answers at the address.
+    /// Fails if the store cannot be opened or the address does not respond.
     pub async fn open(url: &TargetUrl, store: Option<&StoreUrl>, pool: &str) -> Result<Self> {
         let kind = match url {
             TargetUrl::Inproc => {
@@ -75,14 +84,14 @@ impl LoadTarget {
             TargetUrl::Http(authority) => TargetKind::http(authority, pool, None).await?,
             TargetUrl::Resp { address, http } => TargetKind::http(http, pool, Some(address.clone())).await?,
             TargetUrl::Grpc(authority) | TargetUrl::GrpcStream(authority) => {
-                let link = Box::new(GrpcTargetClient::open(authority, pool).await?);
+                let client = Box::new(GrpcTargetClient::open(authority, pool).await?);
                 TargetKind::Grpc {
                     authority: authority.clone(),
-                    link,
+                    client,
                     streams: matches!(url, TargetUrl::GrpcStream(_)),
                 }
             }
-            // The keys of the run's claims begin with the same.
+            // Keys of the run's claims begin with the same tag.
             TargetUrl::Baseline(url) => {
                 TargetKind::Baseline(BaselineTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
             }
@@ -94,28 +103,28 @@ impl LoadTarget {
         Ok(PoolName::new(NAMESPACE, &self.pool)?)
     }
 
-    /// Makes the pool.
+    /// Creates the pool of the run.
     ///
     /// # Errors
-    /// The service's, or the pool is there already.
+    /// Fails if the service rejects it or the pool already exists.
     pub async fn create(&self, fleet: &TargetPool) -> Result<()> {
         let spec = fleet.spec();
         let created = match &self.kind {
             TargetKind::Inproc(scheduler) => scheduler.put_pool(self.name()?, spec).await?.0,
-            TargetKind::Http { link, .. } => link.put_pool(&spec).await?,
-            TargetKind::Grpc { link, .. } => link.put_pool(&spec).await?,
+            TargetKind::Http { client, .. } => client.put_pool(&spec).await?,
+            TargetKind::Grpc { client, .. } => client.put_pool(&spec).await?,
             TargetKind::Baseline(baseline) => baseline.create(fleet.slots).map(|()| true).map_err(to_anyhow)?,
         };
         if !created {
-            bail!("the pool {NAMESPACE}/{} is there already", self.pool);
+            bail!("the pool {NAMESPACE}/{} already exists", self.pool);
         }
         Ok(())
     }
 
-    /// Registers the workers of these ordinals, at most 10,000, each with so many slots.
+    /// Registers the workers with these ordinals, at most 10,000, with `slots` slots each.
     ///
     /// # Errors
-    /// The service's, for the whole or for one of them.
+    /// Fails if the service rejects the batch or one of its workers.
     pub async fn register(&self, workers: std::ops::Range<u32>, slots: u32) -> Result<()> {
         debug_assert!(workers.len() <= BATCH_ITEMS_MAX);
         match &self.kind {
@@ -129,25 +138,26 @@ impl LoadTarget {
                 }
                 Ok(())
             }
-            TargetKind::Http { link, .. } => link.register(workers, slots).await,
-            TargetKind::Grpc { link, .. } => link.register(workers, slots).await,
+            TargetKind::Http { client, .. } => client.register(workers, slots).await,
+            TargetKind::Grpc { client, .. } => client.register(workers, slots).await,
             TargetKind::Baseline(baseline) => baseline.register(workers).await.map_err(to_anyhow),
         }
     }
 
-    /// A client's way in. `multiplexed`: several requests may be outstanding on it.
+    /// Opens a connection for one client.
     ///
     /// # Errors
-    /// The service does not take a connection.
-    pub async fn connect(&self, multiplexed: bool) -> Result<TargetClient> {
+    /// Fails if the service does not accept a connection.
+    pub async fn connect(&self, multiplexing: Multiplexing) -> Result<TargetClient> {
         Ok(match &self.kind {
-            // A name of its own: the clients would otherwise fight for the counter of one shared name.
+            // Every client gets a pool name of its own: clones of one name would contend for its reference count.
             TargetKind::Inproc(scheduler) => TargetClient::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
-            TargetKind::Http { link, resp: Some(address), .. } => {
-                let opened = RespTargetClient::open(address, &self.pool, multiplexed, Arc::clone(link)).await;
+            TargetKind::Http { client, resp: Some(address), .. } => {
+                let opened = RespTargetClient::open(address, &self.pool, multiplexing, Arc::clone(client)).await;
                 TargetClient::Resp(opened.map_err(to_anyhow)?)
             }
             TargetKind::Http { origin, .. } => {
+                let multiplexed = multiplexing == Multiplexing::Multiplexed;
                 TargetClient::Http(HttpTargetClient::open(Arc::clone(origin), multiplexed).await?)
             }
             TargetKind::Grpc { authority, streams: true, .. } => {
@@ -156,14 +166,14 @@ impl LoadTarget {
             TargetKind::Grpc { authority, .. } => {
                 TargetClient::Grpc(GrpcTargetClient::open(authority, &self.pool).await?)
             }
-            TargetKind::Baseline(baseline) => TargetClient::Baseline(baseline.link()),
+            TargetKind::Baseline(baseline) => TargetClient::Baseline(baseline.client()),
         })
     }
 
-    /// Workers by state.
+    /// Counts the workers of the pool by state.
     ///
     /// # Errors
-    /// The service's.
+    /// Fails if the service rejects the query.
     pub async fn counts(&self) -> Result<PoolOccupancy> {
         match &self.kind {
             TargetKind::Inproc(scheduler) => {
@@ -171,46 +181,46 @@ impl LoadTarget {
                 let sum = |figure: fn(&hotpool::model::ShardStatus) -> u64| status.shards.iter().map(figure).sum();
                 Ok(PoolOccupancy { total: sum(|s| s.workers), idle: sum(|s| s.idle), busy: sum(|s| s.busy) })
             }
-            TargetKind::Http { link, .. } => link.counts().await,
-            TargetKind::Grpc { link, .. } => link.counts().await,
+            TargetKind::Http { client, .. } => client.counts().await,
+            TargetKind::Grpc { client, .. } => client.counts().await,
             TargetKind::Baseline(baseline) => baseline.counts().await.map_err(to_anyhow),
         }
     }
 
-    /// Changes that each shard has decided; none of targets that have no shards or do not show them.
+    /// Number of changes that each shard has decided; empty for targets without shards or without this figure.
     ///
     /// # Errors
-    /// The service's.
+    /// Fails if the service rejects the query.
     pub async fn shards(&self) -> Result<Vec<u64>> {
         match &self.kind {
             TargetKind::Inproc(scheduler) => {
                 let status = scheduler.get_pool(&self.name()?).await?;
                 Ok(status.shards.iter().map(|shard| shard.seq).collect())
             }
-            TargetKind::Http { link, .. } => link.shards().await,
+            TargetKind::Http { client, .. } => client.shards().await,
             TargetKind::Grpc { .. } | TargetKind::Baseline(_) => Ok(Vec::new()),
         }
     }
 
-    /// Deletes a worker; what it holds is lost.
+    /// Deletes a worker, and with it the claims that it holds.
     ///
     /// # Errors
-    /// The service's, or the target has no such call.
+    /// Fails if the service rejects it or the target cannot delete workers.
     pub async fn delete_worker(&self, worker: u32) -> Result<()> {
         match &self.kind {
             TargetKind::Inproc(scheduler) => {
                 Ok(scheduler.delete_worker(&self.name()?, &WorkerId::new(&worker_id(worker))?).await?)
             }
-            TargetKind::Http { link, .. } => link.delete_worker(worker).await,
-            TargetKind::Grpc { link, .. } => link.delete_worker(worker).await,
-            TargetKind::Baseline(_) => bail!("the workers of a baseline do not come and go"),
+            TargetKind::Http { client, .. } => client.delete_worker(worker).await,
+            TargetKind::Grpc { client, .. } => client.delete_worker(worker).await,
+            TargetKind::Baseline(_) => bail!("baselines do not support replacing workers"),
         }
     }
 
-    /// Claims that the pool has: those on the first page of the listing.
+    /// Counts the claims of the pool on the first page of the listing.
     ///
     /// # Errors
-    /// The service's.
+    /// Fails if the service rejects the query.
     pub async fn claims(&self) -> Result<u64> {
         match &self.kind {
             TargetKind::Inproc(scheduler) => {
@@ -222,13 +232,13 @@ impl LoadTarget {
                 let page = scheduler.list_claims(&filter, None, hotpool::limits::PAGE_ITEMS_MAX).await?;
                 Ok(page.items.len() as u64)
             }
-            TargetKind::Http { link, .. } => link.claims().await,
-            TargetKind::Grpc { link, .. } => link.claims().await,
+            TargetKind::Http { client, .. } => client.claims().await,
+            TargetKind::Grpc { client, .. } => client.claims().await,
             TargetKind::Baseline(baseline) => baseline.claims().await.map_err(to_anyhow),
         }
     }
 
-    /// Round trips that claims and releases took, if the target counts them.
+    /// Round trips of claims and releases, if the target counts them.
     #[must_use]
     pub fn round_trips(&self) -> Option<RoundTripCounts> {
         match &self.kind {
@@ -237,23 +247,23 @@ impl LoadTarget {
         }
     }
 
-    /// Removes the pool with whatever is in it; fine if it is not there.
+    /// Removes the pool and its contents; succeeds if the pool does not exist.
     ///
     /// # Errors
-    /// The service's.
+    /// Fails if the service rejects it.
     pub async fn remove(&self) -> Result<()> {
         match &self.kind {
             TargetKind::Inproc(scheduler) => match scheduler.delete_pool(&self.name()?, DeleteMode::Force).await {
                 Ok(()) | Err(RequestError::NotFound(_)) => Ok(()),
-                Err(refusal) => Err(refusal.into()),
+                Err(error) => Err(error.into()),
             },
-            TargetKind::Http { link, .. } => link.delete_pool().await,
-            TargetKind::Grpc { link, .. } => link.delete_pool().await,
+            TargetKind::Http { client, .. } => client.delete_pool().await,
+            TargetKind::Grpc { client, .. } => client.delete_pool().await,
             TargetKind::Baseline(baseline) => baseline.remove().await.map_err(to_anyhow),
         }
     }
 
-    /// Stops the scheduler in this process; a service goes on.
+    /// Stops the in-process scheduler; a service keeps running.
     pub async fn close(self) {
         if let TargetKind::Inproc(scheduler) = self.kind {
             scheduler.stop().await;
@@ -261,8 +271,7 @@ impl LoadTarget {
     }
 }
 
-/// What the keys of a run's claims begin with: the random end of its name is enough to keep them apart, and short keys
-/// are cheap.
+/// Prefix of the keys of a run's claims. The random end of the run's name keeps runs apart, and short keys are cheap.
 #[must_use]
 pub fn run_tag(run: &str) -> &str {
     &run[run.len().saturating_sub(12)..]

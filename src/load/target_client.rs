@@ -1,7 +1,7 @@
-//! A client's way in: claims and releases, the same for every target.
+//! One interface for claims and releases on every kind of target.
 
 use super::baseline::BaselineClient;
-use super::claim_input::{ClaimInput, ReceivedGrant};
+use super::claim_input::{BatchAtomicity, ClaimInput, ReceivedGrant};
 use super::grant_checker::worker_ordinal;
 use super::grpc::GrpcTargetClient;
 use super::http::HttpTargetClient;
@@ -12,86 +12,86 @@ use hotpool::model::request_error::RequestError;
 use hotpool::model::{ClaimId, ClaimRequest, ClaimResult, ClaimSpec, Fence, PoolName, ResourceRequirements};
 use hotpool::scheduler::Scheduler;
 
-/// One client's way in.
+/// Connection of one client to the target.
 pub enum TargetClient {
-    /// Straight into the scheduler.
+    /// Direct calls to the in-process scheduler.
     Inproc {
-        /// The scheduler.
+        /// Scheduler in this process.
         scheduler: Scheduler,
-        /// The pool of the run.
+        /// Name of the run's pool.
         pool: PoolName,
     },
-    /// Over one connection.
+    /// Calls over one HTTP connection.
     Http(HttpTargetClient),
-    /// Over one connection.
+    /// Calls over one gRPC connection.
     Grpc(GrpcTargetClient),
-    /// Over two connections.
+    /// Commands over two RESP connections.
     Resp(RespTargetClient),
-    /// Over as many as are needed.
+    /// Commands over as many Redis connections as needed.
     Baseline(BaselineClient),
 }
 
 impl TargetClient {
-    /// Makes one claim.
+    /// Claims one worker, or slots of one.
     ///
     /// # Errors
-    /// `CommandError` for want of a worker, else `Failed`.
-    pub async fn claim(&self, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
+    /// Fails with `NoCapacity` if no worker has capacity, and with `Failed` otherwise.
+    pub async fn claim(&self, input: ClaimInput) -> Result<ReceivedGrant, TargetError> {
         match self {
             Self::Inproc { scheduler, pool } => {
-                scheduler.claim(request(ask, pool)).await.map(received_grant).map_err(|refusal| target_error(&refusal))
+                scheduler.claim(request(input, pool)).await.map(received_grant).map_err(|error| target_error(&error))
             }
-            Self::Http(link) => link.claim(ask).await,
-            Self::Grpc(link) => link.claim(ask).await,
-            Self::Resp(link) => link.claim(ask).await,
-            Self::Baseline(link) => link.claim(ask).await,
+            Self::Http(client) => client.claim(input).await,
+            Self::Grpc(client) => client.claim(input).await,
+            Self::Resp(client) => client.claim(input).await,
+            Self::Baseline(client) => client.claim(input).await,
         }
     }
 
-    /// Makes many claims in one request, and hands over one outcome an ask, in order. `gang`: all of them or none.
+    /// Sends many claims in one request, and passes one outcome per claim to `outcome`, in order.
     pub async fn claim_batch(
         &self,
-        asks: impl Iterator<Item = ClaimInput>,
-        gang: bool,
+        inputs: impl Iterator<Item = ClaimInput>,
+        atomicity: BatchAtomicity,
         mut outcome: impl FnMut(Result<ReceivedGrant, TargetError>),
     ) {
         match self {
             Self::Inproc { scheduler, pool } => {
-                let requests = asks.map(|ask| request(ask, pool)).collect();
-                let outcomes = match gang {
-                    true => scheduler.claim_gang(requests).await,
-                    false => scheduler.claim_batch(requests).await,
+                let requests = inputs.map(|input| request(input, pool)).collect();
+                let outcomes = match atomicity {
+                    BatchAtomicity::AllOrNothing => scheduler.claim_gang(requests).await,
+                    BatchAtomicity::Independent => scheduler.claim_batch(requests).await,
                 };
                 outcomes
                     .into_iter()
-                    .for_each(|taken| outcome(taken.map(received_grant).map_err(|refusal| target_error(&refusal))));
+                    .for_each(|result| outcome(result.map(received_grant).map_err(|error| target_error(&error))));
             }
-            Self::Http(link) => link.claim_batch(asks.collect(), gang).await.into_iter().for_each(outcome),
-            Self::Grpc(link) => link.claim_batch(asks.collect(), gang).await.into_iter().for_each(outcome),
-            Self::Resp(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
-            Self::Baseline(link) => link.claim_batch(asks.collect()).await.into_iter().for_each(outcome),
+            Self::Http(client) => {
+                let gang = atomicity == BatchAtomicity::AllOrNothing;
+                client.claim_batch(inputs.collect(), gang).await.into_iter().for_each(outcome);
+            }
+            Self::Grpc(client) => client.claim_batch(inputs.collect(), atomicity).await.into_iter().for_each(outcome),
+            Self::Resp(client) => client.claim_batch(inputs.collect()).await.into_iter().for_each(outcome),
+            Self::Baseline(client) => client.claim_batch(inputs.collect()).await.into_iter().for_each(outcome),
         }
     }
 
-    /// Gives one claim back.
+    /// Releases the claim with this id and fence.
     ///
     /// # Errors
-    /// `Failed`, never `CommandError`.
+    /// Fails with `Failed`, never with `NoCapacity`.
     pub async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), TargetError> {
         match self {
-            Self::Inproc { scheduler, .. } => {
-                scheduler.release(id, fence).await.map_err(|refusal| target_error(&refusal))
-            }
-            Self::Http(link) => link.release(id, fence).await,
-            Self::Grpc(link) => link.release(id, fence).await,
-            Self::Resp(link) => link.release(id, fence).await,
-            Self::Baseline(link) => link.release(id, fence).await,
+            Self::Inproc { scheduler, .. } => scheduler.release(id, fence).await.map_err(|error| target_error(&error)),
+            Self::Http(client) => client.release(id, fence).await,
+            Self::Grpc(client) => client.release(id, fence).await,
+            Self::Resp(client) => client.release(id, fence).await,
+            Self::Baseline(client) => client.release(id, fence).await,
         }
     }
 
-    /// Gives many claims back, and hands over one outcome a claim, in order. `sending(n)` is called before claim `n`
-    /// is sent. Over HTTP and gRPC they go one after the other: there is no
-    /// batch of releases.
+    /// Releases many claims, and passes one outcome per claim to `outcome`, in order. `sending(n)` is called before
+    /// claim `n` is sent. HTTP and gRPC release them one by one: they have no batch of releases.
     pub async fn release_batch(
         &self,
         claims: Vec<(ClaimId, Fence)>,
@@ -102,15 +102,15 @@ impl TargetClient {
             Self::Inproc { scheduler, .. } => {
                 (0..claims.len()).for_each(sending);
                 let outcomes = scheduler.release_batch(claims).await;
-                outcomes.into_iter().for_each(|released| outcome(released.map_err(|refusal| target_error(&refusal))));
+                outcomes.into_iter().for_each(|released| outcome(released.map_err(|error| target_error(&error))));
             }
-            Self::Resp(link) => {
+            Self::Resp(client) => {
                 (0..claims.len()).for_each(sending);
-                link.release_batch(&claims).await.into_iter().for_each(outcome);
+                client.release_batch(&claims).await.into_iter().for_each(outcome);
             }
-            Self::Baseline(link) => {
+            Self::Baseline(client) => {
                 (0..claims.len()).for_each(sending);
-                link.release_batch(&claims).await.into_iter().for_each(outcome);
+                client.release_batch(&claims).await.into_iter().for_each(outcome);
             }
             Self::Http(_) | Self::Grpc(_) => {
                 for (n, (id, fence)) in claims.iter().enumerate() {
@@ -121,41 +121,41 @@ impl TargetClient {
         }
     }
 
-    /// The fence under which the claim is held, if it is.
+    /// Looks up the fence of a claim; `None` if it is not held.
     ///
     /// # Errors
-    /// `Failed`, never `CommandError`.
+    /// Fails with `Failed`, never with `NoCapacity`.
     pub async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, TargetError> {
         match self {
             Self::Inproc { scheduler, .. } => match scheduler.get_claim(id).await {
                 Ok(claim) => Ok(Some(claim.fence)),
                 Err(RequestError::NotFound(_)) => Ok(None),
-                Err(refusal) => Err(target_error(&refusal)),
+                Err(error) => Err(target_error(&error)),
             },
-            Self::Http(link) => link.find(id).await,
-            Self::Grpc(link) => link.find(id).await,
-            Self::Resp(link) => link.find(id).await,
-            Self::Baseline(link) => link.find(id).await,
+            Self::Http(client) => client.find(id).await,
+            Self::Grpc(client) => client.find(id).await,
+            Self::Resp(client) => client.find(id).await,
+            Self::Baseline(client) => client.find(id).await,
         }
     }
 }
 
-fn request(ask: ClaimInput, pool: &PoolName) -> ClaimRequest {
-    let ClaimInput { id, affinity, params: want } = ask;
-    let resources = ResourceRequirements { slots: want.slots.into(), ..ResourceRequirements::default() };
+fn request(input: ClaimInput, pool: &PoolName) -> ClaimRequest {
+    let ClaimInput { id, affinity, params } = input;
+    let resources = ResourceRequirements { slots: params.slots.into(), ..ResourceRequirements::default() };
     let spec = ClaimSpec { resources, ..ClaimSpec::default() };
-    let ask = (want.slots > 0).then(|| Box::new(ClaimConstraints { spec, ..ClaimConstraints::default() }));
-    let wait_ms = want.wait_ms.into();
-    ClaimRequest { affinity, reserve_ms: Some(0), wait_ms, constraints: ask, ..ClaimRequest::new(id, pool.clone()) }
+    let constraints = (params.slots > 0).then(|| Box::new(ClaimConstraints { spec, ..ClaimConstraints::default() }));
+    let wait_ms = params.wait_ms.into();
+    ClaimRequest { affinity, reserve_ms: Some(0), wait_ms, constraints, ..ClaimRequest::new(id, pool.clone()) }
 }
 
-fn received_grant(taken: ClaimResult) -> ReceivedGrant {
-    let claim = taken.claim;
+fn received_grant(result: ClaimResult) -> ReceivedGrant {
+    let claim = result.claim;
     ReceivedGrant { fence: claim.fence, worker: worker_ordinal(claim.worker.spec.id.as_str()), id: claim.id }
 }
 
-fn target_error(refusal: &RequestError) -> TargetError {
-    match refusal {
+fn target_error(error: &RequestError) -> TargetError {
+    match error {
         RequestError::Exhausted(_) => TargetError::NoCapacity,
         other => TargetError::Failed { message: other.to_string(), in_doubt: *other == RequestError::DeadlineExceeded },
     }

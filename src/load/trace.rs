@@ -1,5 +1,5 @@
-//! Reads traces, plain or gzip: of function invocations, CSV `t_us,func,dur_ms,mem_mb`; and of requests to a language model,
-//! CSV `TIMESTAMP,ContextTokens,GeneratedTokens`, as Azure publishes them.
+//! Trace files, plain or gzip: function invocations as CSV `t_us,func,dur_ms,mem_mb`, and language model requests as
+//! CSV `TIMESTAMP,ContextTokens,GeneratedTokens`, the format that Azure publishes.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
@@ -7,73 +7,73 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-/// First line of every trace.
+/// Header line of a trace of function invocations.
 const HEADER: &str = "t_us,func,dur_ms,mem_mb";
-/// First line of a trace of requests to a language model.
+/// Header line of a trace of language model requests.
 const HEADER_LLM: &str = "TIMESTAMP,ContextTokens,GeneratedTokens";
-/// First bytes of every gzip file.
+/// First two bytes of every gzip file.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
-/// Most invocations of one trace.
+/// Largest number of invocations in one trace.
 const INVOCATIONS_MAX: usize = 50_000_000;
 
-/// One invocation.
+/// Invocation recorded in a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceInvocation {
-    /// When it arrives, in microseconds from the start of the trace; never before the one above it.
+    /// Arrival time in microseconds from the start of the trace; never decreases.
     pub t_us: u64,
-    /// Which function is called, if the trace says.
+    /// Function that is called, if the trace names one.
     pub function: Option<u32>,
-    /// How long it runs, in milliseconds.
+    /// Run time in milliseconds.
     pub dur_ms: u32,
 }
 
-/// Why a trace cannot be used.
+/// Reasons why a trace cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// The file cannot be read.
+    /// Trace file that cannot be read.
     #[error("cannot read the trace: {0}")]
     Io(#[from] std::io::Error),
-    /// A line is not what the format says.
+    /// Line that violates the format.
     #[error("line {line} of the trace: {problem}")]
     Line {
-        /// From 1.
+        /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// Description of the violation.
         problem: &'static str,
     },
 }
 
-/// Reads the trace at `path`; whether it is gzip is told by its first bytes, not by its name.
+/// Reads the trace at `path`. The first bytes decide whether it is gzip, not the name.
 ///
 /// # Errors
-/// `Io`, or `Line` with the first line that is wrong.
+/// Fails with `Io`, or with `Line` for the first invalid line.
 pub fn read(path: &Path) -> Result<Vec<TraceInvocation>, TraceError> {
     parse(open(path)?)
 }
 
-/// Microseconds that a request to a language model takes for each token of its prompt, and for each that it generates: a
-/// worker that reads 10,000 a second and writes 50. The trace has no times, and these are of the right order.
+/// Microseconds that a language model request takes per token of its prompt and per generated token: a worker that
+/// reads 10,000 tokens a second and writes 50. The trace has no durations; these are of the right order of magnitude.
 const LLM_TOKEN_US: [u64; 2] = [100, 20_000];
 
-/// Reads the requests to a language model at `path` as invocations of no function.
+/// Reads the language model requests at `path` as invocations without a function.
 ///
 /// # Errors
-/// As [`read`].
+/// Fails like [`read`].
 pub fn read_llm(path: &Path) -> Result<Vec<TraceInvocation>, TraceError> {
     parse_llm(open(path)?)
 }
 
 fn parse_llm(text: impl BufRead) -> Result<Vec<TraceInvocation>, TraceError> {
     let mut trace: Vec<TraceInvocation> = Vec::new();
-    // The first request, and the midnights since.
+    // Time of the first request, and the number of midnights since.
     let (mut first_us, mut date, mut days) = (None, String::new(), 0);
     for (line, text) in (1..).zip(text.lines()) {
         let text = text?;
         let text = text.trim_end();
-        let wrong = |problem| TraceError::Line { line, problem };
+        let error = |problem| TraceError::Line { line, problem };
         if line == 1 {
             if text != HEADER_LLM {
-                return Err(wrong("must be the header TIMESTAMP,ContextTokens,GeneratedTokens"));
+                return Err(error("must be the header TIMESTAMP,ContextTokens,GeneratedTokens"));
             }
             continue;
         }
@@ -81,20 +81,20 @@ fn parse_llm(text: impl BufRead) -> Result<Vec<TraceInvocation>, TraceError> {
             continue;
         }
         let (day, us_of_day, dur_ms) =
-            parse_llm_line(text).ok_or(wrong("must be YYYY-MM-DD hh:mm:ss.fffffff and two whole numbers"))?;
+            parse_llm_line(text).ok_or(error("must be YYYY-MM-DD hh:mm:ss.fffffff and two whole numbers"))?;
         if date.is_empty() {
             date = day.to_owned();
         } else if date != day {
             days += 1;
             date = day.to_owned();
         }
-        let us = days * 86_400_000_000 + us_of_day;
-        let t_us = us.checked_sub(*first_us.get_or_insert(us)).ok_or(wrong("times must not go back"))?;
+        let time_us = days * 86_400_000_000 + us_of_day;
+        let t_us = time_us.checked_sub(*first_us.get_or_insert(time_us)).ok_or(error("times must not go back"))?;
         if trace.last().is_some_and(|last| last.t_us > t_us) {
-            return Err(wrong("times must not go back"));
+            return Err(error("times must not go back"));
         }
         if trace.len() == INVOCATIONS_MAX {
-            return Err(wrong("too many invocations"));
+            return Err(error("too many invocations"));
         }
         trace.push(TraceInvocation { t_us, function: None, dur_ms });
     }
@@ -104,7 +104,7 @@ fn parse_llm(text: impl BufRead) -> Result<Vec<TraceInvocation>, TraceError> {
     Ok(trace)
 }
 
-/// The day, microseconds since its midnight, and how long the request takes, in milliseconds.
+/// Parses the date, the microseconds since midnight, and the duration of the request in milliseconds.
 fn parse_llm_line(text: &str) -> Option<(&str, u64, u32)> {
     let mut fields = text.split(',');
     let (day, time) = fields.next()?.split_once(' ')?;
@@ -113,16 +113,16 @@ fn parse_llm_line(text: &str) -> Option<(&str, u64, u32)> {
     let mut clock = clock.split(':').map(|part| part.parse::<u64>().ok());
     let (hours, minutes, seconds) = (clock.next()??, clock.next()??, clock.next()??);
     let digits: String = fraction.chars().chain("000000".chars()).take(6).collect();
-    let us = (hours * 3_600 + minutes * 60 + seconds) * 1_000_000 + digits.parse::<u64>().ok()?;
-    let took_us = context.checked_mul(LLM_TOKEN_US[0])?.checked_add(generated.checked_mul(LLM_TOKEN_US[1])?)?;
-    let dur_ms = u32::try_from(took_us / 1_000).ok()?;
-    (clock.next().is_none() && fields.next().is_none()).then_some((day, us, dur_ms))
+    let time_us = (hours * 3_600 + minutes * 60 + seconds) * 1_000_000 + digits.parse::<u64>().ok()?;
+    let run_us = context.checked_mul(LLM_TOKEN_US[0])?.checked_add(generated.checked_mul(LLM_TOKEN_US[1])?)?;
+    let dur_ms = u32::try_from(run_us / 1_000).ok()?;
+    (clock.next().is_none() && fields.next().is_none()).then_some((day, time_us, dur_ms))
 }
 
-/// Opens a file that may be gzip.
+/// Opens a file that may be compressed with gzip.
 ///
 /// # Errors
-/// It cannot be read.
+/// Fails if the file cannot be read.
 pub fn open(path: &Path) -> std::io::Result<Box<dyn BufRead>> {
     let mut magic = Vec::new();
     File::open(path)?.take(GZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
@@ -130,31 +130,31 @@ pub fn open(path: &Path) -> std::io::Result<Box<dyn BufRead>> {
     Ok(if magic == GZIP_MAGIC { Box::new(BufReader::new(MultiGzDecoder::new(file))) } else { Box::new(file) })
 }
 
-/// Parses the text of a trace.
+/// Parses the text of a trace of function invocations.
 ///
 /// # Errors
-/// As [`read`].
+/// Fails like [`read`].
 pub fn parse(text: impl BufRead) -> Result<Vec<TraceInvocation>, TraceError> {
     let mut trace: Vec<TraceInvocation> = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
         let text = text?;
         let text = text.trim_end();
-        let wrong = |problem| TraceError::Line { line, problem };
+        let error = |problem| TraceError::Line { line, problem };
         if line == 1 {
             if text != HEADER {
-                return Err(wrong("must be the header t_us,func,dur_ms,mem_mb"));
+                return Err(error("must be the header t_us,func,dur_ms,mem_mb"));
             }
             continue;
         }
         if text.is_empty() {
             continue;
         }
-        let invocation = parse_line(text).ok_or(wrong("must be four whole numbers"))?;
+        let invocation = parse_line(text).ok_or(error("must be four whole numbers"))?;
         if trace.last().is_some_and(|last| last.t_us > invocation.t_us) {
-            return Err(wrong("times must not go back"));
+            return Err(error("times must not go back"));
         }
         if trace.len() == INVOCATIONS_MAX {
-            return Err(wrong("too many invocations"));
+            return Err(error("too many invocations"));
         }
         trace.push(invocation);
     }
@@ -188,20 +188,21 @@ mod tests {
     ];
 
     #[test]
-    fn plain_and_gzip_read_the_same_whatever_the_name() {
+    fn plain_and_gzip_traces_read_alike_under_any_name() {
         let dir = tempfile::tempdir().unwrap();
         let plain = dir.path().join("plain.csv.gz");
         std::fs::write(&plain, TEXT).unwrap();
-        let packed = dir.path().join("packed.csv");
-        let mut encoder = flate2::write::GzEncoder::new(File::create(&packed).unwrap(), flate2::Compression::fast());
+        let compressed = dir.path().join("packed.csv");
+        let mut encoder =
+            flate2::write::GzEncoder::new(File::create(&compressed).unwrap(), flate2::Compression::fast());
         encoder.write_all(TEXT.as_bytes()).unwrap();
         encoder.finish().unwrap();
         assert_eq!(read(&plain).unwrap(), PARSED);
-        assert_eq!(read(&packed).unwrap(), PARSED);
+        assert_eq!(read(&compressed).unwrap(), PARSED);
     }
 
     #[test]
-    fn a_wrong_line_is_named() {
+    fn invalid_lines_are_reported_by_number() {
         let cases = [
             ("", "line 1 of the trace: the trace is empty"),
             ("t_us,func,dur_ms,mem_mb\n", "line 1 of the trace: the trace is empty"),
@@ -218,22 +219,25 @@ mod tests {
     }
 
     #[test]
-    fn requests_to_a_language_model_are_read() {
+    fn language_model_requests_are_parsed() {
         let head = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
         let text = format!("{head}2023-11-16 23:59:59.9799600,4800,10\n2023-11-17 00:00:00.5,100,1\n");
         let invocation = |t_us, dur_ms| TraceInvocation { t_us, function: None, dur_ms };
         assert_eq!(parse_llm(text.as_bytes()).unwrap(), [invocation(0, 680), invocation(520_040, 30)]);
-        for wrong in
+        for error in
             ["2023-11-16,1,1\n", "2023-11-16 1:2,1,1\n", "2023-11-16 1:2:3,1\n", "2023-11-16 1:2:3,1,1,1\n", ""]
         {
-            assert!(parse_llm(format!("{head}{wrong}").as_bytes()).is_err(), "{wrong}");
+            assert!(parse_llm(format!("{head}{error}").as_bytes()).is_err(), "{error}");
         }
-        let back = format!("{head}2023-11-16 1:2:3,1,1\n2023-11-16 1:2:2,1,1\n");
-        assert_eq!(parse_llm(back.as_bytes()).unwrap_err().to_string(), "line 3 of the trace: times must not go back");
+        let reversed = format!("{head}2023-11-16 1:2:3,1,1\n2023-11-16 1:2:2,1,1\n");
+        assert_eq!(
+            parse_llm(reversed.as_bytes()).unwrap_err().to_string(),
+            "line 3 of the trace: times must not go back"
+        );
     }
 
     #[test]
-    fn the_azure_trace_is_what_its_readme_says() {
+    fn the_azure_trace_matches_its_readme() {
         let dir = std::env::var_os("HOTPOOL_TRACES").map_or_else(|| PathBuf::from("../shared/traces"), PathBuf::from);
         let path = dir.join("azure/azure500_30min_exp.csv.gz");
         if !path.exists() {

@@ -1,18 +1,18 @@
-//! `redis-batch`: many claims at once; every worker is read once, and each that is used is locked and written once. What
-//! replaces [`super::lock`] when a hundred claims come together.
+//! `redis-batch`: many claims at once; every worker is read once, and each selected worker is locked and written once.
+//! Replaces [`super::lock`] when a hundred claims arrive together.
 //!
-//! Claims of one batch:
-//! 1. every server: `SCAN` page by page, and the records of each page in one pipeline (2 round trips a page);
-//! 2. each claim gets a worker with room, worker after worker, so that as few as possible are used;
-//! 3. for each worker that is used: its lock (`SET NX PX`, 1), its record once more (1), the record written (1), the records of
-//!    its claims (1 for each server that has one of them), the lock given back (1).
+//! Claims of a batch:
+//! 1. for every server: `SCAN` page by page, and the records of each page in one pipeline (2 round trips a page);
+//! 2. each claim is assigned a worker with enough free slots, one worker after the other, to use as few as possible;
+//! 3. for each selected worker: lock it (`SET NX PX`, 1), read its record again (1), write the record (1), write the
+//!    records of its claims (1 for each server that owns any of them), unlock it (1).
 //!
-//! Claims whose worker had no room any more go through all of it again. Releases of one batch read the claims' records (1 for
-//! each server), and then for each worker do as above, deleting instead of writing.
+//! Claims whose worker has become full repeat all steps. Releases of a batch read the claims' records (1 for each
+//! server) and then treat each worker in the same way, deleting instead of writing.
 //!
-//! Workers are handled one after the other, or `concurrent` of them at the same time. So a batch takes 2 round trips a page
-//! and 5 to 7 a worker on a cluster of three, however many claims a worker gets; where a worker has room for one claim only, a
-//! claim costs as much as it did.
+//! Workers are handled one by one, or `concurrent` of them at a time. So a batch takes 2 round trips a page and 5 to 7
+//! a worker on a cluster of three, however many claims a worker gets. If workers have capacity for one claim only,
+//! batching saves nothing.
 
 use std::collections::BTreeMap;
 
@@ -30,84 +30,84 @@ use hotpool::model::{ClaimId, Fence};
 
 type GrantResult = Result<ReceivedGrant, TargetError>;
 
-pub(super) async fn claim(link: &BaselineClient, asks: Vec<ClaimInput>) -> Vec<GrantResult> {
-    let mut outcomes: Vec<Option<GrantResult>> = asks.iter().map(|_| None).collect();
-    let mut open: Vec<usize> = (0..asks.len()).collect();
+pub(super) async fn claim(client: &BaselineClient, inputs: Vec<ClaimInput>) -> Vec<GrantResult> {
+    let mut outcomes: Vec<Option<GrantResult>> = inputs.iter().map(|_| None).collect();
+    let mut pending: Vec<usize> = (0..inputs.len()).collect();
     for _ in 0..ATTEMPTS_MAX {
-        let plan = match plan(link, &asks, &open).await {
+        let plan = match plan(client, &inputs, &pending).await {
             Ok(plan) => plan,
             Err(failure) => {
-                open.iter().for_each(|at| outcomes[*at] = Some(Err(failure.clone())));
+                pending.iter().for_each(|index| outcomes[*index] = Some(Err(failure.clone())));
                 break;
             }
         };
-        for at in &open {
-            if !plan.values().any(|planned| planned.contains(at)) {
-                outcomes[*at] = Some(Err(TargetError::NoCapacity));
+        for index in &pending {
+            if !plan.values().any(|planned| planned.contains(index)) {
+                outcomes[*index] = Some(Err(TargetError::NoCapacity));
             }
         }
-        let fill: Vec<_> =
-            plan.iter().map(|(worker, planned)| grant_on_worker(link, worker, planned, &asks).boxed()).collect();
-        let filled: Vec<Vec<(usize, Option<GrantResult>)>> =
-            futures::stream::iter(fill).buffer_unordered(link.base.concurrent).collect().await;
-        open.clear();
-        for (at, outcome) in filled.into_iter().flatten() {
+        let grants: Vec<_> =
+            plan.iter().map(|(worker, planned)| grant_on_worker(client, worker, planned, &inputs).boxed()).collect();
+        let granted: Vec<Vec<(usize, Option<GrantResult>)>> =
+            futures::stream::iter(grants).buffer_unordered(client.base.concurrent).collect().await;
+        pending.clear();
+        for (index, outcome) in granted.into_iter().flatten() {
             match outcome {
-                Some(outcome) => outcomes[at] = Some(outcome),
-                None => open.push(at),
+                Some(outcome) => outcomes[index] = Some(outcome),
+                None => pending.push(index),
             }
         }
-        if open.is_empty() {
+        if pending.is_empty() {
             break;
         }
     }
-    let late = || Err(target_error(format!("others were faster {ATTEMPTS_MAX} times"), false));
-    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(late)).collect()
+    let contended = || Err(target_error(format!("gave up after {ATTEMPTS_MAX} conflicting updates"), false));
+    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(contended)).collect()
 }
 
-/// Which claims go to which worker.
+/// Assigns claims to workers.
 async fn plan(
-    link: &BaselineClient,
-    asks: &[ClaimInput],
-    open: &[usize],
+    client: &BaselineClient,
+    inputs: &[ClaimInput],
+    pending: &[usize],
 ) -> Result<BTreeMap<String, Vec<usize>>, TargetError> {
-    let lane = link.checkout();
-    let mut session = BaselineSession::new(&link.base, &lane);
+    let connections = client.checkout();
+    let mut session = BaselineSession::new(&client.base, &connections);
     let workers = rows::read_all(&mut session).await;
-    session.add_round_trips(&link.base.trips.claims);
+    session.add_round_trips(&client.base.trips.claims);
     let mut workers = workers?;
-    link.checkin(lane);
-    // From a place of its own, so that two batches do not want the same workers.
-    let first = asks.first().map_or(0, |ask| xxhash_rust::xxh3::xxh3_64(ask.id.key().as_bytes()));
-    let turn = usize::try_from(first % workers.len().max(1) as u64).unwrap_or(0);
-    workers.rotate_left(turn);
+    client.checkin(connections);
+    // Start at a position of its own, so that two batches do not select the same workers.
+    let first = inputs.first().map_or(0, |input| xxhash_rust::xxh3::xxh3_64(input.id.key().as_bytes()));
+    let offset = usize::try_from(first % workers.len().max(1) as u64).unwrap_or(0);
+    workers.rotate_left(offset);
     let mut plan: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for at in open {
-        let slots = asks[*at].params.slots.max(1);
+    for index in pending {
+        let slots = inputs[*index].params.slots.max(1);
         let Some((worker, row)) = workers.iter_mut().find(|(_, row)| row.free >= slots) else { continue };
         row.free -= slots;
-        plan.entry(worker.clone()).or_default().push(*at);
+        plan.entry(worker.clone()).or_default().push(*index);
     }
     Ok(plan)
 }
 
-/// Gives a worker to the claims that are planned for it. None: it had no room for that claim any more.
+/// Grants a worker to the claims assigned to it. `None` for a claim means that the worker has become full.
 async fn grant_on_worker(
-    link: &BaselineClient,
+    client: &BaselineClient,
     worker: &str,
     planned: &[usize],
-    asks: &[ClaimInput],
+    inputs: &[ClaimInput],
 ) -> Vec<(usize, Option<GrantResult>)> {
-    let lane = link.checkout();
-    let mut session = BaselineSession::new(&link.base, &lane);
-    let done = grant_locked(&mut session, worker, planned, asks).await;
-    session.add_round_trips(&link.base.trips.claims);
-    match done {
+    let connections = client.checkout();
+    let mut session = BaselineSession::new(&client.base, &connections);
+    let result = grant_locked(&mut session, worker, planned, inputs).await;
+    session.add_round_trips(&client.base.trips.claims);
+    match result {
         Ok(outcomes) => {
-            link.checkin(lane);
+            client.checkin(connections);
             outcomes
         }
-        Err(failure) => planned.iter().map(|at| (*at, Some(Err(failure.clone())))).collect(),
+        Err(failure) => planned.iter().map(|index| (*index, Some(Err(failure.clone())))).collect(),
     }
 }
 
@@ -115,28 +115,28 @@ async fn grant_locked(
     session: &mut BaselineSession<'_>,
     worker: &str,
     planned: &[usize],
-    asks: &[ClaimInput],
+    inputs: &[ClaimInput],
 ) -> Result<Vec<(usize, Option<GrantResult>)>, TargetError> {
-    let token = planned.first().map_or("", |at| asks[*at].id.key());
+    let token = planned.first().map_or("", |index| inputs[*index].id.key());
     let name = lock_name(session, worker);
     lock(session, &name, token).await?;
     let mut row = get(session, worker).await?;
     let version = row.version + 1;
     let mut outcomes = Vec::with_capacity(planned.len());
     let mut records = Vec::new();
-    for at in planned {
-        let ask = &asks[*at];
-        let slots = ask.params.slots.max(1);
+    for index in planned {
+        let input = &inputs[*index];
+        let slots = input.params.slots.max(1);
         if row.free < slots {
             session.count_retry();
-            outcomes.push((*at, None));
+            outcomes.push((*index, None));
             continue;
         }
         row.free -= slots;
         let held = BaselineClaimRow { fence: version, worker: worker.to_owned(), slots };
-        records.push((session.base.claim_key(ask.id.key()), held.text()));
-        let grant = ReceivedGrant { fence: version, worker: worker_ordinal(worker), id: ask.id.clone() };
-        outcomes.push((*at, Some(Ok(grant))));
+        records.push((session.base.claim_key(input.id.key()), held.text()));
+        let grant = ReceivedGrant { fence: version, worker: worker_ordinal(worker), id: input.id.clone() };
+        outcomes.push((*index, Some(Ok(grant))));
     }
     if !records.is_empty() {
         row.version = version;
@@ -151,60 +151,60 @@ fn lock_name(session: &BaselineSession<'_>, worker: &str) -> String {
     format!("lock:{{{}.{worker}}}", session.base.tag)
 }
 
-pub(super) async fn release(link: &BaselineClient, claims: &[(ClaimId, Fence)]) -> Vec<Result<(), TargetError>> {
-    let found = match claim_rows(link, claims).await {
-        Ok(found) => found,
+pub(super) async fn release(client: &BaselineClient, claims: &[(ClaimId, Fence)]) -> Vec<Result<(), TargetError>> {
+    let rows_read = match claim_rows(client, claims).await {
+        Ok(rows_read) => rows_read,
         Err(failure) => return claims.iter().map(|_| Err(failure.clone())).collect(),
     };
     let mut outcomes: Vec<Result<(), TargetError>> = claims.iter().map(|_| Ok(())).collect();
-    let mut of_worker: BTreeMap<String, Vec<(usize, u32)>> = BTreeMap::new();
-    for (at, held) in found.into_iter().enumerate() {
-        match rows::check_fence(held, claims[at].1) {
-            Ok(Some(held)) => of_worker.entry(held.worker).or_default().push((at, held.slots)),
+    let mut by_worker: BTreeMap<String, Vec<(usize, u32)>> = BTreeMap::new();
+    for (index, held) in rows_read.into_iter().enumerate() {
+        match rows::check_fence(held, claims[index].1) {
+            Ok(Some(held)) => by_worker.entry(held.worker).or_default().push((index, held.slots)),
             Ok(None) => {}
-            Err(failure) => outcomes[at] = Err(failure),
+            Err(failure) => outcomes[index] = Err(failure),
         }
     }
-    let empty: Vec<_> =
-        of_worker.iter().map(|(worker, held)| release_on_worker(link, worker, held, claims).boxed()).collect();
-    let emptied: Vec<_> = futures::stream::iter(empty).buffer_unordered(link.base.concurrent).collect().await;
-    for (done, held) in emptied {
-        if let Err(failure) = done {
-            held.iter().for_each(|(at, _)| outcomes[*at] = Err(failure.clone()));
+    let releases: Vec<_> =
+        by_worker.iter().map(|(worker, held)| release_on_worker(client, worker, held, claims).boxed()).collect();
+    let released: Vec<_> = futures::stream::iter(releases).buffer_unordered(client.base.concurrent).collect().await;
+    for (result, held) in released {
+        if let Err(failure) = result {
+            held.iter().for_each(|(index, _)| outcomes[*index] = Err(failure.clone()));
         }
     }
     outcomes
 }
 
-/// Gives a worker's claims back. Returns which those were, too.
+/// Releases the claims of one worker. Also returns which ones.
 async fn release_on_worker<'h>(
-    link: &BaselineClient,
+    client: &BaselineClient,
     worker: &str,
     held: &'h [(usize, u32)],
     claims: &[(ClaimId, Fence)],
 ) -> (Result<(), TargetError>, &'h [(usize, u32)]) {
-    let lane = link.checkout();
-    let mut session = BaselineSession::new(&link.base, &lane);
-    let done = release_locked(&mut session, worker, held, claims).await;
-    session.add_round_trips(&link.base.trips.releases);
-    if done.is_ok() {
-        link.checkin(lane);
+    let connections = client.checkout();
+    let mut session = BaselineSession::new(&client.base, &connections);
+    let result = release_locked(&mut session, worker, held, claims).await;
+    session.add_round_trips(&client.base.trips.releases);
+    if result.is_ok() {
+        client.checkin(connections);
     }
-    (done, held)
+    (result, held)
 }
 
-/// The records of the claims.
+/// Reads the records of the claims.
 async fn claim_rows(
-    link: &BaselineClient,
+    client: &BaselineClient,
     claims: &[(ClaimId, Fence)],
 ) -> Result<Vec<Option<BaselineClaimRow>>, TargetError> {
-    let lane = link.checkout();
-    let mut session = BaselineSession::new(&link.base, &lane);
-    let names: Vec<String> = claims.iter().map(|(id, _)| link.base.claim_key(id.key())).collect();
+    let connections = client.checkout();
+    let mut session = BaselineSession::new(&client.base, &connections);
+    let names: Vec<String> = claims.iter().map(|(id, _)| client.base.claim_key(id.key())).collect();
     let records = session.execute_each(names.iter().map(|name| vec!["GET", name.as_str()])).await;
-    session.add_round_trips(&link.base.trips.releases);
+    session.add_round_trips(&client.base.trips.releases);
     let records = records?;
-    link.checkin(lane);
+    client.checkin(connections);
     Ok(records.iter().map(|record| record.text().and_then(BaselineClaimRow::read)).collect())
 }
 
@@ -214,12 +214,12 @@ async fn release_locked(
     held: &[(usize, u32)],
     claims: &[(ClaimId, Fence)],
 ) -> Result<(), TargetError> {
-    let token = held.first().map_or("", |(at, _)| claims[*at].0.key());
+    let token = held.first().map_or("", |(index, _)| claims[*index].0.key());
     let name = lock_name(session, worker);
     lock(session, &name, token).await?;
     let row = get(session, worker).await?;
     put(session, worker, row.with_returned(held.iter().map(|(_, slots)| slots).sum())).await?;
-    let names: Vec<String> = held.iter().map(|(at, _)| session.base.claim_key(claims[*at].0.key())).collect();
+    let names: Vec<String> = held.iter().map(|(index, _)| session.base.claim_key(claims[*index].0.key())).collect();
     session.execute_each(names.iter().map(|name| vec!["DEL", name.as_str()])).await?;
     unlock(session, &name, token).await
 }

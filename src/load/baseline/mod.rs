@@ -1,20 +1,20 @@
-//! What people do without Hotpool: claims made by the clients themselves, on a Redis server or cluster. Five ways, each as
-//! its authors run it, under the same workload and the same checks as any other target.
+//! Baselines without Hotpool: clients that make claims themselves on a Redis server or cluster. There are five
+//! methods, each as it is commonly deployed, under the same workload and checks as any other target.
 //!
-//! | way | in short |
+//! | method | summary |
 //! |---|---|
 //! | [`scan`] | read every worker, pick one, write it under its version |
 //! | [`spop`] | pop a worker from a set of idle ones, write its record and the claim's |
-//! | [`lock`] | take the pool's lock, read every worker, pick one, write it |
-//! | [`batch`] | read every worker once for many claims, then lock and write each worker that is used once |
-//! | [`lua`] | one script that pops, writes and records |
+//! | [`lock`] | lock the pool, read every worker, pick one, write it |
+//! | [`batch`] | read every worker once for many claims, then lock and write each selected worker once |
+//! | [`lua`] | one script that pops the worker and writes both records |
 //!
-//! **Records.** A worker's is `version free`: `free` is 1 or 0 where a claim takes the whole worker, else the slots that it
-//! has left. A claim's is `fence worker slots`; its fence is the version under which the worker was written, so fences grow
-//! per worker. All names hold the run's, so that they can be found and removed.
+//! **Records.** A worker's record is `version free`: `free` is 1 or 0 if a claim takes the whole worker, otherwise the
+//! number of free slots. A claim's record is `fence worker slots`; its fence is the version under which the worker was
+//! written, so fences grow per worker. All keys contain the run's tag, so that they can be found and removed.
 //!
-//! **Round trips** are counted where they are made: a pipeline that is written at once is one. What a claim needed that was
-//! refused counts too.
+//! **Round trips** are counted where they are made: a pipeline written at once is one. Those of rejected claims count
+//! too.
 
 mod batch;
 mod lock;
@@ -37,15 +37,16 @@ pub use self::url::{BaselineKind, BaselineUrl};
 use super::claim_input::{ClaimInput, PoolOccupancy, ReceivedGrant};
 use super::grant_checker::worker_id;
 use super::http_calls::target_error;
+use super::resp_pipeline::WriteMode;
 use super::stats::TargetError;
 use hotpool::model::{ClaimId, Fence};
 
-/// How often a claim or a release is tried anew because somebody else was faster.
+/// Number of attempts of a claim or release before it gives up because other clients were faster.
 const ATTEMPTS_MAX: u32 = 256;
-/// Workers that are written in one pipeline when they are registered.
+/// Number of workers written in one pipeline during registration.
 const REGISTER_AT_ONCE: usize = 1_000;
 
-/// Round trips that were made, and attempts that came to nothing.
+/// Counters of round trips and retries.
 #[derive(Debug, Default)]
 struct RoundTripCounters {
     claims: AtomicU64,
@@ -53,38 +54,38 @@ struct RoundTripCounters {
     retries: AtomicU64,
 }
 
-/// What claims and releases cost in round trips.
+/// Round trips of claims and releases, with retries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, serde::Deserialize)]
 pub struct RoundTripCounts {
-    /// For claims, refused ones too.
+    /// Round trips of claims, rejected ones included.
     pub claims: u64,
-    /// For releases.
+    /// Round trips of releases.
     pub releases: u64,
-    /// Attempts that came to nothing because somebody else was faster, or held the lock.
+    /// Attempts repeated because another client was faster or held the lock.
     pub retries: u64,
 }
 
-/// What all clients of a run share.
+/// State shared by all clients of a run.
 struct BaselineState {
     kind: BaselineKind,
-    /// Most claims or workers of one request that are handled at the same time.
+    /// Number of claims or workers of one batch handled concurrently.
     concurrent: usize,
     nodes: BaselineNodes,
-    /// Part of every name: what the keys of all clients of the run begin with.
+    /// Part of every key: the prefix of all claim keys of the run.
     tag: String,
-    /// Slots of a worker; 0: a claim takes it whole.
+    /// Slots of each worker; 0 if a claim takes a whole worker.
     slots: AtomicU32,
     trips: RoundTripCounters,
 }
 
-/// The pool of a run, kept in Redis.
+/// Pool of a run, kept in Redis.
 pub struct BaselineTarget {
     base: Arc<BaselineState>,
-    link: BaselineClient,
+    client: BaselineClient,
 }
 
-/// One client's way in. Whoever is under way has connections of its own, as optimistic locking demands; only scripts need
-/// none.
+/// Baseline client. Each request in flight uses connections of its own, as optimistic locking requires; scripts share
+/// one.
 pub struct BaselineClient {
     base: Arc<BaselineState>,
     shared: BaselineConnections,
@@ -106,12 +107,12 @@ impl BaselineState {
         }
     }
 
-    /// The set of idle workers.
+    /// Key of the set of idle workers.
     fn idle_key(&self) -> String {
         format!("idle:{{{}}}", self.tag)
     }
 
-    /// What a worker that nothing holds has free.
+    /// Free capacity of an idle worker, as its record has it.
     fn slots_per_worker(&self) -> u32 {
         self.slots.load(Ordering::Relaxed).max(1)
     }
@@ -122,7 +123,7 @@ impl BaselineState {
 }
 
 impl BaselineTarget {
-    /// Connects. Names of the run hold `tag`, and so do the keys of its claims.
+    /// Connects to the servers. Keys of the run contain `tag`, and so do the keys of its claims.
     pub(super) async fn open(url: &BaselineUrl, tag: &str) -> Result<Self, TargetError> {
         let nodes = BaselineNodes::discover(&url.hosts).await?;
         let base = Arc::new(BaselineState {
@@ -136,18 +137,15 @@ impl BaselineTarget {
         if base.kind == BaselineKind::Lua {
             lua::load(&base).await?;
         }
-        let link = BaselineClient::new(Arc::clone(&base));
-        Ok(Self { base, link })
+        let client = BaselineClient::new(Arc::clone(&base));
+        Ok(Self { base, client })
     }
 
-    /// Workers have so many slots, or are claimed whole if 0.
+    /// Sets the slots of each worker; 0 if a claim takes a whole worker.
     pub(super) fn create(&self, slots: u32) -> Result<(), TargetError> {
         if slots > 0 && self.base.uses_idle_set() {
-            let way = self.base.kind.scheme();
-            return Err(target_error(
-                format!("{way} gives whole workers, and this load asks for shares of them"),
-                false,
-            ));
+            let scheme = self.base.kind.scheme();
+            return Err(target_error(format!("{scheme} grants whole workers only: use a pool without slots"), false));
         }
         self.base.slots.store(slots, Ordering::Relaxed);
         Ok(())
@@ -155,7 +153,7 @@ impl BaselineTarget {
 
     pub(super) async fn register(&self, workers: std::ops::Range<u32>) -> Result<(), TargetError> {
         let base = &*self.base;
-        let mut session = BaselineSession::new(base, &self.link.shared);
+        let mut session = BaselineSession::new(base, &self.client.shared);
         let row = format!("0 {}", base.slots_per_worker());
         let ids: Vec<String> = workers.map(worker_id).collect();
         for ids in ids.chunks(REGISTER_AT_ONCE) {
@@ -171,32 +169,32 @@ impl BaselineTarget {
         Ok(())
     }
 
-    pub(super) fn link(&self) -> BaselineClient {
+    pub(super) fn client(&self) -> BaselineClient {
         BaselineClient::new(Arc::clone(&self.base))
     }
 
     pub(super) async fn counts(&self) -> Result<PoolOccupancy, TargetError> {
         let base = &*self.base;
-        let mut session = BaselineSession::new(base, &self.link.shared);
+        let mut session = BaselineSession::new(base, &self.client.shared);
         let workers = rows::read_all(&mut session).await?;
         let total = workers.len() as u64;
         let mut idle = workers.iter().filter(|(_, row)| row.free == base.slots_per_worker()).count() as u64;
         if base.uses_idle_set() {
             let set = base.idle_key();
-            let offered = session.execute(&set, &[b"SCARD", set.as_bytes()]).await?.number().unwrap_or(0);
-            // A worker that is free and not offered is as lost as one that is held for ever.
-            idle = idle.min(offered);
+            let idle_set_size = session.execute(&set, &[b"SCARD", set.as_bytes()]).await?.number().unwrap_or(0);
+            // A free worker outside the idle set is as lost as one that is held forever.
+            idle = idle.min(idle_set_size);
         }
         Ok(PoolOccupancy { total, idle, busy: total.saturating_sub(idle) })
     }
 
     pub(super) async fn claims(&self) -> Result<u64, TargetError> {
-        let mut session = BaselineSession::new(&self.base, &self.link.shared);
+        let mut session = BaselineSession::new(&self.base, &self.client.shared);
         Ok(session.names(&format!("c:{{{}*", self.base.tag)).await?.len() as u64)
     }
 
     pub(super) async fn remove(&self) -> Result<(), TargetError> {
-        let mut session = BaselineSession::new(&self.base, &self.link.shared);
+        let mut session = BaselineSession::new(&self.base, &self.client.shared);
         let names = session.names(&format!("*:{{{}*", self.base.tag)).await?;
         for names in names.chunks(REGISTER_AT_ONCE) {
             session.execute_each(names.iter().map(|name| vec!["UNLINK", name.as_str()])).await?;
@@ -213,52 +211,53 @@ impl BaselineTarget {
 
 impl BaselineClient {
     fn new(base: Arc<BaselineState>) -> Self {
-        let shared = BaselineConnections::new(&base.nodes, base.kind == BaselineKind::Lua);
+        let mode = if base.kind == BaselineKind::Lua { WriteMode::Coalesced } else { WriteMode::Immediate };
+        let shared = BaselineConnections::new(&base.nodes, mode);
         Self { base, shared, idle: Mutex::default() }
     }
 
     fn checkout(&self) -> BaselineConnections {
         let idle = self.idle.lock().pop();
-        idle.unwrap_or_else(|| BaselineConnections::new(&self.base.nodes, false))
+        idle.unwrap_or_else(|| BaselineConnections::new(&self.base.nodes, WriteMode::Immediate))
     }
 
-    /// Nobody waits on it any more, nor watches anything.
-    fn checkin(&self, lane: BaselineConnections) {
-        self.idle.lock().push(lane);
+    /// Returns connections without outstanding calls or watched keys.
+    fn checkin(&self, connections: BaselineConnections) {
+        self.idle.lock().push(connections);
     }
 
-    pub(super) async fn claim(&self, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
+    pub(super) async fn claim(&self, input: ClaimInput) -> Result<ReceivedGrant, TargetError> {
         let base = &*self.base;
         if base.kind == BaselineKind::Lua {
-            let granted = lua::claim(base, &self.shared, std::slice::from_ref(&ask)).await;
-            return granted.into_iter().next().unwrap_or_else(|| Err(target_error("no answer".into(), true)));
+            let grant = lua::claim(base, &self.shared, std::slice::from_ref(&input)).await;
+            return grant.into_iter().next().unwrap_or_else(|| Err(target_error("no reply".into(), true)));
         }
         if base.kind == BaselineKind::Batch {
-            let granted = batch::claim(self, vec![ask]).await;
-            return granted.into_iter().next().unwrap_or_else(|| Err(target_error("no answer".into(), true)));
+            let grant = batch::claim(self, vec![input]).await;
+            return grant.into_iter().next().unwrap_or_else(|| Err(target_error("no reply".into(), true)));
         }
-        let lane = self.checkout();
-        let mut session = BaselineSession::new(base, &lane);
-        let granted = match base.kind {
-            BaselineKind::Scan => scan::claim(&mut session, ask).await,
-            BaselineKind::Spop => spop::claim(&mut session, ask).await,
-            BaselineKind::Lock => lock::claim(&mut session, ask).await,
+        let connections = self.checkout();
+        let mut session = BaselineSession::new(base, &connections);
+        let grant = match base.kind {
+            BaselineKind::Scan => scan::claim(&mut session, input).await,
+            BaselineKind::Spop => spop::claim(&mut session, input).await,
+            BaselineKind::Lock => lock::claim(&mut session, input).await,
             BaselineKind::Batch | BaselineKind::Lua => unreachable!("handled above"),
         };
         session.add_round_trips(&base.trips.claims);
-        // One whose connection is in doubt may still watch something: it goes.
-        if !matches!(granted, Err(TargetError::Failed { .. })) {
-            self.checkin(lane);
+        // After a failure a connection may still watch keys: drop it.
+        if !matches!(grant, Err(TargetError::Failed { .. })) {
+            self.checkin(connections);
         }
-        granted
+        grant
     }
 
-    pub(super) async fn claim_batch(&self, asks: Vec<ClaimInput>) -> Vec<Result<ReceivedGrant, TargetError>> {
+    pub(super) async fn claim_batch(&self, inputs: Vec<ClaimInput>) -> Vec<Result<ReceivedGrant, TargetError>> {
         match self.base.kind {
-            BaselineKind::Batch => batch::claim(self, asks).await,
-            BaselineKind::Lua => lua::claim(&self.base, &self.shared, &asks).await,
+            BaselineKind::Batch => batch::claim(self, inputs).await,
+            BaselineKind::Lua => lua::claim(&self.base, &self.shared, &inputs).await,
             _ => {
-                let claims: Vec<_> = asks.into_iter().map(|ask| self.claim(ask).boxed()).collect();
+                let claims: Vec<_> = inputs.into_iter().map(|input| self.claim(input).boxed()).collect();
                 futures::stream::iter(claims).buffered(self.base.concurrent).collect().await
             }
         }
@@ -266,13 +265,13 @@ impl BaselineClient {
 
     pub(super) async fn release(&self, id: &ClaimId, fence: Fence) -> Result<(), TargetError> {
         let released = self.release_batch(std::slice::from_ref(&(id.clone(), fence))).await;
-        released.into_iter().next().unwrap_or_else(|| Err(target_error("no answer".into(), true)))
+        released.into_iter().next().unwrap_or_else(|| Err(target_error("no reply".into(), true)))
     }
 
     async fn release_one(&self, id: &ClaimId, fence: Fence) -> Result<(), TargetError> {
         let base = &*self.base;
-        let lane = self.checkout();
-        let mut session = BaselineSession::new(base, &lane);
+        let connections = self.checkout();
+        let mut session = BaselineSession::new(base, &connections);
         let released = match base.kind {
             BaselineKind::Scan => scan::release(&mut session, id, fence).await,
             BaselineKind::Spop => spop::release(&mut session, id, fence).await,
@@ -281,7 +280,7 @@ impl BaselineClient {
         };
         session.add_round_trips(&base.trips.releases);
         if released.is_ok() {
-            self.checkin(lane);
+            self.checkin(connections);
         }
         released
     }
@@ -299,6 +298,6 @@ impl BaselineClient {
 
     pub(super) async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, TargetError> {
         let mut session = BaselineSession::new(&self.base, &self.shared);
-        Ok(rows::claim_row(&mut session, id.key()).await?.map(|held| held.fence))
+        Ok(rows::claim_row(&mut session, id.key()).await?.map(|claim| claim.fence))
     }
 }

@@ -1,5 +1,5 @@
-//! The servers, which of them has a name, and who speaks to them. A cluster is asked once where its slots are; one that
-//! moves them while it is loaded answers with errors.
+//! Servers of a baseline, the slots that they own, and connections to them. The slots of a cluster are read once; a
+//! cluster that moves them during a load replies with errors.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,57 +7,57 @@ use tokio::sync::OnceCell;
 
 use super::BaselineState;
 use crate::http_calls::target_error;
-use crate::resp_pipeline::{Replies, RespPipeline, RespValue, encode_command};
+use crate::resp_pipeline::{Replies, RespPipeline, RespValue, WriteMode, encode_command};
 use crate::stats::TargetError;
 
-/// Names that a server is asked to look at for one page of a listing.
+/// Number of keys that a server examines for one page of a `SCAN`.
 const SCAN_COUNT: &[u8] = b"1000";
-/// Slots of a cluster.
+/// Number of slots in a Redis Cluster.
 const SLOTS: u16 = 16_384;
 
-/// Commands for one server, and the places of their answers among all.
+/// Commands for one server, with the positions of their replies.
 type NodeCommands<'w> = (Vec<usize>, Vec<Vec<&'w [u8]>>);
 
-/// Where the slots are.
+/// Servers, and the slots that each owns.
 pub(super) struct BaselineNodes {
-    /// Last slot of a span, and whose it is; ascending.
+    /// Last slot of each span and the index of its server, ascending.
     spans: Vec<(u16, usize)>,
     addresses: Vec<String>,
 }
 
 impl BaselineNodes {
-    /// Asks the first host that answers.
+    /// Reads the slots from the first host that responds.
     pub(super) async fn discover(hosts: &[String]) -> Result<Self, TargetError> {
-        let mut last = target_error("no host to ask".into(), false);
+        let mut last_error = target_error("no host given".into(), false);
         for host in hosts {
-            match RespPipeline::open(host, false).await {
-                Ok(pipe) => return Self::ask(&pipe, host).await,
-                Err(failure) => last = failure,
+            match RespPipeline::open(host, WriteMode::Immediate).await {
+                Ok(connection) => return Self::ask(&connection, host).await,
+                Err(failure) => last_error = failure,
             }
         }
-        Err(last)
+        Err(last_error)
     }
 
-    async fn ask(pipe: &RespPipeline, host: &str) -> Result<Self, TargetError> {
-        let about = pipe.execute(&[b"INFO", b"cluster"]).await?;
-        if !about.text().unwrap_or_default().contains("cluster_enabled:1") {
+    async fn ask(connection: &RespPipeline, host: &str) -> Result<Self, TargetError> {
+        let info = connection.execute(&[b"INFO", b"cluster"]).await?;
+        if !info.text().unwrap_or_default().contains("cluster_enabled:1") {
             return Ok(Self { spans: vec![(SLOTS - 1, 0)], addresses: vec![host.to_owned()] });
         }
         let mut nodes = Self { spans: Vec::new(), addresses: Vec::new() };
-        let unclear = || target_error(format!("{host} does not say where its slots are"), false);
-        for span in pipe.execute(&[b"CLUSTER", b"SLOTS"]).await?.items() {
-            let [_, last, master, ..] = span.items() else { return Err(unclear()) };
-            let [at, port, ..] = master.items() else { return Err(unclear()) };
-            let (last, port) = last.number().zip(port.number()).ok_or_else(unclear)?;
-            let address = format!("{}:{port}", at.text().ok_or_else(unclear)?);
-            let node = nodes.addresses.iter().position(|known| *known == address).unwrap_or_else(|| {
+        let unreadable = || target_error(format!("{host} returned an unreadable CLUSTER SLOTS reply"), false);
+        for span in connection.execute(&[b"CLUSTER", b"SLOTS"]).await?.items() {
+            let [_, last_slot, master, ..] = span.items() else { return Err(unreadable()) };
+            let [at, port, ..] = master.items() else { return Err(unreadable()) };
+            let (last_slot, port) = last_slot.number().zip(port.number()).ok_or_else(unreadable)?;
+            let address = format!("{}:{port}", at.text().ok_or_else(unreadable)?);
+            let node = nodes.addresses.iter().position(|existing| *existing == address).unwrap_or_else(|| {
                 nodes.addresses.push(address);
                 nodes.addresses.len() - 1
             });
-            nodes.spans.push((u16::try_from(last).map_err(|_| unclear())?, node));
+            nodes.spans.push((u16::try_from(last_slot).map_err(|_| unreadable())?, node));
         }
         nodes.spans.sort_unstable();
-        if nodes.spans.last().map(|(last, _)| *last) != Some(SLOTS - 1) {
+        if nodes.spans.last().map(|(last_slot, _)| *last_slot) != Some(SLOTS - 1) {
             return Err(target_error(format!("the cluster of {host} does not serve all slots"), false));
         }
         Ok(nodes)
@@ -67,97 +67,97 @@ impl BaselineNodes {
         self.addresses.len()
     }
 
-    /// Whose a name with a hash tag is.
+    /// Index of the server that owns a key.
     pub(super) fn node_of(&self, name: &str) -> usize {
         if self.spans.len() == 1 {
             return self.spans[0].1;
         }
         let tag = name.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or(name, |(tag, _)| tag);
         let slot = crc16::State::<crc16::XMODEM>::calculate(tag.as_bytes()) % SLOTS;
-        let at = self.spans.partition_point(|(last, _)| *last < slot);
+        let at = self.spans.partition_point(|(last_slot, _)| *last_slot < slot);
         self.spans[at].1
     }
 }
 
-/// A connection to each server, opened when it is first needed.
+/// Connections to every server, each opened on first use.
 pub(super) struct BaselineConnections {
     pipes: Vec<OnceCell<RespPipeline>>,
-    coalesces: bool,
+    mode: WriteMode,
 }
 
 impl BaselineConnections {
-    /// `gathers`: many use it at once.
-    pub(super) fn new(nodes: &BaselineNodes, gathers: bool) -> Self {
-        Self { pipes: (0..nodes.count()).map(|_| OnceCell::new()).collect(), coalesces: gathers }
+    pub(super) fn new(nodes: &BaselineNodes, mode: WriteMode) -> Self {
+        Self { pipes: (0..nodes.count()).map(|_| OnceCell::new()).collect(), mode }
     }
 
     pub(super) async fn connection(&self, nodes: &BaselineNodes, node: usize) -> Result<&RespPipeline, TargetError> {
-        self.pipes[node].get_or_try_init(|| RespPipeline::open(&nodes.addresses[node], self.coalesces)).await
+        self.pipes[node].get_or_try_init(|| RespPipeline::open(&nodes.addresses[node], self.mode)).await
     }
 }
 
-/// One claim or release under way: speaks on a lane, and counts.
+/// Claim or release in progress, which counts its round trips.
 pub(super) struct BaselineSession<'a> {
     pub(super) base: &'a BaselineState,
-    lane: &'a BaselineConnections,
+    connections: &'a BaselineConnections,
     trips: u64,
 }
 
 impl<'a> BaselineSession<'a> {
-    pub(super) const fn new(base: &'a BaselineState, lane: &'a BaselineConnections) -> Self {
-        Self { base, lane, trips: 0 }
+    pub(super) const fn new(base: &'a BaselineState, connections: &'a BaselineConnections) -> Self {
+        Self { base, connections, trips: 0 }
     }
 
-    /// Adds its round trips to what they were for.
+    /// Adds the round trips of this session to a counter.
     pub(super) fn add_round_trips(&self, to: &AtomicU64) {
         to.fetch_add(self.trips, Ordering::Relaxed);
     }
 
-    /// An attempt came to nothing.
+    /// Counts an attempt that has to be repeated.
     pub(super) fn count_retry(&self) {
         self.base.trips.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One command, to the server of `name`: one round trip.
+    /// Sends one command to the server that owns `name`: one round trip.
     pub(super) async fn execute(&mut self, name: &str, words: &[&[u8]]) -> Result<RespValue, TargetError> {
         self.trips += 1;
-        let pipe = self.lane.connection(&self.base.nodes, self.base.nodes.node_of(name)).await?;
-        pipe.execute(words).await
+        let connection = self.connections.connection(&self.base.nodes, self.base.nodes.node_of(name)).await?;
+        connection.execute(words).await
     }
 
-    /// Several commands to one server, in one writing: one round trip.
+    /// Sends several commands to one server at once: one round trip.
     pub(super) async fn pipeline(&mut self, node: usize, commands: &[Vec<&[u8]>]) -> Result<Replies, TargetError> {
         self.trips += 1;
-        let pipe = self.lane.connection(&self.base.nodes, node).await?;
-        pipe.call(commands.len(), |out| commands.iter().for_each(|words| encode_command(out, words))).await
+        let connection = self.connections.connection(&self.base.nodes, node).await?;
+        connection.call(commands.len(), |out| commands.iter().for_each(|words| encode_command(out, words))).await
     }
 
-    /// Commands whose second word is a name, each to its server: a round trip for each server. Their answers in order.
+    /// Sends commands whose second word is a key, each to its server: one round trip per server. Returns the replies
+    /// in order.
     pub(super) async fn execute_each<'w>(
         &mut self,
         commands: impl Iterator<Item = Vec<&'w str>>,
     ) -> Result<Vec<RespValue>, TargetError> {
-        let mut of_node: Vec<NodeCommands<'_>> = vec![NodeCommands::default(); self.base.nodes.count()];
+        let mut by_node: Vec<NodeCommands<'_>> = vec![NodeCommands::default(); self.base.nodes.count()];
         let mut count = 0;
         for words in commands {
-            let (places, commands) = &mut of_node[self.base.nodes.node_of(words[1])];
-            places.push(count);
+            let (positions, commands) = &mut by_node[self.base.nodes.node_of(words[1])];
+            positions.push(count);
             commands.push(words.into_iter().map(str::as_bytes).collect());
             count += 1;
         }
-        let mut answers = vec![RespValue::Nil; count];
-        for (node, (places, commands)) in of_node.iter().enumerate() {
+        let mut replies = vec![RespValue::Nil; count];
+        for (node, (positions, commands)) in by_node.iter().enumerate() {
             if commands.is_empty() {
                 continue;
             }
-            for (place, reply) in places.iter().zip(self.pipeline(node, commands).await?) {
-                answers[*place] = reply.into_result()?;
+            for (position, reply) in positions.iter().zip(self.pipeline(node, commands).await?) {
+                replies[*position] = reply.into_result()?;
             }
         }
-        Ok(answers)
+        Ok(replies)
     }
 
-    /// Writes values under names: a round trip for each server that has one of them.
+    /// Writes values under keys: one round trip per server that owns any of them.
     pub(super) async fn set_all<'w>(
         &mut self,
         rows: impl Iterator<Item = (&'w str, &'w str)>,
@@ -165,7 +165,7 @@ impl<'a> BaselineSession<'a> {
         self.execute_each(rows.map(|(name, value)| vec!["SET", name, value])).await.map(drop)
     }
 
-    /// All names that match a pattern: a round trip for each page of each server.
+    /// Lists all keys that match a pattern: one round trip per page and server.
     pub(super) async fn names(&mut self, pattern: &str) -> Result<Vec<String>, TargetError> {
         let mut names = Vec::new();
         for node in 0..self.base.nodes.count() {
@@ -182,7 +182,7 @@ impl<'a> BaselineSession<'a> {
         Ok(names)
     }
 
-    /// One page of a server's names that match, and where the next one begins; `0`: there is none.
+    /// Reads one page of a server's keys that match a pattern, and the cursor of the next page; `0` ends the scan.
     pub(super) async fn page(
         &mut self,
         node: usize,
@@ -191,7 +191,7 @@ impl<'a> BaselineSession<'a> {
     ) -> Result<(String, Vec<String>), TargetError> {
         let words: Vec<&[u8]> = vec![b"SCAN", cursor.as_bytes(), b"MATCH", pattern.as_bytes(), b"COUNT", SCAN_COUNT];
         let page = self.pipeline(node, &[words]).await?.pop().unwrap_or(RespValue::Nil).into_result()?;
-        let [next, names] = page.items() else { return Err(target_error("a page that is none".into(), false)) };
+        let [next, names] = page.items() else { return Err(target_error("an invalid SCAN reply".into(), false)) };
         let text = |value: &RespValue| value.text().unwrap_or_default().to_owned();
         Ok((text(next), names.items().iter().map(text).collect()))
     }

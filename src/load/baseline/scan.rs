@@ -1,17 +1,17 @@
-//! `redis-scan`: read every worker, pick one, write it under its version. What a scheduler does that keeps its workers in
-//! Redis and has no other index of them.
+//! `redis-scan`: read every worker, pick one, write it under its version. The method of a scheduler that keeps its
+//! workers in Redis without an index.
 //!
 //! A claim:
-//! 1. every server: `SCAN` page by page, and the records of each page in one pipeline (2 round trips a page);
-//! 2. one of the workers with room is picked;
-//! 3. its record is written under its version: `WATCH`, `GET`, `MULTI SET EXEC` (3);
-//! 4. the claim's record is written the same way (3).
+//! 1. for every server: `SCAN` page by page, and the records of each page in one pipeline (2 round trips a page);
+//! 2. pick a worker with enough free slots;
+//! 3. write its record under its version: `WATCH`, `GET`, `MULTI SET EXEC` (3);
+//! 4. write the claim's record in the same way (3).
 //!
-//! If somebody else wrote the worker meanwhile, all of it begins anew. A release deletes the claim's record under its version
-//! (3) and writes the worker's (3).
+//! If another client writes the worker meanwhile, all steps are repeated. A release deletes the claim's record under
+//! its version (3) and writes the worker's (3).
 //!
-//! So a claim takes 6 round trips and two a page, of which each server has one for a thousand names; a release 6. The more
-//! workers, the more is read; the more clients, the more is read in vain.
+//! So a claim takes 6 round trips and two a page, where a page of a server has a thousand keys; a release takes 6.
+//! More workers mean more to read; more clients mean more reads that are wasted.
 
 use super::ATTEMPTS_MAX;
 use super::nodes::BaselineSession;
@@ -22,21 +22,21 @@ use crate::http_calls::target_error;
 use crate::stats::TargetError;
 use hotpool::model::{ClaimId, Fence};
 
-pub(super) async fn claim(session: &mut BaselineSession<'_>, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
-    let slots = ask.params.slots.max(1);
+pub(super) async fn claim(session: &mut BaselineSession<'_>, input: ClaimInput) -> Result<ReceivedGrant, TargetError> {
+    let slots = input.params.slots.max(1);
     for attempt in 0..ATTEMPTS_MAX {
         let workers = rows::read_all(session).await?;
-        let seed = format!("{}.{attempt}", ask.id.key());
+        let seed = format!("{}.{attempt}", input.id.key());
         let Some((worker, _)) = rows::pick_worker(&workers, slots, &seed) else { return Err(TargetError::NoCapacity) };
         if let Some(fence) = take_slots(session, &worker, slots).await? {
-            return write_claim(session, ask, BaselineClaimRow { fence, worker, slots }).await;
+            return write_claim(session, input, BaselineClaimRow { fence, worker, slots }).await;
         }
         session.count_retry();
     }
-    Err(target_error(format!("others were faster {ATTEMPTS_MAX} times"), false))
+    Err(target_error(format!("gave up after {ATTEMPTS_MAX} conflicting updates"), false))
 }
 
-/// Takes slots of a worker under its version; none if it has not that many any more, or somebody else was faster.
+/// Takes slots of a worker under its version; `None` if too few are free or another client was faster.
 pub(super) async fn take_slots(
     session: &mut BaselineSession<'_>,
     worker: &str,
@@ -57,45 +57,45 @@ pub(super) async fn take_slots(
 /// Writes the claim's record under its version.
 pub(super) async fn write_claim(
     session: &mut BaselineSession<'_>,
-    ask: ClaimInput,
-    held: BaselineClaimRow,
+    input: ClaimInput,
+    claim: BaselineClaimRow,
 ) -> Result<ReceivedGrant, TargetError> {
-    let name = session.base.claim_key(ask.id.key());
-    let written = rows::update_if_unchanged(session, &name, |_| BaselineRowChange::Set(held.text())).await?;
+    let name = session.base.claim_key(input.id.key());
+    let written = rows::update_if_unchanged(session, &name, |_| BaselineRowChange::Set(claim.text())).await?;
     if !written {
-        return Err(target_error("somebody else wrote the claim's record".into(), true));
+        return Err(target_error("another client wrote the claim's record".into(), true));
     }
-    Ok(ReceivedGrant { fence: held.fence, worker: worker_ordinal(&held.worker), id: ask.id })
+    Ok(ReceivedGrant { fence: claim.fence, worker: worker_ordinal(&claim.worker), id: input.id })
 }
 
-/// Deletes the claim's record under its version; what it held, or none if it is gone already.
+/// Deletes the claim's record under its version. Returns the record, or `None` if it was gone.
 pub(super) async fn delete_claim(
     session: &mut BaselineSession<'_>,
     id: &ClaimId,
     fence: Fence,
 ) -> Result<Option<BaselineClaimRow>, TargetError> {
     let name = session.base.claim_key(id.key());
-    let mut found = Ok(None);
+    let mut checked = Ok(None);
     let deleted = rows::update_if_unchanged(session, &name, |row| {
-        found = rows::check_fence(row.and_then(BaselineClaimRow::read), fence);
-        if matches!(found, Ok(Some(_))) { BaselineRowChange::Delete } else { BaselineRowChange::Keep }
+        checked = rows::check_fence(row.and_then(BaselineClaimRow::read), fence);
+        if matches!(checked, Ok(Some(_))) { BaselineRowChange::Delete } else { BaselineRowChange::Keep }
     });
     let deleted = deleted.await?;
-    match found? {
-        Some(_) if !deleted => Err(target_error("somebody else wrote the claim's record".into(), true)),
-        held => Ok(held),
+    match checked? {
+        Some(_) if !deleted => Err(target_error("another client wrote the claim's record".into(), true)),
+        claim => Ok(claim),
     }
 }
 
-/// Gives slots of a worker back under its version.
+/// Adds released slots to a worker's record under its version.
 pub(super) async fn return_slots(
     session: &mut BaselineSession<'_>,
-    held: &BaselineClaimRow,
+    claim: &BaselineClaimRow,
 ) -> Result<(), TargetError> {
-    let name = session.base.worker_key(&held.worker);
+    let name = session.base.worker_key(&claim.worker);
     for _ in 0..ATTEMPTS_MAX {
         let written = rows::update_if_unchanged(session, &name, |row| match row.and_then(BaselineWorkerRow::read) {
-            Some(row) => BaselineRowChange::Set(row.with_returned(held.slots).text()),
+            Some(row) => BaselineRowChange::Set(row.with_returned(claim.slots).text()),
             None => BaselineRowChange::Keep,
         });
         if written.await? {
@@ -103,12 +103,12 @@ pub(super) async fn return_slots(
         }
         session.count_retry();
     }
-    Err(target_error(format!("others were faster {ATTEMPTS_MAX} times"), true))
+    Err(target_error(format!("gave up after {ATTEMPTS_MAX} conflicting updates"), true))
 }
 
 pub(super) async fn release(session: &mut BaselineSession<'_>, id: &ClaimId, fence: Fence) -> Result<(), TargetError> {
     match delete_claim(session, id, fence).await? {
-        Some(held) => return_slots(session, &held).await,
+        Some(claim) => return_slots(session, &claim).await,
         None => Ok(()),
     }
 }

@@ -1,27 +1,27 @@
-//! Baselines as the command line names them.
+//! URLs of baselines on the command line.
 
 use hyper::http::uri::Authority;
 
-/// Which of them.
+/// Methods of claiming on Redis without Hotpool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BaselineKind {
-    /// Read every worker, pick, write under its version.
+    /// Reads every worker, picks one, and writes it under its version.
     Scan,
-    /// A set of idle workers.
+    /// Pops a worker from a set of idle ones.
     Spop,
-    /// The pool's lock a claim.
+    /// Locks the pool for each claim.
     Lock,
-    /// A lock a worker and batch.
+    /// Locks each selected worker once per batch.
     Batch,
-    /// One script.
+    /// Runs one script per claim.
     Lua,
 }
 
 impl BaselineKind {
-    /// All of them.
+    /// All methods, in the order of the documentation.
     pub const ALL: [Self; 5] = [Self::Scan, Self::Spop, Self::Lock, Self::Batch, Self::Lua];
 
-    /// The word before `://`.
+    /// URL scheme, the part before `://`.
     #[must_use]
     pub const fn scheme(self) -> &'static str {
         match self {
@@ -34,30 +34,31 @@ impl BaselineKind {
     }
 }
 
-/// `redis-WAY://HOST:PORT[,HOST:PORT...][?concurrent=N]`. Whether it is a cluster is asked of the first host.
+/// Baseline URL: `redis-KIND://HOST:PORT[,HOST:PORT...][?concurrent=N]`. The first host decides whether it is a
+/// cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaselineUrl {
-    /// Which way.
+    /// Method of claiming on Redis.
     pub kind: BaselineKind,
-    /// `HOST:PORT` of servers to ask; at least one.
+    /// Servers as `HOST:PORT`; at least one.
     pub hosts: Vec<String>,
-    /// Most claims (`redis-batch`: workers) of one batch that are handled at the same time.
+    /// Claims (`redis-batch`: workers) of one batch handled concurrently.
     pub concurrent: usize,
 }
 
 impl BaselineUrl {
-    /// Most that are handled at the same time.
+    /// Upper limit of `concurrent`.
     pub const CONCURRENT_MAX: usize = 1_000;
 
-    /// Whether it can only give workers whole.
+    /// Returns true if the method can only grant whole workers.
     #[must_use]
     pub const fn whole_workers(&self) -> bool {
         matches!(self.kind, BaselineKind::Spop | BaselineKind::Lua)
     }
 
-    /// Of the parts of a URL; none if they are not one.
-    pub(crate) fn read(word: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
-        let way = BaselineKind::ALL.into_iter().find(|way| way.scheme() == word)?;
+    /// Parses the parts of a URL; `None` if they are invalid.
+    pub(crate) fn read(scheme: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
+        let kind = BaselineKind::ALL.into_iter().find(|kind| kind.scheme() == scheme)?;
         let host = |host: &str| {
             let host: Authority = host.parse().ok()?;
             host.port_u16().map(|_| host.to_string())
@@ -68,7 +69,7 @@ impl BaselineUrl {
             Some(query) => query.strip_prefix("concurrent=")?.parse().ok()?,
         };
         let fits = (1..=Self::CONCURRENT_MAX).contains(&concurrent);
-        hosts.filter(|_| fits).map(|hosts| Self { kind: way, hosts, concurrent })
+        hosts.filter(|_| fits).map(|hosts| Self { kind, hosts, concurrent })
     }
 }
 

@@ -1,8 +1,8 @@
-//! `compare`: Hotpool beside what people do without it, on one machine and one Redis Cluster, in one run of minutes.
+//! `compare`: measures Hotpool and the baselines on one machine and one Redis Cluster, in one run of minutes.
 //!
-//! Entries of a contest take turns, in each round in the opposite order of the one before, because the speed of a shared
-//! machine moves; each figure is the median of the rounds, and each ratio the median of the rounds' ratios. Every entry is
-//! checked like any other run.
+//! Entries of a contest run round robin, in the opposite order in every other round, because the speed of a shared
+//! machine varies. Each figure is the median of the rounds, and each ratio the median of the rounds' ratios. Every
+//! entry is checked like any other run.
 
 mod tables;
 
@@ -25,180 +25,147 @@ use super::sweep::{SweepArgs, SweepReport, run_at_rate, sweep};
 use super::url::TargetUrl;
 use hotpool::model::AckLevel;
 
-/// Options of `compare`.
+/// Options of the `compare` subcommand.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct CompareArgs {
-    /// Masters of a Redis Cluster to use; it must be empty, and nobody else may use it [default: three that are started here
-    /// and end with the run]
+    /// Masters of an empty Redis Cluster that nobody else uses [default: three masters started and stopped by the run]
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub redis: Vec<String>,
-    /// How often each entry has its turn
+    /// Number of rounds, in each of which every entry runs once
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
-    /// How long each turn is, in seconds
+    /// Duration of each entry in each round, in seconds
     #[arg(long, default_value_t = 3.0, value_parser = parse_positive)]
     pub turn_s: f64,
-    /// Where the report goes.
+    /// Files to write the report to.
     #[command(flatten)]
     #[serde(skip)]
     pub report: ReportArgs,
-    /// Writes its tables to this file, as Markdown
+    /// Write the tables to this file as Markdown
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub report_md: Option<PathBuf>,
 }
 
-/// One of those that are compared.
+/// Entry of a contest: a target and its load.
 struct ComparedTarget {
     name: &'static str,
     url: TargetUrl,
     clients: usize,
     in_flight: usize,
-    call: LoadOperation,
+    operation: LoadOperation,
 }
 
-/// What came of one entry: its median turn by throughput, and all of them.
+/// Results of one entry over all rounds.
 #[derive(Debug, Serialize)]
 pub struct ComparisonRow {
-    /// Its name in the tables.
+    /// Name of the entry in the tables.
     pub name: &'static str,
-    /// What was loaded.
+    /// URL of the target.
     pub target: String,
-    /// Requests outstanding.
+    /// Number of outstanding requests.
     pub in_flight: usize,
-    /// Claims in one request.
+    /// Number of claims in one request.
     pub batch: usize,
-    /// Median of the turns.
+    /// Claims granted per second, median of the rounds.
     pub claims_per_s: f64,
-    /// Median of the turns.
+    /// Median latency in microseconds, median of the rounds.
     pub p50_us: f64,
-    /// Median of the turns.
+    /// 99th percentile in microseconds, median of the rounds.
     pub p99_us: f64,
-    /// What each master has read from its clients, in bytes, in all turns.
+    /// Bytes that each master has read from its clients, over all rounds.
     pub master_bytes: Vec<u64>,
-    /// In order.
+    /// Report of each round in order.
     pub turns: Vec<LoadReport>,
 }
 
-/// Entries under one workload.
+/// Results of all entries under one workload.
 #[derive(Debug, Serialize)]
 pub struct WorkloadComparison {
-    /// Its name.
+    /// Name of the workload.
     pub name: &'static str,
-    /// The workload.
+    /// Description of the workload.
     pub about: String,
-    /// The entries.
+    /// Results in the order of the entries.
     pub rows: Vec<ComparisonRow>,
 }
 
-/// A figure that was promised.
+/// Performance goal with its measurement.
 #[derive(Debug, Serialize)]
 pub struct PerformanceGoal {
-    /// What it is.
+    /// Description of the figure.
     pub what: String,
-    /// What was promised.
+    /// Comparison that the figure must satisfy.
     pub wanted: String,
-    /// What was found.
+    /// Measured value of the figure.
     pub found: f64,
-    /// Whether that is enough.
+    /// True if the measurement meets the goal.
     pub held: bool,
 }
 
-/// All that was found.
+/// Results of all contests, with the goals.
 #[derive(Debug, Serialize)]
 pub struct ComparisonReport {
-    /// Always `compare`.
+    /// Name of the subcommand: always `compare`.
     pub command: &'static str,
-    /// The command line with its defaults.
+    /// Command-line options, defaults included.
     pub parameters: CompareArgs,
-    /// Where it ran.
+    /// Machine that ran the harness.
     pub machine: MachineSpec,
-    /// Claims and releases; a burst.
+    /// Contests: claims and releases, then a burst.
     pub contests: Vec<WorkloadComparison>,
-    /// Where the service's knee is over RESP, acknowledged from memory.
+    /// Sweep of the service over RESP, acknowledged from memory.
     pub knee: SweepReport,
-    /// A run at half of that; none if no rate was sustained.
+    /// Run at half the knee; none if no rate was sustained.
     pub half_knee: Option<LoadReport>,
-    /// Promises, and whether they were held.
+    /// Performance goals with their measurements.
     pub promises: Vec<PerformanceGoal>,
 }
 
 const SPOP: &str = "redis-spop";
 
-/// Runs all of it.
+/// Endpoints of the service and of the cluster that it stores to.
+struct ComparedEndpoints {
+    service: ServiceProcess,
+    /// Masters of the cluster as `HOST:PORT`.
+    masters: Vec<String>,
+}
+
+impl ComparedEndpoints {
+    fn resp(&self) -> Result<TargetUrl> {
+        parse_url(format!("resp://{}?http={}", self.service.resp, self.service.http))
+    }
+
+    /// URL of the HTTP listener, which also serves gRPC.
+    fn http(&self, scheme: &str) -> Result<TargetUrl> {
+        parse_url(format!("{scheme}://{}", self.service.http))
+    }
+
+    fn redis(&self, scheme: &str, query: &str) -> Result<TargetUrl> {
+        parse_url(format!("{scheme}://{}{query}", self.masters.join(",")))
+    }
+}
+
+fn parse_url(url: String) -> Result<TargetUrl> {
+    url.parse().map_err(anyhow::Error::msg)
+}
+
+/// Runs all contests and the sweep.
 ///
 /// # Errors
-/// A server cannot be started, or a run could not be made at all.
+/// Fails if a server or a run cannot be started.
 pub async fn compare(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<ComparisonReport> {
     let own = match args.redis.is_empty() {
         true => Some(TestCluster::start(3).await.context("cannot start a Redis Cluster")?),
         false => None,
     };
-    let hosts = own.as_ref().map_or(&args.redis, |cluster| &cluster.hosts).clone();
-    let service = ServiceProcess::start(&format!("redis-cluster://{}", hosts.join(","))).await?;
-    let url = |text: String| text.parse::<TargetUrl>().map_err(anyhow::Error::msg);
-    let resp = url(format!("resp://{}?http={}", service.resp, service.http))?;
-    let redis = |way: &str, query: &str| url(format!("{way}://{}{query}", hosts.join(",")));
-    let entry = |name, url: &TargetUrl, (clients, in_flight), call| ComparedTarget {
-        name,
-        url: url.clone(),
-        clients,
-        in_flight,
-        call,
-    };
-
-    let one = LoadOperation::whole_workers(1);
-    let (spop, lua) = (redis(SPOP, "")?, redis("redis-lua", "")?);
-    let pairs = [
-        entry("hotpool, RESP, 1 024 in flight", &resp, (8, 1_024), one),
-        entry("hotpool, RESP, batches of 64, 16 in flight", &resp, (8, 16), LoadOperation::whole_workers(64)),
-        entry("hotpool, HTTP, 64 in flight", &url(format!("http://{}", service.http))?, (64, 64), one),
-        entry("hotpool, gRPC, 256 in flight", &url(format!("grpc://{}", service.http))?, (8, 256), one),
-        entry(
-            "hotpool, streams of gRPC, 1 024 in flight",
-            &url(format!("grpc-stream://{}", service.http))?,
-            (8, 1_024),
-            one,
-        ),
-        entry("redis-spop, 16 in flight", &spop, (1, 16), one),
-        entry("redis-spop, 64 in flight", &spop, (1, 64), one),
-        entry("redis-spop, 256 in flight", &spop, (1, 256), one),
-        entry("redis-lua, 64 in flight", &lua, (8, 64), one),
-        entry("redis-lua, 1 024 in flight", &lua, (8, 1_024), one),
-        entry("redis-scan, 1 in flight", &redis("redis-scan", "")?, (1, 1), one),
-        entry("redis-scan, 16 in flight", &redis("redis-scan", "")?, (1, 16), one),
-        entry("redis-lock, 16 in flight", &redis("redis-lock", "")?, (1, 16), one),
-        entry(
-            "redis-batch, batches of 64, 4 in flight",
-            &redis("redis-batch", "")?,
-            (1, 4),
-            LoadOperation::whole_workers(64),
-        ),
-    ];
-    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
-    let about = "Claims and their releases on 2 000 workers, acknowledged durably, as fast as the answers come.";
-    let pairs = compare_targets("Claims and releases", about.into(), &pairs, fleet, args, &hosts, stop).await?;
-
-    let hundred = LoadOperation {
-        params: ClaimParams { slots: 1, ..ClaimParams::default() },
-        ..LoadOperation::whole_workers(100)
-    };
-    let (lock, batch) = (["", "?concurrent=100"], ["", "?concurrent=8"]);
-    let burst = [
-        entry("hotpool, RESP", &resp, (1, 1), hundred),
-        entry("hotpool, HTTP", &url(format!("http://{}", service.http))?, (1, 1), hundred),
-        entry("redis-lock, one after the other", &redis("redis-lock", lock[0])?, (1, 1), hundred),
-        entry("redis-lock, all at once", &redis("redis-lock", lock[1])?, (1, 1), hundred),
-        entry("redis-batch, one worker after the other", &redis("redis-batch", batch[0])?, (1, 1), hundred),
-        entry("redis-batch, eight workers at once", &redis("redis-batch", batch[1])?, (1, 1), hundred),
-    ];
-    let fleet = TargetPool { workers: 40, slots: 10, shards: 16, ack: AckLevel::Durable };
-    let about = "A hundred claims at once on 40 workers with room for ten each, acknowledged durably: how long until all are \
-                 granted.";
-    let burst = compare_targets("A burst", about.into(), &burst, fleet, args, &hosts, stop).await?;
-
-    let of_knee = SweepArgs {
-        target: resp,
+    let masters = own.as_ref().map_or(&args.redis, |cluster| &cluster.hosts).clone();
+    let service = ServiceProcess::start(&format!("redis-cluster://{}", masters.join(","))).await?;
+    let endpoints = ComparedEndpoints { service, masters };
+    let pairs = compare_pairs(args, &endpoints, stop).await?;
+    let burst = compare_bursts(args, &endpoints, stop).await?;
+    let sweep_args = SweepArgs {
+        target: endpoints.resp()?,
         store: None,
         workers: 20_000,
         shards: 16,
@@ -209,9 +176,9 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<Compa
         p99_ms: 5.0,
         report: ReportArgs::default(),
     };
-    let knee = sweep(&of_knee, stop).await?;
+    let knee = sweep(&sweep_args, stop).await?;
     let half_knee = match knee.knee_per_s {
-        rate if rate > 0.0 => Some(run_at_rate(&of_knee, rate / 2.0, args.turn_s * 2.0, stop).await?),
+        rate if rate > 0.0 => Some(run_at_rate(&sweep_args, rate / 2.0, args.turn_s * 2.0, stop).await?),
         _ => None,
     };
     let promises = tables::promises(&pairs, &burst, half_knee.as_ref());
@@ -226,9 +193,70 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<Compa
     })
 }
 
+const fn entry(
+    name: &'static str,
+    url: TargetUrl,
+    (clients, in_flight): (usize, usize),
+    operation: LoadOperation,
+) -> ComparedTarget {
+    ComparedTarget { name, url, clients, in_flight, operation }
+}
+
+/// Compares claims followed by their releases.
+async fn compare_pairs(
+    args: &CompareArgs,
+    endpoints: &ComparedEndpoints,
+    stop: &Arc<StopSignal>,
+) -> Result<WorkloadComparison> {
+    let (one, many) = (LoadOperation::whole_workers(1), LoadOperation::whole_workers(64));
+    let redis = |scheme| endpoints.redis(scheme, "");
+    let entries = [
+        entry("hotpool, RESP, 1 024 in flight", endpoints.resp()?, (8, 1_024), one),
+        entry("hotpool, RESP, batches of 64, 16 in flight", endpoints.resp()?, (8, 16), many),
+        entry("hotpool, HTTP, 64 in flight", endpoints.http("http")?, (64, 64), one),
+        entry("hotpool, gRPC, 256 in flight", endpoints.http("grpc")?, (8, 256), one),
+        entry("hotpool, gRPC streams, 1 024 in flight", endpoints.http("grpc-stream")?, (8, 1_024), one),
+        entry("redis-spop, 16 in flight", redis(SPOP)?, (1, 16), one),
+        entry("redis-spop, 64 in flight", redis(SPOP)?, (1, 64), one),
+        entry("redis-spop, 256 in flight", redis(SPOP)?, (1, 256), one),
+        entry("redis-lua, 64 in flight", redis("redis-lua")?, (8, 64), one),
+        entry("redis-lua, 1 024 in flight", redis("redis-lua")?, (8, 1_024), one),
+        entry("redis-scan, 1 in flight", redis("redis-scan")?, (1, 1), one),
+        entry("redis-scan, 16 in flight", redis("redis-scan")?, (1, 16), one),
+        entry("redis-lock, 16 in flight", redis("redis-lock")?, (1, 16), one),
+        entry("redis-batch, batches of 64, 4 in flight", redis("redis-batch")?, (1, 4), many),
+    ];
+    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
+    let about = "Claims and releases on 2 000 workers, acknowledged durably, as fast as replies arrive.";
+    compare_targets("Claims and releases", about, &entries, fleet, args, &endpoints.masters, stop).await
+}
+
+/// Compares bursts of a hundred claims for shares of workers.
+async fn compare_bursts(
+    args: &CompareArgs,
+    endpoints: &ComparedEndpoints,
+    stop: &Arc<StopSignal>,
+) -> Result<WorkloadComparison> {
+    let params = ClaimParams { slots: 1, ..ClaimParams::default() };
+    let hundred = LoadOperation { params, ..LoadOperation::whole_workers(100) };
+    let redis = |scheme, query| endpoints.redis(scheme, query);
+    let entries = [
+        entry("hotpool, RESP", endpoints.resp()?, (1, 1), hundred),
+        entry("hotpool, HTTP", endpoints.http("http")?, (1, 1), hundred),
+        entry("redis-lock, one by one", redis("redis-lock", "")?, (1, 1), hundred),
+        entry("redis-lock, 100 at a time", redis("redis-lock", "?concurrent=100")?, (1, 1), hundred),
+        entry("redis-batch, one worker at a time", redis("redis-batch", "")?, (1, 1), hundred),
+        entry("redis-batch, eight workers at a time", redis("redis-batch", "?concurrent=8")?, (1, 1), hundred),
+    ];
+    let fleet = TargetPool { workers: 40, slots: 10, shards: 16, ack: AckLevel::Durable };
+    let about = "A hundred claims at once on 40 workers with ten slots each, acknowledged durably: the time until all \
+                 are granted.";
+    compare_targets("A burst", about, &entries, fleet, args, &endpoints.masters, stop).await
+}
+
 async fn compare_targets(
     name: &'static str,
-    about: String,
+    about: &str,
     entries: &[ComparedTarget],
     fleet: TargetPool,
     args: &CompareArgs,
@@ -241,15 +269,15 @@ async fn compare_targets(
         if round % 2 == 1 {
             order.reverse();
         }
-        for at in order {
+        for index in order {
             if stop.is_requested() {
                 anyhow::bail!("interrupted");
             }
-            let ComparedTarget { name, url, clients, in_flight, call } = &entries[at];
-            let before = bytes_read(hosts).await?;
+            let ComparedTarget { name, url, clients, in_flight, operation } = &entries[index];
+            let bytes_before = bytes_read(hosts).await?;
             let plan = RunPlan {
                 command: "compare",
-                parameters: serde_json::json!({"target": url, "in_flight": in_flight, "batch": call.claims}),
+                parameters: serde_json::json!({"target": url, "in_flight": in_flight, "batch": operation.claims}),
                 fleet,
                 clients: *clients,
                 duration: Duration::from_secs_f64(args.turn_s),
@@ -258,12 +286,12 @@ async fn compare_targets(
                 failover: None,
             };
             let report =
-                run(url, None, plan, ArrivalModel::ClosedLoop(*in_flight, *call), stop).await.context(*name)?;
-            rows[at].add(report, &before, &bytes_read(hosts).await?);
+                run(url, None, plan, ArrivalModel::ClosedLoop(*in_flight, *operation), stop).await.context(*name)?;
+            rows[index].add(report, &bytes_before, &bytes_read(hosts).await?);
         }
     }
     rows.iter_mut().for_each(ComparisonRow::summarize);
-    Ok(WorkloadComparison { name, about, rows })
+    Ok(WorkloadComparison { name, about: about.to_owned(), rows })
 }
 
 impl ComparisonRow {
@@ -272,7 +300,7 @@ impl ComparisonRow {
             name: entry.name,
             target: entry.url.to_string(),
             in_flight: entry.in_flight,
-            batch: entry.call.claims,
+            batch: entry.operation.claims,
             claims_per_s: 0.0,
             p50_us: 0.0,
             p99_us: 0.0,
@@ -281,9 +309,9 @@ impl ComparisonRow {
         }
     }
 
-    fn add(&mut self, report: LoadReport, before: &[u64], after: &[u64]) {
-        self.master_bytes.resize(after.len(), 0);
-        for (sum, (before, after)) in self.master_bytes.iter_mut().zip(before.iter().zip(after)) {
+    fn add(&mut self, report: LoadReport, bytes_before: &[u64], bytes_after: &[u64]) {
+        self.master_bytes.resize(bytes_after.len(), 0);
+        for (sum, (before, after)) in self.master_bytes.iter_mut().zip(bytes_before.iter().zip(bytes_after)) {
             *sum += after.saturating_sub(*before);
         }
         self.turns.push(report);
@@ -291,15 +319,15 @@ impl ComparisonRow {
 
     fn summarize(&mut self) {
         let of = |figure: fn(&LoadReport) -> f64| median(self.turns.iter().map(figure).collect());
-        self.claims_per_s = of(|turn| turn.throughput_per_s);
-        self.p50_us = of(|turn| turn.latency_us.p50);
-        self.p99_us = of(|turn| turn.latency_us.p99);
+        self.claims_per_s = of(|report| report.throughput_per_s);
+        self.p50_us = of(|report| report.latency_us.p50);
+        self.p99_us = of(|report| report.latency_us.p99);
     }
 
-    /// How unevenly the masters were used.
-    fn spread(&self) -> f64 {
+    /// Ratio of the busiest master's bytes to the mean.
+    fn imbalance(&self) -> f64 {
         let mean = self.master_bytes.iter().sum::<u64>() as f64 / self.master_bytes.len().max(1) as f64;
-        self.master_bytes.iter().max().map_or(0.0, |most| *most as f64 / mean.max(1.0))
+        self.master_bytes.iter().max().map_or(0.0, |max| *max as f64 / mean.max(1.0))
     }
 }
 
@@ -314,16 +342,17 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 impl WorkloadComparison {
-    /// Rows whose names begin so.
-    fn of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ComparisonRow> {
+    /// Rows whose names begin with `name`.
+    fn rows_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ComparisonRow> {
         self.rows.iter().filter(move |row| row.name.starts_with(name))
     }
 
-    /// The median over the rounds of the best of some rows by a figure, beside that of others.
+    /// Median over the rounds of the ratio between two groups of rows, each represented by its best row.
     fn ratio(&self, [above, below]: [&str; 2], figure: fn(&LoadReport) -> f64, best: fn(f64, f64) -> f64) -> f64 {
         let rounds = self.rows.first().map_or(0, |row| row.turns.len());
-        let of =
-            |name: &str, round: usize| self.of(name).map(|row| figure(&row.turns[round])).reduce(best).unwrap_or(0.0);
+        let of = |name: &str, round: usize| {
+            self.rows_named(name).map(|row| figure(&row.turns[round])).reduce(best).unwrap_or(0.0)
+        };
         let ratio = |round| match of(below, round) {
             nothing if nothing <= 0.0 => 0.0,
             below => of(above, round) / below,
@@ -333,12 +362,13 @@ impl WorkloadComparison {
 }
 
 impl ComparisonReport {
-    /// [`EXIT_VIOLATION`] if a target gave a worker twice or lost one, else 0: figures below a promise are no fault of the run.
+    /// Exit code: [`EXIT_VIOLATION`] if a target double-claimed or lost a worker, otherwise 0. Missed goals are not
+    /// failures of the run.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        let turns = self.contests.iter().flat_map(|contest| &contest.rows).flat_map(|row| &row.turns);
-        let wrong = turns.chain(&self.half_knee).any(LoadReport::has_violations) || self.knee.violated;
-        if wrong { EXIT_VIOLATION } else { 0 }
+        let reports = self.contests.iter().flat_map(|contest| &contest.rows).flat_map(|row| &row.turns);
+        let violated = reports.chain(&self.half_knee).any(LoadReport::has_violations) || self.knee.violated;
+        if violated { EXIT_VIOLATION } else { 0 }
     }
 }
 
@@ -354,7 +384,7 @@ mod tests {
     #[test]
     fn ratios_are_those_of_the_rounds() {
         let row = |name, rates: [f64; 3]| {
-            let turn = |rate| LoadReport {
+            let report = |rate| LoadReport {
                 throughput_per_s: rate,
                 ..LoadReport::new("compare", "r", serde_json::Value::Null)
             };
@@ -363,13 +393,13 @@ mod tests {
                 url: TargetUrl::Inproc,
                 clients: 1,
                 in_flight: 1,
-                call: LoadOperation::whole_workers(1),
+                operation: LoadOperation::whole_workers(1),
             };
-            ComparisonRow { turns: rates.map(turn).to_vec(), ..ComparisonRow::new(&entry) }
+            ComparisonRow { turns: rates.map(report).to_vec(), ..ComparisonRow::new(&entry) }
         };
         let rows = vec![row("a", [10.0, 30.0, 8.0]), row("b, 1", [1.0, 1.0, 1.0]), row("b, 2", [0.5, 2.0, 4.0])];
         let contest = WorkloadComparison { name: "x", about: String::new(), rows };
         assert_eq!(contest.ratio(["a", "b"], |report| report.throughput_per_s, f64::max), 10.0);
-        assert_eq!(contest.ratio(["a", "c"], |report| report.throughput_per_s, f64::max), 0.0, "there is no c");
+        assert_eq!(contest.ratio(["a", "c"], |report| report.throughput_per_s, f64::max), 0.0, "no row is named c");
     }
 }

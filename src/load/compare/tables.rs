@@ -1,4 +1,6 @@
-//! What a comparison found, against what was promised, and as parts of a report.
+//! Tables of a comparison: measurements against goals, as sections of a report.
+
+use anyhow::Result;
 
 use super::{ComparisonReport, ComparisonRow, PerformanceGoal, SPOP, WorkloadComparison};
 use crate::charts::{self, format_number};
@@ -6,7 +8,7 @@ use crate::html_report::{ReportSection, run_sections, table_row};
 use crate::report::LoadReport;
 
 impl WorkloadComparison {
-    fn section(&self) -> Result<ReportSection, String> {
+    fn section(&self) -> Result<ReportSection> {
         let mut table = vec![table_row([
             "",
             "claims/s",
@@ -14,7 +16,7 @@ impl WorkloadComparison {
             "p99 us",
             "round trips a claim",
             "a release",
-            "in vain",
+            "retries",
             "refused",
             "errors",
             "masters max/mean",
@@ -22,44 +24,45 @@ impl WorkloadComparison {
         ])];
         for row in &self.rows {
             let last = row.turns.last();
-            let trips = |of: fn(&LoadReport) -> Option<f64>| last.and_then(of).map_or_else(String::new, format_number);
-            let sum = |of: fn(&LoadReport) -> u64| row.turns.iter().map(of).sum::<u64>().to_string();
-            let wrong = row.turns.iter().any(LoadReport::has_violations);
+            let trips =
+                |figure: fn(&LoadReport) -> Option<f64>| last.and_then(figure).map_or_else(String::new, format_number);
+            let sum = |figure: fn(&LoadReport) -> u64| row.turns.iter().map(figure).sum::<u64>().to_string();
+            let violated = row.turns.iter().any(LoadReport::has_violations);
             table.push(vec![
                 row.name.to_owned(),
                 format_number(row.claims_per_s),
                 format_number(row.p50_us),
                 format_number(row.p99_us),
-                trips(|turn| turn.round_trips_per_claim),
-                trips(|turn| turn.round_trips_per_release),
-                sum(|turn| turn.retries.unwrap_or(0)),
-                sum(|turn| turn.claims_refused),
-                sum(|turn| turn.errors),
-                format!("{:.2}", row.spread()),
-                if wrong { "VIOLATED" } else { "ok" }.to_owned(),
+                trips(|report| report.round_trips_per_claim),
+                trips(|report| report.round_trips_per_release),
+                sum(|report| report.retries.unwrap_or(0)),
+                sum(|report| report.claims_refused),
+                sum(|report| report.errors),
+                format!("{:.2}", row.imbalance()),
+                if violated { "VIOLATED" } else { "ok" }.to_owned(),
             ]);
         }
-        let bars = |of: fn(&ComparisonRow) -> f64| {
-            self.rows.iter().map(|row| (row.name.to_owned(), of(row))).collect::<Vec<_>>()
+        let bars = |figure: fn(&ComparisonRow) -> f64| {
+            self.rows.iter().map(|row| (row.name.to_owned(), figure(row))).collect::<Vec<_>>()
         };
-        let pictures = vec![
+        let charts = vec![
             charts::bar_chart(
                 "claims granted per second",
-                "claims/s, median of the turns",
+                "claims/s, median of the rounds",
                 &bars(|row| row.claims_per_s),
             )?,
-            charts::bar_chart("99th percentile", "us, median of the turns", &bars(|row| row.p99_us))?,
+            charts::bar_chart("99th percentile", "us, median of the rounds", &bars(|row| row.p99_us))?,
             charts::bar_chart(
                 "load of the fullest master over the mean",
                 "max/mean of bytes read",
-                &bars(ComparisonRow::spread),
+                &bars(ComparisonRow::imbalance),
             )?,
         ];
-        Ok(ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, charts: pictures })
+        Ok(ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, charts })
     }
 }
 
-/// `half_knee`: none if no rate was sustained.
+/// Compares measurements with the performance goals. `half_knee` is `None` if no rate was sustained.
 pub(super) fn promises(
     pairs: &WorkloadComparison,
     burst: &WorkloadComparison,
@@ -81,35 +84,47 @@ pub(super) fn promises(
         found,
         held: found > 0.0 && found <= wanted,
     };
-    // Nothing was found, so nothing is held.
-    let at_half = |of: fn(&LoadReport) -> f64| half_knee.map_or(0.0, of);
+    // Without a measurement the goal is missed.
+    let at_half = |figure: fn(&LoadReport) -> f64| half_knee.map_or(0.0, figure);
     vec![
         at_least(
             "durable, RESP with 1 024 in flight: claims/s over redis-spop's best",
             10.0,
             pairs.ratio([ours, SPOP], rate, f64::max),
         ),
-        at_least("the same over redis-lua at equal depth", 3.0, pairs.ratio([ours, lua], rate, f64::max)),
-        at_most("its p99 over redis-spop's best", 1.0, pairs.ratio([ours, SPOP], p99, f64::min)),
-        at_most("its p99 over redis-lua's at equal depth", 1.0, pairs.ratio([ours, lua], p99, f64::min)),
+        at_least(
+            "durable, RESP: claims/s over redis-lua's at equal depth",
+            3.0,
+            pairs.ratio([ours, lua], rate, f64::max),
+        ),
+        at_most("durable, RESP: p99 over redis-spop's best", 1.0, pairs.ratio([ours, SPOP], p99, f64::min)),
+        at_most("durable, RESP: p99 over redis-lua's at equal depth", 1.0, pairs.ratio([ours, lua], p99, f64::min)),
         at_least(
             "a burst of 100 on 40 workers: redis-lock's best time over RESP's",
             100.0,
             burst.ratio(["redis-lock", "hotpool, RESP"], p50, f64::min),
         ),
-        at_least("the same of redis-batch", 10.0, burst.ratio(["redis-batch", "hotpool, RESP"], p50, f64::min)),
+        at_least(
+            "a burst of 100 on 40 workers: redis-batch's best time over RESP's",
+            10.0,
+            burst.ratio(["redis-batch", "hotpool, RESP"], p50, f64::min),
+        ),
         at_most("RESP at half the knee, acknowledged from memory: p99, us", 1_000.0, at_half(p99)),
-        at_most("the same, p99.9, us", 5_000.0, at_half(|report| report.latency_us.p999)),
+        at_most(
+            "RESP at half the knee, acknowledged from memory: p99.9, us",
+            5_000.0,
+            at_half(|report| report.latency_us.p999),
+        ),
     ]
 }
 
 impl ComparisonReport {
-    /// As parts of a report.
+    /// Converts the comparison to report sections.
     ///
     /// # Errors
-    /// A picture cannot be drawn, in words.
-    pub fn sections(&self) -> Result<Vec<ReportSection>, String> {
-        let mut table = vec![table_row(["what", "wanted", "found", "held"])];
+    /// Fails if a chart cannot be drawn.
+    pub fn sections(&self) -> Result<Vec<ReportSection>> {
+        let mut table = vec![table_row(["what", "goal", "measured", "met"])];
         for PerformanceGoal { what, wanted, found, held } in &self.promises {
             table.push(vec![
                 what.clone(),
@@ -119,7 +134,7 @@ impl ComparisonReport {
             ]);
         }
         let text = format!("Medians of {} rounds; ratios are medians of the rounds' ratios.", self.parameters.rounds);
-        let mut sections = vec![ReportSection { title: "Promises".into(), text, table, charts: Vec::new() }];
+        let mut sections = vec![ReportSection { title: "Goals".into(), text, table, charts: Vec::new() }];
         for contest in &self.contests {
             sections.push(contest.section()?);
         }

@@ -1,4 +1,4 @@
-//! What a packing run found: as JSON for programs, as a table for people.
+//! Report of a packing run: JSON for programs, a table for people.
 
 use std::collections::BTreeMap;
 
@@ -10,49 +10,49 @@ use super::input::PackInput;
 use super::simulate::SimulationResult;
 use crate::report::{LatencySummary, MachineSpec};
 
-/// Time per decision, in microseconds.
+/// Time per placement decision, in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DecisionTime {
-    /// Half lie at or below.
+    /// Median of all decisions, in microseconds.
     pub p50: f64,
-    /// 99 in 100.
+    /// 99th percentile in microseconds.
     pub p99: f64,
-    /// The longest.
+    /// Maximum of all decisions, in microseconds.
     pub max: f64,
 }
 
-/// The report.
+/// Report of a packing run.
 #[derive(Debug, Clone, Serialize)]
 pub struct PackReport {
-    /// `pack`.
+    /// Name of the subcommand: always `pack`.
     pub command: &'static str,
-    /// Version of this harness.
+    /// Version of the harness.
     pub version: &'static str,
-    /// The command line with its defaults.
+    /// Command-line options, defaults included.
     pub parameters: serde_json::Value,
-    /// Where it ran.
+    /// Machine that ran the harness.
     pub machine: MachineSpec,
-    /// Allocated per cent of all cards by the time that so many per cent had arrived.
+    /// Per cent of all GPUs allocated once 100 and 130 per cent have been requested.
     pub alloc_at: BTreeMap<&'static str, Option<f64>>,
-    /// The same at 0, 1, ... per cent arrived.
+    /// Per cent allocated at 0, 1, ... per cent requested.
     pub curve: Vec<Option<f64>>,
-    /// Requests played.
+    /// Number of requests simulated.
     pub requests: u64,
-    /// Requests that found no room.
+    /// Number of requests that no worker could hold.
     pub failed: u64,
-    /// Requests by the time that their decisions took.
+    /// Number of decisions per second of decision time.
     pub decisions_per_s: f64,
-    /// Choosing a worker, and noting what it gives.
+    /// Time to pick a worker and record the allocation.
     pub decision_us: DecisionTime,
 }
 
 impl PackReport {
-    /// Of a run.
+    /// Creates the report of a simulation.
     #[must_use]
-    pub fn new(input: &PackInput, played: &SimulationResult, parameters: serde_json::Value) -> Self {
-        let curve = curve(&played.points, input.cards());
-        let LatencySummary { p50, p99, max, .. } = LatencySummary::from_histogram(&played.decisions);
-        let requests = played.points.len() as u64;
+    pub fn new(input: &PackInput, result: &SimulationResult, parameters: serde_json::Value) -> Self {
+        let curve = curve(&result.points, input.gpus());
+        let LatencySummary { p50, p99, max, .. } = LatencySummary::from_histogram(&result.decisions);
+        let requests = result.points.len() as u64;
         Self {
             command: "pack",
             version: env!("CARGO_PKG_VERSION"),
@@ -61,13 +61,13 @@ impl PackReport {
             alloc_at: BTreeMap::from([("100", curve[100]), ("130", curve[LAST_PERCENT])]),
             curve,
             requests,
-            failed: played.failed,
-            decisions_per_s: requests as f64 / played.took.as_secs_f64().max(f64::MIN_POSITIVE),
+            failed: result.failed,
+            decisions_per_s: requests as f64 / result.took.as_secs_f64().max(f64::MIN_POSITIVE),
             decision_us: DecisionTime { p50, p99, max },
         }
     }
 
-    /// The report for people.
+    /// Formats the report as a table for people.
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = Table::new();
@@ -77,7 +77,7 @@ impl PackReport {
             table.add_row([format!("allocated at {arrived} % arrived"), percent(*allocated)]);
         }
         let DecisionTime { p50, p99, max } = self.decision_us;
-        table.add_row(["requests / without room".into(), format!("{} / {}", self.requests, self.failed)]);
+        table.add_row(["requests / not placed".into(), format!("{} / {}", self.requests, self.failed)]);
         table.add_row(["decisions".into(), format!("{:.0}/s", self.decisions_per_s)]);
         table.add_row(["decision p50 / p99 / max".into(), format!("{p50:.1} / {p99:.1} / {max:.1} us")]);
         table.to_string()

@@ -1,11 +1,12 @@
-//! Plays a packing run: requests one by one, none released, none retried; each decision timed.
+//! Simulation of a packing run: requests one by one, without releases or retries; each decision is timed.
 
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 use smallvec::SmallVec;
 
-use super::curve::Point;
+use super::curve::CurvePoint;
 use super::input::{PackInput, PackRequest};
 use super::published::PublishedPolicy;
 use crate::stats;
@@ -14,107 +15,116 @@ use hotpool::engine::placement::bin_packing::{
 };
 use hotpool::model::WorkerId;
 
-/// 2^64 over the golden ratio.
+/// Multiplier of Fibonacci hashing: 2^64 over the golden ratio.
 const FIBONACCI_MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What a run did.
+/// Result of a packing simulation.
 #[derive(Debug)]
 pub struct SimulationResult {
-    /// After each request.
-    pub points: Vec<Point>,
-    /// Requests that found no room.
+    /// Arrivals and allocation after each request.
+    pub points: Vec<CurvePoint>,
+    /// Number of requests that no worker could hold.
     pub failed: u64,
-    /// All decisions together.
+    /// Total time of all decisions.
     pub took: Duration,
-    /// Nanoseconds of each decision: choosing, and noting what was taken.
+    /// Nanoseconds of each decision: picking a worker and recording the allocation.
     pub decisions: Histogram<u64>,
 }
 
-/// Who decides.
+/// Rule that places requests.
 #[derive(Debug)]
 pub enum PlacementDecider {
-    /// The service's own order, over shards.
+    /// Placement as the service does it, over shards.
     Service(Box<ShardedPlacement>),
-    /// The published scores.
+    /// Scores of the published runs on one fleet.
     Published(PublishedPolicy, Box<FleetIndex>),
 }
 
-/// Shards with the service's own order.
+/// Origin of the request mix that FGD scores against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MixSource {
+    /// Computed from the input's requests.
+    Given,
+    /// Learned from the requests as they arrive.
+    Learned,
+}
+
+/// Fleet shards with the service's placement.
 #[derive(Debug)]
 pub struct ShardedPlacement {
     shards: Vec<(FleetIndex, FragmentationScorer)>,
-    placement: FitStrategy,
-    /// Requests so far.
+    strategy: FitStrategy,
+    /// Number of requests so far, which varies the choice of shards.
     requests: u64,
 }
 
 impl PlacementDecider {
-    /// The service's own order. `learn`: the mix is learned instead of given.
+    /// Creates the service's placement over `shards` shards.
     ///
     /// # Errors
-    /// The name of a node that cannot be a worker's.
-    pub fn service(input: &PackInput, placement: FitStrategy, shards: u16, learn: bool) -> Result<Self, String> {
-        let fgd = || {
-            if learn {
-                FragmentationScorer::with_learned_mix()
-            } else {
-                FragmentationScorer::with_fixed_mix(input.request_mix())
-            }
+    /// Fails if the name of a node is not a valid worker id.
+    pub fn service(input: &PackInput, strategy: FitStrategy, shards: u16, mix: MixSource) -> Result<Self> {
+        let scorer = || match mix {
+            MixSource::Learned => FragmentationScorer::with_learned_mix(),
+            MixSource::Given => FragmentationScorer::with_fixed_mix(input.request_mix()),
         };
-        let mut shards: Vec<(FleetIndex, FragmentationScorer)> = (0..shards).map(|_| (input.fleet(), fgd())).collect();
+        let mut shards: Vec<(FleetIndex, FragmentationScorer)> =
+            (0..shards).map(|_| (input.fleet(), scorer())).collect();
         let count = shards.len() as u16;
         for (name, capacity) in &input.nodes {
-            let id = WorkerId::new(name).map_err(|refusal| format!("node {name}: {refusal}"))?;
+            let id = WorkerId::new(name).with_context(|| format!("node {name}"))?;
             let (fleet, _) = &mut shards[id.shard(count) as usize];
             fleet.insert(fleet.len() as u32, capacity);
         }
-        Ok(Self::Service(Box::new(ShardedPlacement { shards, placement, requests: 0 })))
+        Ok(Self::Service(Box::new(ShardedPlacement { shards, strategy, requests: 0 })))
     }
 
-    /// The published scores.
+    /// Creates the placement of the published runs.
     #[must_use]
     pub fn published(input: &PackInput, published: PublishedPolicy) -> Self {
         let mut fleet = input.fleet();
-        (0..).zip(&input.nodes).for_each(|(at, (_, capacity))| fleet.insert(at, capacity));
+        (0..).zip(&input.nodes).for_each(|(worker, (_, capacity))| fleet.insert(worker, capacity));
         Self::Published(published, Box::new(fleet))
     }
 
-    /// Takes what the request asks for. False: there is no room.
+    /// Places the request. Returns false if no worker can hold it.
     fn place_request(&mut self, request: &PackRequest) -> bool {
         match self {
             Self::Published(published, fleet) => {
-                let found = published.decide(fleet, request);
-                found.inspect(|(worker, share)| fleet.allocate(*worker, share)).is_some()
+                let decision = published.decide(fleet, request);
+                decision.inspect(|(worker, allocation)| fleet.allocate(*worker, allocation)).is_some()
             }
-            Self::Service(own) => own.place_request(request),
+            Self::Service(service) => service.place_request(request),
         }
     }
 }
 
 impl ShardedPlacement {
-    /// As the service does: of two shards the one with more cores left for each card is asked, and so on until one has room;
-    /// for work without GPUs first for workers without them.
+    /// Places the request as the service does. Of two random shards the one with more free cores per GPU is tried, and
+    /// so on until one can hold the request; work without GPUs first tries workers without GPUs.
     fn place_request(&mut self, request: &PackRequest) -> bool {
         let need = &request.need;
         self.shards.iter_mut().for_each(|(_, fgd)| fgd.record_request(need));
         self.requests += 1;
-        // Fibonacci hashing: in no order that the requests could have.
-        let salt = self.requests.wrapping_mul(FIBONACCI_MULTIPLIER);
-        let without = ResourceRequest { models: SmallVec::from_slice(&[NO_MODEL]), ..need.clone() };
-        let stages: &[&ResourceRequest] = if need.gpu_count == 0 { &[&without, need] } else { &[need] };
+        // Fibonacci hashing gives an order unrelated to that of the requests.
+        let tie_break = self.requests.wrapping_mul(FIBONACCI_MULTIPLIER);
+        let without_gpus = ResourceRequest { models: SmallVec::from_slice(&[NO_MODEL]), ..need.clone() };
+        let stages: &[&ResourceRequest] = if need.gpu_count == 0 { &[&without_gpus, need] } else { &[need] };
         stages.iter().any(|need| {
-            let mut left: SmallVec<[usize; 16]> = (0..self.shards.len()).collect();
-            while !left.is_empty() {
-                let salt = salt.rotate_left(7 * (self.shards.len() - left.len()) as u32);
-                let nth = |hash: u64| ((u128::from(hash) * left.len() as u128) >> 64) as usize;
-                let (one, two) = (nth(salt), nth(salt.rotate_left(32).wrapping_mul(FIBONACCI_MULTIPLIER)));
-                let more = self.cores_per_card(left[two], need) > self.cores_per_card(left[one], need);
-                let at = left.swap_remove(if more { two } else { one });
-                let (fleet, fgd) = &mut self.shards[at];
-                let pick = fleet.pick(need, self.placement, fgd);
-                let share = pick.and_then(|pick| Some((pick.worker, fleet.allocation(need, pick)?)));
-                if let Some((worker, share)) = share {
-                    fleet.allocate(worker, &share);
+            let mut remaining: SmallVec<[usize; 16]> = (0..self.shards.len()).collect();
+            while !remaining.is_empty() {
+                let tie_break = tie_break.rotate_left(7 * (self.shards.len() - remaining.len()) as u32);
+                let nth = |hash: u64| ((u128::from(hash) * remaining.len() as u128) >> 64) as usize;
+                let (first, second) =
+                    (nth(tie_break), nth(tie_break.rotate_left(32).wrapping_mul(FIBONACCI_MULTIPLIER)));
+                let second_is_better =
+                    self.free_cores_per_gpu(remaining[second], need) > self.free_cores_per_gpu(remaining[first], need);
+                let shard = remaining.swap_remove(if second_is_better { second } else { first });
+                let (fleet, fgd) = &mut self.shards[shard];
+                let pick = fleet.pick(need, self.strategy, fgd);
+                let allocation = pick.and_then(|pick| Some((pick.worker, fleet.allocation(need, pick)?)));
+                if let Some((worker, allocation)) = allocation {
+                    fleet.allocate(worker, &allocation);
                     return true;
                 }
             }
@@ -122,17 +132,17 @@ impl ShardedPlacement {
         })
     }
 
-    fn cores_per_card(&self, shard: usize, need: &ResourceRequest) -> f64 {
-        let [without, with] = self.shards[shard].0.totals();
-        let cores = with.cpu_milli + if need.gpu_count == 0 { without.cpu_milli } else { 0 };
+    fn free_cores_per_gpu(&self, shard: usize, need: &ResourceRequest) -> f64 {
+        let [without_gpus, with] = self.shards[shard].0.totals();
+        let cores = with.cpu_milli + if need.gpu_count == 0 { without_gpus.cpu_milli } else { 0 };
         cores_per_gpu(cores as u64, with.gpu_milli as u64)
     }
 }
 
-/// Plays all arrivals. `shown` is told how many are done.
+/// Simulates all arrivals. `progress` receives the number of completed requests.
 #[must_use]
-pub fn simulate(input: &PackInput, decider: &mut PlacementDecider, mut shown: impl FnMut(u64)) -> SimulationResult {
-    let mut played = SimulationResult {
+pub fn simulate(input: &PackInput, decider: &mut PlacementDecider, mut progress: impl FnMut(u64)) -> SimulationResult {
+    let mut result = SimulationResult {
         points: Vec::with_capacity(input.events.len()),
         failed: 0,
         took: Duration::ZERO,
@@ -143,19 +153,19 @@ pub fn simulate(input: &PackInput, decider: &mut PlacementDecider, mut shown: im
         let request = &input.requests[event as usize];
         arrived += request.gpu_milli();
         let start = Instant::now();
-        let taken = decider.place_request(request);
+        let placed = decider.place_request(request);
         let took = start.elapsed();
-        played.took += took;
-        stats::record(&mut played.decisions, took, 1);
-        if taken {
+        result.took += took;
+        stats::record(&mut result.decisions, took, 1);
+        if placed {
             allocated += request.gpu_milli();
         } else {
-            played.failed += 1;
+            result.failed += 1;
         }
-        played.points.push((arrived, allocated));
+        result.points.push((arrived, allocated));
         if done % 256 == 0 {
-            shown(done);
+            progress(done);
         }
     }
-    played
+    result
 }

@@ -1,11 +1,12 @@
-//! A connection on which many requests are under way at once: RESP, which Redis and Hotpool's own port speak.
+//! Pipelined RESP connection, for Redis and for the service's RESP listener.
 //!
-//! Requests are written in the order of their calls, and answers come in that order, so a queue of those who wait is all
-//! that matches them. A connection that breaks fails all that are under way and is replaced by the next call.
+//! Commands are written in call order, and replies arrive in that order, so a queue of waiting calls is enough to
+//! match them. A broken connection fails every call in flight; the next call replaces it.
 //!
-//! The harness shares its machine with what it loads, so there are two ways to write. One that *gathers* leaves the writing
-//! to a task, which lets everybody who is about to send do so and then makes one system call of it: for many in flight. One
-//! that does not writes from within the call: for one in flight, where a task more would be a switch more.
+//! The harness shares the machine with its target, so there are two write modes. [`WriteMode::Coalesced`] leaves the
+//! write to a task that first lets other callers append, and then makes one system call for all: for many calls in
+//! flight. [`WriteMode::Immediate`] writes within the call: for one call in flight, where another task would mean
+//! another context switch.
 
 mod value;
 
@@ -27,25 +28,47 @@ pub(super) use self::value::{RespValue, encode_command};
 use super::http_calls::target_error;
 use super::stats::TargetError;
 
-/// Longest wait for a connection or an answer.
+/// Longest wait for a connection or a reply.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes read at a time.
+/// Number of bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
 
-/// What was answered: one value a command.
+/// Rule that decides when a pipeline writes commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WriteMode {
+    /// Writes within the call that sends the command.
+    Immediate,
+    /// Writes from a task, together with the commands of other callers.
+    Coalesced,
+}
+
+/// Reasons why a connection becomes unusable while reading.
+#[derive(Debug, thiserror::Error)]
+enum PipelineError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Decode(#[from] value::RespDecodeError),
+    #[error("no reply within {} s", RESPONSE_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("a reply without a command")]
+    UnexpectedReply,
+}
+
+/// Replies of a call, one value per command.
 pub(super) type Replies = SmallVec<[RespValue; 1]>;
 
-/// A connection that is opened anew when it breaks.
+/// Pipelined connection that reconnects when it breaks.
 pub(super) struct RespPipeline {
     address: String,
-    coalesces: bool,
-    live: Mutex<Arc<LivePipeline>>,
+    mode: WriteMode,
+    connection: Mutex<Arc<LivePipeline>>,
     connecting: tokio::sync::Mutex<()>,
 }
 
-/// An open connection with its tasks, which end with it.
+/// Open connection with its reader and writer tasks, which end with it.
 struct LivePipeline {
-    wire: Arc<PipelineSocket>,
+    socket: Arc<PipelineSocket>,
     tasks: [AbortHandle; 2],
 }
 
@@ -65,7 +88,7 @@ struct PipelineSocket {
 struct PipelineState {
     output: Vec<u8>,
     waiting: VecDeque<PipelineWaiter>,
-    /// Why it is of no use any more.
+    /// Reason why the connection is unusable, once it is.
     broken: Option<String>,
 }
 
@@ -79,93 +102,93 @@ impl RespPipeline {
     /// Connects to `HOST:PORT`.
     ///
     /// # Errors
-    /// Nobody listens there.
-    pub(super) async fn open(address: &str, gathers: bool) -> Result<Self, TargetError> {
-        let live = Mutex::new(Arc::new(connect(address, gathers).await?));
-        Ok(Self { address: address.to_owned(), coalesces: gathers, live, connecting: tokio::sync::Mutex::default() })
+    /// Fails if nothing listens there.
+    pub(super) async fn open(address: &str, mode: WriteMode) -> Result<Self, TargetError> {
+        let connection = Mutex::new(Arc::new(connect(address, mode).await?));
+        Ok(Self { address: address.to_owned(), mode, connection, connecting: tokio::sync::Mutex::default() })
     }
 
-    /// Sends what `encode` writes, which must be `commands` commands, and returns their answers.
+    /// Sends the commands that `encode` appends, `commands` in number, and returns their replies.
     ///
     /// # Errors
-    /// The connection broke, or nothing came for long. An error that the server answers is a [`Value::Error`].
+    /// Fails if the connection breaks or no reply arrives in time. Error replies of the server are returned as
+    /// [`RespValue::Error`].
     pub(super) async fn call(
         &self,
         commands: usize,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Replies, TargetError> {
-        let live = self.ensure_live().await?;
-        let (done, answer) = oneshot::channel();
+        let connection = self.ensure_live().await?;
+        let (done, reply) = oneshot::channel();
         {
-            let mut state = live.wire.state();
-            if let Some(why) = &state.broken {
-                return Err(target_error(why.clone(), false));
+            let mut state = connection.socket.state();
+            if let Some(reason) = &state.broken {
+                return Err(target_error(reason.clone(), false));
             }
             let idle = state.output.is_empty();
             encode(&mut state.output);
             state.waiting.push_back(PipelineWaiter { expected: commands, replies: SmallVec::new(), done });
-            if !self.coalesces && idle {
-                live.wire.write_some(&mut state);
+            if self.mode == WriteMode::Immediate && idle {
+                connection.socket.write_some(&mut state);
             }
             if !state.output.is_empty() {
-                live.wire.written.notify_one();
+                connection.socket.written.notify_one();
             }
         }
-        answer.await.unwrap_or_else(|_| Err(target_error("the connection was closed".into(), true)))
+        reply.await.unwrap_or_else(|_| Err(target_error("the connection was closed".into(), true)))
     }
 
-    /// One command of these words.
+    /// Sends one command made of `words`.
     ///
     /// # Errors
-    /// As [`Self::call`], and what the server refuses.
+    /// Fails like [`Self::call`], and if the server replies with an error.
     pub(super) async fn execute(&self, words: &[&[u8]]) -> Result<RespValue, TargetError> {
         let replies = self.call(1, |out| encode_command(out, words)).await?;
         replies.into_iter().next().unwrap_or(RespValue::Nil).into_result()
     }
 
     async fn ensure_live(&self) -> Result<Arc<LivePipeline>, TargetError> {
-        let present = || {
-            let live = Arc::clone(&self.live.lock());
-            let whole = live.wire.state().broken.is_none();
-            whole.then_some(live)
+        let usable_connection = || {
+            let connection = Arc::clone(&self.connection.lock());
+            let usable = connection.socket.state().broken.is_none();
+            usable.then_some(connection)
         };
-        if let Some(live) = present() {
-            return Ok(live);
+        if let Some(connection) = usable_connection() {
+            return Ok(connection);
         }
         let _one = self.connecting.lock().await;
-        if let Some(live) = present() {
-            return Ok(live);
+        if let Some(connection) = usable_connection() {
+            return Ok(connection);
         }
-        let live = Arc::new(connect(&self.address, self.coalesces).await?);
-        *self.live.lock() = Arc::clone(&live);
-        Ok(live)
+        let connection = Arc::new(connect(&self.address, self.mode).await?);
+        *self.connection.lock() = Arc::clone(&connection);
+        Ok(connection)
     }
 }
 
-async fn connect(address: &str, gathers: bool) -> Result<LivePipeline, TargetError> {
-    let connected = timeout(RESPONSE_TIMEOUT, TcpStream::connect(address)).await;
-    let stream = match connected {
+async fn connect(address: &str, mode: WriteMode) -> Result<LivePipeline, TargetError> {
+    let stream = timeout(RESPONSE_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = match stream {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(target_error(format!("cannot connect to {address}: {error}"), false)),
-        Err(_elapsed) => return Err(target_error(format!("cannot connect to {address}: no answer"), false)),
+        Err(_elapsed) => return Err(target_error(format!("cannot connect to {address}: no reply"), false)),
     };
-    // Else small requests would wait for each other's acknowledgements; it only fails on a connection that is gone.
+    // Without this, small requests would wait for delayed acknowledgements. It fails only on a closed connection.
     let _ = stream.set_nodelay(true);
-    let wire = Arc::new(PipelineSocket { stream, state: Mutex::default(), written: Notify::new() });
+    let socket = Arc::new(PipelineSocket { stream, state: Mutex::default(), written: Notify::new() });
     let tasks = [
-        tokio::spawn(write(Arc::clone(&wire), gathers)).abort_handle(),
-        tokio::spawn(read(Arc::clone(&wire))).abort_handle(),
+        tokio::spawn(write(Arc::clone(&socket), mode)).abort_handle(),
+        tokio::spawn(read(Arc::clone(&socket))).abort_handle(),
     ];
-    Ok(LivePipeline { wire, tasks })
+    Ok(LivePipeline { socket, tasks })
 }
 
 impl PipelineSocket {
     fn state(&self) -> MutexGuard<'_, PipelineState> {
-        // Every change is whole: a panic elsewhere leaves nothing half done.
         self.state.lock()
     }
 
-    /// Writes as much as the socket takes at once.
+    /// Writes as much output as the socket accepts at once.
     fn write_some(&self, state: &mut PipelineState) {
         while !state.output.is_empty() {
             match self.stream.try_write(&state.output) {
@@ -176,81 +199,81 @@ impl PipelineSocket {
         }
     }
 
-    fn fail(&self, why: &str) {
-        self.state().fail(why);
+    fn fail(&self, reason: &str) {
+        self.state().fail(reason);
         self.written.notify_one();
     }
 }
 
 impl PipelineState {
-    fn fail(&mut self, why: &str) {
-        let why = format!("connection: {why}");
+    fn fail(&mut self, reason: &str) {
+        let reason = format!("connection: {reason}");
         for waiting in self.waiting.drain(..) {
-            // Whoever asked may have given up.
-            let _ = waiting.done.send(Err(target_error(why.clone(), true)));
+            // The caller may have given up.
+            let _ = waiting.done.send(Err(target_error(reason.clone(), true)));
         }
         self.output.clear();
-        self.broken = Some(why);
+        self.broken = Some(reason);
     }
 }
 
-async fn write(wire: Arc<PipelineSocket>, gathers: bool) {
+async fn write(socket: Arc<PipelineSocket>, mode: WriteMode) {
     loop {
-        wire.written.notified().await;
-        if gathers {
-            // Whoever was woken with the one who woke this task has something to send as well.
+        socket.written.notified().await;
+        if mode == WriteMode::Coalesced {
+            // Tasks that were woken together with the caller may have commands to send as well.
             tokio::task::yield_now().await;
         }
         loop {
-            let left = {
-                let mut state = wire.state();
-                wire.write_some(&mut state);
+            let pending = {
+                let mut state = socket.state();
+                socket.write_some(&mut state);
                 if state.broken.is_some() {
                     return;
                 }
                 !state.output.is_empty()
             };
-            if !left {
+            if !pending {
                 break;
             }
-            if let Err(error) = wire.stream.ready(Interest::WRITABLE).await {
-                return wire.fail(&error.to_string());
+            if let Err(error) = socket.stream.ready(Interest::WRITABLE).await {
+                return socket.fail(&error.to_string());
             }
         }
     }
 }
 
-async fn read(wire: Arc<PipelineSocket>) {
-    let why = match read_all(&wire).await {
-        Ok(()) => "closed by the other side".to_owned(),
-        Err(why) => why,
+async fn read(socket: Arc<PipelineSocket>) {
+    let reason = match read_all(&socket).await {
+        Ok(()) => "closed by the server".to_owned(),
+        Err(error) => error.to_string(),
     };
-    wire.fail(&why);
+    socket.fail(&reason);
 }
 
-/// Until the other side closes.
-async fn read_all(wire: &PipelineSocket) -> Result<(), String> {
+/// Reads replies until the server closes the connection.
+async fn read_all(socket: &PipelineSocket) -> Result<(), PipelineError> {
     let mut input = BytesMut::with_capacity(READ_BYTES);
-    let mut values = Vec::new();
+    let mut replies = Vec::new();
     loop {
-        match timeout(RESPONSE_TIMEOUT, wire.stream.ready(Interest::READABLE)).await {
-            Ok(ready) => drop(ready.map_err(|error| error.to_string())?),
-            Err(_elapsed) if wire.state().waiting.is_empty() => continue,
-            Err(_elapsed) => return Err(format!("no answer within {} s", RESPONSE_TIMEOUT.as_secs())),
+        match timeout(RESPONSE_TIMEOUT, socket.stream.ready(Interest::READABLE)).await {
+            Ok(ready) => drop(ready?),
+            Err(_elapsed) if socket.state().waiting.is_empty() => continue,
+            Err(_elapsed) => return Err(PipelineError::Timeout),
         }
         input.reserve(READ_BYTES);
-        match wire.stream.try_read_buf(&mut input) {
+        match socket.stream.try_read_buf(&mut input) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.into()),
         }
-        value::decode_values(&mut input, &mut values)?;
+        value::decode_values(&mut input, &mut replies)?;
         let mut done = Vec::new();
         {
-            let mut state = wire.state();
-            for value in values.drain(..) {
-                let waiting = state.waiting.front_mut().ok_or("an answer that nobody asked for")?;
+            let mut state = socket.state();
+            for value in replies.drain(..) {
+                let waiting = state.waiting.front_mut().ok_or(PipelineError::UnexpectedReply)?;
                 waiting.replies.push(value);
                 if waiting.replies.len() == waiting.expected {
                     done.extend(state.waiting.pop_front());
@@ -258,7 +281,7 @@ async fn read_all(wire: &PipelineSocket) -> Result<(), String> {
             }
         }
         for PipelineWaiter { replies, done, .. } in done {
-            // Whoever asked may have given up.
+            // The caller may have given up.
             let _ = done.send(Ok(replies));
         }
     }

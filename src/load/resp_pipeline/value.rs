@@ -1,48 +1,47 @@
-//! What goes over the wire: commands as arrays of bulk strings, answers in RESP2. The parts of the protocol that Redis
-//! and Hotpool use, and no more.
+//! Wire format: commands as arrays of bulk strings, replies in RESP2. Only the types that Redis and Hotpool use.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::http_calls::target_error;
 use crate::stats::TargetError;
 
-/// Values within values of an answer.
+/// Deepest nesting of arrays in a reply.
 const DEPTH_MAX: usize = 8;
-/// Bytes of one text, and values of one array.
+/// Largest length of a bulk string in bytes, or of an array in values.
 const LENGTH_MAX: usize = 64 << 20;
 
-/// An answer.
+/// Reply value of the RESP2 protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RespValue {
-    /// Nothing there.
+    /// Null bulk string or null array.
     Nil,
-    /// A whole number.
+    /// Signed 64-bit integer reply.
     Int(i64),
-    /// Bytes, or a word of the protocol's own.
+    /// Bulk string or simple string.
     Text(Bytes),
-    /// What the server refuses, with its reason.
+    /// Error reply with its message.
     Error(String),
-    /// Several.
+    /// Array of reply values.
     Array(Vec<RespValue>),
 }
 
 impl RespValue {
-    /// Anything but a refusal, also within an array.
+    /// Returns the value unless it is an error or an array that contains one.
     ///
     /// # Errors
-    /// What the server said.
+    /// Fails with the message of the server.
     pub(crate) fn into_result(self) -> Result<Self, TargetError> {
         match self {
-            Self::Error(said) => Err(target_error(said, false)),
+            Self::Error(message) => Err(target_error(message, false)),
             Self::Array(values) => match values.iter().find(|value| matches!(value, Self::Error(_))) {
-                Some(refused) => refused.clone().into_result(),
+                Some(error) => error.clone().into_result(),
                 None => Ok(Self::Array(values)),
             },
             other => Ok(other),
         }
     }
 
-    /// The text, if it is one in UTF-8.
+    /// Text of a string value that is valid UTF-8.
     pub(crate) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => std::str::from_utf8(text).ok(),
@@ -50,7 +49,7 @@ impl RespValue {
         }
     }
 
-    /// The values of an array; none of anything else.
+    /// Values of an array; empty for any other value.
     pub(crate) fn items(&self) -> &[Self] {
         match self {
             Self::Array(items) => items,
@@ -58,7 +57,7 @@ impl RespValue {
         }
     }
 
-    /// The number, if it is one and not negative.
+    /// Value of a non-negative integer.
     pub(crate) fn number(&self) -> Option<u64> {
         match self {
             Self::Int(number) => u64::try_from(*number).ok(),
@@ -67,7 +66,18 @@ impl RespValue {
     }
 }
 
-/// Appends a command.
+/// Violation of the RESP2 format.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RespDecodeError {
+    /// Length that is not a number within the limits.
+    #[error("invalid length: {0:?}")]
+    Length(String),
+    /// Line that begins with no known type.
+    #[error("not a RESP2 reply: {0:?}")]
+    Type(String),
+}
+
+/// Appends a command as an array of bulk strings.
 pub(crate) fn encode_command(out: &mut Vec<u8>, words: &[&[u8]]) {
     encode_header(out, b'*', words.len());
     for word in words {
@@ -83,58 +93,58 @@ fn encode_header(out: &mut Vec<u8>, kind: u8, number: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Takes all whole values out of `input`.
+/// Decodes and removes all complete values at the front of `input`.
 ///
 /// # Errors
-/// It is not RESP2; in words.
-pub(super) fn decode_values(input: &mut BytesMut, values: &mut Vec<RespValue>) -> Result<(), String> {
-    let mut whole = 0;
-    while let Some(end) = end_of(input, whole, 0)? {
-        whole = end;
+/// Fails if the input is not RESP2.
+pub(super) fn decode_values(input: &mut BytesMut, values: &mut Vec<RespValue>) -> Result<(), RespDecodeError> {
+    let mut complete = 0;
+    while let Some(end) = end_of(input, complete, 0)? {
+        complete = end;
     }
-    let bytes = input.split_to(whole).freeze();
+    let bytes = input.split_to(complete).freeze();
     let mut at = 0;
     while at < bytes.len() {
-        let (value, end) = value_at(&bytes, at).ok_or("an answer that changed while it was read")?;
+        let (value, end) = value_at(&bytes, at).expect("end_of found a complete value");
         values.push(value);
         at = end;
     }
     Ok(())
 }
 
-/// The line that begins at `at`, without its end, and where the next one begins.
+/// Line that begins at `at`, without its terminator, and the offset of the next one.
 fn line(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let length = bytes.get(at..)?.windows(2).position(|two| two == b"\r\n")?;
     Some((&bytes[at..at + length], at + length + 2))
 }
 
-/// The number after a line's first byte.
+/// Parses the number after a line's type byte.
 fn number(line: &[u8]) -> Option<i64> {
     std::str::from_utf8(line.get(1..)?).ok()?.parse().ok()
 }
 
-/// A length: none if it says that nothing is there.
-fn length(line: &[u8]) -> Result<Option<usize>, String> {
-    let wrong = || format!("no length: {:?}", String::from_utf8_lossy(line));
-    match number(line).ok_or_else(wrong)? {
+/// Parses a length; `None` for null.
+fn length(line: &[u8]) -> Result<Option<usize>, RespDecodeError> {
+    let invalid = || RespDecodeError::Length(String::from_utf8_lossy(line).into_owned());
+    match number(line).ok_or_else(invalid)? {
         -1 => Ok(None),
-        n => usize::try_from(n).ok().filter(|n| *n <= LENGTH_MAX).map(Some).ok_or_else(wrong),
+        n => usize::try_from(n).ok().filter(|n| *n <= LENGTH_MAX).map(Some).ok_or_else(invalid),
     }
 }
 
-/// Where the value at `at` ends; none if its end has not come yet.
-fn end_of(bytes: &[u8], at: usize, depth: usize) -> Result<Option<usize>, String> {
-    let Some((head, next)) = line(bytes, at) else { return Ok(None) };
-    match head.first() {
+/// Offset of the end of the value at `at`; `None` if it is incomplete.
+fn end_of(bytes: &[u8], at: usize, depth: usize) -> Result<Option<usize>, RespDecodeError> {
+    let Some((header, next)) = line(bytes, at) else { return Ok(None) };
+    match header.first() {
         Some(b'+' | b'-') => Ok(Some(next)),
-        Some(b':') if number(head).is_some() => Ok(Some(next)),
+        Some(b':') if number(header).is_some() => Ok(Some(next)),
         Some(b'$') => {
-            let end = length(head)?.map_or(next, |length| next + length + 2);
+            let end = length(header)?.map_or(next, |length| next + length + 2);
             Ok((end <= bytes.len()).then_some(end))
         }
         Some(b'*') if depth < DEPTH_MAX => {
             let mut end = next;
-            for _ in 0..length(head)?.unwrap_or(0) {
+            for _ in 0..length(header)?.unwrap_or(0) {
                 match end_of(bytes, end, depth + 1)? {
                     Some(next) => end = next,
                     None => return Ok(None),
@@ -142,23 +152,23 @@ fn end_of(bytes: &[u8], at: usize, depth: usize) -> Result<Option<usize>, String
             }
             Ok(Some(end))
         }
-        _ => Err(format!("not an answer in RESP2: {:?}", String::from_utf8_lossy(&head[..head.len().min(64)]))),
+        _ => Err(RespDecodeError::Type(String::from_utf8_lossy(&header[..header.len().min(64)]).into_owned())),
     }
 }
 
-/// The value at `at`, known to be whole, and where it ends.
+/// Decodes the complete value at `at`, and returns the offset of its end.
 fn value_at(bytes: &Bytes, at: usize) -> Option<(RespValue, usize)> {
-    let (head, next) = line(bytes, at)?;
-    let rest = |head: &[u8]| String::from_utf8_lossy(&head[1..]).into_owned();
-    Some(match head.first()? {
+    let (header, next) = line(bytes, at)?;
+    let text = |header: &[u8]| String::from_utf8_lossy(&header[1..]).into_owned();
+    Some(match header.first()? {
         b'+' => (RespValue::Text(bytes.slice(at + 1..next - 2)), next),
-        b'-' => (RespValue::Error(rest(head)), next),
-        b':' => (RespValue::Int(number(head)?), next),
-        b'$' => match length(head).ok()? {
+        b'-' => (RespValue::Error(text(header)), next),
+        b':' => (RespValue::Int(number(header)?), next),
+        b'$' => match length(header).ok()? {
             Some(length) => (RespValue::Text(bytes.slice(next..next + length)), next + length + 2),
             None => (RespValue::Nil, next),
         },
-        _ => match length(head).ok()? {
+        _ => match length(header).ok()? {
             Some(length) => {
                 let (mut values, mut end) = (Vec::with_capacity(length), next);
                 for _ in 0..length {
@@ -186,19 +196,19 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_the_same_however_they_are_cut() {
-        for cut in 0..=STREAM.len() {
-            let mut input = BytesMut::from(&STREAM[..cut]);
+    fn replies_decode_alike_however_they_are_split() {
+        for split in 0..=STREAM.len() {
+            let mut input = BytesMut::from(&STREAM[..split]);
             let mut values = Vec::new();
             decode_values(&mut input, &mut values).unwrap();
-            input.extend_from_slice(&STREAM[cut..]);
+            input.extend_from_slice(&STREAM[split..]);
             decode_values(&mut input, &mut values).unwrap();
-            assert_eq!((values, input.len()), (wanted(), 0), "cut at {cut}");
+            assert_eq!((values, input.len()), (wanted(), 0), "cut at {split}");
         }
     }
 
     #[test]
-    fn what_is_not_resp_is_refused() {
+    fn invalid_resp_is_rejected() {
         let deep = "*1\r\n".repeat(DEPTH_MAX + 1);
         for bytes in ["HTTP/1.1 400\r\n", ":x\r\n", "$-2\r\n", "$99999999999\r\n", "*x\r\n", "\r\n", &deep] {
             assert!(decode_values(&mut BytesMut::from(bytes), &mut Vec::new()).is_err(), "{bytes:?}");
@@ -206,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_within_an_array_is_one() {
+    fn an_error_within_an_array_is_an_error() {
         assert_eq!(wanted()[4].clone().into_result(), Err(target_error("NOCAPACITY full".into(), false)));
         assert_eq!(RespValue::Int(1).into_result(), Ok(RespValue::Int(1)));
     }

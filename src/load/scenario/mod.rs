@@ -1,6 +1,6 @@
-//! Scenarios: what a load looks like, in a file. One pool, one or more phases one after the other, and what happens meanwhile.
+//! Scenario files: a pool, one or more phases of load in sequence, and disruptions during the run.
 //!
-//! Everything in a file is checked before anything is sent, and every problem is told at once.
+//! A file is validated completely before anything is sent, and all problems are reported together.
 
 mod calls;
 
@@ -17,49 +17,49 @@ use super::url::TargetUrl;
 use hotpool::limits::{BATCH_ITEMS_MAX, SHARDS_MAX};
 use hotpool::model::AckLevel;
 
-/// Problems of one file that are told.
+/// Largest number of problems reported for one file.
 const PROBLEMS_MAX: usize = 100;
-/// Longest phase, in seconds.
+/// Longest duration of a phase, in seconds.
 const PHASE_S_MAX: f64 = 86_400.0;
-/// Most phases.
+/// Largest number of phases in a scenario.
 const PHASES_MAX: usize = 100;
-/// Where traces are looked for.
+/// Environment variable with the directory of traces.
 const TRACES_ENV: &str = "HOTPOOL_TRACES";
 
-/// A scenario as its file has it.
+/// Scenario as written in its file.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoadScenario {
-    /// What it shows, in a sentence.
+    /// Purpose of the scenario, in one sentence.
     pub about: String,
-    /// The pool.
+    /// Pool that the run creates.
     pub pool: ScenarioPool,
-    /// Who asks.
+    /// Clients that send the load.
     #[serde(default)]
     pub clients: ScenarioClients,
-    /// One after the other.
+    /// Phases, run one after the other.
     pub phases: Vec<ScenarioPhase>,
-    /// Workers that come and go.
+    /// Replacement of workers during the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub churn: Option<WorkerChurn>,
-    /// A Redis server that stops answering.
+    /// Redis outage during the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failover: Option<RedisFailover>,
 }
 
-/// The pool of a scenario.
+/// Pool section of a scenario.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScenarioPool {
-    /// Workers.
+    /// Number of workers to register.
     pub workers: u32,
-    /// Slots of each; 0: a claim takes a worker whole.
+    /// Slots of each worker; 0 if a claim takes a whole worker.
     #[serde(default)]
     pub slots: u32,
-    /// Shards: a power of two.
+    /// Number of shards; a power of two.
     #[serde(default = "default_shards")]
     pub shards: u16,
-    /// When answers leave.
+    /// Acknowledgement level of the pool.
     #[serde(default)]
     pub ack: AckLevel,
 }
@@ -68,13 +68,13 @@ const fn default_shards() -> u16 {
     16
 }
 
-/// The clients of a scenario.
+/// Clients section of a scenario.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScenarioClients {
-    /// How many.
+    /// Number of clients that send requests.
     pub count: u32,
-    /// Requests that may be outstanding over all of them; what is due beyond that is an error.
+    /// Limit on outstanding requests over all clients; requests due beyond it count as errors.
     pub in_flight: u32,
 }
 
@@ -84,34 +84,34 @@ impl Default for ScenarioClients {
     }
 }
 
-/// A part of a scenario. It has exactly one of `rate`, `burst` and `trace`.
+/// Phase of a scenario, with exactly one of `rate`, `burst` and `trace`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScenarioPhase {
-    /// How long it lasts, in seconds; a trace may end earlier.
+    /// Duration in seconds; a trace may end earlier.
     pub duration_s: f64,
-    /// Claims per second, sent on time whatever the answers do.
+    /// Claims per second, sent on schedule regardless of replies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// Many at once, and again.
+    /// Bursts of simultaneous claims.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<BurstLoad>,
-    /// As somebody's customers sent them.
+    /// Recorded arrivals to replay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceSource>,
-    /// How long a claim is held, in milliseconds; a trace says it itself.
+    /// Time that a claim is held, in milliseconds; a trace has its own.
     #[serde(default)]
     pub hold_ms: u64,
     /// Claims in one request.
     #[serde(default = "default_batch")]
     pub batch: u32,
-    /// The claims of a request are granted all or none.
+    /// Grant the claims of a request all together or not at all.
     #[serde(default)]
     pub gang: bool,
-    /// What claims ask for, of a pool whose workers have slots: in turn, each as often as its weight says.
+    /// Sizes of claims on a pool whose workers have slots, interleaved by weight.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sizes: Vec<WeightedSize>,
-    /// How long a claim waits if there is no room, in milliseconds.
+    /// Longest time that a claim queues for capacity, in milliseconds.
     #[serde(default)]
     pub wait_ms: u32,
 }
@@ -120,117 +120,119 @@ const fn default_batch() -> u32 {
     1
 }
 
-/// Many claims at once.
+/// Bursts of claims at a fixed interval.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BurstLoad {
-    /// How many.
+    /// Number of claims per burst.
     pub claims: u32,
-    /// How long from one to the next, in milliseconds.
+    /// Interval between bursts, in milliseconds.
     pub every_ms: u64,
 }
 
-/// A recorded load.
+/// Recorded load to replay.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceSource {
-    /// Its file, below `HOTPOOL_TRACES` or `../shared/traces`.
+    /// Trace file, relative to `HOTPOOL_TRACES` or `../shared/traces`.
     pub file: PathBuf,
-    /// What it is.
+    /// Format of the trace.
     pub kind: TraceKind,
-    /// How many times faster than it happened.
+    /// Factor by which the trace is sped up.
     pub speed: f64,
 }
 
-/// Kinds of traces.
+/// Formats of trace files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TraceKind {
-    /// Invocations of functions, with how long they ran.
+    /// Function invocations with their run times.
     Functions,
-    /// Requests to a language model; how long they ran follows from the tokens.
+    /// Language model requests; their run times follow from token counts.
     Llm,
 }
 
-/// A size and how often it comes.
+/// Claim size with its relative frequency.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedSize {
-    /// Slots of a worker.
+    /// Slots of a worker per claim.
     pub slots: u32,
-    /// Of the sum of all weights, so many claims.
+    /// Relative frequency among all sizes.
     pub weight: u32,
 }
 
-/// Workers that come and go.
+/// Periodic replacement of workers.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerChurn {
-    /// How long from one change to the next, in milliseconds.
+    /// Interval between changes, in milliseconds.
     pub every_ms: u64,
-    /// Workers that are deleted, the oldest first, and as many new ones registered.
+    /// Workers replaced per change, the oldest first.
     pub workers: u32,
 }
 
-/// A Redis server that stops answering. Its address is given on the command line; without it nothing is done to anybody.
+/// Outage of a Redis server. Without its address on the command line, nothing fails.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RedisFailover {
-    /// When, in seconds from the start.
+    /// Time of the outage, in seconds from the start.
     pub at_s: f64,
-    /// How.
+    /// Kind of outage to cause.
     pub how: OutageKind,
 }
 
-/// How a server stops answering.
+/// Kinds of Redis outage.
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutageKind {
-    /// For so many milliseconds it answers nobody (`CLIENT PAUSE`), as when its host stalls; then it goes on.
+    /// Pauses replies to all clients for this many milliseconds (`CLIENT PAUSE`), like a stalled host.
     PauseMs(u64),
-    /// It ends (`SHUTDOWN NOSAVE`); what goes on then is up to its replicas, or to whoever starts it again.
+    /// Terminates the server (`SHUTDOWN NOSAVE`); replicas or a supervisor must take over.
     Shutdown,
 }
 
-/// Why a scenario cannot be run.
+/// Reasons why a scenario cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// The file cannot be read, or is not TOML.
+    /// Unreadable file, or invalid TOML.
     #[error("{0}")]
     File(String),
-    /// What it says is wrong.
+    /// Invalid or unknown keys, one message each.
     #[error("{}", .0.join("\n"))]
     Problems(Vec<String>),
-    /// A trace that it needs is not on this machine.
-    #[error("the trace {0} is absent ({TRACES_ENV} says where traces are)")]
+    /// Trace file that does not exist.
+    #[error("trace {0} not found: set {TRACES_ENV} to the directory of traces")]
     NoTrace(PathBuf),
-    /// A trace that is there is no good.
+    /// Trace file that cannot be used.
     #[error("{0}")]
     Trace(String),
 }
 
-/// The calls of a scenario, each with the time from the start.
+/// Requests of a scenario, each with its offset from the start.
 pub type OperationSchedule = Vec<(Duration, LoadOperation)>;
 
 impl LoadScenario {
-    /// Reads and checks a file.
+    /// Reads and validates a scenario file.
     ///
     /// # Errors
-    /// `File`, or `Problems` with all that is wrong.
+    /// Fails with `File`, or with `Problems` that lists every problem.
     pub fn read(path: &Path) -> Result<Self, ScenarioError> {
-        let file = |error: &dyn std::fmt::Display| ScenarioError::File(format!("{}: {error}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|error| file(&error))?;
-        let tree = toml::from_str(&text).map_err(|error| file(&error))?;
-        Self::from_tree(tree).map_err(|problems| {
-            ScenarioError::Problems(problems.into_iter().map(|said| format!("{}: {said}", path.display())).collect())
+        let file_error = |error: &dyn std::fmt::Display| ScenarioError::File(format!("{}: {error}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| file_error(&error))?;
+        let document = toml::from_str(&text).map_err(|error| file_error(&error))?;
+        Self::from_tree(document).map_err(|problems| {
+            ScenarioError::Problems(
+                problems.into_iter().map(|message| format!("{}: {message}", path.display())).collect(),
+            )
         })
     }
 
-    /// Of a tree; what cannot be read is told and taken out, until the rest can.
-    fn from_tree(mut tree: Value) -> Result<Self, Vec<String>> {
+    /// Deserializes a document. Values that cannot be read are reported and removed until the rest can.
+    fn from_tree(mut document: Value) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         while problems.len() < PROBLEMS_MAX {
-            match serde_path_to_error::deserialize::<_, Self>(&tree) {
+            match serde_path_to_error::deserialize::<_, Self>(&document) {
                 Ok(scenario) => {
                     problems.extend(scenario.problems());
                     return if problems.is_empty() { Ok(scenario) } else { Err(problems) };
@@ -238,7 +240,7 @@ impl LoadScenario {
                 Err(error) => {
                     problems.push(format!("{}: {}", error.path(), error.inner()));
                     let path: Vec<&Segment> = error.path().iter().collect();
-                    if !remove_path(&mut tree, &path) {
+                    if !remove_path(&mut document, &path) {
                         break;
                     }
                 }
@@ -247,7 +249,7 @@ impl LoadScenario {
         Err(problems)
     }
 
-    /// What is wrong with values that could be read.
+    /// Problems of values that could be deserialized.
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut range = |key: &str, value: u64, min: u64, max: u64| {
@@ -268,8 +270,8 @@ impl LoadScenario {
             problems.push(format!("pool.shards: must be a power of two, 1..={SHARDS_MAX}, got {}", self.pool.shards));
         }
         for (n, phase) in self.phases.iter().enumerate() {
-            let said = phase.problems(self.pool.slots);
-            problems.extend(said.into_iter().map(|said| format!("phases[{n}].{said}")));
+            let message = phase.problems(self.pool.slots);
+            problems.extend(message.into_iter().map(|message| format!("phases[{n}].{message}")));
         }
         if let Some(RedisFailover { at_s, .. }) = self.failover
             && !(0.0..self.duration_s()).contains(&at_s)
@@ -280,13 +282,13 @@ impl LoadScenario {
         problems
     }
 
-    /// How long all phases last, in seconds.
+    /// Total duration of all phases, in seconds.
     #[must_use]
     pub fn duration_s(&self) -> f64 {
         self.phases.iter().map(|phase| phase.duration_s).sum()
     }
 
-    /// The same with phases of at most so many seconds.
+    /// Shortens every phase to at most `phase_s` seconds.
     #[must_use]
     pub fn limit_phases(mut self, phase_s: f64) -> Self {
         self.phases.iter_mut().for_each(|phase| phase.duration_s = phase.duration_s.min(phase_s));
@@ -296,91 +298,91 @@ impl LoadScenario {
         self
     }
 
-    /// The pool.
+    /// Configuration of the pool to create.
     #[must_use]
     pub const fn target_pool(&self) -> TargetPool {
         let ScenarioPool { workers, slots, shards, ack } = self.pool;
         TargetPool { workers, slots, shards, ack }
     }
 
-    /// Why this target cannot carry it out, if it cannot.
+    /// Reason why the target cannot run the scenario, if there is one.
     #[must_use]
     pub fn unsupported_by(&self, url: &TargetUrl) -> Option<String> {
-        let (gang, waits) =
+        let (gang, queues) =
             (self.phases.iter().any(|phase| phase.gang), self.phases.iter().any(|phase| phase.wait_ms > 0));
         let what = match url {
-            TargetUrl::Resp { .. } if gang => "has no gangs",
-            TargetUrl::Resp { .. } if waits => "answers in order, so a claim that waits would hold up all behind it",
-            TargetUrl::Baseline(_) if gang => "has no gangs",
-            TargetUrl::Baseline(_) if waits => "has no claims that wait",
-            TargetUrl::Baseline(_) if self.churn.is_some() => "has no workers that come and go",
-            TargetUrl::Baseline(url) if self.pool.slots > 0 && url.whole_workers() => "gives whole workers only",
+            TargetUrl::Resp { .. } if gang => "does not support gangs",
+            TargetUrl::Resp { .. } if queues => "replies in order, so a queued claim would block those behind it",
+            TargetUrl::Baseline(_) if gang => "does not support gangs",
+            TargetUrl::Baseline(_) if queues => "does not support wait_ms",
+            TargetUrl::Baseline(_) if self.churn.is_some() => "does not support churn",
+            TargetUrl::Baseline(url) if self.pool.slots > 0 && url.whole_workers() => "grants whole workers only",
             _ => return None,
         };
         Some(format!("{url} {what}"))
     }
 
-    /// What is to be sent, in order.
+    /// Builds the schedule of requests.
     ///
     /// # Errors
-    /// A trace is absent or no good.
-    pub fn calls(&self) -> Result<OperationSchedule, ScenarioError> {
-        let mut calls = Vec::new();
-        let mut start = Duration::ZERO;
+    /// Fails if a trace is missing or unusable.
+    pub fn schedule(&self) -> Result<OperationSchedule, ScenarioError> {
+        let mut schedule = Vec::new();
+        let mut phase_start = Duration::ZERO;
         for phase in &self.phases {
             let duration = Duration::from_secs_f64(phase.duration_s);
-            let first = calls.len();
-            phase.calls(duration, &mut calls)?;
-            calls[first..].iter_mut().for_each(|(at, _)| *at += start);
-            start += duration;
+            let first = schedule.len();
+            phase.schedule(duration, &mut schedule)?;
+            schedule[first..].iter_mut().for_each(|(at, _)| *at += phase_start);
+            phase_start += duration;
         }
-        Ok(calls)
+        Ok(schedule)
     }
 }
 
 impl ScenarioPhase {
     fn problems(&self, slots: u32) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut say = |wrong: bool, what: String| problems.extend(wrong.then_some(what));
+        let mut report = |wrong: bool, what: String| problems.extend(wrong.then_some(what));
         let positive = |number: f64| number > 0.0 && number.is_finite();
         let in_time = positive(self.duration_s) && self.duration_s <= PHASE_S_MAX;
-        say(!in_time, format!("duration_s: must be above 0 and at most {PHASE_S_MAX}, got {}", self.duration_s));
+        report(!in_time, format!("duration_s: must be above 0 and at most {PHASE_S_MAX}, got {}", self.duration_s));
         let kinds = [self.rate.is_some(), self.burst.is_some(), self.trace.is_some()];
         let one_kind = kinds.iter().filter(|given| **given).count() == 1;
-        say(!one_kind, "rate, burst, trace: exactly one of them must be given".into());
+        report(!one_kind, "rate, burst, trace: exactly one of them must be given".into());
         if let Some(rate) = self.rate {
-            say(!(positive(rate) && rate <= 1e8), format!("rate: must be above 0 and at most 1e8, got {rate}"));
+            report(!(positive(rate) && rate <= 1e8), format!("rate: must be above 0 and at most 1e8, got {rate}"));
         }
         if let Some(burst) = self.burst {
-            say(burst.claims == 0, "burst.claims: must be at least 1, got 0".into());
-            say(burst.every_ms == 0, "burst.every_ms: must be at least 1, got 0".into());
+            report(burst.claims == 0, "burst.claims: must be at least 1, got 0".into());
+            report(burst.every_ms == 0, "burst.every_ms: must be at least 1, got 0".into());
             let even = self.batch > 0 && burst.claims.is_multiple_of(self.batch);
-            say(!even, format!("burst.claims: must be a multiple of batch, {}, got {}", self.batch, burst.claims));
+            report(!even, format!("burst.claims: must be a multiple of batch, {}, got {}", self.batch, burst.claims));
         }
         if let Some(trace) = &self.trace {
-            say(!positive(trace.speed), format!("trace.speed: must be above 0, got {}", trace.speed));
-            say(self.batch != 1 || self.gang, "trace: its claims come one by one".into());
+            report(!positive(trace.speed), format!("trace.speed: must be above 0, got {}", trace.speed));
+            report(self.batch != 1 || self.gang, "trace: requires batch = 1 and no gang".into());
         }
         let fits = (1..=BATCH_ITEMS_MAX as u32).contains(&self.batch);
-        say(!fits, format!("batch: must be 1..={BATCH_ITEMS_MAX}, got {}", self.batch));
-        say(self.gang && self.batch == 1, "gang: needs a batch of at least 2".into());
+        report(!fits, format!("batch: must be 1..={BATCH_ITEMS_MAX}, got {}", self.batch));
+        report(self.gang && self.batch == 1, "gang: requires a batch of at least 2".into());
         let shared = slots > 0;
-        say(shared == self.sizes.is_empty(), "sizes: are for pools with slots, and only for those".into());
+        report(shared == self.sizes.is_empty(), "sizes: required for pools with slots, not allowed otherwise".into());
         for (n, size) in self.sizes.iter().enumerate() {
             let fits = (1..=slots.max(1)).contains(&size.slots);
-            say(!fits, format!("sizes[{n}].slots: must be 1..={slots}, got {}", size.slots));
-            say(size.weight == 0 || size.weight > 1_000, format!("sizes[{n}].weight: must be 1..=1000"));
+            report(!fits, format!("sizes[{n}].slots: must be 1..={slots}, got {}", size.slots));
+            report(size.weight == 0 || size.weight > 1_000, format!("sizes[{n}].weight: must be 1..=1000"));
         }
         problems
     }
 }
 
-/// Takes the value at this path out of the tree; false if there is none.
-fn remove_path(tree: &mut Value, path: &[&Segment]) -> bool {
+/// Removes the value at a path from the document. Returns false if the path does not exist.
+fn remove_path(document: &mut Value, path: &[&Segment]) -> bool {
     let Some((last, before)) = path.split_last() else { return false };
-    let inner = before.iter().try_fold(tree, |tree, step| match step {
-        Segment::Map { key } => tree.get_mut(key),
-        Segment::Seq { index } => tree.get_mut(*index),
+    let inner = before.iter().try_fold(document, |document, step| match step {
+        Segment::Map { key } => document.get_mut(key),
+        Segment::Seq { index } => document.get_mut(*index),
         _ => None,
     });
     match (inner, last) {

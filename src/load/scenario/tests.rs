@@ -1,53 +1,53 @@
-//! Scenario files: what is in them, and what is wrong with others.
+//! Scenario files: valid ones, and the problems of invalid ones.
 
 use super::*;
 
-fn of(text: &str) -> Result<LoadScenario, Vec<String>> {
+fn parse(text: &str) -> Result<LoadScenario, Vec<String>> {
     LoadScenario::from_tree(toml::from_str(text).expect("TOML"))
 }
 
 const STEADY: &str = "about = 'x'\n[pool]\nworkers = 10\n[[phases]]\nduration_s = 1\nrate = 100\n";
 
 #[test]
-fn a_short_file_is_enough() {
-    let scenario = of(STEADY).unwrap();
+fn a_minimal_file_uses_defaults() {
+    let scenario = parse(STEADY).unwrap();
     assert_eq!((scenario.pool.shards, scenario.clients.count, scenario.duration_s()), (16, 8, 1.0));
-    let calls = scenario.calls().unwrap();
-    assert_eq!(calls.len(), 100);
-    assert_eq!(calls[50], (Duration::from_millis(500), LoadOperation::whole_workers(1)));
+    let schedule = scenario.schedule().unwrap();
+    assert_eq!(schedule.len(), 100);
+    assert_eq!(schedule[50], (Duration::from_millis(500), LoadOperation::whole_workers(1)));
 }
 
 #[test]
-fn phases_come_one_after_the_other() {
+fn phases_follow_one_another() {
     let text = format!(
         "{STEADY}hold_ms = 5\n[[phases]]\nduration_s = 1\nburst = {{ claims = 4, every_ms = 400 }}\nbatch = 2\n"
     );
-    let calls = of(&text).unwrap().calls().unwrap();
-    assert_eq!(calls.len(), 100 + 3 * 2);
-    assert_eq!(calls[0].1.hold, Duration::from_millis(5));
-    let burst: Vec<u128> = calls[100..].iter().map(|(at, _)| at.as_millis()).collect();
+    let schedule = parse(&text).unwrap().schedule().unwrap();
+    assert_eq!(schedule.len(), 100 + 3 * 2);
+    assert_eq!(schedule[0].1.hold, Duration::from_millis(5));
+    let burst: Vec<u128> = schedule[100..].iter().map(|(at, _)| at.as_millis()).collect();
     assert_eq!(burst, [1_000, 1_000, 1_400, 1_400, 1_800, 1_800]);
-    assert_eq!(calls[100].1, LoadOperation::whole_workers(2));
+    assert_eq!(schedule[100].1, LoadOperation::whole_workers(2));
 }
 
 #[test]
-fn sizes_come_as_often_as_their_weights_say_and_mixed() {
+fn sizes_follow_their_weights_and_are_interleaved() {
     let text = "about = 'x'\n[pool]\nworkers = 10\nslots = 8\n[[phases]]\nduration_s = 1\nrate = 1000\n\
                 sizes = [{ slots = 1, weight = 7 }, { slots = 4, weight = 2 }, { slots = 8, weight = 1 }]\n";
-    let calls = of(text).unwrap().calls().unwrap();
-    let count = |slots| calls.iter().filter(|(_, call)| call.params.slots == slots).count();
+    let schedule = parse(text).unwrap().schedule().unwrap();
+    let count = |slots| schedule.iter().filter(|(_, operation)| operation.params.slots == slots).count();
     assert_eq!((count(1), count(4), count(8)), (700, 200, 100));
-    let in_row = calls.chunk_by(|(_, a), (_, b)| a == b).map(<[_]>::len).max();
+    let in_row = schedule.chunk_by(|(_, a), (_, b)| a == b).map(<[_]>::len).max();
     assert!(in_row < Some(10), "{in_row:?} of one size in a row");
 }
 
 #[test]
-fn every_problem_is_told() {
+fn every_problem_is_reported() {
     let text = "about = 'x'\nname = 'y'\n[pool]\nworkers = 0\nshards = 3\nsize = 1\n[clients]\ncount = 0\n\
                 [[phases]]\nduration_s = -1\nrate = 0\nburst = { claims = 3, every_ms = 0 }\nbatch = 2\n\
                 sizes = [{ slots = 1, weight = 1 }]\n[[phases]]\nduration_s = 1\ngang = true\nhold_s = 1\n\
                 [churn]\nevery_ms = 0\nworkers = 5\n[failover]\nat_s = 9\nhow = { pause_ms = 1 }\n";
-    let problems = of(text).unwrap_err();
+    let problems = parse(text).unwrap_err();
     for key in [
         "name: unknown field",
         "pool.size: unknown field",
@@ -67,28 +67,30 @@ fn every_problem_is_told() {
         "churn.workers:",
         "failover.at_s:",
     ] {
-        assert!(problems.iter().any(|said| said.contains(key)), "{key} in {problems:#?}");
+        assert!(problems.iter().any(|message| message.contains(key)), "{key} in {problems:#?}");
     }
 }
 
 #[test]
-fn some_targets_cannot_do_some_scenarios() {
-    let gang = of(&format!("{STEADY}batch = 2\ngang = true\n")).unwrap();
-    let waits = of(&format!("{STEADY}wait_ms = 5\n")).unwrap();
-    let shared = of(&STEADY
-        .replace("workers = 10", "workers = 10\nslots = 2")
-        .replace("rate", "sizes = [{slots=1,weight=1}]\nrate"))
+fn unsupported_scenarios_are_rejected_per_target() {
+    let gang = parse(&format!("{STEADY}batch = 2\ngang = true\n")).unwrap();
+    let queueing = parse(&format!("{STEADY}wait_ms = 5\n")).unwrap();
+    let shared = parse(
+        &STEADY
+            .replace("workers = 10", "workers = 10\nslots = 2")
+            .replace("rate", "sizes = [{slots=1,weight=1}]\nrate"),
+    )
     .unwrap();
-    let refused = |scenario: &LoadScenario, url: &str| scenario.unsupported_by(&url.parse().unwrap()).is_some();
-    for (url, whole, waits_refused, shares) in [
+    let rejected = |scenario: &LoadScenario, url: &str| scenario.unsupported_by(&url.parse().unwrap()).is_some();
+    for (url, gang_rejected, queueing_rejected, shared_rejected) in [
         ("inproc", false, false, false),
         ("grpc://a:1", false, false, false),
         ("resp://a:1", true, true, false),
         ("redis-spop://a:1", true, true, true),
         ("redis-lock://a:1", true, true, false),
     ] {
-        assert_eq!(refused(&gang, url), whole, "gang on {url}");
-        assert_eq!(refused(&waits, url), waits_refused, "waiting on {url}");
-        assert_eq!(refused(&shared, url), shares, "shares on {url}");
+        assert_eq!(rejected(&gang, url), gang_rejected, "gang on {url}");
+        assert_eq!(rejected(&queueing, url), queueing_rejected, "queueing on {url}");
+        assert_eq!(rejected(&shared, url), shared_rejected, "shares on {url}");
     }
 }

@@ -1,4 +1,4 @@
-//! Runs the real `hotpool-load` against a scheduler in its own process, or a service, and reads its report.
+//! Tests that run `hotpool-load` against an in-process scheduler or a service and check its report.
 
 #[path = "load/baselines.rs"]
 mod baselines;
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 fn load(args: &[&str], report: Option<&Path>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool-load"));
-    // Scenarios name traces from the root of the repository.
+    // Scenarios name traces relative to the root of the repository.
     command.args(args).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     if let Some(report) = report {
         command.arg("--report-json").arg(report);
@@ -31,7 +31,7 @@ fn load(args: &[&str], report: Option<&Path>) -> Output {
     command.output().expect("the binary runs")
 }
 
-/// Runs it, wants exit code 0, and returns the report.
+/// Runs the harness, expects exit code 0, and returns the report.
 fn report(args: &[&str]) -> Value {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("report.json");
@@ -54,7 +54,7 @@ fn assert_clean(report: &Value) {
 }
 
 #[test]
-fn closed_loop_one_by_one() {
+fn a_closed_loop_sends_one_claim_at_a_time() {
     let report = report(&["bench", "--target", "inproc", "--duration-s", "1", "--workers", "100", "--clients", "8"]);
     assert_clean(&report);
     assert_eq!((&report["pacing_us"], &report["warm_ratio"]), (&Value::Null, &Value::Null));
@@ -63,7 +63,7 @@ fn closed_loop_one_by_one() {
 }
 
 #[test]
-fn closed_loop_in_batches_with_several_in_flight() {
+fn a_closed_loop_sends_batches_with_several_in_flight() {
     let report = report(&[
         "bench",
         "--duration-s",
@@ -84,18 +84,18 @@ fn closed_loop_in_batches_with_several_in_flight() {
         "memory:",
     ]);
     assert_clean(&report);
-    assert_eq!(report["claims_ok"].as_u64().map(|n| n % 64), Some(0), "whole batches, as there is room for all");
+    assert_eq!(report["claims_ok"].as_u64().map(|n| n % 64), Some(0), "only whole batches, as capacity suffices");
 }
 
 #[test]
-fn a_pool_that_is_too_small_refuses_and_is_not_wrong() {
+fn a_full_pool_rejects_claims_without_violations() {
     let report = report(&["bench", "--duration-s", "0.5", "--workers", "3", "--clients", "16", "--batch", "2"]);
     assert_clean(&report);
     assert!(report["claims_refused"].as_u64() > Some(0), "{report:#}");
 }
 
 #[test]
-fn open_loop_sends_what_the_rate_says() {
+fn an_open_loop_sends_at_its_rate() {
     let report = report(&["bench", "--duration-s", "1", "--rate", "5000", "--workers", "1000"]);
     assert_clean(&report);
     assert_eq!(report["claims_ok"], 5_000);
@@ -103,10 +103,10 @@ fn open_loop_sends_what_the_rate_says() {
 }
 
 #[test]
-fn replay_finds_warm_workers() {
+fn a_replay_reuses_warm_workers() {
     let dir = tempfile::tempdir().expect("a directory");
     let trace = dir.path().join("trace.csv");
-    // One function at a time: from its second call on it should meet the worker that it had.
+    // One function at a time: from its second call on it should get the same worker again.
     let rows: String = (0..100).map(|n| format!("{},{},2,128\n", n * 10_000, n % 4)).collect();
     std::fs::write(&trace, format!("t_us,func,dur_ms,mem_mb\n{rows}")).expect("a trace");
     let trace = trace.to_str().expect("a path in UTF-8");
@@ -118,33 +118,33 @@ fn replay_finds_warm_workers() {
 }
 
 #[test]
-fn over_resp_one_by_one_pipelined_and_in_batches() {
+fn resp_handles_single_pipelined_and_batched_claims() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = server::Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
     let target = format!("resp://{}?http={}", server.resp.expect("a port for RESP"), server.address);
-    let bench = |more: &[&str]| {
+    let bench = |options: &[&str]| {
         let args = ["bench", "--target", &target, "--duration-s", "0.5", "--clients", "2"];
-        let workers: &[&str] = if more.contains(&"--workers") { &[] } else { &["--workers", "500"] };
-        report(&[&args[..], more, workers].concat())
+        let workers: &[&str] = if options.contains(&"--workers") { &[] } else { &["--workers", "500"] };
+        report(&[&args[..], options, workers].concat())
     };
-    for more in [
+    for options in [
         &[][..],
         &["--in-flight", "64", "--ack", "memory"],
         &["--in-flight", "8", "--batch", "50"],
         &["--rate", "2000"],
-        // Too few workers: refusals come as errors, of a claim and within a batch.
+        // Too few workers: rejections come as error replies, alone and within a batch.
         &["--in-flight", "200", "--workers", "100"],
         &["--in-flight", "8", "--batch", "50", "--workers", "100"],
     ] {
-        let report = bench(more);
+        let report = bench(options);
         assert_clean(&report);
-        let short = more.contains(&"100");
-        assert_eq!(report["claims_refused"].as_u64() > Some(0), short, "{more:?}: {report:#}");
+        let short = options.contains(&"100");
+        assert_eq!(report["claims_refused"].as_u64() > Some(0), short, "{options:?}: {report:#}");
     }
 }
 
 #[test]
-fn several_processes_add_up() {
+fn several_processes_share_one_load() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = server::Server::start_with(dir.path(), &[], &[]);
     let target = format!("http://{}", server.address);
@@ -152,7 +152,7 @@ fn several_processes_add_up() {
         ["bench", "--target", &target, "--processes", "3", "--clients", "6", "--workers", "500", "--ack", "memory"];
     let open = report(&[&bench[..], &["--duration-s", "1", "--rate", "901"]].concat());
     assert_clean(&open);
-    assert_eq!(open["claims_ok"], 901, "each call is sent by one of them");
+    assert_eq!(open["claims_ok"], 901, "each request is sent by exactly one process");
     assert!(open["pacing_us"]["p50"].as_f64() > Some(0.0));
     let of_slices: u64 =
         open["timeline"].as_array().expect("slices").iter().filter_map(|slice| slice["claims_ok"].as_u64()).sum();
@@ -161,10 +161,10 @@ fn several_processes_add_up() {
 }
 
 #[test]
-fn exit_codes_tell_usage_from_failure() {
-    let code = |args: &[&str]| load(args, None).status.code();
-    assert_eq!(code(&["--help"]), Some(0));
-    assert_eq!(code(&["--version"]), Some(0));
+fn exit_codes_distinguish_usage_errors_from_failures() {
+    let exit_code = |args: &[&str]| load(args, None).status.code();
+    assert_eq!(exit_code(&["--help"]), Some(0));
+    assert_eq!(exit_code(&["--version"]), Some(0));
     for usage in [
         &["bench", "--shards", "3"][..],
         &["bench", "--no-such-flag"],
@@ -173,11 +173,11 @@ fn exit_codes_tell_usage_from_failure() {
         &["nothing"],
         &[],
     ] {
-        assert_eq!(code(usage), Some(64), "{usage:?}");
+        assert_eq!(exit_code(usage), Some(64), "{usage:?}");
     }
-    // Port 9 (discard) is not served here; nothing listens on it.
+    // Nothing listens on port 9 (discard) here.
     for target in ["http://127.0.0.1:9", "resp://127.0.0.1:9"] {
-        assert_eq!(code(&["bench", "--target", target, "--duration-s", "1"]), Some(1), "{target}");
+        assert_eq!(exit_code(&["bench", "--target", target, "--duration-s", "1"]), Some(1), "{target}");
     }
-    assert_eq!(code(&["replay", "--trace", "/no/such/trace"]), Some(1));
+    assert_eq!(exit_code(&["replay", "--trace", "/no/such/trace"]), Some(1));
 }

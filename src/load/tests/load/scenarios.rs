@@ -1,4 +1,4 @@
-//! The scenarios that come with the project, sweeps and comparisons: what they find, and what they write.
+//! Bundled scenarios, sweeps and comparisons: their results and their reports.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn steady() -> String {
 }
 
 #[track_caller]
-fn assert_right(run: &Value) {
+fn assert_clean_run(run: &Value) {
     let report = &run["report"];
     for field in ["errors", "double_claims", "old_fences", "unknown_workers", "leaked"] {
         assert_eq!(report[field], 0, "{field} of {} in {report:#}", run["scenario"]);
@@ -31,101 +31,101 @@ fn assert_right(run: &Value) {
 }
 
 #[test]
-fn every_scenario_runs() {
+fn every_bundled_scenario_runs() {
     let names: Vec<String> =
         files().iter().map(|file| file.rsplit('/').next().unwrap_or_default().to_owned()).collect();
-    let wanted =
+    let expected =
         ["azure", "burst", "churn", "failover", "gang", "hot_pool", "llm", "mixed_sizes", "saturated", "steady"];
-    assert_eq!(names, wanted.map(|name| format!("{name}.toml")));
+    assert_eq!(names, expected.map(|name| format!("{name}.toml")));
     for file in files() {
-        // Beside one that always runs: the exit code of a run of which all is skipped is 1.
-        let found = report(&["run", "--scenario", &file, "--scenario", &steady(), "--phase-s", "0.6"]);
-        let run = &found["runs"][0];
-        if let Some(why) = run["skipped"].as_str() {
-            assert!(why.contains("HOTPOOL_TRACES"), "{why}");
-            eprintln!("{file}: {why}");
+        // The second scenario always runs: skipping all of them would be exit code 1.
+        let report = report(&["run", "--scenario", &file, "--scenario", &steady(), "--phase-s", "0.6"]);
+        let run = &report["runs"][0];
+        if let Some(reason) = run["skipped"].as_str() {
+            assert!(reason.contains("HOTPOOL_TRACES"), "{reason}");
+            eprintln!("{file}: {reason}");
             continue;
         }
-        assert_right(run);
-        let refused = run["report"]["claims_refused"].as_u64() > Some(0);
-        assert!(refused || !file.contains("saturated"), "{run:#}");
+        assert_clean_run(run);
+        let rejected = run["report"]["claims_refused"].as_u64() > Some(0);
+        assert!(rejected || !file.contains("saturated"), "{run:#}");
         assert!(!run["report"]["timeline"].as_array().expect("slices").is_empty());
-        // Nothing is done to a server that nobody named.
+        // No server fails unless one is named.
         assert_eq!(run["report"]["longest_stall_s"], Value::Null);
     }
 }
 
 #[test]
-fn targets_side_by_side_on_one_page() {
+fn scenarios_on_many_targets_share_one_page() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start_with(dir.path(), &["--resp-listen", "127.0.0.1:0"], &[]);
-    let page = dir.path().join("page.html");
-    let page = page.to_str().expect("UTF-8");
+    let html_path = dir.path().join("page.html");
+    let html_path = html_path.to_str().expect("UTF-8");
     let http = format!("http://{}", server.address);
     let resp = format!("resp://{}?http={}", server.resp.expect("a port for RESP"), server.address);
     let grpc = format!("grpc://{}", server.address);
     let streams = format!("grpc-stream://{}", server.address);
     let config = |name: &str| files().into_iter().find(|file| file.contains(name)).expect("a scenario");
     let (burst, churn, gang) = (config("burst"), config("churn"), config("gang"));
-    let mut args = vec!["run", "--phase-s", "0.5", "--report-html", page];
+    let mut args = vec!["run", "--phase-s", "0.5", "--report-html", html_path];
     for file in [&burst, &churn, &gang] {
         args.extend(["--scenario", file]);
     }
     for target in ["inproc", &http, &grpc, &streams, &resp, "redis-spop://127.0.0.1:9"] {
         args.extend(["--target", target]);
     }
-    let found = report(&args);
-    let runs = found["runs"].as_array().expect("runs");
+    let report = report(&args);
+    let runs = report["runs"].as_array().expect("runs");
     assert_eq!(runs.len(), 18);
     let (skipped, run): (Vec<_>, Vec<_>) = runs.iter().partition(|run| run["skipped"].is_string());
-    // RESP has no gangs; the baseline none of the three.
+    // RESP rejects the gang scenario; the baseline rejects all three.
     assert_eq!(skipped.len(), 4, "{skipped:#?}");
-    run.iter().for_each(|run| assert_right(run));
-    let html = std::fs::read_to_string(page).expect("a page");
+    run.iter().for_each(|run| assert_clean_run(run));
+    let html = std::fs::read_to_string(html_path).expect("a page");
     assert!(html.matches("<svg").count() > 2 * run.len() && html.contains("shard 0"));
 }
 
 #[test]
-fn a_server_that_stops_answering_shows() {
+fn a_redis_outage_shows_as_a_stall() {
     let redis = Redis::start(&[]);
     let file = files().into_iter().find(|file| file.contains("failover")).expect("a scenario");
     let master = format!("127.0.0.1:{}", redis.port);
     let dir = tempfile::tempdir().expect("a directory");
     let text = std::fs::read_to_string(file).expect("a scenario");
-    // Shorter, and on a baseline: it has nothing between the client and the server that stops.
+    // A shorter outage, on a baseline, which has nothing between the client and the server.
     let text =
         text.replace("duration_s = 20", "duration_s = 3").replace("at_s = 5", "at_s = 1").replace("3000", "1000");
     let file = dir.path().join("short.toml");
     std::fs::write(&file, text).expect("a file");
     let target = format!("redis-lua://{master}");
     let file = file.to_str().expect("UTF-8");
-    let found = report(&["run", "--scenario", file, "--target", &target, "--redis-master", &master]);
-    assert_right(&found["runs"][0]);
-    let stall = found["runs"][0]["report"]["longest_stall_s"].as_f64().expect("a stall");
+    let report = report(&["run", "--scenario", file, "--target", &target, "--redis-master", &master]);
+    assert_clean_run(&report["runs"][0]);
+    let stall = report["runs"][0]["report"]["longest_stall_s"].as_f64().expect("a stall");
     assert!((0.7..2.0).contains(&stall), "{stall}");
 }
 
 #[test]
-fn what_is_wrong_in_a_scenario_is_told() {
+fn invalid_scenarios_are_reported() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("wrong.toml");
     std::fs::write(&file, "about = 'x'\nrate = 5\n[pool]\nworkers = 0\n[[phases]]\nduration_s = 1\nrate = -1\n")
         .expect("a file");
     let output = load(&["run", "--scenario", file.to_str().expect("UTF-8")], None);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     for key in ["rate: unknown field", "pool.workers: must be", "phases[0].rate: must be"] {
-        assert!(said.contains(key), "{key} in {said}");
+        assert!(stderr.contains(key), "{key} in {stderr}");
     }
 }
 
 #[test]
 fn a_sweep_finds_a_knee() {
     let dir = tempfile::tempdir().expect("a directory");
-    let page = dir.path().join("page.html");
-    let page = page.to_str().expect("UTF-8");
-    // One worker, held for the time of a turn in the actor: a high rate must be refused sooner or later.
-    let found = report(&[
+    let html_path = dir.path().join("page.html");
+    let html_path = html_path.to_str().expect("UTF-8");
+    // With few workers and a tight percentile, a high rate must fail sooner or later.
+    let report = report(&[
         "sweep",
         "--workers",
         "64",
@@ -136,31 +136,31 @@ fn a_sweep_finds_a_knee() {
         "--p99-ms",
         "20",
         "--report-html",
-        page,
+        html_path,
     ]);
-    let steps = found["steps"].as_array().expect("steps");
-    let knee = found["knee_per_s"].as_f64().expect("a number");
+    let steps = report["steps"].as_array().expect("steps");
+    let knee = report["knee_per_s"].as_f64().expect("a number");
     let sustained = |step: &Value| step["sustained"] == true;
-    let most =
+    let max =
         steps.iter().filter(|step| sustained(step)).filter_map(|step| step["rate_per_s"].as_f64()).fold(0.0, f64::max);
-    assert!(knee >= 500.0 && (knee - most).abs() < f64::EPSILON, "{found:#}");
-    let too_much = steps.iter().filter(|step| !sustained(step)).map(|step| &step["rate_per_s"]).collect::<Vec<_>>();
-    assert!(!too_much.is_empty(), "a rate that is too much: {found:#}");
-    for rate in too_much {
+    assert!(knee >= 500.0 && (knee - max).abs() < f64::EPSILON, "{report:#}");
+    let unsustained = steps.iter().filter(|step| !sustained(step)).map(|step| &step["rate_per_s"]).collect::<Vec<_>>();
+    assert!(!unsustained.is_empty(), "no rate was too high: {report:#}");
+    for rate in unsustained {
         let tries = steps.iter().filter(|step| &step["rate_per_s"] == rate).count();
-        assert_eq!(tries, 2, "what was too much once is tried again: {found:#}");
+        assert_eq!(tries, 2, "an unsustained rate is tried once more: {report:#}");
     }
-    assert!(std::fs::read_to_string(page).expect("a page").contains("latency over rate"));
+    assert!(std::fs::read_to_string(html_path).expect("a page").contains("latency over rate"));
 }
 
 #[test]
-fn a_comparison_starts_what_it_needs_and_writes_its_tables() {
+fn a_comparison_starts_its_servers_and_writes_its_tables() {
     let dir = tempfile::tempdir().expect("a directory");
-    let [page, tables] = ["page.html", "tables.md"].map(|name| dir.path().join(name).display().to_string());
-    let args = ["compare", "--rounds", "1", "--turn-s", "0.2", "--report-html", &page, "--report-md", &tables];
-    let found = report(&args);
-    assert_eq!(found["promises"].as_array().map(Vec::len), Some(8));
-    for contest in found["contests"].as_array().expect("contests") {
+    let [html_path, tables] = ["page.html", "tables.md"].map(|name| dir.path().join(name).display().to_string());
+    let args = ["compare", "--rounds", "1", "--turn-s", "0.2", "--report-html", &html_path, "--report-md", &tables];
+    let report = report(&args);
+    assert_eq!(report["promises"].as_array().map(Vec::len), Some(8));
+    for contest in report["contests"].as_array().expect("contests") {
         for row in contest["rows"].as_array().expect("rows") {
             assert!(row["claims_per_s"].as_f64() > Some(0.0), "{row:#}");
             assert_eq!(row["master_bytes"].as_array().map(Vec::len), Some(3));
@@ -175,11 +175,11 @@ fn a_comparison_starts_what_it_needs_and_writes_its_tables() {
         "redis-lua",
         "hotpool, RESP",
         "Knee",
-        "| what | wanted |",
+        "| what | goal |",
     ] {
         assert!(tables.contains(word), "{word} in {tables}");
     }
     assert!(!tables.contains("VIOLATED"), "{tables}");
-    let html = std::fs::read_to_string(page).expect("a page");
+    let html = std::fs::read_to_string(html_path).expect("a page");
     assert!(html.contains("<svg") && !html.contains("<script") && !html.contains("src="));
 }
