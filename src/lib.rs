@@ -19,6 +19,7 @@
 pub mod admission;
 pub mod api;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod engine;
 pub mod events;

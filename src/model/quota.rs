@@ -8,7 +8,7 @@ use crate::model::request_error::RequestError;
 
 /// What claims hold, or may hold, in the four amounts that quotas count. Resources are those that claims ask for: one that
 /// asks for none counts as a claim only, whatever its worker has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceUsage {
     /// Claims.
     pub claims: u64,
