@@ -70,5 +70,7 @@ fn describe_request(resources: &ResourceRequirements) -> String {
         let amount = f64::from(gpu.count) * f64::from(gpu.milli) / 1e3;
         format!("gpu {amount} {}", gpu.models.join("|")).trim_end().to_owned()
     });
-    join_nonempty([describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None })].into_iter().chain(gpus))
+    join_nonempty(
+        [describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None })].into_iter().chain(gpus),
+    )
 }

@@ -160,7 +160,9 @@ pub fn describe_resources(resources: &ClaimedResources) -> String {
             _ => format!("gpu {amount} {model} (cards {numbers})"),
         }
     });
-    join_nonempty([describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None })].into_iter().chain(gpus))
+    join_nonempty(
+        [describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None })].into_iter().chain(gpus),
+    )
 }
 
 /// Formats amounts by their names, as explanations have them: `cpu 4, memory 2Gi, gpu 0.7 of one card`.

@@ -69,9 +69,6 @@ impl StoreCommand {
     pub(super) async fn run(self) -> Result<CommandExit, CommandFailure> {
         let StoreSubcommand::Inspect(args) = self.verb;
         let shown = args.url.to_string();
-        if args.url == StoreUrl::Memory {
-            return Err(CommandFailure::from_local("memory: stores nothing"));
-        }
         let unreadable = |error: StoreError| CommandFailure::from_local(format!("cannot read {shown}: {error}"));
         let store = args.open().map_err(unreadable)?;
         let contents = inspect(&*store, args.pool.as_deref(), args.rows).await.map_err(unreadable)?;
@@ -90,7 +87,7 @@ impl InspectArgs {
     fn open(&self) -> Result<SharedStore, StoreError> {
         let unusable = |message: &str| Err(StoreError::Unusable(message.to_owned()));
         match &self.url {
-            StoreUrl::Memory => unusable("memory: stores nothing"),
+            StoreUrl::Memory => unusable("it stores nothing"),
             StoreUrl::Redb(dir) if !dir.is_dir() => unusable("there is no such directory"),
             StoreUrl::Redb(dir) if !RedbStore::is_in(dir) => unusable("there is no store in this directory"),
             StoreUrl::Redb(dir) => Ok(Arc::new(RedbStore::open(dir)?)),

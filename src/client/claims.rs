@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Client, ClientError, CreateReply, ItemList, ItemOutcome, ListRange, RawJson, ServiceError, encode};
-use crate::model::{
-    AckLevel, ClaimId, ClaimState, Fence, Labels, Millis, PoolName, ResourceRequirements, is_zero,
-};
+use crate::model::{AckLevel, ClaimId, ClaimState, Fence, Labels, Millis, PoolName, ResourceRequirements, is_zero};
 
 /// Request for a worker, or in a shared pool for a part of one.
 #[derive(Debug, Clone, Default, Serialize)]

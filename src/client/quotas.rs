@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
 use super::{Client, ClientError, CreateReply, ItemList, ListRange, RawJson};
 use crate::model::request_error::RequestError;

@@ -209,7 +209,11 @@ impl Client {
     ///
     /// # Errors
     /// `NOT_FOUND` for a missing pool, `INVALID_ARGUMENT` for a page token of another listing.
-    pub async fn list_workers(&self, pool: &PoolName, range: ListRange) -> Result<ItemList<WorkerDetails>, ClientError> {
+    pub async fn list_workers(
+        &self,
+        pool: &PoolName,
+        range: ListRange,
+    ) -> Result<ItemList<WorkerDetails>, ClientError> {
         self.list(&format!("{}/workers", pool_path(pool)), &[], range).await
     }
 

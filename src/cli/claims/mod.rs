@@ -5,10 +5,10 @@ mod view;
 
 use clap::{ArgGroup, Args, Subcommand};
 
-pub(super) use self::take::TakeArgs;
 use self::take::BatchArgs;
-pub(super) use self::view::{claim_label, claim_line};
+pub(super) use self::take::TakeArgs;
 use self::view::{age, claim_text, status_text};
+pub(super) use self::view::{claim_label, claim_line};
 use super::args::{self, ClaimName, ClaimResourceArgs, LimitArg};
 use super::failure::{CommandExit, CommandFailure};
 use super::output::{describe_resources, print_note, relative_time};

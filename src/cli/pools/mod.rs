@@ -38,11 +38,9 @@ enum PoolsSubcommand {
     )]
     Put(Box<PutPoolArgs>),
     /// Change single settings of a pool; the others stay
-    #[command(
-        after_help = "Fails if the pool is changed concurrently, or with --version, after that version.\n\n\
+    #[command(after_help = "Fails if the pool is changed concurrently, or with --version, after that version.\n\n\
                       Examples:\n  hotpool pools set demo/warm --preemption true --label tier=gold\n  \
-                      hotpool pools set demo/warm --reset class --reset labels.tier"
-    )]
+                      hotpool pools set demo/warm --reset class --reset labels.tier")]
     Set(Box<SetPoolArgs>),
     /// List all pools with their counts
     Ls(LimitArg),

@@ -34,7 +34,7 @@ fn a_claim_waits_longer_than_the_command_would_otherwise() {
     assert_eq!(seen.row("state"), ["state", "waiting"]);
     assert_eq!((seen.row("for"), seen.row("pools")), (vec!["for", "pool_exhausted"], vec!["pools", "ns/warm"]));
     assert_eq!((seen.row("priority"), seen.row("ahead")), (vec!["priority", "7"], vec!["ahead", "0"]));
-    server.cli("claims release ns/a --current").failed(3, &["the key waits", "FAILED_PRECONDITION, state"]);
+    server.cli("claims release ns/a --current").failed(3, &["the key is queued", "FAILED_PRECONDITION, state"]);
     let demand = server.cli("demand ns/warm");
     demand.good();
     assert_eq!((demand.row("waiting"), demand.row("needed")), (vec!["waiting", "1"], vec!["needed", "1"]));
