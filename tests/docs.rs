@@ -283,6 +283,8 @@ fn what_is_said_to_be_absent_is_absent() {
         ] {
             assert!(!text(path).contains(word), "{word:?} in {path}: the commands know the service by its answers");
         }
+        let [all, config] = ["crate::server::", "crate::server::config"].map(|word| text(path).matches(word).count());
+        assert_eq!(all, config, "{path} imports more of the server than its configuration");
     }
     for path in sources("src/api") {
         for word in ["crate::engine", "crate::admission", "crate::persist", "crate::shard"] {

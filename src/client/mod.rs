@@ -157,19 +157,31 @@ impl Client {
         let mut all = ItemList { items: Vec::new(), next_page_token: range.page_token };
         loop {
             let limit = range.limit.map_or(PAGE_ITEMS_MAX, |limit| limit - all.items.len()).min(PAGE_ITEMS_MAX);
-            let limit = limit.to_string();
-            let paging = [("limit", Some(&*limit)), ("page_token", all.next_page_token.as_deref())];
-            let path = format!("{path}?{}", query(&[filter, &paging].concat()));
-            let page = self.get::<ItemList<T>>(&path).await?.into_value();
-            if page.next_page_token.is_some() && page.next_page_token == all.next_page_token {
-                return Err(self.invalid_response("a page of a listing names itself as the next page"));
-            }
+            let page = self.page(path, filter, limit, all.next_page_token.as_deref()).await?;
             all.items.extend(page.items);
             all.next_page_token = page.next_page_token;
             if all.next_page_token.is_none() || range.limit.is_some_and(|limit| all.items.len() >= limit) {
                 return Ok(all);
             }
         }
+    }
+
+    /// Reads one page of a listing, which may be shorter than the limit and not the last.
+    async fn page<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        filter: &[(&str, Option<&str>)],
+        limit: usize,
+        page_token: Option<&str>,
+    ) -> Result<ItemList<T>, ClientError> {
+        let limit = limit.to_string();
+        let paging = [("limit", Some(&*limit)), ("page_token", page_token)];
+        let page =
+            self.get::<ItemList<T>>(&format!("{path}?{}", query(&[filter, &paging].concat()))).await?.into_value();
+        if page.next_page_token.is_some() && page.next_page_token.as_deref() == page_token {
+            return Err(self.invalid_response("a page of a listing names itself as the next page"));
+        }
+        Ok(page)
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {

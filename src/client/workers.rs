@@ -6,6 +6,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::{ClaimDetails, Client, ClientError, CreateReply, ItemList, ItemOutcome, ListRange, RawJson, pool_path};
+use crate::limits::PAGE_ITEMS_MAX;
 use crate::model::{
     Fence, Labels, LivenessState, Millis, PoolName, SchedulingState, TrustState, WorkerCapacity, WorkerCommand,
     WorkerId, is_zero,
@@ -215,6 +216,19 @@ impl Client {
         range: ListRange,
     ) -> Result<ItemList<WorkerDetails>, ClientError> {
         self.list(&format!("{}/workers", pool_path(pool)), &[], range).await
+    }
+
+    /// Lists the workers on one page of the pool's listing, at most [`PAGE_ITEMS_MAX`]. It may have fewer and not be the
+    /// last: [`ItemList::next_page_token`] leads to the next page.
+    ///
+    /// # Errors
+    /// Those of [`Self::list_workers`].
+    pub async fn list_worker_page(
+        &self,
+        pool: &PoolName,
+        page_token: Option<&str>,
+    ) -> Result<ItemList<WorkerDetails>, ClientError> {
+        self.page(&format!("{}/workers", pool_path(pool)), &[], PAGE_ITEMS_MAX, page_token).await
     }
 
     /// Cordons, uncordons, drains or clears a worker.

@@ -9,8 +9,7 @@ use crate::cli::CommandContext;
 use crate::cli::args::{PoolNameArg, expand_stdin};
 use crate::cli::failure::{CommandExit, CommandFailure};
 use crate::cli::output::{OutputFormat, print, print_json, print_note};
-use crate::client::{ClientError, ListRange};
-use crate::limits::PAGE_ITEMS_MAX;
+use crate::client::ClientError;
 use crate::model::label_selector::LabelSelector;
 use crate::model::{PoolName, WorkerCommand, WorkerId};
 
@@ -137,10 +136,9 @@ impl<'a> WorkerCalls<'a> {
     /// Reads the pool page by page and calls about the workers that match; in a dry run, prints them instead. Neither the
     /// service nor this process holds a list of the whole pool.
     async fn run_selected(&mut self, selector: &LabelSelector) -> Result<SelectionSummary, CommandFailure> {
-        let (mut matched, mut read, mut page_token) = (0, 0, None);
+        let (mut matched, mut read, mut page_token) = (0, 0, None::<String>);
         loop {
-            let range = ListRange { limit: Some(PAGE_ITEMS_MAX), page_token: page_token.clone() };
-            let page = match self.context.client.list_workers(self.pool, range).await {
+            let page = match self.context.client.list_worker_page(self.pool, page_token.as_deref()).await {
                 Err(error) if page_token.is_some() => {
                     self.report_failure(&error.into());
                     break;
