@@ -8,7 +8,8 @@
 //! admission | shard   who may have a claim, in which order and where | runs one engine, carries out its effects
 //! engine   pure: one shard's workers, claims and placement
 //! persist | events   rows, journal, stores, catalog, fences | what watchers of a pool see
-//! metrics, clock, model, limits   every metric, time, the nouns and their checks, bounds
+//! client, metrics, clock   typed client of the HTTP API, every metric, time
+//! model, limits   the nouns and their checks, bounds
 //! ```
 //!
 //! Imports point down this picture; `tests/docs.rs` holds them to it, with the exceptions that it lists. [`engine`]
@@ -38,6 +39,7 @@ pub mod api;
 mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod client;
 pub mod clock;
 #[cfg(feature = "internals")]
 #[doc(hidden)]

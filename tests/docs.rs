@@ -337,6 +337,7 @@ fn every_source_file_says_what_it_is_for() {
 const TIMERS: &[&str] = &[
     "src/api/",
     "src/cli/",
+    "src/client/",
     "src/load/",
     "src/persist/journal/",
     "src/persist/store/redis/",
@@ -388,9 +389,18 @@ fn what_is_said_to_be_absent_is_absent() {
         }
     }
     for path in sources("src/cli").iter().filter(|path| *path != "src/cli/store.rs") {
-        for word in ["crate::scheduler", "crate::engine", "crate::shard", "crate::persist", "crate::server::service"] {
+        for word in [
+            "crate::scheduler",
+            "crate::engine",
+            "crate::shard",
+            "crate::persist",
+            "crate::api::",
+            "crate::server::service",
+        ] {
             assert!(!text(path).contains(word), "{word:?} in {path}: the commands know the service by its answers");
         }
+        let [all, config] = ["crate::server::", "crate::server::config"].map(|word| text(path).matches(word).count());
+        assert_eq!(all, config, "{path} imports more of the server than its configuration");
     }
     for path in sources("src/api") {
         for word in ["crate::engine", "crate::admission", "crate::persist", "crate::shard"] {
@@ -418,7 +428,7 @@ fn the_architecture_lists_the_absences() {
 const LAYERS: &[&[&str]] = &[
     &["limits"],
     &["model"],
-    &["clock", "metrics"],
+    &["client", "clock", "metrics"],
     &["events", "persist"],
     &["engine"],
     &["admission", "shard"],

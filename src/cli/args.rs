@@ -1,81 +1,68 @@
-//! Words of the command line: what they may be, and what is said when they are not.
+//! Values of the command line: how they are parsed, and arguments that several commands share.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::BufRead as _;
 use std::str::FromStr;
 
-use hyper::Uri;
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
-use super::client::CommandFailure;
-use crate::limits::AMOUNT_MAX;
+use super::failure::CommandFailure;
+use crate::client::ListRange;
+use crate::limits::{AMOUNT_MAX, GPU_MILLI};
 use crate::model::label_selector::LabelSelector;
-use crate::model::{PoolName, check_label_key, check_name};
-use crate::server::config;
+use crate::model::{
+    AckLevel, GpuCapacity, GpuRequest, Labels, PoolName, ResourceRequirements, WorkerCapacity, WorkerId,
+    check_label_key, check_name,
+};
 
-/// `http://HOST:PORT`, without anything behind it.
-#[derive(Debug, Clone)]
-pub struct ServiceUrl(String);
+/// Pool as the first argument.
+#[derive(Debug, clap::Args)]
+pub(super) struct PoolNameArg {
+    /// NAMESPACE/POOL
+    #[arg(value_name = "NS/POOL", value_parser = parse_pool)]
+    pub(super) pool: PoolName,
+}
 
-impl Default for ServiceUrl {
-    fn default() -> Self {
-        Self(format!("http://{}", config::ServerConfig::default().listen))
+/// Limit of a listing.
+#[derive(Debug, clap::Args)]
+pub(super) struct LimitArg {
+    /// Show at most this many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+}
+
+impl From<LimitArg> for ListRange {
+    fn from(LimitArg { limit }: LimitArg) -> Self {
+        Self { limit: limit.map(|limit| limit as usize), page_token: None }
     }
 }
 
-impl FromStr for ServiceUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let rest = match text.split_once("://") {
-            Some(("http", rest)) => rest,
-            Some(("https", _)) => return Err("the service speaks no TLS; say http://HOST:PORT".to_owned()),
-            Some((scheme, _)) => return Err(format!("{scheme}: is not known; say http://HOST:PORT")),
-            None => text,
-        };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let wrong = || "must be http://HOST:PORT or HOST:PORT".to_owned();
-        let uri: Uri = format!("http://{rest}").parse().map_err(|_| wrong())?;
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-        if rest.contains(['/', '?', '#', '@']) {
-            return Err(wrong());
-        }
-        match uri.port_u16() {
-            Some(port) => Ok(Self(format!("http://{host}:{port}"))),
-            // A port that is no number, or an address that only looks like one: `::1`.
-            None if rest != host => Err(wrong()),
-            None => Ok(Self(format!("http://{host}:{}", config::ServerConfig::default().listen.port()))),
-        }
-    }
-}
-
-impl fmt::Display for ServiceUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Reads `NS/POOL`.
+/// Parses `NS/POOL`.
 pub(super) fn parse_pool(text: &str) -> Result<PoolName, String> {
-    PoolName::parse(text).map_err(|refusal| match text.contains('/') {
-        true => refusal.to_string(),
+    PoolName::parse(text).map_err(|error| match text.contains('/') {
+        true => error.to_string(),
         false => "must be NAMESPACE/POOL, as in demo/warm".to_owned(),
     })
 }
 
-/// Reads one name: a worker, a tenant, a node.
+/// Parses one name, such as that of a tenant or a node.
 pub(super) fn parse_name(text: &str) -> Result<String, String> {
-    check_name("name", text).map(|()| text.to_owned()).map_err(|refusal| refusal.to_string())
+    check_name("name", text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// `NS/KEY`.
+/// Parses a worker id that a command calls by.
+fn parse_worker_id(text: &str) -> Result<WorkerId, CommandFailure> {
+    WorkerId::new(text).map_err(|error| CommandFailure::usage(text, error.to_string()))
+}
+
+/// Name of a claim: `NS/KEY`.
 #[derive(Debug, Clone)]
 pub struct ClaimName {
-    /// Namespace.
+    /// Namespace of the key.
     pub namespace: String,
-    /// Key.
+    /// Key within its namespace and tenant.
     pub key: String,
 }
 
@@ -94,57 +81,88 @@ impl fmt::Display for ClaimName {
     }
 }
 
-/// Reads `KEY=VALUE`.
-pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
+/// Parses `KEY=VALUE`.
+fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, as in zone=a")?;
-    check_label_key("key", key).map_err(|refusal| format!("key {key:?}: {refusal}"))?;
+    check_label_key("key", key).map_err(|error| format!("key {key:?}: {error}"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// Reads a selector, as the service would.
+/// Parses a label selector like the service.
 pub(super) fn parse_selector(text: &str) -> Result<LabelSelector, String> {
     LabelSelector::parse(text).map_err(|error| error.to_string())
 }
 
-/// Labels as the API has them; the last value of a key counts.
+/// Parses an acknowledgement level.
+pub(super) fn parse_ack(text: &str) -> Result<AckLevel, &'static str> {
+    match text {
+        "durable" => Ok(AckLevel::Durable),
+        "memory" => Ok(AckLevel::Memory),
+        _ => Err("must be durable or memory"),
+    }
+}
+
+/// Labels of an object; the last value of a key counts.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct LabelArgs {
-    /// A label, KEY=VALUE; may be said many times
+    /// Label, KEY=VALUE; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
 }
 
+impl From<LabelArgs> for Labels {
+    fn from(LabelArgs { labels }: LabelArgs) -> Self {
+        labels.into_iter().collect()
+    }
+}
+
 impl Serialize for LabelArgs {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.labels.iter().cloned().collect::<BTreeMap<_, _>>().serialize(serializer)
     }
 }
 
-/// What a worker has.
-#[derive(Debug, Clone, clap::Args, Serialize)]
+/// Resources of a worker.
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct CapacityArgs {
     #[command(flatten)]
-    #[serde(flatten)]
     amounts: AmountArgs,
-    /// Cards of one model, as in a100=2
-    #[arg(long, value_name = "MODEL=COUNT", help_heading = "Resources")]
-    gpu: Option<GpuCapacityArg>,
+    /// GPUs of one model, as in a100=2
+    #[arg(long, value_name = "MODEL=COUNT", help_heading = "Resources", value_parser = parse_gpu_capacity)]
+    gpu: Option<GpuCapacity>,
 }
 
-/// What a claim needs.
-#[derive(Debug, Clone, clap::Args, Serialize)]
+impl From<CapacityArgs> for WorkerCapacity {
+    fn from(CapacityArgs { amounts, gpu }: CapacityArgs) -> Self {
+        let [cpu_milli, memory_bytes, slots] = amounts.or_zero();
+        Self { cpu_milli, memory_bytes, slots, gpu }
+    }
+}
+
+/// Resources that a claim requests.
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct ClaimResourceArgs {
     #[command(flatten)]
-    #[serde(flatten)]
     amounts: AmountArgs,
-    /// Cards of one of these models, the most wanted first, or of any: a100:2, a100,h100:1, :1; and of one card a part, in
+    /// GPUs of one of these models, the most preferred first, or of any: a100:2, a100,h100:1, :1; or a part of one GPU, in
     /// thousandths: a100:1:500
-    #[arg(long, value_name = "[MODEL,..]:COUNT[:MILLI]", help_heading = "Resources")]
-    gpu: Option<GpuRequestArg>,
+    #[arg(long, value_name = "[MODEL,..]:COUNT[:MILLI]", help_heading = "Resources", value_parser = parse_gpu_request)]
+    gpu: Option<GpuRequest>,
 }
 
-/// Amounts that can be summed.
-#[derive(Debug, Clone, clap::Args, Serialize)]
+impl ClaimResourceArgs {
+    /// Returns the requested resources; `None` if no flag is given.
+    pub(super) fn into_requirements(self) -> Option<ResourceRequirements> {
+        let Self { amounts, gpu } = self;
+        let AmountArgs { cpu_milli, memory_bytes, slots } = amounts;
+        let is_given = gpu.is_some() || [cpu_milli, memory_bytes, slots].iter().any(Option::is_some);
+        let [cpu_milli, memory_bytes, slots] = amounts.or_zero();
+        is_given.then_some(ResourceRequirements { cpu_milli, memory_bytes, slots, gpu })
+    }
+}
+
+/// Amounts of resources that add up.
+#[derive(Debug, Clone, Copy, clap::Args)]
 struct AmountArgs {
     /// Thousandths of a core
     #[arg(long, value_name = "N", value_parser = parse_amount, help_heading = "Resources")]
@@ -152,56 +170,37 @@ struct AmountArgs {
     /// Bytes of memory; Ki, Mi, Gi and Ti may follow the number
     #[arg(long, value_name = "N[Gi]", value_parser = parse_amount, help_heading = "Resources")]
     memory_bytes: Option<u64>,
-    /// Places, in a unit of your own
+    /// Slots, in a unit of your own
     #[arg(long, value_name = "N", value_parser = parse_amount, help_heading = "Resources")]
     slots: Option<u64>,
 }
 
-/// Cards of one model.
-#[derive(Debug, Clone, Serialize)]
-struct GpuCapacityArg {
-    model: String,
-    count: u32,
-}
-
-impl FromStr for GpuCapacityArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = "must be MODEL=COUNT, as in a100=2";
-        let (model, count) = text.split_once('=').ok_or(wrong)?;
-        Ok(Self { model: parse_name(model)?, count: count.parse().map_err(|_| wrong)? })
+impl AmountArgs {
+    fn or_zero(self) -> [u64; 3] {
+        [self.cpu_milli, self.memory_bytes, self.slots].map(Option::unwrap_or_default)
     }
 }
 
-/// Whole cards, or a part of one.
-#[derive(Debug, Clone, Serialize)]
-struct GpuRequestArg {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    models: Vec<String>,
-    count: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    milli: Option<u32>,
+fn parse_gpu_capacity(text: &str) -> Result<GpuCapacity, String> {
+    let malformed = "must be MODEL=COUNT, as in a100=2";
+    let (model, count) = text.split_once('=').ok_or(malformed)?;
+    Ok(GpuCapacity { model: parse_name(model)?.into(), count: count.parse().map_err(|_| malformed)? })
 }
 
-impl FromStr for GpuRequestArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = "must be [MODEL,..]:COUNT[:MILLI], as in a100:2, a100,h100:1 or a100:1:500";
-        let (names, rest) = text.split_once([':', '=']).ok_or(wrong)?;
-        let (count, milli) = rest.split_once(':').map_or((rest, None), |(count, milli)| (count, Some(milli)));
-        let number = |text: &str| text.parse().map_err(|_| wrong.to_owned());
-        let names = names.split(',').filter(|_| !names.is_empty());
-        let mut models = names.map(parse_name).collect::<Result<Vec<_>, _>>()?;
-        let model = if models.len() == 1 { models.pop() } else { None };
-        Ok(Self { model, models, count: number(count)?, milli: milli.map(number).transpose()? })
-    }
+fn parse_gpu_request(text: &str) -> Result<GpuRequest, String> {
+    let malformed = "must be [MODEL,..]:COUNT[:MILLI], as in a100:2, a100,h100:1 or a100:1:500";
+    let (models, amounts) = text.split_once([':', '=']).ok_or(malformed)?;
+    let (count, milli) = amounts.split_once(':').map_or((amounts, None), |(count, milli)| (count, Some(milli)));
+    let number = |text: &str| text.parse().map_err(|_| malformed.to_owned());
+    let models = models.split(',').filter(|_| !models.is_empty()).map(|model| Ok(parse_name(model)?.into()));
+    Ok(GpuRequest {
+        models: models.collect::<Result<_, String>>()?,
+        count: number(count)?,
+        milli: milli.map_or(Ok(GPU_MILLI), number)?,
+    })
 }
 
-/// Reads a number, which may end in a binary unit.
+/// Parses a number with an optional binary unit.
 pub(super) fn parse_amount(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &text[digits.len()..] {
@@ -210,44 +209,36 @@ pub(super) fn parse_amount(text: &str) -> Result<u64, String> {
         "Mi" => 20,
         "Gi" => 30,
         "Ti" => 40,
-        unit => return Err(format!("{unit:?} is no unit; known: Ki, Mi, Gi, Ti")),
+        unit => return Err(format!("unknown unit {unit:?}; known: Ki, Mi, Gi, Ti")),
     };
     let number: u64 = digits.parse().map_err(|_| "must be a whole number".to_owned())?;
     let product = number.checked_mul(1 << shift).filter(|product| *product <= AMOUNT_MAX);
     product.ok_or_else(|| format!("must be at most {AMOUNT_MAX}"))
 }
 
-/// A JSON object of what was said: what was not is left to the service, where the defaults stand.
+/// Builds a JSON object from the arguments that are given. Omitted ones are left to the defaults of the service.
 pub(super) fn to_sparse_json(fields: &impl Serialize) -> Value {
     let mut fields = serde_json::to_value(fields).expect("arguments are plain data");
     if let Value::Object(fields) = &mut fields {
-        fields.retain(|_, value| match value {
-            Value::Null => false,
-            Value::Object(inner) => {
-                inner.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
-                !inner.is_empty()
-            }
-            Value::Array(list) => !list.is_empty(),
-            _ => true,
-        });
+        fields.retain(|_, value| *value != Value::Null && *value != json!({}) && *value != json!([]));
     }
     fields
 }
 
-/// Puts what `-` stands for in its place: names on stdin, apart by white space.
+/// Replaces each `-` by the ids on stdin, which white space separates.
 ///
 /// # Errors
-/// One is no name, or stdin cannot be read.
-pub(super) fn expand_stdin(ids: &[String]) -> Result<Vec<String>, CommandFailure> {
+/// Usage for a text that is no id, and failures to read stdin.
+pub(super) fn expand_stdin(ids: &[String]) -> Result<Vec<WorkerId>, CommandFailure> {
     let mut all = Vec::with_capacity(ids.len());
     for id in ids {
         if id != "-" {
-            all.push(id.clone());
+            all.push(parse_worker_id(id)?);
             continue;
         }
         for line in std::io::stdin().lock().lines() {
             for id in line.map_err(CommandFailure::from_local)?.split_whitespace() {
-                all.push(parse_name(id).map_err(|message| CommandFailure::usage(id, message))?);
+                all.push(parse_worker_id(id)?);
             }
         }
     }
@@ -257,40 +248,29 @@ pub(super) fn expand_stdin(ids: &[String]) -> Result<Vec<String>, CommandFailure
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ServiceUrl;
+    use crate::server::config::ServerConfig;
 
     #[test]
-    fn addresses() {
-        let good = [
-            ("http://127.0.0.1:7070", "http://127.0.0.1:7070"),
-            ("http://127.0.0.1:7070/", "http://127.0.0.1:7070"),
-            ("127.0.0.1:80", "http://127.0.0.1:80"),
-            ("localhost", "http://localhost:7070"),
-            ("[::1]:7171", "http://[::1]:7171"),
-            ("[::1]", "http://[::1]:7070"),
-        ];
-        for (text, address) in good {
-            assert_eq!(text.parse::<ServiceUrl>().unwrap().to_string(), address);
-        }
-        for bad in ["", "http://", "https://h:1", "ftp://h", "h:x", "h:99999", "h/v1", "u@h:1", "a b", "::1", "h:1?x"] {
-            assert!(bad.parse::<ServiceUrl>().is_err(), "{bad}");
-        }
-        assert_eq!(ServiceUrl::default().to_string(), "http://127.0.0.1:7070");
+    fn commands_call_the_address_that_a_service_listens_on_by_default() {
+        assert_eq!(ServiceUrl::default().to_string(), format!("http://{}", ServerConfig::default().listen));
     }
 
     #[test]
-    fn amounts() {
+    fn amounts_are_parsed_with_their_units_and_gpus_with_their_models() {
         assert_eq!(parse_amount("0"), Ok(0));
         assert_eq!(parse_amount("4Gi"), Ok(4 << 30));
-        for (text, json) in [
-            ("a100:2", serde_json::json!({"model": "a100", "count": 2})),
-            ("a100=1", serde_json::json!({"model": "a100", "count": 1})),
-            ("a100,h100:1:500", serde_json::json!({"models": ["a100", "h100"], "count": 1, "milli": 500})),
-            (":4", serde_json::json!({"count": 4})),
+        for (text, models, count, milli) in [
+            ("a100:2", &["a100"][..], 2, 1_000),
+            ("a100=1", &["a100"], 1, 1_000),
+            ("a100,h100:1:500", &["a100", "h100"], 1, 500),
+            (":4", &[], 4, 1_000),
         ] {
-            assert_eq!(serde_json::to_value(text.parse::<GpuRequestArg>().unwrap()).unwrap(), json);
+            let models = models.iter().map(|model| (*model).into()).collect();
+            assert_eq!(parse_gpu_request(text), Ok(GpuRequest { models, count, milli }));
         }
         for bad in ["", "a100", "a100:", "a100:x", "a100:1:", "a100:1:2:3", "a100,:1", "a b:1", "a100:-1"] {
-            assert!(bad.parse::<GpuRequestArg>().is_err(), "{bad}");
+            assert!(parse_gpu_request(bad).is_err(), "{bad}");
         }
         for bad in ["", "-1", "1.5", "4G", "Gi", "99999999999Ti", "9007199254740992", "٣"] {
             assert!(parse_amount(bad).is_err(), "{bad}");

@@ -1,19 +1,20 @@
-//! The client commands of the `hotpool` program: they speak the HTTP API that `docs/API.md` describes, to a service that
-//! runs elsewhere, and know nothing that it does not say. One, [`store`], reads the store itself.
+//! Client commands of the `hotpool` program. They call a running service through [`crate::client`] and know nothing that
+//! `docs/API.md` does not say. One of them, [`store`], reads the store itself.
 //!
-//! [`args`] reads words of the command line, [`client`] makes calls and turns what can come of one into an exit code,
-//! [`output`] writes tables for people; one file a noun does the rest. `--output json` writes what the service
-//! answered, unchanged, so scripts need one description for both ways in.
+//! [`args`] parses values of the command line, [`failure`] maps failures to exit codes, [`output`] formats tables; there
+//! is one file for each noun. `--output json` prints what the service answered, unchanged, so one description serves
+//! scripts of both interfaces.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 
 pub mod args;
 mod claims;
-pub mod client;
 mod demand;
 mod explain;
+pub mod failure;
 mod output;
 mod pools;
 mod quotas;
@@ -22,46 +23,48 @@ mod store;
 mod watch;
 mod workers;
 
-use client::{ApiClient, CommandExit, CommandFailure, ItemList, ServiceResponse};
-use output::OutputFormat;
+use failure::{CommandExit, CommandFailure};
+use output::{OutputFormat, print, print_json, print_note, table};
 
-/// What the client can do.
+use crate::client::{Client, ItemList, RawJson, ServiceUrl};
+
+/// Client command with its arguments.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Pools: make, look at, remove
+    /// Pools: create, inspect, change, delete
     Pools(pools::PoolsCommand),
-    /// Workers of a pool: register, look at, take out of service
+    /// Workers of a pool: register, inspect, take out of service
     Workers(workers::WorkersCommand),
-    /// Claims: take a worker, keep it, give it back
+    /// Claims: take a worker, keep it, release it
     Claims(claims::ClaimsCommand),
-    /// What a claim would get, and why; takes nothing
+    /// Show what a claim would get, and why; claims nothing
     Explain(Box<explain::ExplainCommand>),
     /// Quotas: how much tenants may hold, and their weights
     Quotas(quotas::QuotasCommand),
-    /// What waits for a pool, how many workers would clear it, and which could go
+    /// Show the demand for a pool: what waits, how many workers would clear it, and which could go
     Demand(demand::DemandCommand),
-    /// Whether the service is ready, and every pool with its counts; live with --watch
+    /// Show whether the service is ready, and every pool with its counts; live with --watch
     Status(status::StatusCommand),
     /// The store behind a service: what it holds
     Store(store::StoreCommand),
 }
 
-/// Where the service is, and how to write what it says.
+/// Options of every command that calls the service.
 #[derive(Debug, clap::Args)]
 struct ConnectionArgs {
-    /// Where the service is: http://HOST:PORT or HOST:PORT
+    /// Address of the service: http://HOST:PORT or HOST:PORT
     #[arg(
         long, global = true, env = "HOTPOOL_ADDR", value_name = "URL", help_heading = "Common options",
-        default_value_t = args::ServiceUrl::default()
+        default_value_t = ServiceUrl::default()
     )]
-    addr: args::ServiceUrl,
-    /// How long to wait for one answer, in milliseconds
+    addr: ServiceUrl,
+    /// Deadline for each answer, in milliseconds
     #[arg(
         long, global = true, value_name = "MS", help_heading = "Common options", default_value_t = 15_000,
         value_parser = timeout_ms()
     )]
     timeout_ms: u64,
-    /// A table for people, or what the service answered as JSON for scripts
+    /// Print a table for people, or the service's answer as JSON for scripts
     #[arg(
         long, short, global = true, value_enum, value_name = "table|json", help_heading = "Common options",
         default_value_t = OutputFormat::Table, hide_possible_values = true
@@ -69,24 +72,23 @@ struct ConnectionArgs {
     output: OutputFormat,
 }
 
-/// Options of [`Connection`] that stand before the command. They have the same ids, so a command finds what was said here
-/// where nothing nearer to it was said.
+/// Options of [`ConnectionArgs`] before the command. Both have the same ids, so a command uses these unless it has its own.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Options of commands, which may also stand behind them")]
+#[command(next_help_heading = "Options of commands, which may also follow the command")]
 pub struct LeadingOptions {
-    /// Where the service is: http://HOST:PORT or HOST:PORT
+    /// Address of the service: http://HOST:PORT or HOST:PORT
     #[arg(long, value_name = "URL")]
-    addr: Option<args::ServiceUrl>,
-    /// How long to wait for one answer, in milliseconds
+    addr: Option<ServiceUrl>,
+    /// Deadline for each answer, in milliseconds
     #[arg(long, value_name = "MS", value_parser = timeout_ms())]
     timeout_ms: Option<u64>,
-    /// A table for people, or what the service answered as JSON for scripts
+    /// Print a table for people, or the service's answer as JSON for scripts
     #[arg(long, short, value_enum, value_name = "table|json", hide_possible_values = true)]
     output: Option<OutputFormat>,
 }
 
 impl LeadingOptions {
-    /// The first that was said though the command, or the service itself, has no use for it.
+    /// Returns the first option that is set although the command, or the service itself, does not use it.
     #[must_use]
     pub const fn unused_option(&self, command: Option<&ClientCommand>) -> Option<&'static str> {
         match (self, command) {
@@ -99,48 +101,70 @@ impl LeadingOptions {
     }
 }
 
-/// How long a command may be told to wait for an answer, in milliseconds.
+/// Parser of deadlines, in milliseconds.
 fn timeout_ms() -> clap::builder::RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(1..=600_000)
 }
 
-/// What every command needs.
+/// Client and output format of a command.
 struct CommandContext {
-    client: ApiClient,
+    client: Client,
     output: OutputFormat,
 }
 
 impl CommandContext {
-    /// Shows an answer that says no more than "done".
-    fn print_done(&self, answer: &ServiceResponse, text: &str) -> Result<(), CommandFailure> {
+    /// Prints an answer, as JSON or as the text that `text` makes of it.
+    fn print_reply<T>(&self, reply: &RawJson<T>, text: impl FnOnce(&T) -> String) -> Result<(), CommandFailure> {
         match self.output {
-            OutputFormat::Json => output::print(answer.json.get()),
-            OutputFormat::Table => output::print(text),
+            OutputFormat::Json => print(reply.json()),
+            OutputFormat::Table => print(&text(reply)),
         }
     }
 
-    /// Says that a listing has more than its limit let through.
-    fn warn_if_truncated(&self, all: &ItemList) {
-        if all.next_page_token.is_some() {
-            output::print_note(&format!("... and more: these are the first {}", all.items.len()));
+    /// Prints a listing, as JSON or as a table. An empty table is replaced by the note `if_empty`.
+    fn print_list<T>(
+        &self,
+        list: &ItemList<T>,
+        if_empty: &str,
+        headings: &str,
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> Result<(), CommandFailure> {
+        if self.output == OutputFormat::Json {
+            return print_json(list);
         }
+        if list.items.is_empty() {
+            print_note(if_empty);
+            return Ok(());
+        }
+        print(&table(headings, list.items.iter().map(|item| row(item))))?;
+        if list.next_page_token.is_some() {
+            print_note(&format!("... and more: these are the first {}", list.items.len()));
+        }
+        Ok(())
     }
 }
 
-/// Runs one command to its end, and says on stderr what went wrong.
+/// Runs a command to its end and reports failures on stderr.
 #[must_use]
 pub fn run(command: ClientCommand) -> ExitCode {
-    let (output, connection) = match &command {
-        ClientCommand::Pools(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Workers(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Claims(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Explain(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Quotas(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Demand(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Status(command) => (command.connection.output, Some(&command.connection)),
-        ClientCommand::Store(command) => (command.output(), None),
+    let connection = match &command {
+        ClientCommand::Pools(command) => Some(&command.connection),
+        ClientCommand::Workers(command) => Some(&command.connection),
+        ClientCommand::Claims(command) => Some(&command.connection),
+        ClientCommand::Explain(command) => Some(&command.connection),
+        ClientCommand::Quotas(command) => Some(&command.connection),
+        ClientCommand::Demand(command) => Some(&command.connection),
+        ClientCommand::Status(command) => Some(&command.connection),
+        ClientCommand::Store(_) => None,
     };
-    let context = connection.map(|connection| CommandContext { client: ApiClient::new(connection), output });
+    let output = match &command {
+        ClientCommand::Store(command) => command.output(),
+        _ => connection.map_or(OutputFormat::Table, |connection| connection.output),
+    };
+    let context = connection.map(|ConnectionArgs { addr, timeout_ms, output }| CommandContext {
+        client: Client::new(addr.clone()).with_timeout(Duration::from_millis(*timeout_ms)),
+        output: *output,
+    });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(CommandFailure::from_local).and_then(|runtime| {
         runtime.block_on(async {
@@ -153,7 +177,7 @@ pub fn run(command: ClientCommand) -> ExitCode {
                 (ClientCommand::Demand(command), Some(context)) => command.run(context).await,
                 (ClientCommand::Status(command), Some(context)) => command.run(context).await,
                 (ClientCommand::Store(command), _) => command.run().await,
-                (_, None) => unreachable!("a command that speaks to the service has a connection"),
+                (_, None) => unreachable!("a command that calls the service has a connection"),
             }
         })
     });

@@ -1,26 +1,29 @@
-//! What is written: tables for people, JSON for scripts.
+//! Output of commands: tables for people, JSON for scripts.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write as _};
 
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::client::{CommandExit, CommandFailure};
-use crate::model::WorkerCapacity;
+use super::failure::{CommandExit, CommandFailure};
+use crate::client::{ClaimedGpus, ClaimedResources, GpuAvailability};
+use crate::limits::GPU_MILLI;
+use crate::model::{Millis, WorkerCapacity};
 
-/// How answers are written.
+/// Format of answers and failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
-    /// For people.
+    /// Tables and sentences for people.
     Table,
-    /// For scripts.
+    /// JSON for scripts.
     Json,
 }
 
 impl OutputFormat {
-    /// Says on stderr what went wrong, in the same form as answers.
+    /// Reports a failure on stderr in the format of answers.
     pub fn print_failure(self, failure: &CommandFailure) {
         let text = match self {
             Self::Table => format!("hotpool: {failure}"),
@@ -30,15 +33,15 @@ impl OutputFormat {
     }
 }
 
-/// Says something on stderr that is no answer. Whoever closed the stream does not want to know.
+/// Prints a line on stderr that is no answer. A closed stream is ignored.
 pub fn print_note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Writes to stdout. A reader that has seen enough (`| head`) is no error, but there is nothing left to do.
+/// Prints a text on stdout. A reader that closed the pipe (`| head`) ends the program with success.
 ///
 /// # Errors
-/// Anything else, such as a full disk.
+/// Every other failure to write, such as a full disk.
 pub fn print(text: &str) -> Result<(), CommandFailure> {
     let mut out = std::io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
@@ -48,7 +51,7 @@ pub fn print(text: &str) -> Result<(), CommandFailure> {
     }
 }
 
-/// Writes a value as one line of JSON.
+/// Prints a value as one line of JSON.
 ///
 /// # Errors
 /// Those of [`print`].
@@ -56,23 +59,24 @@ pub fn print_json(value: &impl Serialize) -> Result<(), CommandFailure> {
     print(&serde_json::to_string(value).expect("answers are plain data"))
 }
 
-/// A table without lines, one row a line however long: it can be read, cut and searched.
-/// A heading that begins with `>` is a column of numbers.
-pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+/// Formats a table without rules and one line for each row, so that it can be read, cut and searched. Headings are
+/// separated by commas; one that begins with `>` heads a column of numbers.
+pub fn table(headings: &str, rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let headings: Vec<&str> = headings.split(',').collect();
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
     for row in rows {
         table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_owned() } else { cell }));
     }
-    render_table(&mut table, headings)
+    render_table(&mut table, &headings)
 }
 
-/// What one thing is, a line a property. Empty ones are left out.
-pub fn property_list(lines: &[(&str, String)]) -> String {
+/// Formats the properties of one object, one a line, without empty ones.
+pub fn property_list(properties: &[(&str, String)]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    for (name, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in properties.iter().filter(|(_, value)| !value.is_empty()) {
         table.add_row([*name, value]);
     }
     render_table(&mut table, &["", ""])
@@ -88,8 +92,22 @@ fn render_table(table: &mut Table, headings: &[&str]) -> String {
     table.trim_fmt()
 }
 
-/// `250ms`, `23s`, `5m10s`, `3h05m`, `2d04h`.
-pub fn duration(ms: u64) -> String {
+/// Formats a value without the quotes of JSON, and a map as `key=value,...`.
+pub fn plain_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(map) => labels_text(&map.iter().map(|(key, value)| (key.clone(), plain_text(value))).collect()),
+        other => other.to_string(),
+    }
+}
+
+/// Formats the word by which the API names a state.
+pub fn state_text(state: impl Serialize) -> String {
+    plain_text(&serde_json::to_value(state).expect("states are words"))
+}
+
+/// Formats a duration: `250ms`, `23s`, `5m10s`, `3h05m`, `2d04h`.
+pub fn duration(ms: Millis) -> String {
     let seconds = ms / 1_000;
     match seconds {
         0 => format!("{ms}ms"),
@@ -100,140 +118,114 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
-/// A moment, seen from now: `in 23s`, `5s ago`.
-pub fn relative_time(at_ms: u64, now_ms: u64) -> String {
-    match at_ms.checked_sub(now_ms) {
-        Some(left) => format!("in {}", duration(left)),
+/// Formats a time relative to now: `in 23s`, `5s ago`; empty for none.
+pub fn relative_time(at_ms: Option<Millis>, now_ms: Millis) -> String {
+    at_ms.map_or_else(String::new, |at_ms| match at_ms.checked_sub(now_ms) {
+        Some(ahead_ms) => format!("in {}", duration(ahead_ms)),
         None => format!("{} ago", duration(now_ms - at_ms)),
-    }
+    })
 }
 
-/// `zone=a,tier=b`.
-pub fn labels(labels: &BTreeMap<String, String>) -> String {
+/// Formats labels: `zone=a,tier=b`.
+pub fn labels_text(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
-/// Cards of one model: in all, free.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-pub struct GpuAvailability {
-    /// In all.
-    pub total: u64,
-    /// Those of which nothing is held and that can be claimed.
-    pub free: u64,
-    /// Thousandths of cards that can be claimed.
-    #[serde(default)]
-    pub free_milli: u64,
+/// Joins the parts that are not empty by `", "`.
+pub fn join_nonempty(parts: impl IntoIterator<Item = String>) -> String {
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
-impl GpuAvailability {
-    /// What can be claimed: `gpu 2 a100`, and `gpu 2 a100 (2.7 in all)` where parts of others are left too.
-    pub fn describe_free(self, model: &str) -> String {
-        let whole = format!("gpu {} {model}", self.free);
-        let more = self.free_milli > self.free * 1_000;
-        if more { format!("{whole} ({} in all)", self.free_milli as f64 / 1e3) } else { whole }
-    }
+/// Formats a number; 0 is left out.
+pub fn nonzero_text(number: u64) -> String {
+    if number == 0 { String::new() } else { number.to_string() }
 }
 
-/// What a claim holds.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct ClaimedResources {
-    cpu_milli: u64,
-    memory_bytes: u64,
-    slots: u64,
-    gpu: Option<ClaimedGpus>,
+/// Formats claimable GPUs: `gpu 2 a100`, or `gpu 2 a100 (2.7 in all)` if parts of others are free too.
+pub fn describe_free_gpus(gpus: GpuAvailability, model: &str) -> String {
+    let whole = format!("gpu {} {model}", gpus.free);
+    let has_parts = gpus.free_milli > gpus.free * u64::from(GPU_MILLI);
+    if has_parts { format!("{whole} ({} in all)", gpus.free_milli as f64 / 1e3) } else { whole }
 }
 
-/// Cards that a claim holds.
-#[derive(Debug, Clone, Deserialize)]
-struct ClaimedGpus {
-    model: String,
-    count: u32,
-    /// Thousandths of each, if it is a share of a worker.
-    milli: Option<u32>,
-    /// Which ones.
-    #[serde(default)]
-    indices: Vec<u32>,
-}
-
-/// `cpu 2, memory 4Gi, gpu 0.5 a100 (card 3)`.
-pub fn describe_resources(held: &ClaimedResources) -> String {
-    let ClaimedResources { cpu_milli, memory_bytes, slots, ref gpu } = *held;
-    let sum = describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None });
-    let cards = gpu.as_ref().map(|ClaimedGpus { model, count, milli, indices: cards }| {
-        let amount = f64::from(*count) * f64::from(milli.unwrap_or(1_000)) / 1e3;
-        let numbers = cards.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-        match cards.len() {
+/// Formats what a claim holds: `cpu 2, memory 4Gi, gpu 0.5 a100 (card 3)`.
+pub fn describe_resources(resources: &ClaimedResources) -> String {
+    let ClaimedResources { cpu_milli, memory_bytes, slots, ref gpu } = *resources;
+    let gpus = gpu.as_ref().map(|ClaimedGpus { model, count, milli, indices }| {
+        let amount = *count as f64 * f64::from(milli.unwrap_or(GPU_MILLI)) / 1e3;
+        let numbers = indices.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        match indices.len() {
             0 => format!("gpu {amount} {model}"),
             1 => format!("gpu {amount} {model} (card {numbers})"),
             _ => format!("gpu {amount} {model} (cards {numbers})"),
         }
     });
-    Some(sum).filter(|sum| !sum.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
+    join_nonempty(
+        [describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None })].into_iter().chain(gpus),
+    )
 }
 
-/// Amounts by their names, as explanations have them: `cpu 4, memory 2Gi, gpu 0.7 of one card`.
+/// Formats amounts by their names, as explanations have them: `cpu 4, memory 2Gi, gpu 0.7 of one card`.
 pub fn describe_amounts(amounts: &BTreeMap<String, u64>) -> String {
     let get = |name: &str| amounts.get(name).copied().unwrap_or_default();
     let (cpu_milli, memory_bytes, slots) = (get("cpu_milli"), get("memory_bytes"), get("slots"));
-    let sum = describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None });
-    let cards = match (get("gpu"), get("gpu_milli")) {
+    let gpus = match (get("gpu"), get("gpu_milli")) {
         (0, 0) => String::new(),
         (0, milli) => format!("gpu {} of one card", milli as f64 / 1e3),
         (whole, _) => format!("gpu {whole}"),
     };
-    [sum, cards].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(", ")
+    join_nonempty([describe_capacity(&WorkerCapacity { cpu_milli, memory_bytes, slots, gpu: None }), gpus])
 }
 
-/// What claims leave of a worker that holds any.
-pub fn left<'a>(capacity: &WorkerCapacity, claims: impl Iterator<Item = &'a ClaimedResources> + Clone) -> String {
-    // In an exclusive pool a claim holds all, and no card by its number.
-    let takes_all = |held: &ClaimedResources| held.gpu.as_ref().is_some_and(|gpu| gpu.milli.is_none());
-    if claims.clone().next().is_none() || claims.clone().any(takes_all) {
+/// Formats the free resources of a worker that holds claims; empty for one that holds none or is taken as a whole.
+pub fn describe_free<'a>(
+    capacity: &WorkerCapacity,
+    claims: impl Iterator<Item = &'a ClaimedResources> + Clone,
+) -> String {
+    // In an exclusive pool a claim holds the whole worker, and its GPUs without their numbers.
+    let takes_whole = |claimed: &ClaimedResources| claimed.gpu.as_ref().is_some_and(|gpu| gpu.milli.is_none());
+    if claims.clone().next().is_none() || claims.clone().any(takes_whole) {
         return String::new();
     }
-    let sum = |amount: fn(&ClaimedResources) -> u64| claims.clone().map(amount).sum::<u64>();
-    let left = ClaimedResources {
-        cpu_milli: capacity.cpu_milli.saturating_sub(sum(|held| held.cpu_milli)),
-        memory_bytes: capacity.memory_bytes.saturating_sub(sum(|held| held.memory_bytes)),
-        slots: capacity.slots.saturating_sub(sum(|held| held.slots)),
+    let free = |total: u64, amount: fn(&ClaimedResources) -> u64| {
+        total.saturating_sub(claims.clone().map(amount).sum::<u64>())
+    };
+    let sums = WorkerCapacity {
+        cpu_milli: free(capacity.cpu_milli, |claimed| claimed.cpu_milli),
+        memory_bytes: free(capacity.memory_bytes, |claimed| claimed.memory_bytes),
+        slots: free(capacity.slots, |claimed| claimed.slots),
         gpu: None,
     };
-    let cards = capacity.gpu.as_ref().map(|gpu| {
-        let mut milli = vec![1_000_u64; gpu.count as usize];
-        for share in claims.clone().filter_map(|held| held.gpu.as_ref()) {
-            for &card in &share.indices {
-                if let Some(left) = milli.get_mut(card as usize) {
-                    *left = left.saturating_sub(share.milli.map_or(1_000, u64::from));
+    let gpus = capacity.gpu.as_ref().map(|gpu| {
+        let whole = u64::from(GPU_MILLI);
+        let mut free_milli = vec![whole; gpu.count as usize];
+        for claimed in claims.clone().filter_map(|claimed| claimed.gpu.as_ref()) {
+            for &index in &claimed.indices {
+                if let Some(milli) = free_milli.get_mut(index as usize) {
+                    *milli = milli.saturating_sub(claimed.milli.unwrap_or(GPU_MILLI).into());
                 }
             }
         }
-        let free = milli.iter().filter(|&&left| left == 1_000).count() as u64;
-        GpuAvailability { total: gpu.count.into(), free, free_milli: milli.iter().sum() }.describe_free(&gpu.model)
+        let free = free_milli.iter().filter(|&&milli| milli == whole).count() as u64;
+        let free_milli = free_milli.iter().sum();
+        describe_free_gpus(GpuAvailability { total: gpu.count.into(), free, free_milli }, &gpu.model)
     });
-    let amounts = self::describe_resources(&left);
-    Some(amounts).filter(|text| !text.is_empty()).into_iter().chain(cards).collect::<Vec<_>>().join(", ")
+    join_nonempty([describe_capacity(&sums)].into_iter().chain(gpus))
 }
 
-/// `cpu 2, memory 4Gi, slots 8, gpu 2 a100`; cores with a fraction only where there is one.
+/// Formats a capacity: `cpu 2, memory 4Gi, slots 8, gpu 2 a100`. Fractions of cores appear only where there are any.
 pub fn describe_capacity(capacity: &WorkerCapacity) -> String {
-    let mut parts = Vec::new();
-    if capacity.cpu_milli > 0 {
-        parts.push(format!("cpu {}", capacity.cpu_milli as f64 / 1e3));
-    }
-    if capacity.memory_bytes > 0 {
-        parts.push(format!("memory {}", bytes(capacity.memory_bytes)));
-    }
-    if capacity.slots > 0 {
-        parts.push(format!("slots {}", capacity.slots));
-    }
-    if let Some(gpu) = &capacity.gpu {
-        parts.push(format!("gpu {} {}", gpu.count, gpu.model));
-    }
-    parts.join(", ")
+    let WorkerCapacity { cpu_milli, memory_bytes, slots, gpu } = capacity;
+    let amount = |amount: u64, text: String| if amount > 0 { text } else { String::new() };
+    join_nonempty([
+        amount(*cpu_milli, format!("cpu {}", *cpu_milli as f64 / 1e3)),
+        amount(*memory_bytes, format!("memory {}", bytes(*memory_bytes))),
+        amount(*slots, format!("slots {slots}")),
+        gpu.as_ref().map_or_else(String::new, |gpu| format!("gpu {} {}", gpu.count, gpu.model)),
+    ])
 }
 
-/// In the largest binary unit that leaves at least one, with one digit behind the point where it is not whole.
+/// Formats bytes in the largest binary unit of which there is at least one, with a fraction only where there is one.
 pub fn bytes(bytes: u64) -> String {
     let units = ["", "Ki", "Mi", "Gi", "Ti"];
     let unit = (1..units.len()).rev().find(|unit| bytes >> (10 * unit) > 0).unwrap_or(0);
@@ -245,11 +237,11 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// `3 total, 2 busy, 1 idle`: the whole first, then the parts.
+/// Formats counts with the total first: `3 total, 2 busy, 1 idle`.
 pub fn counts(counts: &BTreeMap<String, u64>) -> String {
-    let whole = counts.get_key_value("total");
+    let total = counts.get_key_value("total");
     let parts = counts.iter().filter(|(name, _)| *name != "total");
-    whole.into_iter().chain(parts).map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+    join_nonempty(total.into_iter().chain(parts).map(|(name, count)| format!("{count} {name}")))
 }
 
 #[cfg(test)]
@@ -257,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_can_be_read() {
+    fn durations_times_and_sizes_are_readable() {
         let durations = [
             (0, "0ms"),
             (999, "999ms"),
@@ -270,8 +262,8 @@ mod tests {
             assert_eq!(duration(ms), text);
         }
         assert_eq!(
-            (relative_time(5_000, 2_000), relative_time(2_000, 5_000)),
-            ("in 3s".to_owned(), "3s ago".to_owned())
+            [(Some(5_000), 2_000), (Some(2_000), 5_000), (None, 1)].map(|(at, now)| relative_time(at, now)),
+            ["in 3s", "3s ago", ""]
         );
         let sizes = [(0, "0"), (1023, "1023"), (1024, "1Ki"), (1536, "1.5Ki"), (4 << 30, "4Gi"), (3 << 50, "3072Ti")];
         for (size, text) in sizes {
@@ -280,8 +272,8 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_a_line_however_long() {
-        let text = table(&["ID", ">N"], [vec!["w".repeat(300), "7".into()], vec![String::new(), "1000".into()]]);
+    fn a_row_is_one_line_however_long() {
+        let text = table("ID,>N", [vec!["w".repeat(300), "7".into()], vec![String::new(), "1000".into()]]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         assert_eq!(lines[0], format!("{:300}  {:>4}", "ID", "N"));

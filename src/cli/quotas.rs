@@ -1,16 +1,14 @@
 //! `hotpool quotas ...`.
 
-use std::fmt;
-use std::str::FromStr;
-
 use clap::{Args, Subcommand};
-use hyper::Method;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::args::{self, parse_amount, to_sparse_json};
-use super::client::{CommandExit, CommandFailure};
-use super::output::{OutputFormat, bytes, print, print_json, print_note, property_list, table};
+use super::args::{LimitArg, parse_amount, to_sparse_json};
+use super::failure::{CommandExit, CommandFailure};
+use super::output::{bytes, property_list, state_text};
 use super::{CommandContext, ConnectionArgs};
+use crate::client::{QuotaDetails, QuotaTarget};
+use crate::model::ResourceUsage;
 
 /// Quotas: how much tenants may hold, and their weights.
 #[derive(Debug, Args)]
@@ -26,7 +24,7 @@ enum QuotasSubcommand {
     /// Set how much a tenant may hold, or each tenant of a namespace that has no quota of its own
     #[command(
         alias = "set",
-        after_help = "What is not said is not bounded; the weight is 1 then. What is held stays, whatever is set.\n\n\
+        after_help = "Omitted amounts are unbounded, and an omitted weight is 1. Claims that are held stay.\n\n\
                       Examples:\n  hotpool quotas put demo/acme --claims 100 --gpu-milli 8000 --weight 3\n  \
                       hotpool quotas put demo --claims 10"
     )]
@@ -36,190 +34,113 @@ enum QuotasSubcommand {
         #[command(flatten)]
         quota: QuotaLimitArgs,
     },
-    /// List all quotas that were set
+    /// List all quotas that are set
     #[command(alias = "list")]
-    Ls {
-        /// Show at most so many
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-        limit: Option<u32>,
-    },
+    Ls(LimitArg),
     /// Show what a tenant may hold, and what it holds
     #[command(alias = "get")]
     Show(QuotaTargetArg),
-    /// Take a quota away
+    /// Remove a quota
     #[command(alias = "delete")]
     Rm(QuotaTargetArg),
 }
 
 #[derive(Debug, Args)]
 struct QuotaTargetArg {
-    /// NAMESPACE/TENANT, or NAMESPACE: each of its tenants without a quota of its own
+    /// NAMESPACE/TENANT, or NAMESPACE for each of its tenants without a quota of its own
     #[arg(value_name = "NS[/TENANT]")]
     of: QuotaTarget,
 }
 
-/// `NS` or `NS/TENANT`.
-#[derive(Debug, Clone)]
-struct QuotaTarget(String);
-
-impl FromStr for QuotaTarget {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (namespace, tenant) = text.split_once('/').map_or((text, None), |(ns, tenant)| (ns, Some(tenant)));
-        args::parse_name(namespace)?;
-        tenant.map_or(Ok(String::new()), args::parse_name)?;
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Display for QuotaTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl QuotaTarget {
-    /// Names need no encoding.
-    fn path(&self) -> String {
-        format!("/v1/quotas/{self}")
-    }
-}
-
-/// A quota, as far as it is said. The service knows defaults and limits.
+/// Quota with the given fields. The service knows defaults and limits.
 #[derive(Debug, Args, Serialize)]
 struct QuotaLimitArgs {
-    /// Claims
+    /// Number of claims
     #[arg(long, value_name = "N")]
     claims: Option<u64>,
-    /// Thousandths of a core that claims ask for
+    /// Thousandths of a core that claims request
     #[arg(long, value_name = "N", value_parser = parse_amount)]
     cpu_milli: Option<u64>,
-    /// Bytes of memory that claims ask for; Ki, Mi, Gi and Ti may follow the number
+    /// Bytes of memory that claims request; Ki, Mi, Gi and Ti may follow the number
     #[arg(long, value_name = "N[Gi]", value_parser = parse_amount)]
     memory_bytes: Option<u64>,
-    /// Thousandths of GPU cards that claims ask for
+    /// Thousandths of GPUs that claims request
     #[arg(long, value_name = "N", value_parser = parse_amount)]
     gpu_milli: Option<u64>,
-    /// Share beside other tenants, where claims wait: 1..=1000
+    /// Weight beside other tenants while claims wait: 1..=1000
     #[arg(long, value_name = "N")]
     weight: Option<u64>,
 }
 
-/// A quota as the service shows it.
-#[derive(Debug, Deserialize)]
-struct QuotaView {
-    namespace: String,
-    tenant: Option<String>,
-    source: String,
-    #[serde(flatten)]
-    limits: QuotaAmounts,
-    weight: u64,
-    used: Option<QuotaAmounts>,
-    waiting: Option<u64>,
-}
-
-/// What is held, or may be.
-#[derive(Debug, Clone, Deserialize)]
-struct QuotaAmounts {
-    claims: Option<u64>,
-    cpu_milli: Option<u64>,
-    memory_bytes: Option<u64>,
-    gpu_milli: Option<u64>,
-}
-
-impl QuotaAmounts {
-    /// In words, each amount by itself: claims, cores, memory, cards. None: it is not bounded.
-    fn amount_texts(&self) -> [Option<String>; 4] {
-        let thousandths = |milli: u64| (milli as f64 / 1e3).to_string();
-        [
-            self.claims.map(|claims| claims.to_string()),
-            self.cpu_milli.map(thousandths),
-            self.memory_bytes.map(bytes),
-            self.gpu_milli.map(thousandths),
-        ]
-    }
-}
-
-impl QuotaView {
-    fn name(&self) -> String {
-        let tenant = self.tenant.as_ref().map(|tenant| format!("/{tenant}"));
-        format!("{}{}", self.namespace, tenant.unwrap_or_default())
-    }
-
-    /// What is held of what may be: `3 of 10`; `3` where nothing bounds it.
-    fn cells(&self) -> [String; 4] {
-        let limits = self.limits.amount_texts();
-        let mut used = self.used.as_ref().map_or([const { None }; 4], QuotaAmounts::amount_texts).into_iter();
-        limits.map(|limit| match (used.next().flatten(), limit) {
-            (Some(used), Some(limit)) => format!("{used} of {limit}"),
-            (used, limit) => used.or(limit).unwrap_or_default(),
-        })
-    }
-
-    fn property_list(&self) -> String {
-        let [claims, cpu, memory, gpu] = self.cells();
-        property_list(&[
-            ("quota", self.name()),
-            ("source", self.source.clone()),
-            ("claims", claims),
-            ("cpu", cpu),
-            ("memory", memory),
-            ("gpu", gpu),
-            ("weight", self.weight.to_string()),
-            ("waiting", self.waiting.map(|waiting| waiting.to_string()).unwrap_or_default()),
-        ])
-    }
-}
-
-#[derive(Deserialize)]
-struct QuotaReply {
-    quota: QuotaView,
-}
-
 impl QuotasCommand {
     pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
+        let client = &context.client;
         match self.verb {
             QuotasSubcommand::Put { of: QuotaTargetArg { of }, quota } => {
-                let answer = context.client.call(Method::PUT, &of.path(), Some(&to_sparse_json(&quota))).await?;
-                context.print_done(&answer, &format!("{of} {}", if answer.created { "set" } else { "changed" }))?;
+                let reply = client.put_quota(&of, &to_sparse_json(&quota)).await?;
+                context.print_reply(&reply, |_| format!("{of} {}", if reply.created { "set" } else { "changed" }))?;
             }
-            QuotasSubcommand::Ls { limit } => list(context, limit).await?,
+            QuotasSubcommand::Ls(limit) => {
+                let quotas = client.list_quotas(limit.into()).await?;
+                let if_empty = "no quotas; set one: hotpool quotas put demo/acme --claims 100";
+                context.print_list(&quotas, if_empty, "QUOTA,CLAIMS,CPU,MEMORY,GPU,>WEIGHT,>WAITING", |quota| {
+                    let [claims, cpu, memory, gpu] = usage_cells(quota);
+                    vec![name(quota), claims, cpu, memory, gpu, quota.quota.weight.to_string(), waiting(quota)]
+                })?;
+            }
             QuotasSubcommand::Show(QuotaTargetArg { of }) => {
-                let answer = context.client.get(&of.path()).await?;
-                match context.output {
-                    OutputFormat::Json => print(answer.json.get())?,
-                    OutputFormat::Table => {
-                        print(&context.client.read::<QuotaReply>(&answer.json)?.quota.property_list())?
-                    }
-                }
+                context.print_reply(&client.get_quota(&of).await?, |reply| quota_text(&reply.quota))?;
             }
             QuotasSubcommand::Rm(QuotaTargetArg { of }) => {
-                let answer = context.client.call(Method::DELETE, &of.path(), None).await?;
-                context.print_done(&answer, &format!("{of} removed"))?;
+                context.print_reply(&client.delete_quota(&of).await?, |_| format!("{of} removed"))?;
             }
         }
         Ok(CommandExit::Ok)
     }
 }
 
-async fn list(context: &CommandContext, limit: Option<u32>) -> Result<(), CommandFailure> {
-    let all = context.client.list("/v1/quotas", &[], limit.map(|limit| limit as usize)).await?;
-    if context.output == OutputFormat::Json {
-        return print_json(&all);
-    }
-    if all.items.is_empty() {
-        print_note("no quotas; set one: hotpool quotas put demo/acme --claims 100");
-        return Ok(());
-    }
-    let rows = context.client.read_items::<QuotaView>(&all)?.into_iter().map(|quota| {
-        let mut row = vec![quota.name()];
-        row.extend(quota.cells());
-        row.push(quota.weight.to_string());
-        row.push(quota.waiting.map(|waiting| waiting.to_string()).unwrap_or_default());
-        row
-    });
-    print(&table(&["QUOTA", "CLAIMS", "CPU", "MEMORY", "GPU", ">WEIGHT", ">WAITING"], rows))?;
-    context.warn_if_truncated(&all);
-    Ok(())
+fn name(quota: &QuotaDetails) -> String {
+    let tenant = quota.tenant.as_ref().map(|tenant| format!("/{tenant}"));
+    format!("{}{}", quota.namespace, tenant.unwrap_or_default())
+}
+
+fn waiting(quota: &QuotaDetails) -> String {
+    quota.waiting.map(|waiting| waiting.to_string()).unwrap_or_default()
+}
+
+/// Formats claims, cores, bytes and GPUs; `None` where there is no bound.
+fn amount_texts([claims, cpu_milli, memory_bytes, gpu_milli]: [Option<u64>; 4]) -> [Option<String>; 4] {
+    let thousandths = |milli: u64| (milli as f64 / 1e3).to_string();
+    [
+        claims.map(|claims| claims.to_string()),
+        cpu_milli.map(thousandths),
+        memory_bytes.map(bytes),
+        gpu_milli.map(thousandths),
+    ]
+}
+
+/// Formats use and bound of each amount: `3 of 10`, or `3` without a bound.
+fn usage_cells(details: &QuotaDetails) -> [String; 4] {
+    let quota = &details.quota;
+    let limits = amount_texts([quota.claims, quota.cpu_milli, quota.memory_bytes, quota.gpu_milli]);
+    let used = details.used.as_ref().map_or([None; 4], |used| ResourceUsage::to_array(used).map(Some));
+    let mut used = amount_texts(used).into_iter();
+    limits.map(|limit| match (used.next().flatten(), limit) {
+        (Some(used), Some(limit)) => format!("{used} of {limit}"),
+        (used, limit) => used.or(limit).unwrap_or_default(),
+    })
+}
+
+fn quota_text(quota: &QuotaDetails) -> String {
+    let [claims, cpu, memory, gpu] = usage_cells(quota);
+    property_list(&[
+        ("quota", name(quota)),
+        ("source", state_text(quota.source)),
+        ("claims", claims),
+        ("cpu", cpu),
+        ("memory", memory),
+        ("gpu", gpu),
+        ("weight", quota.quota.weight.to_string()),
+        ("waiting", waiting(quota)),
+    ])
 }

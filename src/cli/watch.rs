@@ -1,87 +1,61 @@
-//! `hotpool pools watch`: what happens in a pool, a line an event.
+//! `hotpool pools watch`: the events of a pool, one a line.
 
 use clap::Args;
-use serde::Deserialize;
+use futures::stream::StreamExt as _;
 
 use super::CommandContext;
-use super::args;
-use super::client::{CommandExit, CommandFailure};
-use super::output::{OutputFormat, duration, print};
-use super::pools::path;
-use crate::model::PoolName;
+use super::args::PoolNameArg;
+use super::failure::{CommandExit, CommandFailure};
+use super::output::duration;
+use crate::client::WatchedEvent;
 
-/// Tell what happens in a pool, until it is stopped.
+/// Print the events of a pool, one a line, until stopped
 #[derive(Debug, Args)]
 pub(super) struct WatchPoolArgs {
-    /// NAMESPACE/POOL
-    #[arg(value_name = "NS/POOL", value_parser = args::parse_pool)]
-    pool: PoolName,
-    /// Go on behind the event with this position
+    #[command(flatten)]
+    name: PoolNameArg,
+    /// Resume after the event at this position
     #[arg(long, value_name = "POSITION")]
     from: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct PoolEventReply {
-    event: String,
-    position: String,
-    worker: Option<String>,
-    tenant: Option<String>,
-    key: Option<String>,
-    fence: Option<u64>,
-    reason: Option<String>,
-    count: Option<u64>,
-    at_ms: Option<u64>,
-    created_at_ms: Option<u64>,
-}
-
 impl WatchPoolArgs {
     pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        query.extend_pairs(self.from.iter().map(|from| ("from", from)));
-        let mut events = context.client.events(&format!("{}/events?{}", path(&self.pool), query.finish())).await?;
+        let mut events = context.client.watch_pool(&self.name.pool, self.from.as_deref()).await?;
         let mut last = self.from;
-        while let Some(json) = events.next().await? {
-            let event: PoolEventReply = context.client.read(&json)?;
-            match context.output {
-                OutputFormat::Json => print(json.get())?,
-                OutputFormat::Table => print(&event.line())?,
-            }
-            last = Some(event.position);
+        while let Some(event) = events.next().await.transpose()? {
+            context.print_reply(&event, event_line)?;
+            last = Some(event.into_value().position);
         }
-        let from = last.map_or_else(String::new, |last| format!("; go on with --from {last}"));
-        Err(CommandFailure::ended(format!("the service ended the events: it stops, or the pool is gone{from}")))
+        let resume = last.map_or_else(String::new, |last| format!("; resume with --from {last}"));
+        let message = format!("the service ended the events: it stops, or the pool is deleted{resume}");
+        Err(CommandFailure::ended(message))
     }
 }
 
-impl PoolEventReply {
-    /// `1795367775333526-7  claimed     w1  default/job-1  fence 1795367775330505`
-    fn line(&self) -> String {
-        let claim = match (&self.tenant, &self.key) {
-            (Some(tenant), Some(key)) => Some(format!("{tenant}/{key}")),
-            _ => None,
-        };
-        // Of one that begins there is nothing to say yet.
-        let held = match (self.at_ms, self.created_at_ms) {
-            (Some(at), Some(created)) if self.event != "claimed" => {
-                Some(format!("after {}", duration(at.saturating_sub(created))))
-            }
-            _ => None,
-        };
-        let missed = match (self.event.as_str(), self.count) {
-            ("missed", Some(count)) => Some(format!("{count} events")),
-            ("missed", None) => Some("nobody knows how many events; list the pool anew".to_owned()),
-            _ => None,
-        };
-        let words = [
-            self.worker.clone(),
-            claim,
-            self.fence.map(|fence| format!("fence {fence}")),
-            held,
-            self.reason.as_ref().map(|reason| format!("({reason})")),
-            missed,
-        ];
-        let words: Vec<String> = words.into_iter().flatten().collect();
-        format!("{}  {:<10}  {}", self.position, self.event, words.join("  ")).trim_end().to_owned()
-    }
+/// Formats an event: `1795367775333526-7  claimed     w1  default/job-1  fence 1795367775330505`.
+fn event_line(event: &WatchedEvent) -> String {
+    let claim = event.tenant.as_ref().zip(event.key.as_ref()).map(|(tenant, key)| format!("{tenant}/{key}"));
+    // A claim that begins has no age yet.
+    let age = match (event.at_ms, event.created_at_ms) {
+        (Some(at), Some(created)) if event.event != "claimed" => {
+            Some(format!("after {}", duration(at.saturating_sub(created))))
+        }
+        _ => None,
+    };
+    let missed = match (event.event.as_str(), event.count) {
+        ("missed", Some(count)) => Some(format!("{count} events")),
+        ("missed", None) => Some("an unknown number of events; list the pool again".to_owned()),
+        _ => None,
+    };
+    let details = [
+        event.worker.clone(),
+        claim,
+        event.fence.map(|fence| format!("fence {fence}")),
+        age,
+        event.reason.as_ref().map(|reason| format!("({reason})")),
+        missed,
+    ];
+    let details: Vec<String> = details.into_iter().flatten().collect();
+    format!("{}  {:<10}  {}", event.position, event.event, details.join("  ")).trim_end().to_owned()
 }

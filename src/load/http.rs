@@ -16,8 +16,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
+use super::claim_input::NAMESPACE;
 use super::http_calls::target_error;
 use super::stats::TargetError;
+use hotpool::client::Client;
+use hotpool::model::PoolName;
 
 /// Longest wait for a connection or an answer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,7 +31,9 @@ const NOFILE_LIMIT: u64 = 16_384;
 #[derive(Debug)]
 pub struct ServiceOrigin {
     authority: String,
-    pool: String,
+    pool: PoolName,
+    /// For calls of the set-up, which are not measured.
+    client: Client,
     /// `/v1/claims`, asked all the time.
     claims: RequestPath,
     claims_batch: RequestPath,
@@ -54,7 +59,8 @@ impl ServiceOrigin {
         };
         Ok(Self {
             authority: authority.to_owned(),
-            pool: pool.to_owned(),
+            pool: PoolName::new(NAMESPACE, pool)?,
+            client: Client::new(authority.parse()?).with_timeout(RESPONSE_TIMEOUT),
             claims: place("/v1/claims")?,
             claims_batch: place("/v1/claims:batch")?,
         })
@@ -62,7 +68,16 @@ impl ServiceOrigin {
 
     /// The part of the pool's name after `load/`.
     pub(super) fn pool(&self) -> &str {
+        self.pool.pool()
+    }
+
+    pub(super) const fn pool_name(&self) -> &PoolName {
         &self.pool
+    }
+
+    /// Client for calls that are not measured.
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
     }
 
     pub(super) const fn claims(&self) -> &RequestPath {

@@ -1,6 +1,6 @@
 //! The calls of the HTTP API that this harness makes, and their bodies.
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -9,145 +9,98 @@ use super::claim_input::{ClaimInput, ClaimParams, NAMESPACE, PoolOccupancy, Rece
 use super::grant_checker::{worker_id, worker_ordinal};
 use super::http::HttpTargetClient;
 use super::stats::TargetError;
-use hotpool::model::{AckLevel, ClaimId, Fence, PoolMode, PoolSpec};
+use hotpool::client::{
+    CandidatePools, ClaimBatchMode, ClaimListFilter, ClientError, ErrorReply, ItemOutcome, KeyStatus, ListRange,
+    NewClaim, NewWorker, ServiceError,
+};
+use hotpool::limits::PAGE_ITEMS_DEFAULT;
+use hotpool::model::{ClaimId, Fence, PoolSpec, ResourceRequirements, WorkerCapacity, WorkerId};
 
-/// Longest piece of a foreign answer that goes into a message, in bytes.
+/// Longest quote of an answer in a message, in bytes.
 const QUOTE_BYTES_MAX: usize = 200;
 
 impl HttpTargetClient {
-    /// A call of the set-up: anything but success is an error, except that what is deleted may be gone.
-    async fn call_admin(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
-        let said = |failure: TargetError| anyhow!("{failure}");
-        let what = format!("{method} {path}");
-        let gone_is_fine = method == Method::DELETE;
-        let place = self.origin().request_path(path).map_err(said)?;
-        let (status, answer) = self.call(method, &place, body).await.map_err(said).context(what.clone())?;
-        let fine = status.is_success() || (gone_is_fine && status == StatusCode::NOT_FOUND);
-        if !fine {
-            bail!("{what}: {status} {}", String::from_utf8_lossy(&answer));
-        }
-        Ok((status, answer))
-    }
-
-    fn pool_path(&self, rest: &str) -> String {
-        format!("/v1/pools/{NAMESPACE}/{}{rest}", self.origin().pool())
-    }
-
-    /// Makes the pool; false if it was there.
+    /// Creates the pool; false if it existed.
     pub(super) async fn put_pool(&self, spec: &PoolSpec) -> Result<bool> {
-        #[derive(Serialize)]
-        struct PutPoolBody {
-            shards: u16,
-            mode: PoolMode,
-            ack: AckLevel,
-            reserve_ms: u64,
-        }
-        let body = PutPoolBody { shards: spec.shards, mode: spec.mode, ack: spec.ack, reserve_ms: spec.reserve_ms };
-        let (status, _) = self.call_admin(Method::PUT, &self.pool_path(""), json(&body)).await?;
-        Ok(status == StatusCode::CREATED)
+        Ok(self.origin().client().put_pool(self.origin().pool_name(), spec).await?.created)
     }
 
-    /// Registers the workers of these ordinals, each with so many slots.
+    /// Registers the workers of these ordinals, each with this many slots.
     pub(super) async fn register(&self, workers: std::ops::Range<u32>, slots: u32) -> Result<()> {
-        #[derive(Serialize)]
-        struct RegisterWorkerEntry {
-            id: String,
-            capacity: SlotAmount,
-        }
-        #[derive(Serialize)]
-        struct RegisterBatchBody {
-            workers: Vec<RegisterWorkerEntry>,
-        }
-        #[derive(Deserialize)]
-        struct RegisterBatchItem {
-            error: Option<serde_json::Value>,
-        }
-        #[derive(Deserialize)]
-        struct RegisterBatchReply {
-            #[serde(alias = "workers")]
-            items: Vec<RegisterBatchItem>,
-        }
-        let count = workers.len();
-        let body = RegisterBatchBody {
-            workers: workers
-                .map(|n| RegisterWorkerEntry { id: worker_id(n), capacity: SlotAmount { slots } })
-                .collect(),
+        let worker = NewWorker {
+            capacity: WorkerCapacity { slots: slots.into(), ..WorkerCapacity::default() },
+            ..NewWorker::default()
         };
-        let (_, answer) = self.call_admin(Method::POST, &self.pool_path("/workers:batch"), json(&body)).await?;
-        let answer: RegisterBatchReply = serde_json::from_slice(&answer).context("answer of workers:batch")?;
-        if let Some(error) = answer.items.iter().find_map(|item| item.error.as_ref()) {
-            bail!("a worker was not registered: {error}");
+        let ids = workers.map(|n| WorkerId::new(&worker_id(n))).collect::<Result<Vec<_>, _>>()?;
+        let batch = ids.iter().map(|id| (id, &worker));
+        let outcomes = self.origin().client().register_workers(self.origin().pool_name(), batch).await?;
+        for outcome in &outcomes.items {
+            if let ItemOutcome::Failed { error } = &**outcome {
+                bail!("a worker was not registered: {error}");
+            }
         }
-        if answer.items.len() != count {
-            bail!("{} outcomes for {count} workers", answer.items.len());
+        if outcomes.items.len() != ids.len() {
+            bail!("{} outcomes for {} workers", outcomes.items.len(), ids.len());
         }
         Ok(())
     }
 
-    /// Workers by state.
+    /// Counts the workers by state.
     pub(super) async fn counts(&self) -> Result<PoolOccupancy> {
-        #[derive(Deserialize)]
-        struct PoolOccupancyBody {
-            workers: PoolOccupancy,
-        }
-        #[derive(Deserialize)]
-        struct PoolOccupancyReply {
-            pool: PoolOccupancyBody,
-        }
-        let (_, answer) = self.call_admin(Method::GET, &self.pool_path(""), Bytes::new()).await?;
-        Ok(serde_json::from_slice::<PoolOccupancyReply>(&answer).context("status of the pool")?.pool.workers)
+        let workers = self.origin().client().get_pool(self.origin().pool_name()).await?.into_value().pool.workers;
+        let count = |name: &str| workers.get(name).copied().unwrap_or_default();
+        Ok(PoolOccupancy { total: count("total"), idle: count("idle"), busy: count("busy") })
     }
 
-    /// Changes that each shard of the pool has decided.
+    /// Reads the number of changes that each shard of the pool has decided.
     pub(super) async fn shards(&self) -> Result<Vec<u64>> {
-        #[derive(Deserialize)]
-        struct ShardSeqBody {
-            seq: u64,
-        }
-        #[derive(Deserialize)]
-        struct PoolShardsBody {
-            shards: Vec<ShardSeqBody>,
-        }
-        #[derive(Deserialize)]
-        struct PoolShardsReply {
-            pool: PoolShardsBody,
-        }
-        let (_, answer) = self.call_admin(Method::GET, &self.pool_path(""), Bytes::new()).await?;
-        let shards = serde_json::from_slice::<PoolShardsReply>(&answer).context("status of the pool")?.pool.shards;
-        Ok(shards.into_iter().map(|shard| shard.seq).collect())
+        let reply = self.origin().client().get_pool(self.origin().pool_name()).await?;
+        Ok(reply.pool.shards.iter().map(|shard| shard.seq).collect())
     }
 
-    /// Deletes a worker; fine if it is not there.
+    /// Deletes a worker; a missing one is no error.
     pub(super) async fn delete_worker(&self, worker: u32) -> Result<()> {
-        let path = self.pool_path(&format!("/workers/{}", worker_id(worker)));
-        self.call_admin(Method::DELETE, &path, Bytes::new()).await.map(drop)
+        let id = WorkerId::new(&worker_id(worker))?;
+        ignore_missing(self.origin().client().delete_worker(self.origin().pool_name(), &id).await)
     }
 
-    /// Claims on the first page of the pool's listing.
+    /// Counts the claims on the first page of the pool's listing.
     pub(super) async fn claims(&self) -> Result<u64> {
-        #[derive(Deserialize)]
-        struct ListClaimsReply {
-            #[serde(alias = "items")]
-            claims: Vec<serde::de::IgnoredAny>,
-        }
-        let path = format!("/v1/claims?namespace={NAMESPACE}&pool={}", self.origin().pool());
-        let (_, answer) = self.call_admin(Method::GET, &path, Bytes::new()).await?;
-        Ok(serde_json::from_slice::<ListClaimsReply>(&answer).context("list of claims")?.claims.len() as u64)
+        let pool = self.origin().pool_name();
+        let filter = ClaimListFilter {
+            namespace: Some(NAMESPACE.to_owned()),
+            pool: Some(pool.pool().to_owned()),
+            ..ClaimListFilter::default()
+        };
+        let first_page = ListRange { limit: Some(PAGE_ITEMS_DEFAULT), page_token: None };
+        Ok(self.origin().client().list_claims(&filter, first_page).await?.items.len() as u64)
     }
 
-    /// Removes the pool; fine if it is not there.
+    /// Deletes the pool; a missing one is no error.
     pub(super) async fn delete_pool(&self) -> Result<()> {
-        self.call_admin(Method::DELETE, &self.pool_path("?force=true"), Bytes::new()).await.map(drop)
+        ignore_missing(self.origin().client().delete_pool_and_workers(self.origin().pool_name()).await)
+    }
+
+    /// Finds the fence of the claim that the key holds, if it holds one.
+    pub(super) async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, TargetError> {
+        match self.origin().client().get_claim(id).await {
+            Ok(status) => match &*status {
+                KeyStatus::Claim(claim) => Ok(Some(claim.fence)),
+                KeyStatus::Waiting(_) => Err(target_error("the claim still waits".into(), true)),
+            },
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(target_error(error.to_string(), true)),
+        }
     }
 
     /// Makes one claim.
     pub(super) async fn claim(&self, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
-        let body = json(&ClaimInputBody::of(&ask, self.origin().pool()));
+        let body = json(&new_claim(&ask, self.origin().pool()));
         let (status, answer) = self.call(Method::POST, self.origin().claims(), body).await?;
         if !status.is_success() {
             return Err(status_error(status, &answer));
         }
-        let (fence, worker) = parse::<ClaimReply<'_>>(&answer)?.into_grant()?;
+        let (fence, worker) = parse::<GrantReply<'_>>(&answer)?.into_grant()?;
         Ok(ReceivedGrant { id: ask.id, fence, worker })
     }
 
@@ -159,17 +112,18 @@ impl HttpTargetClient {
     ) -> Vec<Result<ReceivedGrant, TargetError>> {
         #[derive(Serialize)]
         struct ClaimBatchBody<'a> {
-            mode: &'static str,
-            items: Vec<ClaimInputBody<'a>>,
+            mode: ClaimBatchMode,
+            items: Vec<NewClaim<'a>>,
         }
         #[derive(Deserialize)]
         struct ClaimBatchReply<'a> {
             #[serde(borrow)]
-            items: Vec<ClaimReply<'a>>,
+            items: Vec<GrantReply<'a>>,
         }
-        let items = asks.iter().map(|ask| ClaimInputBody::of(ask, self.origin().pool())).collect();
+        let items = asks.iter().map(|ask| new_claim(ask, self.origin().pool())).collect();
         let answered = async {
-            let body = json(&ClaimBatchBody { mode: if gang { "all_or_nothing" } else { "independent" }, items });
+            let mode = if gang { ClaimBatchMode::AllOrNothing } else { ClaimBatchMode::Independent };
+            let body = json(&ClaimBatchBody { mode, items });
             let (status, answer) = self.call(Method::POST, self.origin().claims_batch(), body).await?;
             if status.is_success() { Ok(answer) } else { Err(status_error(status, &answer)) }
         };
@@ -178,7 +132,7 @@ impl HttpTargetClient {
             if items.len() != asks.len() {
                 return Err(target_error(format!("{} outcomes for {} claims", items.len(), asks.len()), true));
             }
-            Ok(items.into_iter().map(ClaimReply::into_grant).collect::<Vec<_>>())
+            Ok(items.into_iter().map(GrantReply::into_grant).collect::<Vec<_>>())
         });
         match outcomes {
             Ok(verdicts) => {
@@ -201,62 +155,38 @@ impl HttpTargetClient {
         let (status, answer) = self.call(Method::POST, &place, json(&ReleaseInputBody { fence })).await?;
         if status.is_success() { Ok(()) } else { Err(status_error(status, &answer)) }
     }
+}
 
-    /// The fence under which the claim is held, if it is.
-    pub(super) async fn find(&self, id: &ClaimId) -> Result<Option<Fence>, TargetError> {
-        let place = self.origin().request_path(&format!("/v1/claims/{NAMESPACE}/{}", id.key()))?;
-        let (status, answer) = self.call(Method::GET, &place, Bytes::new()).await?;
-        match status {
-            StatusCode::NOT_FOUND => Ok(None),
-            _ if status.is_success() => parse::<ClaimReply<'_>>(&answer)?.into_grant().map(|(fence, _)| Some(fence)),
-            _ => Err(status_error(status, &answer)),
-        }
+/// Accepts the deletion of an object that is missing.
+fn ignore_missing<T>(deleted: Result<T, ClientError>) -> Result<()> {
+    match deleted {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
-#[derive(Serialize)]
-struct ClaimInputBody<'a> {
-    namespace: &'static str,
-    pool: &'a str,
-    key: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    affinity: Option<String>,
-    reserve_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resources: Option<SlotAmount>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    wait_ms: Option<u32>,
-}
-
-/// What a worker has, or a claim asks for.
-#[derive(Serialize)]
-struct SlotAmount {
-    slots: u32,
-}
-
-impl<'a> ClaimInputBody<'a> {
-    fn of(ask: &'a ClaimInput, pool: &'a str) -> Self {
-        let ClaimParams { slots, wait_ms, .. } = ask.params;
-        let resources = (slots > 0).then_some(SlotAmount { slots });
-        let wait_ms = (wait_ms > 0).then_some(wait_ms);
-        Self {
-            namespace: NAMESPACE,
-            pool,
-            key: ask.id.key(),
-            affinity: ask.affinity_word(),
-            reserve_ms: 0,
-            resources,
-            wait_ms,
-        }
+/// Builds the request for a claim of the pool.
+fn new_claim<'a>(input: &'a ClaimInput, pool: &'a str) -> NewClaim<'a> {
+    let ClaimParams { slots, wait_ms, .. } = input.params;
+    NewClaim {
+        namespace: NAMESPACE.into(),
+        pools: CandidatePools::Single(pool.into()),
+        key: Some(input.id.key().into()),
+        affinity: input.affinity_word().map(Into::into),
+        reserve_ms: Some(0),
+        resources: (slots > 0).then(|| ResourceRequirements { slots: slots.into(), ..ResourceRequirements::default() }),
+        wait_ms: (wait_ms > 0).then_some(wait_ms.into()),
+        ..NewClaim::default()
     }
 }
 
-/// `{claim}` or `{error}`: an answer of its own, or an item of a batch.
+/// `{claim}` or `{error}`: a whole answer, or an item of a batch. Borrowed, because the client's own types allocate for
+/// each field of each claim.
 #[derive(Deserialize)]
-struct ClaimReply<'a> {
+struct GrantReply<'a> {
     #[serde(borrow)]
     claim: Option<GrantedClaimBody<'a>>,
-    error: Option<ErrorReplyBody>,
+    error: Option<ServiceError>,
 }
 
 /// Names need no escaping in JSON, so the id is borrowed from the answer.
@@ -266,56 +196,41 @@ struct GrantedClaimBody<'a> {
     worker: &'a str,
 }
 
-#[derive(Deserialize)]
-struct ErrorReplyBody {
-    code: String,
-    #[serde(default)]
-    reason: Option<String>,
-    #[serde(default)]
-    message: String,
-}
-
-impl ErrorReplyBody {
-    fn into_error(self) -> TargetError {
-        if self.code == "RESOURCE_EXHAUSTED" {
-            return TargetError::NoCapacity;
-        }
-        let reason = self.reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-        target_error(format!("{}{reason}: {}", self.code, self.message), self.code == "DEADLINE_EXCEEDED")
-    }
-}
-
-impl ClaimReply<'_> {
+impl GrantReply<'_> {
     /// Fence and ordinal of the worker, or why there is none.
     fn into_grant(self) -> Result<(Fence, u32), TargetError> {
         match (self.claim, self.error) {
             (Some(claim), None) => Ok((claim.fence, worker_ordinal(claim.worker))),
-            (None, Some(error)) => Err(error.into_error()),
+            (None, Some(error)) => Err(service_error(error)),
             _ => Err(target_error("neither a claim nor an error in the answer".into(), true)),
         }
     }
 }
 
-/// A failure that is not a refusal.
+/// Takes the error of one claim.
+fn service_error(error: ServiceError) -> TargetError {
+    match &*error.code {
+        "RESOURCE_EXHAUSTED" => TargetError::NoCapacity,
+        code => target_error(error.to_string(), code == "DEADLINE_EXCEEDED"),
+    }
+}
+
+/// Failure other than a lack of capacity.
 pub(super) const fn target_error(message: String, in_doubt: bool) -> TargetError {
     TargetError::Failed { message, in_doubt }
 }
 
 /// What an answer other than success means.
 fn status_error(status: StatusCode, answer: &[u8]) -> TargetError {
-    #[derive(Deserialize)]
-    struct ErrorReply {
-        error: ErrorReplyBody,
-    }
     if status == StatusCode::TOO_MANY_REQUESTS {
         return TargetError::NoCapacity;
     }
     let in_doubt = status == StatusCode::GATEWAY_TIMEOUT || status == StatusCode::INTERNAL_SERVER_ERROR;
-    let said = match serde_json::from_slice::<ErrorReply>(answer) {
+    let message = match serde_json::from_slice::<ErrorReply>(answer) {
         Ok(ErrorReply { error }) => error.message,
         Err(_) => String::from_utf8_lossy(&answer[..answer.len().min(QUOTE_BYTES_MAX)]).into_owned(),
     };
-    target_error(format!("{status}: {said}"), in_doubt)
+    target_error(format!("{status}: {message}"), in_doubt)
 }
 
 fn json(body: &impl Serialize) -> Bytes {
@@ -332,7 +247,7 @@ mod tests {
 
     #[test]
     fn answers_are_read() {
-        let item = |text: &'static str| parse::<ClaimReply<'_>>(text.as_bytes()).and_then(ClaimReply::into_grant);
+        let item = |text: &'static str| parse::<GrantReply<'_>>(text.as_bytes()).and_then(GrantReply::into_grant);
         let granted = r#"{"claim":{"key":"a","tenant":"default","fence":7,"worker":"w0000012","state":"active"}}"#;
         assert_eq!(item(granted), Ok((7, 12)));
         assert_eq!(
@@ -341,7 +256,7 @@ mod tests {
         );
         assert_eq!(
             item(r#"{"error":{"code":"UNAVAILABLE","reason":"overloaded","message":"slow down"}}"#),
-            Err(target_error("UNAVAILABLE (overloaded): slow down".into(), false))
+            Err(target_error("slow down (UNAVAILABLE, overloaded)".into(), false))
         );
         assert!(matches!(item("{}"), Err(TargetError::Failed { in_doubt: true, .. })));
         assert!(matches!(item("<html>"), Err(TargetError::Failed { in_doubt: true, .. })));
@@ -358,10 +273,10 @@ mod tests {
 
     #[test]
     fn bodies_are_what_the_api_takes() {
-        let body = json(&ClaimInputBody::of(&ClaimInput::new("k", ClaimParams::default()), "p"));
+        let body = json(&new_claim(&ClaimInput::new("k", ClaimParams::default()), "p"));
         assert_eq!(body, br#"{"namespace":"load","pool":"p","key":"k","reserve_ms":0}"#.as_slice());
         let want = ClaimParams { function: Some(3), slots: 2, wait_ms: 5 };
-        let body = json(&ClaimInputBody::of(&ClaimInput::new("k", want), "p"));
+        let body = json(&new_claim(&ClaimInput::new("k", want), "p"));
         let wanted = br#"{"namespace":"load","pool":"p","key":"k","affinity":"f3","reserve_ms":0,"resources":{"slots":2},"wait_ms":5}"#;
         assert_eq!(body, wanted.as_slice());
     }

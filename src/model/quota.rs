@@ -8,7 +8,7 @@ use crate::model::request_error::RequestError;
 
 /// Usage or limit of the four amounts that quotas count. Resources are those that claims request: a claim that
 /// requests none counts as a claim only, whatever its worker has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceUsage {
     /// Number of live claims.
     pub claims: u64,

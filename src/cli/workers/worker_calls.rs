@@ -1,73 +1,123 @@
-//! Calls about workers one by one: those that are named, or those whose labels fit.
-
-use std::collections::BTreeMap;
+//! Calls about single workers, which are named by id or selected by label.
 
 use futures::stream::{FuturesOrdered, StreamExt as _};
-use hyper::Method;
-use serde::Deserialize;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{WorkerIdArgs, WorkerSelectionArgs};
 use crate::cli::CommandContext;
-use crate::cli::args::expand_stdin;
-use crate::cli::client::{CommandExit, CommandFailure, ItemList};
+use crate::cli::args::{PoolNameArg, expand_stdin};
+use crate::cli::failure::{CommandExit, CommandFailure};
 use crate::cli::output::{OutputFormat, print, print_json, print_note};
-use crate::cli::pools::path;
-use crate::limits::PAGE_ITEMS_MAX;
-use crate::model::PoolName;
+use crate::client::ClientError;
+use crate::model::label_selector::LabelSelector;
+use crate::model::{PoolName, WorkerCommand, WorkerId};
 
-/// Calls about single workers that are under way at a time.
+/// Largest number of concurrent calls about single workers.
 const CONCURRENT_CALLS_MAX: usize = 16;
+
+/// Action on one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WorkerAction {
+    Cordon,
+    Uncordon,
+    Drain,
+    Clear,
+    Delete,
+}
+
+impl WorkerAction {
+    /// Returns the word for a worker after the action.
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Cordon => "cordoned",
+            Self::Uncordon => "uncordoned",
+            Self::Drain => "draining",
+            Self::Clear => "cleared",
+            Self::Delete => "removed",
+        }
+    }
+
+    /// Makes the call and returns the answer as JSON.
+    async fn call(
+        self,
+        context: &CommandContext,
+        pool: &PoolName,
+        id: &WorkerId,
+    ) -> Result<Box<RawValue>, ClientError> {
+        let client = &context.client;
+        let command = match self {
+            Self::Cordon => WorkerCommand::Cordon,
+            Self::Uncordon => WorkerCommand::Uncordon,
+            Self::Drain => WorkerCommand::Drain,
+            Self::Clear => WorkerCommand::Clear,
+            Self::Delete => return Ok(client.delete_worker(pool, id).await?.into_json()),
+        };
+        Ok(client.command_worker(pool, id, command).await?.into_json())
+    }
+}
 
 /// Extent to which a series of calls was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CallProgress {
     /// Every call was made, whatever its outcome.
     Finished,
-    /// The service was away or not ready, so no further call was begun.
+    /// No further call began, because the service was unreachable or not ready.
     Stopped,
 }
 
-/// Calls of one kind, each about one worker.
+/// Calls with the same action, each about one worker.
 struct WorkerCalls<'a> {
     context: &'a CommandContext,
     pool: &'a PoolName,
-    method: Method,
-    verb: &'a str,
-    /// Word for a worker whose call went well, as in `cordoned`.
-    done: &'a str,
+    action: WorkerAction,
     exit: CommandExit,
     failed: usize,
-    /// Workers that were never tried, because a call before them found the service away or not ready.
+    /// Number of workers without a call, because an earlier call found the service unreachable or not ready.
     skipped: usize,
+    /// Answers and failures for JSON.
     items: Vec<Box<RawValue>>,
+    /// Whether workers are only listed.
+    dry_run: bool,
+}
+
+/// Outcomes of all calls, as a batch of the service has them.
+#[derive(Serialize)]
+struct CallOutcomes<'a> {
+    items: &'a [Box<RawValue>],
+}
+
+/// Result of reading a pool page by page and calling about the workers that match.
+struct SelectionSummary {
+    matched: usize,
+    read: usize,
+    has_unread: bool,
 }
 
 impl<'a> WorkerCalls<'a> {
-    fn new(context: &'a CommandContext, pool: &'a PoolName, method: Method, verb: &'a str, done: &'a str) -> Self {
-        Self { context, pool, method, verb, done, exit: CommandExit::Ok, failed: 0, skipped: 0, items: Vec::new() }
+    const fn new(context: &'a CommandContext, pool: &'a PoolName, action: WorkerAction) -> Self {
+        Self { context, pool, action, exit: CommandExit::Ok, failed: 0, skipped: 0, items: Vec::new(), dry_run: false }
     }
 
-    /// Makes the calls, several at a time, and shows their outcomes in order; one that is refused harms no other. When the
-    /// service is away or not ready no further calls begin, for they would only say the same. Those that are under way are
-    /// waited for, so that each worker either has its outcome or was left as it was.
-    async fn run_all(&mut self, ids: Vec<String>) -> Result<CallProgress, CommandFailure> {
-        let Self { context, pool, verb, .. } = *self;
-        let method = self.method.clone();
-        let call = |id: String| {
-            let (method, target) = (method.clone(), format!("{}/workers/{id}{verb}", path(pool)));
-            async move { (id, context.client.call(method, &target, None).await) }
+    /// Makes the calls, several at a time, and prints their outcomes in order. A failed call does not affect the others,
+    /// unless the service is unreachable or not ready: then no further calls begin, because they would fail alike, and
+    /// those under way are completed, so that every worker has an outcome or is unchanged.
+    async fn run_all(&mut self, ids: Vec<WorkerId>) -> Result<CallProgress, CommandFailure> {
+        let Self { context, pool, action, .. } = *self;
+        let call = |id: WorkerId| async move {
+            let outcome = action.call(context, pool, &id).await;
+            (id, outcome)
         };
         let mut ids = ids.into_iter();
         let mut calls: FuturesOrdered<_> = ids.by_ref().take(CONCURRENT_CALLS_MAX).map(&call).collect();
         let mut progress = CallProgress::Finished;
         while let Some((id, outcome)) = calls.next().await {
             match (outcome, context.output) {
-                (Ok(answer), OutputFormat::Json) => self.items.push(answer.json),
-                (Ok(_), OutputFormat::Table) => print(&format!("{pool} {id} {}", self.done))?,
-                (Err(failure), _) => {
+                (Ok(json), OutputFormat::Json) => self.items.push(json),
+                (Ok(_), OutputFormat::Table) => print(&format!("{pool} {id} {}", action.done()))?,
+                (Err(error), _) => {
                     self.failed += 1;
-                    let failure = failure.with_id(&id);
+                    let failure = CommandFailure::from(error).with_id(id.as_str());
                     self.report_failure(&failure);
                     self.items.push(serde_json::value::to_raw_value(&failure).expect("a failure is plain data"));
                     if failure.exit == CommandExit::Error {
@@ -83,101 +133,88 @@ impl<'a> WorkerCalls<'a> {
         Ok(progress)
     }
 
-    /// Says what went wrong, and ends the command with the highest of the exit codes.
+    /// Reads the pool page by page and calls about the workers that match; in a dry run, prints them instead. Neither the
+    /// service nor this process holds a list of the whole pool.
+    async fn run_selected(&mut self, selector: &LabelSelector) -> Result<SelectionSummary, CommandFailure> {
+        let (mut matched, mut read, mut page_token) = (0, 0, None::<String>);
+        loop {
+            let page = match self.context.client.list_worker_page(self.pool, page_token.as_deref()).await {
+                Err(error) if page_token.is_some() => {
+                    self.report_failure(&error.into());
+                    break;
+                }
+                page => page?,
+            };
+            read += page.items.len();
+            let mut ids = Vec::new();
+            for worker in page.items.iter().filter(|worker| selector.matches(&worker.labels)) {
+                matched += 1;
+                match (self.dry_run, self.context.output) {
+                    (false, _) => ids.push(WorkerId::new(&worker.id).map_err(CommandFailure::from_local)?),
+                    (true, OutputFormat::Json) => self.items.push(worker.clone().into_json()),
+                    (true, OutputFormat::Table) => {
+                        print(&format!("{} {} would be {}", self.pool, worker.id, self.action.done()))?;
+                    }
+                }
+            }
+            let progress = self.run_all(ids).await?;
+            page_token = page.next_page_token;
+            if progress == CallProgress::Stopped || page_token.is_none() {
+                break;
+            }
+        }
+        Ok(SelectionSummary { matched, read, has_unread: page_token.is_some() })
+    }
+
     fn report_failure(&mut self, failure: &CommandFailure) {
         self.exit = self.exit.max(failure.exit);
         self.context.output.print_failure(failure);
     }
 
-    /// Writes the items of JSON, and gives the exit code of the command.
+    /// Prints the items as JSON and returns the highest exit code.
     fn finish(self) -> Result<CommandExit, CommandFailure> {
         if self.context.output == OutputFormat::Json {
-            print_json(&ItemList { items: self.items, next_page_token: None })?;
+            print_json(&CallOutcomes { items: &self.items })?;
         }
         Ok(self.exit)
     }
 }
 
 impl WorkerIdArgs {
-    pub(super) async fn call_each(
+    pub(super) async fn call(
         self,
         context: &CommandContext,
-        method: Method,
-        verb: &str,
-        done: &str,
+        action: WorkerAction,
     ) -> Result<CommandExit, CommandFailure> {
-        let mut calls = WorkerCalls::new(context, &self.pool, method, verb, done);
+        let mut calls = WorkerCalls::new(context, &self.name.pool, action);
         calls.run_all(expand_stdin(&self.ids)?).await?;
         if calls.skipped > 0 && context.output == OutputFormat::Table {
-            print_note(&format!("workers left as they are: {}", calls.skipped));
+            print_note(&format!("workers left unchanged: {}", calls.skipped));
         }
         calls.finish()
     }
 }
 
 impl WorkerSelectionArgs {
-    pub(super) async fn call_selected(
+    pub(super) async fn call(
         self,
         context: &CommandContext,
-        verb: &str,
-        done: &str,
+        action: WorkerAction,
     ) -> Result<CommandExit, CommandFailure> {
-        let Self { pool, ids, selector, dry_run } = self;
+        let Self { name, ids, selector, dry_run } = self;
         let Some(selector) = selector else {
-            return WorkerIdArgs { pool, ids }.call_each(context, Method::POST, verb, done).await;
+            return WorkerIdArgs { name, ids }.call(context, action).await;
         };
-        let mut calls = WorkerCalls::new(context, &pool, Method::POST, verb, done);
-        let (mut fit, mut all, mut page_token) = (0, 0, None);
-        let target = format!("{}/workers", path(&pool));
-        loop {
-            // A page at a time: the service never holds a list of the whole pool, and this process only what it writes
-            // as JSON.
-            let listed = async {
-                let page = context.client.page(&target, &[], PAGE_ITEMS_MAX, page_token.as_deref()).await?;
-                let workers = context.client.read_items::<LabeledWorker>(&page)?;
-                Ok((page, workers))
-            };
-            let (page, workers) = match listed.await {
-                Err(failure) if page_token.is_some() => {
-                    calls.report_failure(&failure);
-                    break;
-                }
-                listed => listed?,
-            };
-            let mut ids = Vec::new();
-            for (raw, worker) in page.items.iter().zip(workers) {
-                all += 1;
-                if !selector.matches(&worker.labels) {
-                    continue;
-                }
-                fit += 1;
-                match (dry_run, context.output) {
-                    (false, _) => ids.push(worker.id),
-                    (true, OutputFormat::Json) => calls.items.push(raw.clone()),
-                    (true, OutputFormat::Table) => print(&format!("{pool} {} would be {done}", worker.id))?,
-                }
-            }
-            let progress = calls.run_all(ids).await?;
-            page_token = page.next_page_token;
-            if progress == CallProgress::Stopped || page_token.is_none() {
-                break;
-            }
-        }
+        let PoolNameArg { pool } = name;
+        let mut calls = WorkerCalls { dry_run, ..WorkerCalls::new(context, &pool, action) };
+        let SelectionSummary { matched, read, has_unread } = calls.run_selected(&selector).await?;
         if context.output == OutputFormat::Table {
-            let first = if page_token.is_some() { "the first " } else { "" };
+            let first = if has_unread { "the first " } else { "" };
             let failed = if calls.failed > 0 { format!(", {} failed", calls.failed) } else { String::new() };
-            let is_whole = calls.skipped == 0 && page_token.is_none();
-            let rest = if is_whole { "" } else { ", and the rest was left as it is" };
-            print(&format!("{fit} of {first}{all} workers fit{failed}{rest}"))?;
+            let is_complete = calls.skipped == 0 && !has_unread;
+            let unchanged = if is_complete { "" } else { ", and the others were left unchanged" };
+            print(&format!("{matched} of {first}{read} workers match{failed}{unchanged}"))?;
         }
         calls.finish()
     }
-}
-
-/// Fields of a worker that a selector reads.
-#[derive(Deserialize)]
-struct LabeledWorker {
-    id: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
 }

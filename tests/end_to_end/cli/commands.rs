@@ -167,7 +167,7 @@ fn a_claim_is_created_confirmed_and_released() {
 
     let again = server.cli("claims take ns/warm --key job-1");
     assert_eq!((again.code, self::fence(&again)), (Some(0), fence.clone()));
-    assert_eq!(again.err, "the key holds this claim already\n");
+    assert_eq!(again.err, "the key already holds this claim\n");
     let json = server.cli("claims show ns/job-1 -o json").json();
     assert_eq!(json["claim"]["fence"].to_string(), fence);
 
@@ -206,7 +206,7 @@ fn claims_are_listed_by_namespace_pool_worker_and_tenant() {
     let held = server.cli("workers ls ns/warm");
     assert!(held.stdout().contains(" acme:a ") && held.stdout().contains(" b "), "{held:?}");
     let none = server.cli("claims ls none");
-    assert_eq!((none.code, none.out.as_str(), none.err.as_str()), (Some(0), "", "no such claims\n"));
+    assert_eq!((none.code, none.out.as_str(), none.err.as_str()), (Some(0), "", "no matching claims\n"));
     server.cli("claims release ns/a --tenant acme --current").stdout();
     server.cli("claims confirm ns/b --current").stdout();
 }

@@ -118,7 +118,9 @@ fn a_claim_is_confirmed_renewed_and_released_in_two_phases() {
     server.cli("claims renew ns/a").failed(64, &["--fence"]);
     server.cli("claims renew ns/none --current").failed(4, &["claim not found"]);
 
-    server.cli(&format!("claims release ns/a --fence {fence} --phase end")).failed(64, &["phase: ", "begin or finish"]);
+    server
+        .cli(&format!("claims release ns/a --fence {fence} --phase end"))
+        .failed(64, &["--phase", "[possible values: begin, finish]"]);
     let release = |phase: &str| -> Ran { server.cli(&format!("claims release ns/a --fence {fence} --phase {phase}")) };
     assert_eq!(release("begin").stdout(), "ns/a releasing\n");
     assert_eq!(state(&mut client)["state"], "releasing");

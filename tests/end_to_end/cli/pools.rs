@@ -74,8 +74,8 @@ fn put_tells_what_it_resets() {
     assert_eq!(server.cli(line).stdout(), "demo/warm updated\n");
     let again = server.cli("pools put demo/warm --reserve-ms 8");
     assert_eq!((again.code, again.out.as_str()), (Some(0), "demo/warm updated\n"));
-    let said = "back to default, because it was not output: preemption (was true)\n\
-                back to default, because it was not output: labels (was tier=a)\n";
+    let said = "reset to its default, because it was omitted: preemption (was true)\n\
+                reset to its default, because it was omitted: labels (was tier=a)\n";
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     assert!(lines(&again.err).is_superset(&lines(said)), "{again:?}");
     assert!(again.err.contains("hotpool pools set"), "{again:?}");
@@ -100,7 +100,7 @@ fn set_changes_single_fields() {
     expected["reserve_ms"] = json!(60_000);
     expected["labels"] = json!({"a": "1", "b": "2", "c": "3"});
     assert_eq!(spec(&server), expected);
-    assert_eq!(server.cli("pools set demo/warm --ack memory").stdout(), "demo/warm is so already\n");
+    assert_eq!(server.cli("pools set demo/warm --ack memory").stdout(), "demo/warm unchanged\n");
     let reset = server.cli("pools set demo/warm --reset class --reset labels.b --reset reserve_ms --reset reserve-ms");
     assert_eq!(
         reset.stdout(),

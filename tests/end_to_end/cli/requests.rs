@@ -108,7 +108,7 @@ fn a_claim_requests_everything_that_is_given() {
         "worker": "w1", "class": "c", "ttl_ms": 5000, "reserve_ms": 0, "ack": "durable", "must_match": true,
         "wait_ms": 9, "priority": 8, "preemptible": true,
         "labels": {"x": "y"}, "node": {"required": ["n1", "n2"], "preferred": ["n2"]},
-        "resources": {"cpu_milli": 500, "memory_bytes": 1 << 30, "gpu": {"model": "a100", "count": 1}},
+        "resources": {"cpu_milli": 500, "memory_bytes": 1 << 30, "gpu": {"models": ["a100"], "count": 1, "milli": 1000}},
     });
     assert_eq!(all, expected);
     assert_eq!(take(&["demo/warm", "--prefer-node", "n"])["node"], json!({"preferred": ["n"]}));
@@ -183,7 +183,7 @@ fn progress_before_an_unreadable_page_is_reported() {
     };
     let table = ran("table");
     let text_output = "demo/warm w00 draining\ndemo/warm w01 draining\n\
-                2 of the first 2 workers fit, and the rest was left as it is\n";
+                2 of the first 2 workers match, and the others were left unchanged\n";
     assert_eq!((table.code, &*table.out), (Some(1), text_output), "{table:?}");
     assert!(table.err.contains("retry later"), "{table:?}");
     let json = ran("json");
@@ -195,11 +195,11 @@ fn progress_before_an_unreadable_page_is_reported() {
 fn workers_skipped_after_a_failure_are_reported() {
     let drain = ["workers", "drain", "demo/warm", "--selector", "!x"];
     let ran = ran_while_overloaded(&drain, CALLS, None);
-    assert_eq!((ran.code, &*ran.out), (Some(1), "16 of 16 workers fit, 16 failed\n"), "{ran:?}");
+    assert_eq!((ran.code, &*ran.out), (Some(1), "16 of 16 workers match, 16 failed\n"), "{ran:?}");
     for next_page_token in [None, Some("w39")] {
         let ran = ran_while_overloaded(&drain, 40, next_page_token);
         let first = if next_page_token.is_some() { "the first " } else { "" };
-        let expected = format!("40 of {first}40 workers fit, 16 failed, and the rest was left as it is\n");
+        let expected = format!("40 of {first}40 workers match, 16 failed, and the others were left unchanged\n");
         assert_eq!((ran.code, &ran.out), (Some(1), &expected), "{ran:?}");
         assert_eq!(ran.err.lines().count(), CALLS, "each that was called is received of: {ran:?}");
     }
@@ -211,12 +211,14 @@ fn workers_skipped_after_a_failure_are_reported() {
     let named = [vec!["workers", "rm", "demo/warm"], ids.iter().map(String::as_str).collect()].concat();
     let ran = ran_while_overloaded(&named, 0, None);
     assert_eq!((ran.code, &*ran.out, ran.err.lines().count()), (Some(1), "", CALLS + 1), "{ran:?}");
-    assert_eq!(ran.err.lines().last(), Some("workers left as they are: 4"), "{ran:?}");
+    assert_eq!(ran.err.lines().last(), Some("workers left unchanged: 4"), "{ran:?}");
 }
 
 #[test]
 fn every_verb_has_its_path_and_body() {
-    let claim = json!({"claim": {"key": "k", "tenant": "t", "fence": 7, "namespace": "demo", "pool": "warm", "worker": "w1", "state": "active"}});
+    let claim = json!({"key": "k", "tenant": "t", "fence": 7, "namespace": "demo", "pool": "warm", "worker": "w1", "state": "active"});
+    let quota = json!({"namespace": "demo", "source": "namespace", "weight": 1});
+    let answer = json!({"claim": claim, "worker": {"id": "w1"}, "quota": quota});
     let cases = [
         (
             "claims confirm demo/k --fence 7 --tenant t",

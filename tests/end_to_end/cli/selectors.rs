@@ -28,12 +28,12 @@ fn workers_are_cordoned_uncordoned_and_drained_by_their_labels() {
 
     // A dry run changes nothing.
     let dry = server.cli("workers cordon ns/warm --selector topology.kubernetes.io/zone=z1 --dry-run");
-    let output = ids(&["ns/warm a would be cordoned", "ns/warm b would be cordoned", "2 of 4 workers fit"]);
+    let output = ids(&["ns/warm a would be cordoned", "ns/warm b would be cordoned", "2 of 4 workers match"]);
     assert_eq!(lines(dry.stdout()), output);
     assert_eq!(ids_with(&mut client, "cordoned"), ids(&[]));
 
     let done = server.cli("workers cordon ns/warm --selector topology.kubernetes.io/zone=z1");
-    let output = ids(&["ns/warm a cordoned", "ns/warm b cordoned", "2 of 4 workers fit"]);
+    let output = ids(&["ns/warm a cordoned", "ns/warm b cordoned", "2 of 4 workers match"]);
     assert_eq!(lines(done.stdout()), output);
     assert_eq!(ids_with(&mut client, "cordoned"), ids(&["a", "b"]));
     let json = server.cli("workers uncordon ns/warm --selector topology.kubernetes.io/zone -o json").json();
@@ -45,10 +45,10 @@ fn workers_are_cordoned_uncordoned_and_drained_by_their_labels() {
     // A failure is reported, and does not affect the others.
     let some = server.cli("workers uncordon ns/warm --selector !x");
     assert_eq!((some.code, some.out.lines().count()), (Some(3), 4), "{some:?}");
-    assert!(some.out.contains("4 of 4 workers fit, 1 failed"), "{some:?}");
+    assert!(some.out.contains("4 of 4 workers match, 1 failed"), "{some:?}");
     assert!(some.err.starts_with("hotpool: d: the worker is draining"), "{some:?}");
 
-    assert_eq!(server.cli("workers cordon ns/warm --selector x=y").stdout(), "0 of 4 workers fit\n");
+    assert_eq!(server.cli("workers cordon ns/warm --selector x=y").stdout(), "0 of 4 workers match\n");
     server.cli("workers cordon ns/warm --selector =").failed(64, &["--selector", "expected a label key"]);
     server.cli("workers cordon ns/warm a --selector x").failed(64, &["cannot be used with"]);
     server.cli("workers cordon ns/warm a --dry-run").failed(64, &["cannot be used with"]);
@@ -65,7 +65,7 @@ fn a_selector_goes_through_every_page() {
     server.cli("workers add ns/warm --count 1500 --label zone=a").stdout();
     server.cli("workers add ns/warm --count 700 --prefix b- --label zone=b").stdout();
     let done = server.cli("workers cordon ns/warm --selector zone=a");
-    assert_eq!(done.stdout().lines().last(), Some("1500 of 2200 workers fit"));
+    assert_eq!(done.stdout().lines().last(), Some("1500 of 2200 workers match"));
     assert_eq!(done.out.lines().count(), 1501);
     assert_eq!(client.get(POOL).expect(200)["pool"]["workers"]["cordoned"], json!(1500));
 }

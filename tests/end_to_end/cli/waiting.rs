@@ -34,7 +34,7 @@ fn a_queued_claim_extends_the_timeout_of_the_command() {
     assert_eq!(observed.row("state"), ["state", "waiting"]);
     assert_eq!((observed.row("for"), observed.row("pools")), (vec!["for", "pool_exhausted"], vec!["pools", "ns/warm"]));
     assert_eq!((observed.row("priority"), observed.row("ahead")), (vec!["priority", "7"], vec!["ahead", "0"]));
-    server.cli("claims release ns/a --current").failed(3, &["the key waits", "FAILED_PRECONDITION, state"]);
+    server.cli("claims release ns/a --current").failed(3, &["the key is queued", "FAILED_PRECONDITION, state"]);
     let demand = server.cli("demand ns/warm");
     demand.stdout();
     assert_eq!((demand.row("waiting"), demand.row("needed")), (vec!["waiting", "1"], vec!["needed", "1"]));
