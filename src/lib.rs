@@ -39,6 +39,7 @@ pub mod api;
 mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "client")]
 pub mod client;
 pub mod clock;
 #[cfg(feature = "internals")]

@@ -15,7 +15,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     scheduler.register(&pool, WorkerSpec::with_id(WorkerId::new("worker-1")?)).await?;
 
     let claim = scheduler.claim(ClaimRequest::new(ClaimId::new("demo", "default", "job-1")?, pool)).await?.claim;
-    println!("job-1 runs on {}, fence {}", claim.worker.registration.spec.id, claim.fence);
+    println!("job-1 runs on {}, fence {}", claim.worker.spec.id, claim.fence);
     scheduler.release(&claim.id, claim.fence).await?;
 
     scheduler.stop().await;

@@ -7,9 +7,9 @@
 //! Metrics of a pool ([`PoolMetrics`]) belong to the pool, because a recorder keeps every series for the life of the process,
 //! and pools come and go by the thousand. [`write_pools`] renders the existing pools.
 
-mod exposition;
 #[cfg(feature = "server")]
 mod exporter;
+mod exposition;
 mod labels;
 mod node;
 mod pool;
