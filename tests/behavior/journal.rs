@@ -317,7 +317,7 @@ async fn s08_a_panic_while_a_gap_is_being_repaired_is_resolved() {
     world.claim("q", "l").await.unwrap();
 }
 
-/// What accumulated while the store was unavailable is more than a batch may carry, so the shard is snapshotted and
+/// Rows that accumulated while the store was unavailable are more than a batch may carry, so the shard is snapshotted and
 /// panics: before the snapshot, or in the middle of it. The store has the rest of it, and the journal the tail.
 #[tokio::test]
 async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {

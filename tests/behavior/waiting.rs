@@ -143,7 +143,7 @@ async fn q02_a_caller_that_leaves_leaves_the_queue() {
     done(stays).await.unwrap();
 }
 
-/// It is dequeued and granted, and then its caller has left: the next claim gets the worker.
+/// The claim is dequeued and granted, and then its caller leaves: the next claim gets the worker.
 #[tokio::test]
 async fn q02_a_grant_to_a_caller_that_left_is_rolled_back_for_the_next() {
     let (world, fence) = one_full_worker().await;
