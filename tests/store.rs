@@ -149,15 +149,15 @@ async fn s03_an_owner_that_was_superseded_is_fenced() {
     let old = opened(dir.path()).await;
     assert_eq!(one(&old, rows(A, 0, 1, "a")).await, Applied);
     let new = old.second_handle();
-    assert!(unusable(new.apply(vec![rows(A, 1, 2, "x")]).await).contains("take-over"));
+    assert!(unusable(new.apply(vec![rows(A, 1, 2, "x")]).await).contains("takeover"));
     let first = new.take_over(Uuid::now_v7()).await.unwrap();
     assert_eq!(state(&old, A).await, is(1, "a"), "reading is free, and adopts nothing");
     assert_eq!(one(&new, rows(A, 1, 2, "x")).await, Gap);
     let all = [rows(A, 1, 2, "x"), rows(B, 0, 1, "x"), drop_of(C, 0), chunk(ShardKey::CATALOG, 1, 0, "x")];
     assert_eq!(apply(&old, &all).await, [Fenced; 4]);
     assert_eq!(one(&old, install(A, 7, 1, 0, "x")).await, Fenced);
-    assert!(unusable(old.raise_fence_ceiling(span(0, 99)).await).contains("another owner"));
-    assert_eq!(old.take_over(Uuid::now_v7()).await.unwrap().epoch, first.epoch + 1, "it grows with every take-over");
+    assert!(unusable(old.raise_fence_ceiling(span(0, 99)).await).contains("another process owns the store"));
+    assert_eq!(old.take_over(Uuid::now_v7()).await.unwrap().epoch, first.epoch + 1, "it grows with every takeover");
     assert_eq!(one(&new, rows(B, 0, 1, "x")).await, Fenced);
     assert_eq!(state(&old, A).await, is(1, "a"));
 }
@@ -215,7 +215,7 @@ async fn s02_batches_sent_again_after_a_lost_answer_change_nothing() {
     assert_eq!(state(&store, B).await, is(2, "bd"));
     assert_eq!(state(&store, C).await, is(0, ""));
     let message = unusable(store.apply(vec![rows(A, 4, 5, "x"), rows(A, 5, 6, "x")]).await);
-    assert!(message.contains("two steps of one shard"), "{message}");
+    assert!(message.contains("two batches of one shard"), "{message}");
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn a_snapshot_replaces_all_rows_and_batches_are_accepted_meanwhile() {
     assert_eq!(one(&store, chunk(A, 1, 2, "[2]")).await, Applied);
     assert_eq!(one(&store, install(A, 3, 1, 3, "x")).await, Gap, "number 1 is missing");
     assert_eq!(one(&store, install(A, 3, 2, 1, "x")).await, Gap, "another generation");
-    assert_eq!(state(&store, A).await, is(3, "oldnew"), "until the flip the old one stands");
+    assert_eq!(state(&store, A).await, is(3, "oldnew"), "until the install the old generation stays");
     assert_eq!(one(&store, chunk(A, 1, 1, "[1]")).await, Applied);
     assert_eq!(one(&store, install(A, 3, 1, 3, "[new]")).await, Applied);
     assert_eq!(apply(&store, &[rows(A, 3, 4, "t"), rows(B, 1, 2, "c")]).await, [Applied; 2]);

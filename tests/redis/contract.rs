@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::servers::{Cluster, Server};
-use crate::stores::{chunk, drop_of, flip, is, load, one, options, owned, rows};
+use crate::stores::{chunk, drop_of, install, is, load, one, options, owned, rows};
 
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 const B: ShardKey = ShardKey { pool: 7, shard: 1 };
@@ -60,7 +60,7 @@ async fn s03_an_owner_that_was_superseded_is_fenced_by_every_shard_and_by_the_re
     let new = owned(&server.url(), &new_dir).await;
     assert_eq!(load(&new, A).await, is(1, &[(1, 1)]));
     assert_eq!(one(&old, rows(A, 1, 2, &[(1, Some(9))])).await, Fenced);
-    assert_eq!(one(&old, flip(A, 2, 5, 0, &[])).await, Fenced);
+    assert_eq!(one(&old, install(A, 2, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, chunk(A, 5, 0, &[])).await, Fenced);
     assert_eq!(one(&old, drop_of(A)).await, Fenced);
     assert_eq!(old.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Fenced);
@@ -80,19 +80,19 @@ async fn a_snapshot_replaces_all_rows_at_once_and_is_rejected_unless_every_chunk
     assert_eq!(one(&store, chunk(A, 10, 0, &[(2, Some(2))])).await, Applied);
     assert_eq!(one(&store, chunk(A, 10, 0, &[(2, Some(2))])).await, Duplicate, "the reply was lost");
     assert_eq!(one(&store, chunk(A, 10, 2, &[(4, Some(2))])).await, Gap, "number 1 is missing");
-    assert_eq!(one(&store, flip(A, 9, 10, 2, &[])).await, Gap, "so is it for the flip");
-    assert_eq!(load(&store, A).await, is(1, &[(1, 1), (2, 1)]), "until the flip nothing has changed");
+    assert_eq!(one(&store, install(A, 9, 10, 2, &[])).await, Gap, "an install too");
+    assert_eq!(load(&store, A).await, is(1, &[(1, 1), (2, 1)]), "until the install nothing has changed");
     assert_eq!(one(&store, rows(A, 1, 2, &[(1, None)])).await, Applied, "and steps go on");
     assert_eq!(one(&store, chunk(A, 11, 0, &[(3, Some(3))])).await, Applied, "another attempt begins anew");
     assert_eq!(one(&store, chunk(A, 11, 1, &[(4, Some(3)), (3, Some(4))])).await, Applied);
-    assert_eq!(one(&store, flip(A, 9, 11, 2, &[(4, None)])).await, Applied);
+    assert_eq!(one(&store, install(A, 9, 11, 2, &[(4, None)])).await, Applied);
     assert_eq!(load(&store, A).await, is(9, &[(3, 4)]));
     assert_eq!(one(&store, rows(A, 9, 10, &[(5, Some(1))])).await, Applied);
     let sides: Vec<String> = server.ask(&["KEYS", "*7.0*"]);
     assert_eq!(sides.len(), 1, "the old generation is gone: {sides:?}");
     // Back to the first side.
     assert_eq!(one(&store, chunk(A, 12, 0, &[(6, Some(1))])).await, Applied);
-    assert_eq!(one(&store, flip(A, 11, 12, 1, &[])).await, Applied);
+    assert_eq!(one(&store, install(A, 11, 12, 1, &[])).await, Applied);
     assert_eq!(load(&store, A).await, is(11, &[(6, 1)]));
 }
 
@@ -102,14 +102,15 @@ async fn a_late_copy_of_an_earlier_attempt_does_not_change_the_live_side() {
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, chunk(A, 11, 0, &[(2, Some(1))])).await, Applied);
-    assert_eq!(one(&store, flip(A, 2, 11, 1, &[])).await, Applied);
+    assert_eq!(one(&store, install(A, 2, 11, 1, &[])).await, Applied);
     let record: Vec<String> = server.ask(&["HMGET", owner_key(&server).as_str(), "owner", "epoch"]);
     let live = &server.ask::<Vec<String>>(&["KEYS", "*7.0:b"])[0];
     let other = format!("{}a", live.trim_end_matches('b'));
     let libraries: Vec<Vec<redis::Value>> = server.ask(&["FUNCTION", "LIST"]);
     let name: String = redis::from_redis_value(libraries[0][1].clone()).unwrap();
     // Chunk 0 of generation 10, as sent when `b` was the side to fill.
-    let late = [&format!("{name}_chunk"), "2", &other, live, &record[1], &record[0], "10", "0", "P", "2", "p:9", "x"];
+    let late =
+        [&format!("{name}_write_chunk"), "2", &other, live, &record[1], &record[0], "10", "0", "P", "2", "p:9", "x"];
     let answer: String = server.ask(&[&["FCALL"], late.as_slice()].concat());
     assert_eq!(answer, "gap");
     assert_eq!(load(&store, A).await, is(2, &[(2, 1)]));
@@ -123,8 +124,8 @@ async fn s02_an_install_whose_answer_was_lost_is_a_duplicate() {
     assert_eq!(one(&store, chunk(A, 3, 0, &[(2, Some(1))])).await, Applied);
     // The server applies it, but the answer is lost.
     let twin = twin_of(&store, &server, &dir).await;
-    assert_eq!(one(&twin, flip(A, 2, 3, 1, &[])).await, Applied);
-    assert_eq!(one(&store, flip(A, 2, 3, 1, &[])).await, Duplicate);
+    assert_eq!(one(&twin, install(A, 2, 3, 1, &[])).await, Applied);
+    assert_eq!(one(&store, install(A, 2, 3, 1, &[])).await, Duplicate);
     assert_eq!(one(&store, rows(A, 2, 3, &[(3, Some(1))])).await, Applied, "it knows the live side");
     assert_eq!(load(&store, A).await, is(3, &[(2, 1), (3, 1)]));
 }
@@ -155,7 +156,7 @@ async fn s04_lost_rows_are_a_gap_and_a_snapshot_closes_it() {
     assert_eq!(one(&store, rows(A, 1, 1, &[])).await, Gap, "an empty step sees it");
     assert_eq!(one(&store, rows(A, 1, 2, &[(2, Some(1))])).await, Gap);
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
-    assert_eq!(one(&store, flip(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
+    assert_eq!(one(&store, install(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
     assert_eq!(load(&store, A).await, is(2, &[(1, 1), (2, 1)]));
     assert_eq!(
         store.renew(MissingRecord::Report).await.expect("renew"),
@@ -180,7 +181,7 @@ async fn a_key_of_another_type_is_rejected_at_load_and_replaced_under_a_running_
     }
     assert_eq!(one(&store, rows(A, 1, 2, &[(2, Some(1))])).await, Gap);
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
-    assert_eq!(one(&store, flip(A, 2, 1, 1, &[])).await, Applied);
+    assert_eq!(one(&store, install(A, 2, 1, 1, &[])).await, Applied);
     assert_eq!(load(&store, A).await, is(2, &[(1, 1)]));
     let (at, _) = load(&store, B).await;
     assert!(at.as_ref().is_err_and(|why| why.contains("is a string")), "{at:?}");

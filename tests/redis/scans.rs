@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::relay::Relay;
 use crate::servers::{Cluster, Server, until};
-use crate::stores::{flip, is, load, one, options, owned, rows};
+use crate::stores::{install, is, load, one, options, owned, rows};
 
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 /// Number of rows, slightly more than ten pages: the fifth is in the middle.
@@ -128,7 +128,7 @@ async fn s14_a_slot_that_keeps_migrating_is_unavailable_after_a_bounded_number_o
     });
     for _ in 0..3 {
         let error = store.load(vec![A], Box::new(|_, _| panic!("a row of half a scan"))).await.expect_err("on its way");
-        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("on their way")), "{error:?}");
+        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("slot is migrating")), "{error:?}");
     }
     assert_eq!(pages.load(Ordering::SeqCst), MIDDLE, "what cannot be looked at is not read");
     moving.end();
@@ -217,7 +217,7 @@ async fn s14_a_reader_gets_no_row_of_a_side_that_was_replaced_meanwhile() {
     let (client, runtime, owner) = (reader(&relay, &dir), Handle::current(), Arc::new(owner));
     let flipping = Arc::clone(&owner);
     relay.on_page(once(move || {
-        assert_eq!(runtime.block_on(one(&flipping, flip(A, 2, 9, 0, &[(3, Some(2))]))), WriteOutcome::Ok);
+        assert_eq!(runtime.block_on(one(&flipping, install(A, 2, 9, 0, &[(3, Some(2))]))), WriteOutcome::Ok);
     }));
     assert_eq!(load(&client, A).await, is(2, &[(3, 2)]));
 }

@@ -43,7 +43,7 @@ pub fn chunk(shard: ShardKey, generation: u64, number: u32, rows: &[(u64, Option
     WriteBatch { shard, from: 0, to: 0, kind: WriteKind::Chunk { generation, number, rows: frames(rows).into() } }
 }
 
-pub fn flip(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &[(u64, Option<u32>)]) -> WriteBatch {
+pub fn install(shard: ShardKey, to: u64, generation: u64, chunks: u32, rows: &[(u64, Option<u32>)]) -> WriteBatch {
     WriteBatch { shard, from: 0, to, kind: WriteKind::Install { generation, chunks, rows: frames(rows).into() } }
 }
 

@@ -192,7 +192,7 @@ async fn s06_damaged_chunks_and_bases_make_only_their_shard_unreadable() {
             }
             1 => {
                 alter(dir.path(), CHUNKS, key, |_| None);
-                "damaged chunk: number 0: another is in its place"
+                "damaged chunk: number 0: it is another chunk"
             }
             _ => {
                 alter(dir.path(), BASES, (B.pool, B.shard), other_byte(HEADER_BYTES));
@@ -275,7 +275,7 @@ async fn s07_another_format_is_rejected() {
     write.commit().unwrap();
     drop(db);
     let message = unusable(RedbStore::open(dir.path()));
-    assert!(message.contains("has format 2, this program reads 1"), "{message}");
+    assert!(message.contains("has format 2; this program reads format 1"), "{message}");
 }
 
 #[tokio::test]
@@ -294,7 +294,13 @@ async fn a_second_open_fails_while_the_first_is_open() {
     let store = opened(dir.path()).await;
     let message = unusable(RedbStore::open(dir.path()));
     let pid = std::process::id();
-    assert_eq!(message, format!("{} is in use by another process (pid {pid})", dir.path().display()));
+    assert_eq!(
+        message,
+        format!(
+            "{} is in use by another process (pid {pid}); stop it, or choose another directory",
+            dir.path().display()
+        )
+    );
     assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied, "the first goes on");
     drop(store);
     assert_eq!(state(&opened(dir.path()).await, A).await, is(1, "a"));
