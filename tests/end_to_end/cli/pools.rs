@@ -74,8 +74,8 @@ fn put_tells_what_it_resets() {
     assert_eq!(server.cli(line).stdout(), "demo/warm updated\n");
     let again = server.cli("pools put demo/warm --reserve-ms 8");
     assert_eq!((again.code, again.out.as_str()), (Some(0), "demo/warm updated\n"));
-    let said = "back to default, because it was not output: preemption (was true)\n\
-                back to default, because it was not output: labels (was tier=a)\n";
+    let said = "back to default, because it was not said: preemption (was true)\n\
+                back to default, because it was not said: labels (was tier=a)\n";
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     assert!(lines(&again.err).is_superset(&lines(said)), "{again:?}");
     assert!(again.err.contains("hotpool pools set"), "{again:?}");
