@@ -201,7 +201,7 @@ fn workers_skipped_after_a_failure_are_reported() {
         let first = if next_page_token.is_some() { "the first " } else { "" };
         let expected = format!("40 of {first}40 workers match, 16 failed, and the others were left unchanged\n");
         assert_eq!((ran.code, &ran.out), (Some(1), &expected), "{ran:?}");
-        assert_eq!(ran.err.lines().count(), CALLS, "each that was called is received of: {ran:?}");
+        assert_eq!(ran.err.lines().count(), CALLS, "every failed call is reported: {ran:?}");
     }
     // Scripts count the items, and people read the rest that ids do not show.
     let ran = ran_while_overloaded(&[&drain[..], &["-o", "json"]].concat(), 40, None);

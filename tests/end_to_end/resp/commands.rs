@@ -133,7 +133,7 @@ fn explanations_and_pools_match_http() {
     let (_dir, _server, mut client, mut wire) = with_pool(1);
     wire.call("HELLO 3");
     let explained = wire.reply_text("EXPLAIN ns/warm CPU 5");
-    assert!(explained.contains("outcome=rejected") && explained.contains("reason=unsatisfiable"), "{explained}");
+    assert!(explained.contains("outcome=refused") && explained.contains("reason=unsatisfiable"), "{explained}");
     assert!(wire.reply_text("EXPLAIN ns/warm").contains("would_take={pool=warm worker=w0}"));
     let pools = wire.reply_text("POOLS");
     assert!(pools.starts_with("{items=[{"), "{pools}");
@@ -178,7 +178,7 @@ fn hello_chooses_the_protocol() {
             "{requested}"
         );
     }
-    assert!(wire.reply_text("CLAIM ns/warm KEY a").starts_with("[a "), "a HELLO that is rejected changes nothing");
+    assert!(wire.reply_text("CLAIM ns/warm KEY a").starts_with("[a "), "a HELLO that is refused changes nothing");
 }
 
 #[test]
