@@ -37,7 +37,7 @@ pub struct NewClaim<'a> {
     /// Label selector for workers, such as `zone=a, !spot`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<Cow<'a, str>>,
-    /// Nodes to use.
+    /// Nodes that the worker must or should be on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeSelection>,
     /// Id of the one worker that will do.
@@ -187,9 +187,9 @@ pub struct ClaimDetails {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ClaimedResources {
-    /// Thousandths of a core.
+    /// CPU that the claim holds, in thousandths of a core.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Memory that the claim holds, in bytes.
     pub memory_bytes: u64,
     /// Slots in the pool's own unit.
     pub slots: u64,
@@ -202,7 +202,7 @@ pub struct ClaimedResources {
 pub struct ClaimedGpus {
     /// Model of the GPUs.
     pub model: String,
-    /// Number of GPUs.
+    /// Number of GPUs that the claim holds.
     pub count: u64,
     /// Thousandths of each GPU; `None` for a claim on a whole worker.
     pub milli: Option<u32>,
@@ -315,7 +315,7 @@ pub struct PlacementReply {
 pub struct PoolSurveyReply {
     /// Name of the pool.
     pub pool: String,
-    /// Number of workers.
+    /// Number of workers in the pool.
     pub workers: u64,
     /// Number of workers that could serve the claim now.
     pub fits: u64,
@@ -434,7 +434,7 @@ impl Client {
     /// Renews an active claim for another `ttl_ms`, or for the time to live that it has.
     ///
     /// # Errors
-    /// Those of [`Self::confirm`], `FAILED_PRECONDITION` for a reserved claim, and `INVALID_ARGUMENT` for a time beyond
+    /// Errors of [`Self::confirm`], `FAILED_PRECONDITION` for a reserved claim, and `INVALID_ARGUMENT` for a time beyond
     /// the pool's `ttl_max_ms`.
     pub async fn renew(
         &self,
@@ -448,7 +448,7 @@ impl Client {
     /// Sets all that the claim holds of its worker, in a shared pool.
     ///
     /// # Errors
-    /// Those of [`Self::confirm`], `RESOURCE_EXHAUSTED` if the worker has not enough free resources, and
+    /// Errors of [`Self::confirm`], `RESOURCE_EXHAUSTED` if the worker has not enough free resources, and
     /// `INVALID_ARGUMENT` for more than the worker has.
     pub async fn resize(
         &self,

@@ -42,7 +42,7 @@ pub struct PoolDetails {
 }
 
 impl PoolDetails {
-    /// Returns `NAMESPACE/NAME`.
+    /// Returns the full name, `NAMESPACE/NAME`.
     #[must_use]
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

@@ -101,7 +101,7 @@ pub struct WorkerDetails {
     pub occupancy: String,
     /// Operator's command in effect.
     pub schedulability: SchedulingState,
-    /// Liveness by heartbeats.
+    /// Liveness as heartbeats show it.
     pub liveness: LivenessState,
     /// Trust after a crash or an overdue cleanup.
     pub trust: TrustState,
@@ -222,7 +222,7 @@ impl Client {
     /// last: [`ItemList::next_page_token`] leads to the next page.
     ///
     /// # Errors
-    /// Those of [`Self::list_workers`].
+    /// Errors are those of [`Self::list_workers`].
     pub async fn list_worker_page(
         &self,
         pool: &PoolName,

@@ -1,4 +1,4 @@
-//! The service over HTTP: one kept-open connection a client, opened anew when it breaks.
+//! The service over HTTP: one connection for each load client, reopened when it breaks.
 //!
 //! HTTP/1.1 where a client has one request outstanding, HTTP/2 (prior knowledge) where it has several. Raw hyper
 //! connections, because a pool of connections would decide by itself how many there are.
@@ -112,7 +112,7 @@ impl HttpTargetClient {
     /// Connects.
     ///
     /// # Errors
-    /// Nobody listens there, or what listens does not speak HTTP.
+    /// Failures to connect, and peers that do not speak HTTP.
     pub async fn open(origin: Arc<ServiceOrigin>, multiplexed: bool) -> Result<Self> {
         let link = Self { origin, multiplexed, sender: Mutex::new(None) };
         let sender = link.connect().await.with_context(|| format!("cannot connect to {}", link.origin.authority))?;

@@ -220,7 +220,7 @@ pub(super) const fn target_error(message: String, in_doubt: bool) -> TargetError
     TargetError::Failed { message, in_doubt }
 }
 
-/// What an answer other than success means.
+/// Classifies an answer that is not success.
 fn status_error(status: StatusCode, answer: &[u8]) -> TargetError {
     if status == StatusCode::TOO_MANY_REQUESTS {
         return TargetError::NoCapacity;
