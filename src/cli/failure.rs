@@ -128,7 +128,7 @@ mod tests {
     use super::*;
     use crate::api;
     use crate::client::ErrorReply;
-    use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+    use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 
     #[test]
     fn every_error_code_has_its_exit_code() {
@@ -140,7 +140,7 @@ mod tests {
             (RequestError::invalid("key", "too long"), CommandExit::Usage),
             (RequestError::NotFound(ObjectKind::Claim), CommandExit::NotFound),
             (RequestError::FenceMismatch, CommandExit::Refused),
-            (RequestError::FailedPrecondition("it has workers".into()), CommandExit::Refused),
+            (RequestError::FailedPrecondition(Precondition::PoolNotEmpty { workers: 1 }), CommandExit::Refused),
             (RequestError::Exhausted(ExhaustionReason::Pool), CommandExit::Refused),
             (RequestError::Unavailable(UnavailableReason::Overloaded), CommandExit::Error),
             (RequestError::DeadlineExceeded, CommandExit::Error),

@@ -256,7 +256,7 @@ fn every_verb_has_its_path_and_body() {
     ];
     for (line, first, body) in cases {
         let arguments: Vec<&str> = line.split_whitespace().collect();
-        assert_eq!(request_of(&arguments, &claim), (first.to_owned(), body, Some(0)), "{line}");
+        assert_eq!(request_of(&arguments, &answer), (first.to_owned(), body, Some(0)), "{line}");
     }
     let cleared = request_of(&["pools", "clear", "demo/warm"], &json!({"cleared": 3, "suspect": 1}));
     assert_eq!(cleared, ("POST /v1/pools/demo/warm:clear".to_owned(), Value::Null, Some(0)));
