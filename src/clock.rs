@@ -6,7 +6,7 @@
 //! - `boot_ns`: the lease on the store; advances while the machine sleeps;
 //! - `unix_us`: fences and times shown to people; may jump, and nothing expires by it;
 //! - `engine_ms`: deadlines. Advances only in [`Clock::tick`], by at most [`TICK_STEP_MAX_MS`] a tick: a process that
-//! was paused for an hour continues a moment later, so its pause expires nothing.
+//!   was paused for an hour continues a moment later, so its pause expires nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -94,7 +94,7 @@ impl Clock {
         system.saturating_add_signed(self.0.unix_shift_us.load(Ordering::Relaxed))
     }
 
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, which may jump.
     #[must_use]
     pub fn unix_ms(&self) -> Millis {
         self.unix_us() / 1000

@@ -149,14 +149,14 @@ pub enum EngineReply {
     UnknownWorker,
     /// Rejects a registration of an older incarnation. Nothing was changed.
     StaleIncarnation {
-        /// Incarnation on record.
+        /// Incarnation that is on record.
         known: u64,
         /// True if the incarnation on record was deleted, so that a higher one is needed.
         deleted: bool,
     },
     /// Rejects a heartbeat of an incarnation that was never registered. Nothing was changed.
     UnknownIncarnation {
-        /// Incarnation on record.
+        /// Incarnation that is on record.
         known: u64,
     },
     /// Rejects a worker beyond the shard's limit.

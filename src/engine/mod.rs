@@ -13,17 +13,19 @@
 //! | [`effect`] | outputs: replies and what else to execute |
 //! | `shard` | dispatch of events; how a claim gets a worker |
 //! | `shard_config` | rules from the pool's specification, and changes of them |
-//! | `claims` | the live claims; `claims::lifecycle` their states and ends, `timestamps` when they were created and
-//! activated, `gangs` all-or-nothing groups across shards, `resize` changes of their resources |
-//! | `workers` | the workers; `registration` adds, replaces and deletes them, `heartbeat` reconciles what they
-//! report, `conditions` decides whether they are schedulable |
-//! | [`placement`] | the worker for a claim: `constraints` of the request, `idle_queue`, `idle_classes` and
-//! `expiries` in exclusive pools, `shared` and [`bin_packing`](placement::bin_packing) in shared ones,
-//! `worker_classes`, `reservations` for waiting claims and evictions |
+//! | `claims` | the live claims |
+//! | `claims::lifecycle`, `timestamps` | their states and ends; when they were created and activated |
+//! | `claims::gangs`, `resize` | all-or-nothing groups across shards; changes of their resources |
+//! | `workers`, `workers::registration` | the workers: added, replaced, deleted |
+//! | `workers::heartbeat` | reconciliation with what workers report |
+//! | `workers::conditions` | whether a worker is schedulable, alive and trusted |
+//! | [`placement`] | the worker for a claim: constraints, classes, reservations |
+//! | `placement::idle_queue`, `idle_classes` | in exclusive pools |
+//! | `placement::shared`, [`bin_packing`](placement::bin_packing) | in shared pools |
 //! | `explain` | what a claim would get, and why other workers are filtered out |
 //! | `timer_wheel` | which deadlines have passed |
-//! | `accounting` | total and used capacity |
-//! | `dirty_rows` | rows for the journal |
+//! | `accounting` | total and used capacity, and the counts of workers |
+//! | `dirty_rows` | sequence numbers, and rows for the journal |
 //! | `replay` | a shard rebuilt from its rows |
 //! | `views`, `counters` | queries and statistics |
 //! | `invariants`, `audit` | what must hold between two events, and checks of it |

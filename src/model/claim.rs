@@ -189,7 +189,7 @@ pub enum HeldResources<'a> {
 pub struct HeldGpus<'a> {
     /// Model of the GPUs, as granted.
     pub model: &'a str,
-    /// Number of GPUs.
+    /// Number of these GPUs.
     pub count: u32,
     /// Thousandths of each GPU.
     pub milli: u32,

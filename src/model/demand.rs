@@ -24,7 +24,7 @@ pub struct DemandShape {
     pub workers_needed: u64,
 }
 
-/// Worker without claims.
+/// Worker that has no claims.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdleWorker {
     /// Id of the worker.

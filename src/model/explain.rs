@@ -151,16 +151,16 @@ impl FilterReason {
 /// Amounts of resources that workers have free, or that a claim lacks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ResourceAmounts {
-    /// Thousandths of cores.
+    /// Amount in thousandths of cores.
     #[serde(skip_serializing_if = "is_zero")]
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Amount in bytes of memory.
     #[serde(skip_serializing_if = "is_zero")]
     pub memory_bytes: u64,
-    /// Slots of workers.
+    /// Number of workers' slots.
     #[serde(skip_serializing_if = "is_zero")]
     pub slots: u64,
-    /// Whole GPUs.
+    /// Number of whole GPUs.
     #[serde(skip_serializing_if = "is_zero")]
     pub gpu: u64,
     /// Thousandths of one GPU.

@@ -411,7 +411,7 @@ pub struct GpuTotals {
 /// Counts of a pool's workers and claims by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolCounts {
-    /// Number of workers.
+    /// Number of all workers.
     pub total: u64,
     /// Number of idle workers.
     pub idle: u64,

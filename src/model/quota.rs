@@ -12,11 +12,11 @@ use crate::model::request_error::RequestError;
 pub struct ResourceUsage {
     /// Number of live claims.
     pub claims: u64,
-    /// Thousandths of cores.
+    /// Amount in thousandths of cores.
     pub cpu_milli: u64,
-    /// Bytes of memory.
+    /// Amount in bytes of memory.
     pub memory_bytes: u64,
-    /// Thousandths of GPUs.
+    /// Amount in thousandths of GPUs.
     pub gpu_milli: u64,
 }
 
@@ -25,11 +25,11 @@ pub struct ResourceUsage {
 pub enum QuotaResource {
     /// Number of live claims.
     Claims,
-    /// Thousandths of cores.
+    /// Amount in thousandths of cores.
     Cpu,
-    /// Bytes of memory.
+    /// Amount in bytes of memory.
     Memory,
-    /// Thousandths of GPUs.
+    /// Amount in thousandths of GPUs.
     Gpu,
 }
 

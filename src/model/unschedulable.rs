@@ -14,7 +14,7 @@ pub enum UnschedulableReason {
     Lost,
     /// Possibly running claims that the service does not know, and not verified since.
     Suspect,
-    /// Past its `expires_at_ms`.
+    /// Past its own `expires_at_ms`.
     Ended,
     /// Running a claim that it was asked to stop.
     Stopping,

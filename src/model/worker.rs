@@ -15,7 +15,7 @@ pub struct WorkerSpec {
     pub id: WorkerId,
     /// Capacity of the worker.
     pub capacity: WorkerCapacity,
-    /// User-defined labels.
+    /// User-defined labels of the worker.
     pub labels: Labels,
     /// Machine that it runs on, if known.
     pub node: Option<Arc<str>>,

@@ -4,13 +4,13 @@
 //!
 //! - a live claim that is reported becomes active;
 //! - a live claim that is not reported ends after a grace period, so that one reordered report ends nothing: a short
-//! one if it was reported before, the pool's `unnamed_ms` if it never was and the worker may not have received it
-//! yet;
+//!   one if it was reported before, the pool's `unnamed_ms` if it never was and the worker may not have received it
+//!   yet;
 //! - a reported claim that is not live is *readopted* if it can only be a claim whose record was lost: its fence lies
-//! in the lost tail (above all that the shard had recorded, from the previous owner's first fence to below this
-//! owner's first), nothing was granted to the worker since, and the key is and was vacant
-//! (`crate::admission::adoption`). The worker must stop any other; until a later report omits them, it is
-//! unschedulable.
+//!   in the lost tail (above all that the shard had recorded, from the previous owner's first fence to below this
+//!   owner's first), nothing was granted to the worker since, and the key is and was vacant
+//!   (`crate::admission::adoption`). The worker must stop any other; until a later report omits them, it is
+//!   unschedulable.
 //!
 //! A report also ends suspicion. After a stop that may have lost claims it does so only after the quarantine: until
 //! then, the caller to which a lost claim was disclosed may still start it. The report that ends the quarantine ends

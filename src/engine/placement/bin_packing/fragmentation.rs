@@ -13,13 +13,13 @@
 //! Three rules are not in the paper. They were found on arrival orders other than the published ones.
 //!
 //! - **Cores run short too.** The mean covers the next request only. A worker with many free GPUs and few cores fits
-//! the next one, and none of those after it. So GPU thousandths for which the free cores do not suffice, at
-//! [`CORES_FRACTION`] of the cores that the mix requests with each thousandth, count as fragmented as well. This
-//! keeps requests with many cores away from workers with few cores a GPU.
+//!   the next one, and none of those after it. So GPU thousandths for which the free cores do not suffice, at
+//!   [`CORES_FRACTION`] of the cores that the mix requests with each thousandth, count as fragmented as well. This
+//!   keeps requests with many cores away from workers with few cores a GPU.
 //! - **Growth is compared in steps of [`GROWTH_STEP_MILLI`]**, rounded down. Finer differences are noise of the mix,
-//! and following them spreads claims over more workers.
+//!   and following them spreads claims over more workers.
 //! - **Of equal workers the first is taken**, whichever has the least free: so the last ones stay empty for large
-//! requests.
+//!   requests.
 //!
 //! A cache bounds the cost of a search: per request shape and group the result is kept until the group or the mix
 //! changes. A mix is compiled, for each model, into the terms of the comparison: per GPU demand and number of cores,

@@ -9,7 +9,7 @@
 //! Example of cores and GiB, two entries a leaf, weight the sum: `[1,1 2,1] [1,6 2,7] [6,1 7,2] [6,6 8,8]`. A request
 //! for 4 cores and 4 GiB skips the first three leaves, because in each all have too few cores or too little memory.
 //!
-//! That works if the entries of a subtree are similar: then the largest amounts are nearly those of each. So the
+//! The index works if the entries of a subtree are similar: then the largest amounts are nearly those of each. So the
 //! order is not that of weights, in which one with many cores is next to one with much memory, but a curve that keeps
 //! neighbours in all resources together ([`FreeResources::zorder_key`]).
 

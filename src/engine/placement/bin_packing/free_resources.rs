@@ -163,8 +163,8 @@ impl FreeResources {
         short << 24 | fingerprint >> 40
     }
 
-    /// Free resources after the request is allocated, with a GPU fraction taken from one with `gpu_free_milli` free.
-    /// It must fit.
+    /// Free resources after a request that fits is allocated, with a GPU fraction taken from one with `gpu_free_milli`
+    /// free.
     #[must_use]
     pub fn after_allocating(&self, request: &ResourceRequest, gpu_free_milli: u16) -> Self {
         debug_assert!(self.fits(request), "L1: a request is allocated that does not fit");
