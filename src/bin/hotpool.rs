@@ -42,7 +42,7 @@ struct ProgramArgs {
 
 #[derive(Subcommand)]
 enum ProgramCommand {
-    /// Run the service
+    /// Run the scheduler as a service
     Serve(ServeArgs),
     #[command(flatten)]
     Client(cli::ClientCommand),

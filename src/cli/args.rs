@@ -20,7 +20,7 @@ use crate::model::{
 /// Pool as the first argument.
 #[derive(Debug, clap::Args)]
 pub(super) struct PoolNameArg {
-    /// NAMESPACE/POOL
+    /// Name of the pool: NAMESPACE/POOL
     #[arg(value_name = "NS/POOL", value_parser = parse_pool)]
     pub(super) pool: PoolName,
 }
@@ -39,7 +39,7 @@ impl From<LimitArg> for ListRange {
     }
 }
 
-/// Parses `NS/POOL`.
+/// Parses the name of a pool, `NS/POOL`.
 pub(super) fn parse_pool(text: &str) -> Result<PoolName, String> {
     PoolName::parse(text).map_err(|error| match text.contains('/') {
         true => error.to_string(),
@@ -81,7 +81,7 @@ impl fmt::Display for ClaimName {
     }
 }
 
-/// Parses `KEY=VALUE`.
+/// Parses a label, `KEY=VALUE`.
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, as in zone=a")?;
     check_label_key("key", key).map_err(|error| format!("key {key:?}: {error}"))?;

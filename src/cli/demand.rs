@@ -1,4 +1,4 @@
-//! `hotpool demand ...`.
+//! Commands `hotpool demand ...`: workers that waiting claims need.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `hotpool explain ...`.
+//! Commands `hotpool explain ...`: what a claim would be given.
 
 use clap::Args;
 

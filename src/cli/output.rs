@@ -18,7 +18,7 @@ use crate::model::{Millis, WorkerCapacity};
 pub enum OutputFormat {
     /// Tables and sentences for people.
     Table,
-    /// JSON for scripts.
+    /// JSON text, for scripts.
     Json,
 }
 
@@ -126,7 +126,7 @@ pub fn relative_time(at_ms: Option<Millis>, now_ms: Millis) -> String {
     })
 }
 
-/// Formats labels: `zone=a,tier=b`.
+/// Formats labels for tables: `zone=a,tier=b`.
 pub fn labels_text(labels: &BTreeMap<String, String>) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }

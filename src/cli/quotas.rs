@@ -1,4 +1,4 @@
-//! `hotpool quotas ...`.
+//! Commands `hotpool quotas ...`: limits of tenants and namespaces.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -40,7 +40,7 @@ enum QuotasSubcommand {
     /// Show what a tenant may hold, and what it holds
     #[command(alias = "get")]
     Show(QuotaTargetArg),
-    /// Remove a quota
+    /// Remove the quota of a tenant or namespace
     #[command(alias = "delete")]
     Rm(QuotaTargetArg),
 }
@@ -55,7 +55,7 @@ struct QuotaTargetArg {
 /// Quota with the given fields. The service knows defaults and limits.
 #[derive(Debug, Args, Serialize)]
 struct QuotaLimitArgs {
-    /// Number of claims
+    /// Number of claims held at once
     #[arg(long, value_name = "N")]
     claims: Option<u64>,
     /// Thousandths of a core that claims request

@@ -33,7 +33,7 @@ enum StoreSubcommand {
 struct InspectArgs {
     /// redb:DIR, or one of the Redis forms
     url: StoreUrl,
-    /// Only this pool
+    /// Show only this pool
     #[arg(long, value_name = "NS/POOL")]
     pool: Option<String>,
     /// Print every worker with its claims

@@ -114,6 +114,6 @@ impl std::error::Error for ServiceError {}
 /// Body of an answer that is not success.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorReply {
-    /// Error that occurred.
+    /// Error that the service answered.
     pub error: ServiceError,
 }

@@ -92,7 +92,7 @@ pub struct ItemList<T> {
 pub enum ItemOutcome<T> {
     /// Error of this item alone.
     Failed {
-        /// Error that occurred.
+        /// Error of the failed item.
         error: ServiceError,
     },
     /// Success with its answer.

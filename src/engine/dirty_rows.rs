@@ -74,7 +74,7 @@ impl ChangeLog {
         self.batch_start_seq = self.seq;
     }
 
-    /// Ends a batch.
+    /// Ends a batch of rows.
     pub const fn end_batch(&mut self) {
         self.batch_start_seq = Seq::MAX;
     }

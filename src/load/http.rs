@@ -27,7 +27,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections beside those of the clients, and files, of this process.
 const NOFILE_LIMIT: u64 = 16_384;
 
-/// Where the service is, and the paths that this run uses.
+/// Address of the service, and the paths that this run uses.
 #[derive(Debug)]
 pub struct ServiceOrigin {
     authority: String,
@@ -101,7 +101,7 @@ enum HttpSender {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// One client's connection.
+/// HTTP connection of one client.
 pub struct HttpTargetClient {
     origin: Arc<ServiceOrigin>,
     multiplexed: bool,

@@ -93,7 +93,7 @@ impl HttpTargetClient {
         }
     }
 
-    /// Makes one claim.
+    /// Makes one claim over HTTP.
     pub(super) async fn claim(&self, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
         let body = json(&new_claim(&ask, self.origin().pool()));
         let (status, answer) = self.call(Method::POST, self.origin().claims(), body).await?;

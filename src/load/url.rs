@@ -1,4 +1,4 @@
-//! What is loaded, as the command line names it.
+//! Target of a load, as the command line names it.
 
 use std::str::FromStr;
 
@@ -7,25 +7,25 @@ use serde::Serialize;
 
 use super::baseline::BaselineUrl;
 
-/// What is loaded.
+/// Target that a load is sent to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetUrl {
     /// A scheduler in this process.
     Inproc,
     /// A service at `HOST:PORT`, over HTTP.
     Http(String),
-    /// The same, over gRPC.
+    /// Service over gRPC, one call a request.
     Grpc(String),
-    /// The same, over one stream of gRPC a client.
+    /// Service over one gRPC stream a client.
     GrpcStream(String),
-    /// The same, over RESP.
+    /// Service over RESP, commands in pipelines.
     Resp {
-        /// Its port for RESP.
+        /// Port of the RESP edge.
         address: String,
-        /// Its port for HTTP, over which the pool is made and checked.
+        /// Port of the HTTP edge, over which the pool is created and checked.
         http: String,
     },
-    /// What people do without a service.
+    /// Baseline: a claim protocol on Redis without a service.
     Baseline(BaselineUrl),
 }
 

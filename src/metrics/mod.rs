@@ -223,46 +223,46 @@ definitions! {
 
 /// Handles of the metrics that do not belong to a pool.
 pub struct ProcessMetrics {
-    /// Histogram `hotpool_store_write_rows`.
+    /// Handle of the histogram `hotpool_store_write_rows`.
     pub store_write_rows: Histogram,
-    /// Histogram `hotpool_store_write_bytes`.
+    /// Handle of the histogram `hotpool_store_write_bytes`.
     pub store_write_bytes: Histogram,
-    /// Histogram `hotpool_store_write_seconds`.
+    /// Handle of the histogram `hotpool_store_write_seconds`.
     pub store_write_seconds: Histogram,
     store_writes: Vec<Counter>,
     claims: ClaimCounters,
-    /// Gauge `hotpool_quota_claims_pending`.
+    /// Handle of the gauge `hotpool_quota_claims_pending`.
     pub quota_claims_pending: Gauge,
-    /// Gauge `hotpool_recovery_seconds`.
+    /// Handle of the gauge `hotpool_recovery_seconds`.
     pub recovery_seconds: Gauge,
     shards: Vec<Gauge>,
-    /// Gauge `hotpool_shards_max`.
+    /// Handle of the gauge `hotpool_shards_max`.
     pub shards_max: Gauge,
-    /// Counter `hotpool_shard_snapshots_total`.
+    /// Handle of the counter `hotpool_shard_snapshots_total`.
     pub shard_snapshots: Counter,
-    /// Counter `hotpool_store_reconnects_total`.
+    /// Handle of the counter `hotpool_store_reconnects_total`.
     pub store_reconnects: Counter,
-    /// Counter `hotpool_store_retries_total`.
+    /// Handle of the counter `hotpool_store_retries_total`.
     pub store_retries: Counter,
     renewals: Vec<Counter>,
     gangs: Vec<Counter>,
     /// Gauge of `hotpool_store_lease_seconds`, created with the first lease.
     store_lease: OnceLock<Gauge>,
-    /// Gauge `hotpool_adoption_open`.
+    /// Handle of the gauge `hotpool_adoption_open`.
     pub adoption_open: Gauge,
-    /// Gauge `hotpool_ready`.
+    /// Handle of the gauge `hotpool_ready`.
     pub ready: Gauge,
-    /// Counter `hotpool_fence_refusals_total`.
+    /// Handle of the counter `hotpool_fence_refusals_total`.
     pub fence_refusals: Counter,
     http_requests: Vec<OnceLock<Counter>>,
     grpc_requests: Vec<OnceLock<Counter>>,
     resp_commands: Vec<OnceLock<Counter>>,
-    /// Gauge `hotpool_resp_connections`.
+    /// Handle of the gauge `hotpool_resp_connections`.
     pub resp_connections: Gauge,
     resp_ended: Vec<Counter>,
-    /// Gauge `hotpool_http_connections`.
+    /// Handle of the gauge `hotpool_http_connections`.
     pub http_connections: Gauge,
-    /// Counter `hotpool_http_connections_refused_total`.
+    /// Handle of the counter `hotpool_http_connections_refused_total`.
     pub http_connections_refused: Counter,
     http_excess: Vec<Counter>,
     requests_refused: Vec<Counter>,

@@ -14,9 +14,9 @@ const NODES_MAX: usize = 64;
 /// Handles of the metrics of one server.
 #[derive(Clone)]
 pub struct NodeMetrics {
-    /// Counter `hotpool_store_node_writes_total`.
+    /// Handle of the counter `hotpool_store_node_writes_total`.
     pub writes: Counter,
-    /// Counter `hotpool_store_node_bytes_total`.
+    /// Handle of the counter `hotpool_store_node_bytes_total`.
     pub bytes: Counter,
 }
 

@@ -21,58 +21,58 @@ pub struct PoolMetrics {
     pub claim_seconds: PoolHistogram,
     /// Histogram `hotpool_shard_queue_wait_seconds`, recorded in nanoseconds.
     pub queue_wait_seconds: PoolHistogram,
-    /// Counter `hotpool_releases_total`.
+    /// Handle of the counter `hotpool_releases_total`.
     pub releases: PoolCounter,
-    /// Gauge `hotpool_workers{state="idle"}`.
+    /// Handle of the gauge `hotpool_workers{state="idle"}`.
     pub workers_idle: PoolGauge,
-    /// Gauge `hotpool_workers{state="busy"}`.
+    /// Handle of the gauge `hotpool_workers{state="busy"}`.
     pub workers_busy: PoolGauge,
     /// Gauges `hotpool_shard_workers_min`, `_mean` and `_max`.
     pub shard_workers: ShardDistribution,
     /// Gauges `hotpool_shard_busy_workers_min`, `_mean` and `_max`.
     pub shard_busy_workers: ShardDistribution,
-    /// Gauge `hotpool_shard_queue_depth`.
+    /// Handle of the gauge `hotpool_shard_queue_depth`.
     pub queue_depth: PoolGauge,
-    /// Counter `hotpool_shard_queue_rejections_total`.
+    /// Handle of the counter `hotpool_shard_queue_rejections_total`.
     pub queue_rejections: PoolCounter,
-    /// Histogram `hotpool_claim_shards_tried`.
+    /// Handle of the histogram `hotpool_claim_shards_tried`.
     pub claim_shards_tried: PoolHistogram,
-    /// Counter `hotpool_worker_updates_total`.
+    /// Handle of the counter `hotpool_worker_updates_total`.
     pub worker_updates: PoolCounter,
-    /// Gauge `hotpool_store_lag_seconds`.
+    /// Handle of the gauge `hotpool_store_lag_seconds`.
     pub store_lag_seconds: PoolGauge,
     claims_expired: [PoolCounter; ExpiryReason::ALL.len()],
-    /// Counter `hotpool_claims_lost_total`.
+    /// Handle of the counter `hotpool_claims_lost_total`.
     pub claims_lost: PoolCounter,
-    /// Counter `hotpool_workers_lost_total`.
+    /// Handle of the counter `hotpool_workers_lost_total`.
     pub workers_lost: PoolCounter,
-    /// Counter `hotpool_lost_workers_deleted_total`.
+    /// Handle of the counter `hotpool_lost_workers_deleted_total`.
     pub lost_workers_deleted: PoolCounter,
     workers_unschedulable: [PoolGauge; UnschedulableReason::ALL.len()],
     workers_unschedulable_idle: [PoolGauge; UnschedulableReason::ALL.len()],
-    /// Counter `hotpool_heartbeats_total`.
+    /// Handle of the counter `hotpool_heartbeats_total`.
     pub heartbeats: PoolCounter,
-    /// Counter `hotpool_heartbeats_ignored_total`.
+    /// Handle of the counter `hotpool_heartbeats_ignored_total`.
     pub heartbeats_ignored: PoolCounter,
-    /// Counter `hotpool_claims_readopted_total`.
+    /// Handle of the counter `hotpool_claims_readopted_total`.
     pub claims_readopted: PoolCounter,
-    /// Counter `hotpool_claim_revocations_total`.
+    /// Handle of the counter `hotpool_claim_revocations_total`.
     pub claim_revocations: PoolCounter,
-    /// Counter `hotpool_claims_rolled_back_total`.
+    /// Handle of the counter `hotpool_claims_rolled_back_total`.
     pub claims_rolled_back: PoolCounter,
-    /// Gauge `hotpool_claims_pending`.
+    /// Handle of the gauge `hotpool_claims_pending`.
     pub claims_pending: PoolGauge,
     /// Histogram `hotpool_wait_seconds`, recorded in milliseconds.
     pub wait_seconds: PoolHistogram,
-    /// Gauge `hotpool_watchers`.
+    /// Handle of the gauge `hotpool_watchers`.
     pub watchers: PoolGauge,
-    /// Counter `hotpool_watch_events_dropped_total`.
+    /// Handle of the counter `hotpool_watch_events_dropped_total`.
     pub watch_events_dropped: PoolCounter,
-    /// Counter `hotpool_evictions_total`.
+    /// Handle of the counter `hotpool_evictions_total`.
     pub evictions: PoolCounter,
-    /// Gauge `hotpool_accounting_mismatch`.
+    /// Handle of the gauge `hotpool_accounting_mismatch`.
     pub accounting_mismatch: PoolGauge,
-    /// Counter `hotpool_shard_restarts_total`.
+    /// Handle of the counter `hotpool_shard_restarts_total`.
     pub shard_restarts: PoolCounter,
 }
 

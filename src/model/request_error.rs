@@ -172,7 +172,7 @@ pub enum Precondition {
     QuotaLimit,
 }
 
-/// What was not found.
+/// Kind of object that was not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ObjectKind {
     /// Pool with that name.

@@ -15,7 +15,7 @@ use crate::persist::store::ShardKey;
 /// Rows of the catalog.
 #[derive(Debug, Default)]
 pub struct CatalogRows {
-    /// Pools by uid.
+    /// Rows of pools by uid.
     pub pools: BTreeMap<u64, PoolRow>,
     /// Quotas by name, or by row id while they are being loaded.
     pub quotas: BTreeMap<String, QuotaRow>,

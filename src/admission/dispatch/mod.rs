@@ -33,7 +33,7 @@ const SHARD_BATCH_MAX: usize = 64;
 /// Limits that the configuration sets.
 #[derive(Debug, Clone)]
 pub struct SchedulerSettings {
-    /// How long a durable reply waits for the store, in milliseconds. After that it is `unavailable`, and a claim
+    /// Longest wait of a durable reply for the store, in milliseconds. After that it is `unavailable`, and a claim
     /// created by the same request is rolled back.
     pub store_wait_ms: u64,
     /// Most shards of all pools together. A pool that would exceed it is not created; pools already stored are served

@@ -1,4 +1,4 @@
-//! How claims enter the wait queues and are dequeued.
+//! Entry into the wait queues, and dequeuing from them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! `hotpool claims ...`.
+//! Commands `hotpool claims ...`: claim, hold, release and list.
 
 mod take;
 mod view;
@@ -90,7 +90,7 @@ const EXAMPLE_FENCE: &str = "`claims take` and `claims show` print the fence. It
 
 #[derive(Debug, Args)]
 struct ListClaimsArgs {
-    /// NAMESPACE, or NAMESPACE/POOL
+    /// Name of a namespace, NAMESPACE, or of a pool, NAMESPACE/POOL
     #[arg(value_name = "NS[/POOL]")]
     of: Option<String>,
     /// Only claims on this worker
@@ -111,7 +111,7 @@ struct ListClaimsArgs {
 
 #[derive(Debug, Args)]
 struct ClaimRefArgs {
-    /// NAMESPACE/KEY
+    /// Name of the claim: NAMESPACE/KEY
     #[arg(value_name = "NS/KEY")]
     claim: ClaimName,
     /// Tenant of the key

@@ -20,7 +20,7 @@ pub(in crate::cli) struct TakeArgs {
     /// Selector over the labels of pools, instead of their names, as in 'tier in (gold,silver)'
     #[arg(long, value_name = "SELECTOR", conflicts_with = "pools", requires = "namespace")]
     pool_selector: Option<String>,
-    /// Namespace of --pool-selector
+    /// Namespace of the pools that --pool-selector selects
     #[arg(long, value_name = "NS", requires = "pool_selector", value_parser = args::parse_name)]
     namespace: Option<String>,
     /// Node that the worker must be on; several: one of them
@@ -44,7 +44,7 @@ pub(in crate::cli) struct TakeArgs {
     /// Labels that the worker must have, as in 'zone=a, tier!=b, arch in (x,y), gpu'
     #[arg(long, value_name = "SELECTOR")]
     selector: Option<String>,
-    /// Only this worker
+    /// Take only this worker
     #[arg(long, value_name = "ID")]
     worker: Option<String>,
     /// Only pools of this class
@@ -95,7 +95,7 @@ impl BatchArgs {
 }
 
 impl TakeArgs {
-    /// Builds the request.
+    /// Builds the request that is sent.
     pub(in crate::cli) fn into_request(self) -> Result<NewClaim<'static>, CommandFailure> {
         let (namespace, pools) = candidate_pools(&self.pools, self.namespace, self.pool_selector)?;
         let (preferred, preferred_then_wait) = match self.prefer_node_ms {

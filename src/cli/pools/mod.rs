@@ -1,4 +1,4 @@
-//! `hotpool pools ...`.
+//! Commands `hotpool pools ...`: create, change, list and delete.
 
 mod change;
 

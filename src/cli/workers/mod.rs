@@ -1,4 +1,4 @@
-//! `hotpool workers ...`.
+//! Commands `hotpool workers ...`: register, list, cordon and drain.
 
 mod add;
 mod worker_calls;

@@ -177,7 +177,7 @@ pub enum RenewalOutcome {
 /// Whether a renewal may write an ownership record that is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissingRecord {
-    /// Report [`RenewalOutcome::Missing`].
+    /// Report the record as [`RenewalOutcome::Missing`].
     Report,
     /// Write the record anew.
     Create,

@@ -16,7 +16,7 @@ pub struct WorkerRow {
     /// CPU in thousandths of a core.
     #[prost(uint64, tag = "2")]
     pub cpu_milli: u64,
-    /// Memory in bytes.
+    /// Amount of memory in bytes.
     #[prost(uint64, tag = "3")]
     pub memory_bytes: u64,
     /// Number of claim slots.
@@ -72,7 +72,7 @@ pub struct CapacityRow {
     /// CPU in thousandths of a core.
     #[prost(uint64, tag = "1")]
     pub cpu_milli: u64,
-    /// Memory in bytes.
+    /// Amount of memory in bytes.
     #[prost(uint64, tag = "2")]
     pub memory_bytes: u64,
     /// Number of claim slots.
@@ -92,7 +92,7 @@ pub struct ResourcesRow {
     /// CPU in thousandths of a core.
     #[prost(uint64, tag = "1")]
     pub cpu_milli: u64,
-    /// Memory in bytes.
+    /// Amount of memory in bytes.
     #[prost(uint64, tag = "2")]
     pub memory_bytes: u64,
     /// Number of claim slots.

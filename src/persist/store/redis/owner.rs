@@ -20,7 +20,7 @@ use crate::persist::store::{FenceSpan, MissingRecord, ShardKey};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OwnerRecord {
     pub epoch: u64,
-    /// Number of renewals.
+    /// Number of renewals so far.
     pub renewal_count: u64,
     /// Id of the owner's data directory.
     pub node: String,
