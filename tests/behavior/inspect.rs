@@ -258,5 +258,5 @@ async fn h07_an_unreadable_row_is_reported() {
     store.apply(vec![step(ShardKey::CATALOG, catalogue), step(of_pool, stray)]).await.unwrap();
     let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     let error = contents["pools"][0]["shards"][0]["error"].as_str().unwrap_or_default();
-    assert!(error.contains("catalogue"), "{contents}");
+    assert!(error.contains("catalog"), "{contents}");
 }

@@ -111,52 +111,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerRowRef<'_>) {
             out.put_u64_le(state.affinity);
         }
         put_u64(out, 12, state.deleted.into());
-        for claim in state.claims {
-            let (tenant, key) = (claim.id.tenant(), claim.id.key());
-            // Few claims keep parts of their request, so this may allocate.
-            let spec = claim.spec.map(ClaimSpecRow::from);
-            let (active, releasing) = (claim.state != ClaimState::Reserved, claim.state == ClaimState::Releasing);
-            let created_at_ms = claim.times.created_at_ms().unwrap_or(0);
-            let activated_at_ms = claim.times.activated_at_ms().unwrap_or(0);
-            let len = len_str(1, tenant)
-                + len_str(2, key)
-                + len_u64(3, claim.fence)
-                + len_u64(4, active.into())
-                + len_u64(5, claim.reserve_ms)
-                + len_u64(6, releasing.into())
-                + len_u64(7, claim.term_ms)
-                + len_u64(8, claim.reported.into())
-                + len_u64(9, claim.gpu_mask)
-                + claim
-                    .gang
-                    .map_or(0, |gang| len_u64(10, gang.id) + len_u64(11, gang.pool) + len_u64(12, gang.shard.into()))
-                + len_u64(13, claim.evicted.into())
-                + len_u64(14, created_at_ms)
-                + len_u64(15, activated_at_ms)
-                + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
-            encode_key(13, WireType::LengthDelimited, out);
-            encode_varint(len as u64, out);
-            put_str(out, 1, tenant);
-            put_str(out, 2, key);
-            put_u64(out, 3, claim.fence);
-            put_u64(out, 4, active.into());
-            put_u64(out, 5, claim.reserve_ms);
-            put_u64(out, 6, releasing.into());
-            put_u64(out, 7, claim.term_ms);
-            put_u64(out, 8, claim.reported.into());
-            put_u64(out, 9, claim.gpu_mask);
-            if let Some(gang) = claim.gang {
-                put_u64(out, 10, gang.id);
-                put_u64(out, 11, gang.pool);
-                put_u64(out, 12, gang.shard.into());
-            }
-            put_u64(out, 13, claim.evicted.into());
-            put_u64(out, 14, created_at_ms);
-            put_u64(out, 15, activated_at_ms);
-            if let Some(spec) = &spec {
-                prost::encoding::message::encode(16, spec, out);
-            }
-        }
+        state.claims.iter().for_each(|claim| put_claim(out, claim));
         put_u64(out, 14, state.unschedulable_bits.into());
         put_u64(out, 15, state.vouched);
         put_u64(out, 16, state.heartbeat_ttl_ms);
@@ -165,4 +120,50 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerRowRef<'_>) {
             prost::encoding::message::encode(18, &CapacityRow::from(promised), out);
         }
     });
+}
+
+/// Writes a claim as an element of its worker's row.
+fn put_claim(out: &mut Vec<u8>, claim: &ClaimRowRef<'_>) {
+    let (tenant, key) = (claim.id.tenant(), claim.id.key());
+    // Few claims keep parts of their request, so this may allocate.
+    let spec = claim.spec.map(ClaimSpecRow::from);
+    let (active, releasing) = (claim.state != ClaimState::Reserved, claim.state == ClaimState::Releasing);
+    let created_at_ms = claim.times.created_at_ms().unwrap_or(0);
+    let activated_at_ms = claim.times.activated_at_ms().unwrap_or(0);
+    let len = len_str(1, tenant)
+        + len_str(2, key)
+        + len_u64(3, claim.fence)
+        + len_u64(4, active.into())
+        + len_u64(5, claim.reserve_ms)
+        + len_u64(6, releasing.into())
+        + len_u64(7, claim.term_ms)
+        + len_u64(8, claim.reported.into())
+        + len_u64(9, claim.gpu_mask)
+        + claim.gang.map_or(0, |gang| len_u64(10, gang.id) + len_u64(11, gang.pool) + len_u64(12, gang.shard.into()))
+        + len_u64(13, claim.evicted.into())
+        + len_u64(14, created_at_ms)
+        + len_u64(15, activated_at_ms)
+        + spec.as_ref().map_or(0, |spec| prost::encoding::message::encoded_len(16, spec));
+    encode_key(13, WireType::LengthDelimited, out);
+    encode_varint(len as u64, out);
+    put_str(out, 1, tenant);
+    put_str(out, 2, key);
+    put_u64(out, 3, claim.fence);
+    put_u64(out, 4, active.into());
+    put_u64(out, 5, claim.reserve_ms);
+    put_u64(out, 6, releasing.into());
+    put_u64(out, 7, claim.term_ms);
+    put_u64(out, 8, claim.reported.into());
+    put_u64(out, 9, claim.gpu_mask);
+    if let Some(gang) = claim.gang {
+        put_u64(out, 10, gang.id);
+        put_u64(out, 11, gang.pool);
+        put_u64(out, 12, gang.shard.into());
+    }
+    put_u64(out, 13, claim.evicted.into());
+    put_u64(out, 14, created_at_ms);
+    put_u64(out, 15, activated_at_ms);
+    if let Some(spec) = &spec {
+        prost::encoding::message::encode(16, spec, out);
+    }
 }
