@@ -163,7 +163,7 @@ impl Harness {
                 let command =
                     [WorkerCommand::Cordon, WorkerCommand::Uncordon, WorkerCommand::Drain, WorkerCommand::Clear]
                         [usize::from(command)];
-                self.apply(Event::WorkerCommand { id: id(worker), command: command, to: () });
+                self.apply(Event::WorkerCommand { id: id(worker), command, to: () });
             }
             Step::Claim(request) => self.claim(&request),
             Step::Release { nth } if !self.handles.is_empty() => {

@@ -85,7 +85,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn mix() -> Vec<(RequestShape, f64)> {
     let shape = |cpu_milli, gpus, gpu_milli, models: &[u16]| RequestShape {
         cpu_milli,
-        gpu_milli: gpu_milli,
+        gpu_milli,
         gpu_count: gpus,
         models: models.into(),
     };
@@ -405,8 +405,7 @@ fn w07_a_worker_without_reported_capacity_fits_no_request_for_it() {
 #[test]
 fn a_fraction_takes_the_gpu_that_leaves_the_least_fragmented() {
     // The example of `fragmentation.rs`.
-    let half =
-        |gpu_milli| RequestShape { cpu_milli: 0, gpu_milli: gpu_milli, gpu_count: 1, models: Default::default() };
+    let half = |gpu_milli| RequestShape { cpu_milli: 0, gpu_milli, gpu_count: 1, models: Default::default() };
     let mut fgd = FragmentationScorer::with_fixed_mix(vec![(half(500), 0.5), (half(300), 0.5)]);
     let mut fleet = fleet(&[(8_000, 0, 2)]);
     let allocation = ResourceAllocation { gpu_milli: 600, gpu_mask: 1, ..ResourceAllocation::default() };
@@ -469,7 +468,7 @@ proptest! {
         prop_assert!(harness.fleet.distinct_free() > 256, "three levels of sixteen");
         for ((cpu_milli, slots, gpus), spread, nth) in steps {
             let gpu_milli = if gpus == 0 { 0 } else { GPU_MILLI };
-            let request = ResourceRequest { cpu_milli, slots, gpu_count: gpus as u16, gpu_milli: gpu_milli, ..ResourceRequest::default() };
+            let request = ResourceRequest { cpu_milli, slots, gpu_count: gpus as u16, gpu_milli, ..ResourceRequest::default() };
             harness.allocate(&request, if spread { FitStrategy::Spread } else { FitStrategy::BestFit });
             if nth.index(3) == 0 && !harness.allocations.is_empty() {
                 harness.step_unchecked(Step::Release(nth.index(harness.allocations.len())));

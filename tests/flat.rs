@@ -55,7 +55,7 @@ impl Fleet {
     }
 
     fn command(&mut self, number: u32, command: WorkerCommand) {
-        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command: command, to: () });
+        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command, to: () });
     }
 
     /// Handle that the claim was granted, and the steps that it took.

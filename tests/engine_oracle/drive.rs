@@ -123,7 +123,7 @@ impl Driver {
             unix_ms: self.now_ms,
             fence_floor: floor,
             previous_fence_floor: previous_floor,
-            restarted: restarted,
+            restarted,
         };
         self.shard = replay.finish(resume).unwrap_or_else(|(wrong, _)| panic!("{wrong}"));
         self.shard.set_wall_clock(unix_ahead_ms);

@@ -95,7 +95,7 @@ impl Recount {
                 let command =
                     [WorkerCommand::Cordon, WorkerCommand::Uncordon, WorkerCommand::Drain, WorkerCommand::Clear]
                         [*command];
-                self.apply(Event::WorkerCommand { id: id(worker), command: command, to: () });
+                self.apply(Event::WorkerCommand { id: id(worker), command, to: () });
             }
             Step::Heartbeat { worker } => {
                 let Some(snapshot) = self.shard.find_worker(&id(worker)) else { return };
@@ -116,7 +116,7 @@ impl Recount {
                     reserve_ms: 0,
                     ttl_ms: *ttl_ms,
                     wants,
-                    reservation_ticket: reservation_ticket,
+                    reservation_ticket,
                     to: (),
                 };
                 if let Some(EngineReply::Granted(grant)) = self.apply(event) {

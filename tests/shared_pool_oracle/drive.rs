@@ -115,7 +115,7 @@ impl Harness {
                 if let Some(worker) = self.workers.get_mut(id.as_str()) {
                     worker.cordoned = on;
                     let command = if on { WorkerCommand::Cordon } else { WorkerCommand::Uncordon };
-                    self.on(Event::WorkerCommand { id, command: command, to: () });
+                    self.on(Event::WorkerCommand { id, command, to: () });
                 }
             }
             Step::Claim { key, request, filter, needs_ms } => {
@@ -168,7 +168,7 @@ impl Harness {
                 let Some(id) = self.claims.values().filter_map(|claim| claim.gang).min() else { return };
                 let members = self.claims.values().filter(|claim| claim.gang == Some(id)).count();
                 let action = if commit { GangAction::Commit } else { GangAction::Abort };
-                let (answer, ended) = self.on(Event::Gang { id, action: action, to: () });
+                let (answer, ended) = self.on(Event::Gang { id, action, to: () });
                 match answer {
                     Some(EngineReply::Committed(claims)) => {
                         assert_eq!((claims.len(), ended.len(), commit), (members, 0, true))
@@ -176,7 +176,7 @@ impl Harness {
                     _ => assert_eq!((ended.len(), commit), (members, false)),
                 }
                 // Decisions are idempotent.
-                let (_, ended) = self.on(Event::Gang { id, action: action, to: () });
+                let (_, ended) = self.on(Event::Gang { id, action, to: () });
                 assert!(ended.is_empty());
             }
             Step::Restart => self.restart(),

@@ -69,16 +69,7 @@ struct IdleClass {
 impl IdleClass {
     fn new(representative: Option<Arc<WorkerRegistration>>, node: u64) -> Self {
         let expiring = ExpiryTree::default();
-        Self {
-            representative,
-            node,
-            members: 0,
-            idle: 0,
-            head: NIL,
-            tail: NIL,
-            unordered: Vec::new(),
-            expiring: expiring,
-        }
+        Self { representative, node, members: 0, idle: 0, head: NIL, tail: NIL, unordered: Vec::new(), expiring }
     }
 }
 
