@@ -20,7 +20,7 @@ use crate::model::{Fence, Millis};
 /// Number of maps that keys are spread over by hash.
 const STRIPE_COUNT: usize = 64;
 
-type Stripe = HashMap<u64, Fence, BuildHasherDefault<PrehashedHasher>>;
+type FenceStripe = HashMap<u64, Fence, BuildHasherDefault<PrehashedHasher>>;
 
 /// Period after a start in which lost claims are readopted, with the keys whose claims ended meanwhile.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub struct AdoptionWindow {
     late_workers_until_ms: AtomicU64,
     /// Number of further keys that may be recorded.
     free_entries: AtomicUsize,
-    stripes: Box<[Mutex<Stripe>]>,
+    stripes: Box<[Mutex<FenceStripe>]>,
 }
 
 impl Default for AdoptionWindow {
@@ -118,12 +118,12 @@ impl AdoptionWindow {
             return;
         }
         for stripe in &self.stripes {
-            *stripe.lock() = Stripe::default();
+            *stripe.lock() = FenceStripe::default();
         }
         tracing::info!(reason, "stopped readopting lost claims");
     }
 
-    fn stripe(&self, hash: u64) -> MutexGuard<'_, Stripe> {
+    fn stripe(&self, hash: u64) -> MutexGuard<'_, FenceStripe> {
         // Uses other bits of the hash than the map inside the stripe.
         self.stripes[(hash >> 32) as usize % STRIPE_COUNT].lock()
     }

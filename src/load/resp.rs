@@ -9,7 +9,7 @@ use super::http::HttpTargetClient;
 use super::http_calls::target_error;
 use super::resp_pipeline::{RespPipeline, RespValue, WriteMode, encode_command};
 use super::stats::TargetError;
-use super::target::Multiplexing;
+use super::target::ConnectionSharing;
 use hotpool::model::{ClaimId, Fence};
 
 /// Largest number of words in a command's options, apart from its keys.
@@ -33,12 +33,12 @@ impl RespTargetClient {
     pub async fn open(
         address: &str,
         pool: &str,
-        multiplexing: Multiplexing,
+        multiplexing: ConnectionSharing,
         http: Arc<HttpTargetClient>,
     ) -> Result<Self, TargetError> {
         let mode = match multiplexing {
-            Multiplexing::Single => WriteMode::Immediate,
-            Multiplexing::Multiplexed => WriteMode::Coalesced,
+            ConnectionSharing::Single => WriteMode::Immediate,
+            ConnectionSharing::Multiplexed => WriteMode::Coalesced,
         };
         let (claims, releases) = (RespPipeline::open(address, mode).await?, RespPipeline::open(address, mode).await?);
         claims.execute(&[b"PING"]).await?;

@@ -17,7 +17,7 @@ use super::processes::{self, GeneratorId, GeneratorReport};
 use super::report::{self, LoadReport};
 use super::scenario::{RedisFailover, WorkerChurn};
 use super::stats::{self, ClientStats};
-use super::target::{LoadTarget, Multiplexing, run_tag};
+use super::target::{ConnectionSharing, LoadTarget, run_tag};
 use super::timeline::LoadTimeline;
 use super::url::TargetUrl;
 use hotpool::limits::BATCH_ITEMS_MAX;
@@ -62,10 +62,10 @@ pub enum ArrivalModel {
 
 impl RunPlan {
     /// Tells whether one connection carries several outstanding requests.
-    fn multiplexing(&self, arrivals: &ArrivalModel) -> Multiplexing {
+    fn multiplexing(&self, arrivals: &ArrivalModel) -> ConnectionSharing {
         match arrivals {
-            ArrivalModel::ClosedLoop(in_flight, _) if *in_flight <= self.clients => Multiplexing::Single,
-            _ => Multiplexing::Multiplexed,
+            ArrivalModel::ClosedLoop(in_flight, _) if *in_flight <= self.clients => ConnectionSharing::Single,
+            _ => ConnectionSharing::Multiplexed,
         }
     }
 

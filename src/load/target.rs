@@ -23,7 +23,7 @@ use hotpool::server::service;
 
 /// Number of requests that may be outstanding on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Multiplexing {
+pub enum ConnectionSharing {
     /// One request at a time.
     Single,
     /// Several requests at a time.
@@ -148,7 +148,7 @@ impl LoadTarget {
     ///
     /// # Errors
     /// Fails if the service does not accept a connection.
-    pub async fn connect(&self, multiplexing: Multiplexing) -> Result<TargetClient> {
+    pub async fn connect(&self, multiplexing: ConnectionSharing) -> Result<TargetClient> {
         Ok(match &self.kind {
             // Every client gets a pool name of its own: clones of one name would contend for its reference count.
             TargetKind::Inproc(scheduler) => TargetClient::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
@@ -157,7 +157,7 @@ impl LoadTarget {
                 TargetClient::Resp(opened.map_err(to_anyhow)?)
             }
             TargetKind::Http { origin, .. } => {
-                let multiplexed = multiplexing == Multiplexing::Multiplexed;
+                let multiplexed = multiplexing == ConnectionSharing::Multiplexed;
                 TargetClient::Http(HttpTargetClient::open(Arc::clone(origin), multiplexed).await?)
             }
             TargetKind::Grpc { authority, streams: true, .. } => {

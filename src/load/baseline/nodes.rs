@@ -7,7 +7,7 @@ use tokio::sync::OnceCell;
 
 use super::BaselineState;
 use crate::http_calls::target_error;
-use crate::resp_pipeline::{Replies, RespPipeline, RespValue, WriteMode, encode_command};
+use crate::resp_pipeline::{PipelineReplies, RespPipeline, RespValue, WriteMode, encode_command};
 use crate::stats::TargetError;
 
 /// Number of keys that a server examines for one page of a `SCAN`.
@@ -125,7 +125,11 @@ impl<'a> BaselineSession<'a> {
     }
 
     /// Sends several commands to one server at once: one round trip.
-    pub(super) async fn pipeline(&mut self, node: usize, commands: &[Vec<&[u8]>]) -> Result<Replies, TargetError> {
+    pub(super) async fn pipeline(
+        &mut self,
+        node: usize,
+        commands: &[Vec<&[u8]>],
+    ) -> Result<PipelineReplies, TargetError> {
         self.trips += 1;
         let connection = self.connections.connection(&self.base.nodes, node).await?;
         connection.call(commands.len(), |out| commands.iter().for_each(|words| encode_command(out, words))).await

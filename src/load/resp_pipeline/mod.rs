@@ -55,8 +55,8 @@ enum PipelineError {
     UnexpectedReply,
 }
 
-/// Replies of a call, one value per command.
-pub(super) type Replies = SmallVec<[RespValue; 1]>;
+/// PipelineReplies of a call, one value per command.
+pub(super) type PipelineReplies = SmallVec<[RespValue; 1]>;
 
 /// Pipelined connection that reconnects when it breaks.
 pub(super) struct RespPipeline {
@@ -94,8 +94,8 @@ struct PipelineState {
 
 struct PipelineWaiter {
     expected: usize,
-    replies: Replies,
-    done: oneshot::Sender<Result<Replies, TargetError>>,
+    replies: PipelineReplies,
+    done: oneshot::Sender<Result<PipelineReplies, TargetError>>,
 }
 
 impl RespPipeline {
@@ -117,7 +117,7 @@ impl RespPipeline {
         &self,
         commands: usize,
         encode: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<Replies, TargetError> {
+    ) -> Result<PipelineReplies, TargetError> {
         let connection = self.ensure_live().await?;
         let (done, reply) = oneshot::channel();
         {

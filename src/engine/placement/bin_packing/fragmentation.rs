@@ -201,7 +201,7 @@ impl FragmentationScorer {
 }
 
 /// Growth of fragmentation in steps, then the worker: less is better.
-type Rank = (i32, u32);
+type FragmentationRank = (i32, u32);
 
 /// Search for the best group of one request.
 pub(super) struct FragmentationSearch<'a> {
@@ -209,7 +209,7 @@ pub(super) struct FragmentationSearch<'a> {
     mix: &'a mut WorkloadMix,
     scores: &'a mut [CachedScore],
     fragmented: &'a mut [(u64, f64)],
-    best: Option<(Rank, u16)>,
+    best: Option<(FragmentationRank, u16)>,
 }
 
 impl FragmentationSearch<'_> {
@@ -255,7 +255,7 @@ impl FragmentationSearch<'_> {
     }
 }
 
-fn rank(growth: i32, worker: u32) -> Rank {
+fn rank(growth: i32, worker: u32) -> FragmentationRank {
     (growth, worker)
 }
 

@@ -20,7 +20,7 @@ use super::index_node::{CompactRequest, FANOUT, FreeBounds, IndexEntry, IndexNod
 pub type Key = (u32, u32);
 
 /// Sort key ([`FreeResources::sort_key`]) and number of an entry that was found.
-pub type Found = (u64, u32);
+pub type FoundEntry = (u64, u32);
 
 /// Index of free resources, in the order of the keys.
 #[derive(Debug)]
@@ -75,8 +75,8 @@ impl FreeIndex {
         &self,
         request: &ResourceRequest,
         passes: &mut impl FnMut(u32) -> bool,
-        best: Option<Found>,
-    ) -> Option<Found> {
+        best: Option<FoundEntry>,
+    ) -> Option<FoundEntry> {
         self.best_fit_below(self.root, self.height, &CompactRequest::of(request), passes, best)
     }
 
@@ -85,8 +85,8 @@ impl FreeIndex {
         &self,
         request: &ResourceRequest,
         passes: &mut impl FnMut(u32) -> bool,
-        best: Option<Found>,
-    ) -> Option<Found> {
+        best: Option<FoundEntry>,
+    ) -> Option<FoundEntry> {
         self.worst_fit_below(self.root, self.height, &CompactRequest::of(request), passes, best)
     }
 
@@ -229,8 +229,8 @@ impl FreeIndex {
         height: u32,
         request: &CompactRequest,
         passes: &mut impl FnMut(u32) -> bool,
-        mut best: Option<Found>,
-    ) -> Option<Found> {
+        mut best: Option<FoundEntry>,
+    ) -> Option<FoundEntry> {
         let node = &self.nodes[at as usize];
         let mut candidates = node.may_fit(request);
         while candidates != 0 {
@@ -255,8 +255,8 @@ impl FreeIndex {
         height: u32,
         request: &CompactRequest,
         passes: &mut impl FnMut(u32) -> bool,
-        mut best: Option<Found>,
-    ) -> Option<Found> {
+        mut best: Option<FoundEntry>,
+    ) -> Option<FoundEntry> {
         let node = &self.nodes[at as usize];
         let inverted = node.max_sort_key.map(|sort_key| !sort_key);
         let mut candidates = node.may_fit(request);
