@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use hotpool::admission::tenants::TenantRegistry;
+use hotpool::admission::quota_accounting::TenantRegistry;
 use hotpool::admission::wait_queue::{QueuedClaim, WaitState};
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::PoolChoice;

@@ -362,7 +362,10 @@ const ONLY_IN: &[(&str, &[&str])] = &[
         ],
     ),
     ("tokio::time", TIMERS),
-    ("use dashmap", &["src/admission/key_directory/", "src/persist/journal/mod.rs", "src/admission/tenants.rs"]),
+    (
+        "use dashmap",
+        &["src/admission/key_directory/", "src/persist/journal/mod.rs", "src/admission/quota_accounting.rs"],
+    ),
     ("api::http", &["src/api/http/"]),
     ("use axum", &["src/api/http/"]),
     ("use tonic", &["src/api/grpc/", "src/load/grpc"]),

@@ -10,5 +10,5 @@ pub mod dispatch;
 pub mod ended_claims;
 pub mod key_directory;
 pub mod pool_registry;
-pub mod tenants;
+pub mod quota_accounting;
 pub mod wait_queue;

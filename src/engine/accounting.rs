@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::placement::bin_packing::ResourceTotals;
-use super::workers::conditions::UnschedulableSummary;
+use super::workers::schedulability::UnschedulableSummary;
 use crate::model::{MaxCapacity, WorkerCapacity};
 
 /// Workers with one capacity vector.

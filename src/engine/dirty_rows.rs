@@ -12,7 +12,7 @@ use crate::persist::row::{self, ClaimRowRef, RowKind, ShardRow, WorkerRowRef};
 /// Changes of a shard: the sequence number of the last, and the rows that the journal has not taken. A worker's version
 /// and its dirty flag change here only.
 #[derive(Debug)]
-pub struct ChangeLog {
+pub struct RowChanges {
     seq: Seq,
     /// Number of changes of workers.
     worker_updates: u64,
@@ -25,7 +25,7 @@ pub struct ChangeLog {
     batch_start_seq: Seq,
 }
 
-impl ChangeLog {
+impl RowChanges {
     /// Starts after the change with this sequence number.
     pub const fn starting_at(seq: Seq) -> Self {
         Self { seq, worker_updates: 0, dirty: Vec::new(), removed: Vec::new(), batch_start_seq: Seq::MAX }

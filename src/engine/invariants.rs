@@ -4,7 +4,8 @@
 use super::NIL;
 use super::placement::bin_packing::{FleetIndex, ResourceTotals};
 use super::shard::Shard;
-use super::workers::conditions::{UnschedulableSummary, notes};
+use super::workers::liveness::notes;
+use super::workers::schedulability::UnschedulableSummary;
 use crate::model::MaxCapacity;
 use crate::model::unschedulable_bits;
 

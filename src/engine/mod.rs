@@ -61,7 +61,7 @@ pub use replay::{ResumePoint, ShardReplay};
 pub use shard::Shard;
 pub use shard_config::ShardConfig;
 pub use views::{ListedClaim, ListingSlice};
-pub use workers::conditions::UnschedulableSummary;
+pub use workers::schedulability::UnschedulableSummary;
 
 /// Null ordinal: no worker, no claim, end of a list.
 pub(crate) const NIL: u32 = u32::MAX;

@@ -8,11 +8,11 @@ use super::NIL;
 use super::accounting::WorkerUse;
 use super::claims::timestamps::ClaimTimestamps;
 use super::claims::{Claim, DisclosureFlags};
-use super::dirty_rows::ChangeLog;
+use super::dirty_rows::RowChanges;
 use super::event::ClaimHandle;
 use super::shard::{Shard, saturating_millis};
 use super::shard_config::ShardConfig;
-use super::workers::conditions::notes;
+use super::workers::liveness::notes;
 use crate::limits;
 use crate::model::GangRef;
 use crate::model::unschedulable_bits;
@@ -241,7 +241,7 @@ impl ShardReplay {
     /// Restores the shard's own row, and decides whether the stop before this start may have lost claims.
     fn resume_header(&mut self, resume: ResumePoint) {
         let (shard, header) = (&mut self.shard, &self.header);
-        shard.changes = ChangeLog::starting_at(resume.seq);
+        shard.changes = RowChanges::starting_at(resume.seq);
         shard.header_taken = *header;
         let fence_max = shard.claims.iter_from(0).map(|(_, claim)| claim.fence).fold(header.fence_max, Fence::max);
         shard.header = ShardRow { fence_max, ..*header };

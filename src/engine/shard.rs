@@ -11,7 +11,7 @@ use super::claims::gangs::GangTable;
 use super::claims::timestamps::ClaimTimestamps;
 use super::claims::{Claim, ClaimSlab, DisclosureFlags};
 use super::counters::ShardCounters;
-use super::dirty_rows::ChangeLog;
+use super::dirty_rows::RowChanges;
 use super::effect::{ClaimGrant, Effect, EndReason, EngineReply};
 use super::event::{ClaimHandle, Event};
 use super::placement::bin_packing::ResourceAllocation;
@@ -22,7 +22,7 @@ use super::placement::shared::SharedCapacity;
 use super::shard_config::ShardConfig;
 use super::timer_wheel::TimerWheel;
 use super::workers::WorkerTable;
-use super::workers::conditions::{LivenessTable, notes};
+use super::workers::liveness::{LivenessTable, notes};
 use crate::model::GangRef;
 use crate::model::{ClaimState, Fence, Millis};
 use crate::persist::row::ShardRow;
@@ -33,7 +33,7 @@ pub struct Shard {
     pub(super) config: ShardConfig,
     /// Wall clock minus engine time in milliseconds: dates claims.
     pub(super) unix_ahead_ms: i64,
-    pub(super) changes: ChangeLog,
+    pub(super) changes: RowChanges,
     pub(super) workers: WorkerTable,
     pub(super) claims: ClaimSlab,
     pub(super) idle_queue: IdleQueue,
@@ -71,7 +71,7 @@ impl Shard {
         let config = config.into();
         Self {
             unix_ahead_ms: 0,
-            changes: ChangeLog::starting_at(0),
+            changes: RowChanges::starting_at(0),
             workers: WorkerTable::default(),
             claims: ClaimSlab::new(),
             idle_queue: IdleQueue::new(config.policy),

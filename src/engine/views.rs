@@ -9,7 +9,7 @@ use super::effect::{ClaimGrant, WorkerSnapshot};
 use super::event::ClaimHandle;
 use super::placement::bin_packing::{MaxFree, ResourceTotals};
 use super::shard::Shard;
-use super::workers::conditions::UnschedulableSummary;
+use super::workers::schedulability::UnschedulableSummary;
 use crate::limits;
 use crate::model::{
     ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, MaxCapacity, Millis, ResourceUsage, Seq, WorkerId,

@@ -4,7 +4,54 @@ use std::sync::Arc;
 
 use crate::limits;
 use crate::model::request_error::RequestError;
-use crate::model::{ClaimSpec, PoolName, WorkerId, check_labels, check_name};
+use crate::model::{AckLevel, ClaimId, ClaimSpec, Millis, PoolName, WorkerId, affinity_hash, check_labels, check_name};
+
+/// Request for one worker.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// Identity of the claim to create.
+    pub id: ClaimId,
+    /// Pools that it may use.
+    pub pools: PoolChoice,
+    /// Hash of the affinity string ([`affinity_hash`]); by default that of the key.
+    pub affinity: u64,
+    /// Time for which the claim may stay unconfirmed, in milliseconds: at most the limit of every pool that it may
+    /// use; by default that of the pool that grants it. 0: active at once.
+    pub reserve_ms: Option<u64>,
+    /// Time for which it may stay active without a renewal, in milliseconds: at most the limit of every pool that it
+    /// may use; by default that of the pool that grants it, and without one as long as its worker lives.
+    pub ttl_ms: Option<u64>,
+    /// Stronger acknowledgement than the pool's; a weaker one is rejected.
+    pub ack: Option<AckLevel>,
+    /// Time for which it waits for capacity, in milliseconds; 0: not at all.
+    pub wait_ms: u64,
+    /// Further constraints; none: any worker will do.
+    pub constraints: Option<Box<ClaimConstraints>>,
+}
+
+impl ClaimRequest {
+    /// Creates a request for any worker, with the defaults of the pool.
+    #[must_use]
+    pub fn new(id: ClaimId, pools: impl Into<PoolChoice>) -> Self {
+        let affinity = affinity_hash(id.key());
+        Self {
+            id,
+            pools: pools.into(),
+            affinity,
+            reserve_ms: None,
+            ttl_ms: None,
+            ack: None,
+            wait_ms: 0,
+            constraints: None,
+        }
+    }
+
+    /// Longest time for which it waits, for preferred nodes or for any, in milliseconds; 0: not at all.
+    #[must_use]
+    pub fn max_wait_ms(&self) -> Millis {
+        self.wait_ms.max(self.constraints.as_ref().map_or(0, |constraints| constraints.preferred_wait_ms))
+    }
+}
 
 /// Pools that may grant a claim, all in the claim's namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]

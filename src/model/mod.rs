@@ -17,6 +17,7 @@ mod worker;
 
 pub use capacity::*;
 pub use claim::*;
+pub use claim_request::ClaimRequest;
 pub use demand::*;
 pub use explain::*;
 pub use names::*;

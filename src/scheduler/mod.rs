@@ -11,10 +11,12 @@ mod demand;
 mod explain;
 mod gangs;
 mod gather;
+#[cfg(feature = "internals")]
+mod injection;
 mod listing;
 pub mod ownership;
 mod pools;
-mod quotas;
+mod quota_settings;
 pub mod recovery;
 mod request_stream;
 mod watch;
@@ -331,57 +333,6 @@ impl Scheduler {
             metrics().shards(*state).set(f64::from(count));
         }
         pools.in_order().iter().map(|pool| Arc::clone(&pool.metrics)).collect()
-    }
-
-    /// Panics one shard, as fault injection for tests. No edge calls this.
-    #[doc(hidden)]
-    pub fn inject_panic(&self, pool: &PoolName, shard: u16) {
-        self.inject_panic_after(pool, shard, || {});
-    }
-
-    /// Panics one shard in a run after `step`, for tests that inject a competing step. No edge calls this.
-    #[doc(hidden)]
-    pub fn inject_panic_after(&self, pool: &PoolName, shard: u16, step: impl FnOnce() + Send + 'static) {
-        self.inject_step(pool, shard, |_| {
-            step();
-            panic!("injected fault")
-        });
-    }
-
-    /// Executes a step in the middle of a run of one shard, for tests that inject a competing step or an engine fault.
-    /// No edge calls this.
-    #[doc(hidden)]
-    pub fn inject_step(
-        &self,
-        pool: &PoolName,
-        shard: u16,
-        step: impl FnOnce(&mut crate::engine::Shard) + Send + 'static,
-    ) {
-        let step = crate::shard::InjectedStep(Box::new(step));
-        if let Some(pool) = self.shared.dispatch.pools.load().get(pool) {
-            let _ = pool.shards[shard as usize].push(crate::shard::Command::Inject(step));
-        }
-    }
-
-    /// Pool as a call holds it that looked it up before a competing step. No edge calls this.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn inject_pool(&self, pool: &PoolName) -> Option<Arc<Pool>> {
-        self.shared.dispatch.pools.load().get(pool).cloned()
-    }
-
-    /// Pauses one shard if it is not running, for tests that inject a competing step. No edge calls this.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn inject_busy(&self, pool: &crate::model::PoolName, shard: u16) -> Option<crate::shard::PausedShard> {
-        self.shared.dispatch.pools.load().get(pool)?.shards[shard as usize].pause()
-    }
-
-    /// Key directory, for tests that check for leaks.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn keys(&self) -> &KeyDirectory {
-        &self.shared.dispatch.keys
     }
 
     fn dispatch(&self) -> &Arc<ClaimDispatcher> {

@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 
 pub use self::prehashed::PrehashedHasher;
 use crate::admission::adoption::AdoptionWindow;
-use crate::admission::tenants::{QuotaLease, TenantRegistry};
+use crate::admission::quota_accounting::{QuotaLease, TenantRegistry};
 use crate::admission::wait_queue::QueuedClaim;
 use crate::engine::ClaimHandle;
 use crate::limits;

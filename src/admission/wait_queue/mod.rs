@@ -30,7 +30,7 @@ pub use self::fair_queue::{ArrivalNumber, FairQueue, QueueEntry};
 pub use self::gang::QueuedGang;
 pub use self::reservation::{CapacityReservation, ReservationRequest};
 use crate::admission::pool_registry::Pool;
-use crate::admission::tenants::Tenant;
+use crate::admission::quota_accounting::Tenant;
 use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimId, Millis};
 use crate::shard::PendingClaim;

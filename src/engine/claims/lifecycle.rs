@@ -7,7 +7,7 @@ use crate::engine::effect::{Effect, EndReason, EngineReply};
 use crate::engine::event::ClaimHandle;
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
-use crate::engine::workers::conditions::{TimedOutCleanup, notes};
+use crate::engine::workers::liveness::{TimedOutCleanup, notes};
 use crate::limits;
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Millis, TtlBounds};

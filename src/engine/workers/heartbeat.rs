@@ -24,7 +24,7 @@
 
 use smallvec::SmallVec;
 
-use super::conditions::{TimedOutCleanup, notes};
+use super::liveness::{TimedOutCleanup, notes};
 use crate::engine::NIL;
 use crate::engine::claims::timestamps::ClaimTimestamps;
 use crate::engine::claims::{Claim, DisclosureFlags};

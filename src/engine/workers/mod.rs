@@ -1,9 +1,10 @@
 //! Workers of a shard. The part that claims read is one cache line a worker; what only people and registrars read is
 //! behind a pointer, in the registration.
 
-pub(in crate::engine) mod conditions;
 pub(in crate::engine) mod heartbeat;
+pub(in crate::engine) mod liveness;
 pub(in crate::engine) mod registration;
+pub(in crate::engine) mod schedulability;
 
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ pub struct Worker {
     pub deleted: bool,
     /// Reasons why it is unschedulable ([`unschedulable_bits`](crate::model::unschedulable_bits)).
     pub unschedulable_bits: u8,
-    /// Bits that point to entries elsewhere ([`super::workers::conditions::notes`]).
+    /// Bits that point to entries elsewhere ([`super::workers::liveness::notes`]).
     pub lookup_flags: u8,
 }
 

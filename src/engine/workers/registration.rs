@@ -7,7 +7,7 @@ use crate::engine::accounting::WorkerUse;
 use crate::engine::effect::{Effect, EngineReply, WorkerSnapshot};
 use crate::engine::event::ReportedClaim;
 use crate::engine::shard::Shard;
-use crate::engine::workers::conditions::TimedOutCleanup;
+use crate::engine::workers::liveness::TimedOutCleanup;
 use crate::limits;
 use crate::model::unschedulable_bits;
 use crate::model::{Millis, WorkerId, WorkerRegistration, WorkerSpec};
