@@ -22,13 +22,13 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(37_519))]
+#[library_benchmark(config = at_most(34_116))]
 #[bench::run_of_64(hot_paths::idle())]
 fn claim(engine: Engine) -> Engine {
     hot_paths::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(38_785))]
+#[library_benchmark(config = at_most(35_373))]
 #[bench::run_of_64(hot_paths::idle())]
 fn batch(engine: Engine) -> Engine {
     hot_paths::batch(black_box(engine))
