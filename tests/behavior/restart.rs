@@ -51,10 +51,10 @@ async fn s06_a_damaged_shard_is_refused_by_name_and_the_others_serve() {
     let later = WorkerRow { version: 1 << 40, ..WorkerRow::default() };
     let no_fence = WorkerRow { claims: vec![claim_row("x", 0)], version: 1, ..WorkerRow::default() };
     let bad = [
-        (frame("bad", 1, &twice), "L1: worker bad holds 2 claims"),
+        (frame("bad", 1, &twice), "L1: worker bad has 2 claims"),
         (frame("bad", 9, &WorkerRow::default()), "row bad has unknown version 9"),
-        (frame("bad", 1, &later), "V1: a row is of 1099511627776"),
-        (frame("bad", 1, &no_fence), "worker bad holds a claim with fence 0"),
+        (frame("bad", 1, &later), "V1: a row has version 1099511627776"),
+        (frame("bad", 1, &no_fence), "worker bad has a claim with an invalid fence: 0"),
         (vec![1, 200, b'x'], "a row ends early"),
         (vec![77, 1, b'x'], "row of unknown kind 77"),
     ];

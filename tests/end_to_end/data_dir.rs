@@ -36,7 +36,7 @@ fn is_private(dir: &Path, names: &[&str]) {
 /// Returns the log lines that warn of a directory or file that others can read.
 fn warnings(dir: &Path) -> Vec<String> {
     let log = std::fs::read_to_string(dir.join("log")).unwrap();
-    log.lines().filter(|line| line.contains("can be read")).map(ToOwned::to_owned).collect()
+    log.lines().filter(|line| line.contains("can read or change")).map(ToOwned::to_owned).collect()
 }
 
 /// Creates a data directory as earlier versions left it, with everything in it open to all.

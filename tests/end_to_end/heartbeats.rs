@@ -60,7 +60,7 @@ fn w04_heartbeats_of_another_incarnation_are_rejected_and_change_nothing() {
     client.put(&path, &json!({"incarnation": 5})).expect(201);
     let held = hold(&mut client, "a", "w0");
     let before = get_worker(&mut client, "w0");
-    for (incarnation, parts) in [(4, "at least 5"), (0, "at least 5"), (6, "incarnation 5 is the last")] {
+    for (incarnation, parts) in [(4, "at least 5"), (0, "at least 5"), (6, "the last one registered is 5")] {
         let body = json!({"incarnation": incarnation, "seq": 99, "claims": []});
         let rejected = client.post(&format!("{path}:heartbeat"), &body);
         rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);

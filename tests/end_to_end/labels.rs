@@ -175,7 +175,7 @@ fn the_same_keys_are_accepted_on_every_edge_and_read_back_from_the_store() {
     let rejected = wire.reply_text("REGISTER ns/warm bad LABEL a/b/c x");
     assert!(rejected.starts_with("-BADREQ labels") && rejected.contains("a/b/c"), "{rejected}");
     server.cli(&format!("workers add ns/warm cli --label {ARCH}=amd64 --label {ZONE}=z2")).stdout();
-    server.cli("workers add ns/warm bad --label a/b/c=x").failed(64, &["a/b/c", "behind the slash"]);
+    server.cli("workers add ns/warm bad --label a/b/c=x").failed(64, &["a/b/c", "after the slash"]);
     let shown = server.cli(&format!("claims take ns/warm --selector {ARCH}=arm64 --key c"));
     assert_eq!(shown.row("worker"), ["worker", "arm"]);
     server.cli("claims release ns/c --current").stdout();

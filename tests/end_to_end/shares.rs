@@ -208,7 +208,7 @@ fn the_commands_claim_resources_and_show_them() {
     assert_eq!(resized.row("holds")[1..].join(" "), "memory 4Gi, gpu 2 a100 (cards 0,1)");
     assert_eq!(resized.row("fence"), created.row("fence"));
     server.cli("claims resize ns/a --current --gpu a100:3").failed(64, &["resources: "]);
-    server.cli("claims resize ns/a --current").failed(64, &["resources: is required"]);
+    server.cli("claims resize ns/a --current").failed(64, &["resources: must not be empty"]);
     server.cli("claims take ns/p --key b --gpu a100:1").failed(3, &["pool_exhausted"]);
     server.cli("claims take ns/p --key b").failed(64, &["resources: is required: the pool is shared"]);
     server.cli("claims resize ns/a --current --gpu a100:1:700").stdout();

@@ -87,7 +87,7 @@ fn wrong_usage_exits_with_64_and_a_hint() {
 #[test]
 fn help_is_no_error_and_has_examples() {
     for (line, parts) in [
-        ("--help", "Exit codes of the commands: 0 done; 1 an error"),
+        ("--help", "Exit codes of the commands: 0 success; 1 an error"),
         ("claims take --help", "hotpool claims take demo/warm --key job-1"),
         ("workers add --help", "--count 100 --prefix w-"),
         ("pools put --help", "hotpool pools put demo/warm"),

@@ -130,5 +130,5 @@ fn set_changes_single_fields() {
         .failed(64, &["labels cannot be set and reset at once"]);
     server.cli("pools set demo/warm --reset labels.").failed(64, &["labels. names no label", "labels.KEY"]);
     server.cli("pools set demo/none --ack memory").failed(4, &["pool not found"]);
-    server.cli("pools set demo/warm --shards 4").failed(3, &["never change"]);
+    server.cli("pools set demo/warm --shards 4").failed(3, &["must not change"]);
 }
