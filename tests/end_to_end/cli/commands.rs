@@ -65,7 +65,9 @@ fn a_pool_is_created_changed_shown_and_deleted() {
     assert_eq!(shown.row("3")[..2], ["3", "serving"]);
     assert_eq!(server.cli("pools show demo/warm -o json").json()["pool"]["shards"].as_array().unwrap().len(), 4);
 
-    server.cli("pools put demo/warm --shards 8").failed(3, &["shards", "must not change", "FAILED_PRECONDITION, state"]);
+    server
+        .cli("pools put demo/warm --shards 8")
+        .failed(3, &["shards", "must not change", "FAILED_PRECONDITION, state"]);
     server.cli("workers add demo/warm w1").stdout();
     server.cli("pools rm demo/warm").failed(3, &["1 workers", "FAILED_PRECONDITION, state"]);
     assert_eq!(server.cli("pools rm demo/warm --force").stdout(), "demo/warm removed\n");
