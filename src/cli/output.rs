@@ -54,7 +54,7 @@ pub fn print(text: &str) -> Result<(), CommandFailure> {
 /// Prints a value as one line of JSON.
 ///
 /// # Errors
-/// Errors are those of [`print`].
+/// Errors are those of [`fn@print`].
 pub fn print_json(value: &impl Serialize) -> Result<(), CommandFailure> {
     print(&serde_json::to_string(value).expect("answers are plain data"))
 }

@@ -471,7 +471,7 @@ impl PoolStatus {
     }
 }
 
-/// Result of [`WorkerCommand::Clear`] for a whole pool.
+/// Result of [`WorkerCommand::Clear`](super::WorkerCommand::Clear) for a whole pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClearResult {
     /// Number of workers that were cleared.

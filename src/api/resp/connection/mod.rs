@@ -70,7 +70,7 @@ pub(super) struct IdleConnection {
     stream: TcpStream,
     session: RespSession,
     version: RespVersion,
-    /// Claims that may have to be rolled back, as [`Connection`] has them.
+    /// Claims that may have to be rolled back, as [`RespConnection`] has them.
     undelivered: Option<UndeliveredClaims>,
     written: WrittenClaims,
 }

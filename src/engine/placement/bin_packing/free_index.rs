@@ -11,15 +11,15 @@
 //!
 //! The index works if the entries of a subtree are similar: then the largest amounts are nearly those of each. So the
 //! order is not that of weights, in which one with many cores is next to one with much memory, but a curve that keeps
-//! neighbours in all resources together ([`FreeResources::zorder_key`]).
+//! neighbours in all resources together (`FreeResources::zorder_key`).
 
 use super::free_resources::ResourceRequest;
 use super::index_node::{CompactRequest, FANOUT, FreeBounds, IndexEntry, IndexNode, argmin};
 
-/// Key of an entry: its point on the Z-order curve ([`FreeResources::zorder_key`]), and the caller's number for it.
+/// Key of an entry: its point on the Z-order curve (`FreeResources::zorder_key`), and the caller's number for it.
 pub type Key = (u32, u32);
 
-/// Sort key ([`FreeResources::sort_key`]) and number of an entry that was found.
+/// Sort key (`FreeResources::sort_key`) and number of an entry that was found.
 pub type FoundEntry = (u64, u32);
 
 /// Index of free resources, in the order of the keys.
