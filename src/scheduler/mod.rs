@@ -326,7 +326,7 @@ impl Scheduler {
         }
         metrics().quota_claims_pending.set(self.shared.dispatch.quota_waiting_len() as f64);
         metrics().set_store_lease(self.shared.dispatch.journal.lease().remaining_seconds());
-        metrics().adoption_open.set(if self.keys().adoption.is_open() { 1.0 } else { 0.0 });
+        metrics().adoption_open.set(if self.dispatch().keys.adoption.is_open() { 1.0 } else { 0.0 });
         metrics().ready.set(if self.readiness().ready { 1.0 } else { 0.0 });
         metrics().shards_max.set(self.shared.dispatch.settings.shards_max as f64);
         for (state, count) in ShardState::ALL.iter().zip(by_state) {
