@@ -25,7 +25,7 @@
 #![doc = concat!("```\n", include_str!("../docs/examples/embed.rs"), "```")]
 #![warn(missing_docs)]
 // What only tests, benches and the harness use is reached through the feature `internals`.
-#![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
+#![cfg_attr(not(all(feature = "internals", feature = "cli")), allow(dead_code, unused_imports))]
 
 #[cfg(feature = "internals")]
 #[doc(hidden)]
