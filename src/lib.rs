@@ -1,4 +1,4 @@
-//! Hotpool assigns work to warm workers from memory, and records every decision in a store without waiting for it.
+//! Hotpool assigns work to warm workers from memory, and records every decision in a store, by default before the answer leaves.
 //!
 //! ```text
 //! cli      commands for people and scripts: clients of a running service
@@ -18,9 +18,10 @@
 //!
 //! # Embedding
 //!
-//! With `default-features = false` the crate is the scheduler on the embedded store ([`persist::store::redb`]) or the memory store;
-//! the feature `redis` adds the Redis store, `server` the edges and the service, `cli` the program. What `internals` opens is
-//! for the tests and benches of this repository and may change at any time.
+//! With `default-features = false` the crate is the scheduler on the embedded store ([`persist::store::redb`]) or the
+//! memory store. The feature `redis` adds the Redis store, `client` the typed client of the HTTP API, `server` the edges
+//! and the service, `cli` the program. What `internals` opens is for the tests and benches of this repository and may
+//! change at any time.
 //!
 #![doc = concat!("```\n", include_str!("../docs/examples/embed.rs"), "```")]
 #![warn(missing_docs)]

@@ -18,7 +18,7 @@
 //! | `claims::gangs`, `resize` | all-or-nothing groups across shards; changes of their resources |
 //! | `workers`, `workers::registration` | the workers: added, replaced, deleted |
 //! | `workers::heartbeat` | reconciliation with what workers report |
-//! | `workers::conditions` | whether a worker is schedulable, alive and trusted |
+//! | `workers::liveness`, `workers::schedulability` | whether a worker is schedulable, alive and trusted |
 //! | [`placement`] | the worker for a claim: constraints, classes, reservations |
 //! | `placement::idle_queue`, `idle_classes` | in exclusive pools |
 //! | `placement::shared`, [`bin_packing`](placement::bin_packing) | in shared pools |

@@ -155,9 +155,6 @@ impl ShardReplay {
         if row.claims.len() > limit || (row.deleted && !row.claims.is_empty()) {
             return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));
         }
-        if !row.claims.is_empty() {
-            self.shard.accounting.occupy_idle(self.shard.workers.get(at).usage_index);
-        }
         // The first in the row is the head of the list, so it is linked last.
         row.claims.iter().rev().try_for_each(|claim| self.claim(at, claim))
     }
@@ -184,6 +181,8 @@ impl ShardReplay {
                 claim.gpu_mask
             ));
         }
+        let gang_shard = u16::try_from(claim.gang_shard)
+            .map_err(|_| format!("invalid home shard of a gang: {}", claim.gang_shard))?;
         let timestamps = match state {
             ClaimState::Reserved => ClaimTimestamps::reserved(claim.created_at_ms, saturating_millis(claim.reserve_ms)),
             _ => ClaimTimestamps::started(ClaimTimes::new(claim.created_at_ms, claim.activated_at_ms)),
@@ -204,9 +203,12 @@ impl ShardReplay {
             self.shard.restore_evicted(ordinal);
         }
         if claim.gang > 0 {
-            let shard = u16::try_from(claim.gang_shard)
-                .map_err(|_| format!("invalid home shard of a gang: {}", claim.gang_shard))?;
-            self.shard.gangs.add_member(ordinal, GangRef { id: claim.gang, pool: claim.gang_pool, shard });
+            self.shard.gangs.add_member(ordinal, GangRef { id: claim.gang, pool: claim.gang_pool, shard: gang_shard });
+        }
+        // Counted with the first claim that is linked: a row whose claims are all damaged leaves an idle worker.
+        let hot = self.shard.workers.get(at);
+        if hot.claim == NIL {
+            self.shard.accounting.occupy_idle(hot.usage_index);
         }
         if shared {
             self.shard.link_claim(ordinal, at, claim.gpu_mask);
@@ -336,6 +338,34 @@ impl ShardReplay {
         match self.first_error.or_else(|| self.shard.check().err().map(|violation| violation.to_string())) {
             None => Ok(self.shard),
             Some(error) => Err((error, Box::new(self.shard))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::model::PoolSpec;
+
+    /// Rows arrive in the order in which they were written, so a damaged one may be followed by others of its worker.
+    #[test]
+    fn s06_rows_after_a_damaged_claim_of_their_worker_are_replayed() {
+        let row = |claims| WorkerRow { claims, version: 1, ..WorkerRow::default() };
+        let no_fence = ClaimRow { tenant: "t".into(), key: "k".into(), ..ClaimRow::default() };
+        let no_shard = ClaimRow { fence: 5, gang: 9, gang_shard: 1 << 20, ..no_fence.clone() };
+        for damaged in [no_fence, no_shard] {
+            let mut rows = Vec::new();
+            for claims in [vec![damaged.clone()], vec![], vec![damaged]] {
+                row::put_frame(&mut rows, RowKind::Worker, "w", |out| row(claims).encode(out).unwrap());
+            }
+            row::put_deletion(&mut rows, RowKind::Worker, "w");
+            let mut replay = ShardReplay::new(&PoolSpec::default(), "ns", 0);
+            replay.rows(&rows);
+            assert!(replay.first_error.is_some(), "a damaged row is reported");
+            assert_eq!((replay.shard.accounting.workers(), replay.shard.accounting.busy()), (0, 0));
+            assert_eq!(replay.shard.claims.len(), 0);
         }
     }
 }

@@ -88,7 +88,7 @@ impl PoolChoice {
             return Err(RequestError::invalid("pools", message));
         }
         match (0..names.len()).find(|&i| names[..i].contains(&names[i])) {
-            Some(duplicate) => Err(RequestError::invalid(format!("pools[{duplicate}]"), "is given duplicate")),
+            Some(duplicate) => Err(RequestError::invalid(format!("pools[{duplicate}]"), "is given twice")),
             None => Ok(()),
         }
     }

@@ -131,7 +131,7 @@ impl<T> FairQueue<T> {
         let waiter = self.waiters.remove(&arrival)?;
         let QueueEntry { priority, tenant, request_class, due_ms, newcomer, .. } = waiter;
         self.unrank(request_class);
-        let member = self.tenants.get_mut(&tenant).expect("a waiter has a tenant");
+        let member = self.tenants.get_mut(&tenant).expect("a queued claim has a tenant");
         member.waiting -= 1;
         let class = self.classes.get_mut(&request_class).expect("a waiter has a shape");
         let subqueue = class.subqueues.get_mut(&(priority, tenant)).expect("a waiter has a lane");

@@ -144,8 +144,8 @@ impl GrpcEdge {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let reflection = builder().build_v1().expect("the build generates valid descriptors");
-        let reflection_alpha = builder().build_v1alpha().expect("the build generates valid descriptors");
+        let reflection = builder().build_v1().expect("the generated descriptors are valid");
+        let reflection_alpha = builder().build_v1alpha().expect("the generated descriptors are valid");
         let streams = Arc::new(Semaphore::new(limits::STREAMS_MAX));
         let handlers = Arc::new(GrpcHandlers {
             scheduler: scheduler.clone(),

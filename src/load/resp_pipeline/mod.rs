@@ -55,7 +55,7 @@ enum PipelineError {
     UnexpectedReply,
 }
 
-/// PipelineReplies of a call, one value per command.
+/// Replies of a call, one value per command.
 pub(super) type PipelineReplies = SmallVec<[RespValue; 1]>;
 
 /// Pipelined connection that reconnects when it breaks.

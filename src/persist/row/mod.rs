@@ -162,7 +162,7 @@ impl<'a> Iterator for RowFrames<'a> {
     }
 }
 
-fn put_frame(out: &mut Vec<u8>, kind: RowKind, id: &str, body: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn put_frame(out: &mut Vec<u8>, kind: RowKind, id: &str, body: impl FnOnce(&mut Vec<u8>)) {
     put_id(out, kind as u8, id);
     let len_at = out.len();
     out.extend_from_slice(&[0; 4]);

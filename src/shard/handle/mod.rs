@@ -455,7 +455,7 @@ impl ShardHandle {
         self.schedule.wake_needed().then(|| PausedShard::of(Arc::clone(self)))
     }
 
-    /// Installs the state of a new life.
+    /// Installs the runner of a shard that was started or restarted.
     pub(super) fn install_runner(&self, runner: ShardRunner) {
         *self.lock_runner() = Some(runner);
     }
