@@ -240,7 +240,7 @@ async fn balance(cluster: &Cluster) {
         let dir = TempDir::new().expect("a directory");
         let scheduler = scheduler(open(&cluster.url(), &dir), shards, AckLevel::Durable, 100_000).await;
         for master in &cluster.masters {
-            let _: () = master.ask(&["CONFIG", "RESETSTAT"]);
+            let _: () = master.query(&["CONFIG", "RESETSTAT"]);
         }
         pairs(&scheduler, 1_024, TIME).await;
         let figure = |section: &str, name: &str| -> Vec<f64> {
@@ -248,7 +248,7 @@ async fn balance(cluster: &Cluster) {
                 let line = text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned)).unwrap_or_default();
                 line.split(',').next().and_then(|n| n.trim().parse().ok()).unwrap_or(0.0)
             };
-            cluster.masters.iter().map(|master| read(master.ask(&["INFO", section]))).collect()
+            cluster.masters.iter().map(|master| read(master.query(&["INFO", section]))).collect()
         };
         for (what, values) in [
             ("writes", figure("commandstats", "cmdstat_fcall:calls=")),
@@ -352,7 +352,7 @@ async fn recovery(cluster: &Cluster, workers: usize) {
 
 fn flush(cluster: &Cluster) {
     for master in &cluster.masters {
-        let _: () = master.ask(&["FLUSHALL"]);
+        let _: () = master.query(&["FLUSHALL"]);
     }
 }
 

@@ -71,14 +71,14 @@ async fn fill(http: &Http, address: &str, workers: usize) {
 }
 
 fn fill_redis(redis: &servers::Server, members: usize) {
-    let _: () = redis.ask(&["FLUSHALL"]);
+    let _: () = redis.query(&["FLUSHALL"]);
     for first in (0..members).step_by(1_000) {
         let names: Vec<String> = (first..first + 1_000).map(|n| format!("w{n}")).collect();
         let words: Vec<&str> = ["SADD", "idle"].into_iter().chain(names.iter().map(String::as_str)).collect();
-        let _: i64 = redis.ask(&words);
+        let _: i64 = redis.query(&words);
     }
     // Values as long as the reply to a claim: a key, a fence, a worker.
-    let _: () = redis.ask(&["MSET", "b", "000000012345", "c", "12345678", "d", "w123456"]);
+    let _: () = redis.query(&["MSET", "b", "000000012345", "c", "12345678", "d", "w123456"]);
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -118,7 +118,7 @@ fn two_push_one_drains(max: usize) {
         }
         // ...and afterwards while it has been woken. Nothing is pushed any more: what is left now is left for ever.
         while port.run(max) {}
-        assert!(port.is_empty(), "a push was not seen, and nobody wakes the drainer");
+        assert!(port.is_empty(), "a push was not seen, and nothing wakes the drainer");
         let mut handled = port.handled.lock().unwrap().clone();
         handled.sort_unstable();
         assert_eq!(handled, [1, 2]);
@@ -168,7 +168,7 @@ fn q05_a_pusher_runs_the_shard_and_only_one_at_a_time() {
         for pusher in pushers {
             pusher.join().unwrap();
         }
-        assert_eq!(port.handled.lock().unwrap().len(), 2, "a push was not seen, and nobody runs the shard");
+        assert_eq!(port.handled.lock().unwrap().len(), 2, "a push was not seen, and nothing runs the shard");
         assert!(port.scheduled.wake_needed(), "asleep: the next push runs it");
     });
 }
@@ -188,7 +188,7 @@ fn j1_progress_of_the_store_is_seen() {
         port.run(8);
         store.join().unwrap();
         while port.run(8) {}
-        assert_eq!(port.seen.load(Ordering::Relaxed), 1, "the store moved on, and nobody looks");
+        assert_eq!(port.seen.load(Ordering::Relaxed), 1, "the store made progress, and no run sees it");
     });
 }
 
@@ -230,7 +230,7 @@ fn s18_a_renewal_is_seen() {
         port.run(8);
         owner.join().unwrap();
         while port.run(8) {}
-        assert_eq!(port.answered.load(Ordering::Relaxed), 1, "the lease holds, and nobody looks");
+        assert_eq!(port.answered.load(Ordering::Relaxed), 1, "the lease holds, and no run sees it");
         assert_eq!(port.lease.until_ns(), None, "for ever");
     });
 }
@@ -294,14 +294,14 @@ fn j2_a_change_that_is_handed_over_while_another_is_applied_counts_as_lag() {
             let lag = Arc::clone(&lag);
             thread::spawn(move || {
                 lag.mark_appended(20);
-                assert!(lag.since_ns().is_some(), "nobody has taken it");
+                assert!(lag.since_ns().is_some(), "it was not taken");
             })
         };
         lag.mark_applied();
         shard.join().unwrap();
         assert_eq!(lag.since_ns(), Some(20));
         lag.mark_in_flight();
-        assert_eq!(lag.since_ns(), Some(20), "on its way, so the store lacks it still");
+        assert_eq!(lag.since_ns(), Some(20), "in flight, so the store lacks it still");
         lag.mark_applied();
         assert_eq!(lag.since_ns(), None);
     });

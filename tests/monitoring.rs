@@ -38,7 +38,7 @@ fn promtool_accepts_the_configuration_and_the_tests_of_the_rules_pass() {
     promtool(&["test", "rules", "alerts_test.yml"]);
 }
 
-/// Names in a text that look like metrics of the service or the process.
+/// Names in a text that have the form of metrics of the service or the process.
 fn names(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .filter(|word| word.starts_with("hotpool_") || word.starts_with("process_"))
@@ -76,9 +76,9 @@ fn h04_rules_use_series_that_exist_before_the_first_count() {
         }
     }
     for outcome in ClaimOutcome::ALL.iter().filter(|outcome| outcome.visibility() == SeriesVisibility::WhenNeeded) {
-        let mut asked = rules.split("hotpool_claims_total{").skip(1).map(|after| after.split('}').next().unwrap());
+        let mut selected = rules.split("hotpool_claims_total{").skip(1).map(|after| after.split('}').next().unwrap());
         assert!(
-            !asked.any(|labels| labels.split(['"', '|']).any(|word| word == outcome.as_str())),
+            !selected.any(|labels| labels.split(['"', '|']).any(|word| word == outcome.as_str())),
             "{}",
             outcome.as_str()
         );

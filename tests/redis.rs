@@ -1,5 +1,5 @@
 //! Redis store on real servers and clusters. The behaviors about the contents of a store (S11, S12, S19, G1, and those of
-//! the journal) run here as well as on the embedded store, with another [`place`].
+//! the journal) run here as well as on the embedded store, with another [`store_location`].
 
 #[path = "behavior/adoption.rs"]
 mod adoption;
@@ -21,8 +21,6 @@ mod held_back;
 mod inspect;
 #[path = "behavior/journal.rs"]
 mod journal;
-#[path = "redis/place.rs"]
-mod place;
 #[path = "redis/relay.rs"]
 mod relay;
 #[path = "redis/scans.rs"]
@@ -33,6 +31,8 @@ mod server;
 #[allow(dead_code, reason = "shared with the crash campaigns, which use all of it")]
 #[path = "redis/servers.rs"]
 mod servers;
+#[path = "redis/store_location.rs"]
+mod store_location;
 #[path = "behavior/store_wait.rs"]
 mod store_wait;
 #[path = "redis/stores.rs"]

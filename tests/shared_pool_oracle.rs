@@ -2,12 +2,12 @@
 //! worker has the resources, nothing leaks, and the rows give the same shard. `PROPTEST_SEED` and the printed steps
 //! reproduce a run.
 
-#[path = "shared_pool_oracle/asks.rs"]
-mod asks;
 #[path = "shared_pool_oracle/drive.rs"]
 mod drive;
 #[path = "shared_pool_oracle/oracle.rs"]
 mod oracle;
+#[path = "shared_pool_oracle/steps.rs"]
+mod steps;
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
-use crate::asks::{Step, steps, wants};
 use crate::oracle::Harness;
+use crate::steps::{Step, steps, wants};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]

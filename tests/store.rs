@@ -54,12 +54,12 @@ fn drop_of(shard: ShardKey, at: u64) -> WriteBatch {
     WriteBatch { shard, from: at, to: at, kind: WriteKind::Drop }
 }
 
-async fn apply(store: &RedbStore, steps: &[WriteBatch]) -> Vec<WriteOutcome> {
-    store.apply(steps.to_vec()).await.expect("apply")
+async fn apply(store: &RedbStore, batches: &[WriteBatch]) -> Vec<WriteOutcome> {
+    store.apply(batches.to_vec()).await.expect("apply")
 }
 
-async fn one(store: &RedbStore, step: WriteBatch) -> WriteOutcome {
-    apply(store, &[step]).await[0]
+async fn one(store: &RedbStore, batch: WriteBatch) -> WriteOutcome {
+    apply(store, &[batch]).await[0]
 }
 
 async fn load(store: &RedbStore, shards: &[ShardKey]) -> Found {
@@ -258,7 +258,7 @@ async fn a_dropped_shard_stays_removed() {
     assert_eq!(state(&store, A).await, is(0, ""));
     drop(store);
     let store = opened(dir.path()).await;
-    assert_eq!(state(&store, A).await, is(0, ""), "neither its base nor its steps come back");
+    assert_eq!(state(&store, A).await, is(0, ""), "neither its snapshot nor its batches come back");
     assert_eq!(state(&store, B).await, is(1, "b"));
     assert_eq!(one(&store, rows(A, 0, 1, "again")).await, Applied);
     drop(store);
@@ -270,8 +270,8 @@ async fn s07_all_rows_survive_a_crash_and_the_restart_after_it() {
     let first = dir();
     let store = opened(first.path()).await;
     for n in 0..200 {
-        let steps = [rows(A, n, n + 1, "a"), rows(B, 2 * n, 2 * n + 2, "b")];
-        assert_eq!(apply(&store, &steps).await, [Applied; 2]);
+        let batches = [rows(A, n, n + 1, "a"), rows(B, 2 * n, 2 * n + 2, "b")];
+        assert_eq!(apply(&store, &batches).await, [Applied; 2]);
     }
     assert_eq!(one(&store, chunk(A, 1, 0, "[0]")).await, Applied);
     let crashed = copied(first.path());

@@ -34,7 +34,7 @@ pub struct ServiceOrigin {
     pool: PoolName,
     /// For calls of the set-up, which are not measured.
     client: Client,
-    /// `/v1/claims`, asked all the time.
+    /// `/v1/claims`, requested all the time.
     claims: RequestPath,
     claims_batch: RequestPath,
 }

@@ -94,20 +94,20 @@ impl HttpTargetClient {
     }
 
     /// Makes one claim over HTTP.
-    pub(super) async fn claim(&self, ask: ClaimInput) -> Result<ReceivedGrant, TargetError> {
-        let body = json(&new_claim(&ask, self.origin().pool()));
+    pub(super) async fn claim(&self, input: ClaimInput) -> Result<ReceivedGrant, TargetError> {
+        let body = json(&new_claim(&input, self.origin().pool()));
         let (status, answer) = self.call(Method::POST, self.origin().claims(), body).await?;
         if !status.is_success() {
             return Err(status_error(status, &answer));
         }
         let (fence, worker) = parse::<GrantReply<'_>>(&answer)?.into_grant()?;
-        Ok(ReceivedGrant { id: ask.id, fence, worker })
+        Ok(ReceivedGrant { id: input.id, fence, worker })
     }
 
     /// Makes many claims in one request. `gang`: all or none.
     pub(super) async fn claim_batch(
         &self,
-        asks: Vec<ClaimInput>,
+        inputs: Vec<ClaimInput>,
         gang: bool,
     ) -> Vec<Result<ReceivedGrant, TargetError>> {
         #[derive(Serialize)]
@@ -120,7 +120,7 @@ impl HttpTargetClient {
             #[serde(borrow)]
             items: Vec<GrantReply<'a>>,
         }
-        let items = asks.iter().map(|ask| new_claim(ask, self.origin().pool())).collect();
+        let items = inputs.iter().map(|input| new_claim(input, self.origin().pool())).collect();
         let answered = async {
             let mode = if gang { ClaimBatchMode::AllOrNothing } else { ClaimBatchMode::Independent };
             let body = json(&ClaimBatchBody { mode, items });
@@ -129,19 +129,19 @@ impl HttpTargetClient {
         };
         let outcomes = answered.await.and_then(|answer| {
             let items = parse::<ClaimBatchReply<'_>>(&answer)?.items;
-            if items.len() != asks.len() {
-                return Err(target_error(format!("{} outcomes for {} claims", items.len(), asks.len()), true));
+            if items.len() != inputs.len() {
+                return Err(target_error(format!("{} outcomes for {} claims", items.len(), inputs.len()), true));
             }
             Ok(items.into_iter().map(GrantReply::into_grant).collect::<Vec<_>>())
         });
         match outcomes {
             Ok(verdicts) => {
-                let grant = |(ask, verdict): (ClaimInput, Result<(Fence, u32), TargetError>)| {
-                    verdict.map(|(fence, worker)| ReceivedGrant { id: ask.id, fence, worker })
+                let grant = |(input, verdict): (ClaimInput, Result<(Fence, u32), TargetError>)| {
+                    verdict.map(|(fence, worker)| ReceivedGrant { id: input.id, fence, worker })
                 };
-                asks.into_iter().zip(verdicts).map(grant).collect()
+                inputs.into_iter().zip(verdicts).map(grant).collect()
             }
-            Err(failure) => asks.iter().map(|_| Err(failure.clone())).collect(),
+            Err(failure) => inputs.iter().map(|_| Err(failure.clone())).collect(),
         }
     }
 

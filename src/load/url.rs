@@ -71,7 +71,7 @@ impl FromStr for TargetUrl {
                 let http = authority(query.strip_prefix("http=").ok_or_else(wrong)?)?;
                 Ok(Self::Resp { address: address.to_string(), http: http.to_string() })
             }
-            // Where the service puts it unless told otherwise.
+            // Where the service puts it unless configured otherwise.
             ("resp", None) => {
                 let below = address.port_u16().and_then(|port| port.checked_sub(1)).ok_or_else(wrong)?;
                 Ok(Self::Resp { address: address.to_string(), http: format!("{}:{below}", address.host()) })

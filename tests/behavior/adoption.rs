@@ -1,4 +1,4 @@
-//! S19: a claim from before a crash that a worker reports is readopted only while nobody can have held its key since.
+//! S19: a claim from before a crash that a worker reports is readopted only while no other claim can have held its key since.
 //! Also run on Redis.
 
 use hotpool::limits;
@@ -7,7 +7,7 @@ use hotpool::model::{
     RunningClaim, WorkerCommand, WorkerId,
 };
 
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 use crate::world::{World, id, ids_on, name, request, spec, until, worker};
 
 /// Reservation time of the pools that acknowledge from memory.
@@ -60,10 +60,10 @@ async fn grant_again(world: &World, pool: &str) -> u64 {
     fence
 }
 
-/// Checks that the worker must stop `k`, however it reports it, and that nobody holds the key.
+/// Checks that the worker must stop `k`, however it reports it, and that the key is free.
 async fn assert_revoked(world: &World, worker_id: &str, lost: u64) {
-    let heard = report_claims(world, worker_id, &[("k", lost)]).await;
-    assert_eq!((heard.claims.len(), heard.stop), (0, running(&[("k", lost)])));
+    let response = report_claims(world, worker_id, &[("k", lost)]).await;
+    assert_eq!((response.claims.len(), response.stop), (0, running(&[("k", lost)])));
     let registration = RegistrationRequest { spec: worker(worker_id), claims: Some(running(&[("k", lost)])) };
     let registered = world.s.register(&name("p"), registration).await.unwrap();
     assert_eq!(registered.stop, running(&[("k", lost)]));
@@ -72,8 +72,8 @@ async fn assert_revoked(world: &World, worker_id: &str, lost: u64) {
 }
 
 async fn assert_readopted(world: &World, worker: &str, lost: u64) {
-    let heard = report_claims(world, worker, &[("k", lost)]).await;
-    assert_eq!((heard.claims.len(), heard.stop), (1, vec![]));
+    let response = report_claims(world, worker, &[("k", lost)]).await;
+    assert_eq!((response.claims.len(), response.stop), (1, vec![]));
     assert_eq!(world.held().await, [("k".to_owned(), worker.to_owned(), lost)]);
 }
 
@@ -99,9 +99,9 @@ async fn wait_restarted(world: &World) {
 async fn s19_a_key_granted_since_is_not_readopted_under_its_lost_fence() {
     let [a, b] = worker_per_shard();
     // The key is granted on another shard, in another pool, and as a member of a gang.
-    for way in ["shard", "pool", "gang"] {
+    for kind in ["shard", "pool", "gang"] {
         let (world, lost) = crashed(&a).await;
-        let later = match way {
+        let later = match kind {
             "shard" => {
                 world.add("p", &[&b]).await;
                 grant_again(&world, "p").await
@@ -165,9 +165,9 @@ async fn s19_a_lost_claim_is_not_readopted_two_restarts_later() {
 async fn s19_a_start_that_never_served_keeps_the_window_for_earlier_claims() {
     let [a, _] = worker_per_shard();
     let (world, lost) = about_to_crash(&a).await;
-    let place: Place = world.gate().copy().await;
-    place.open().take_over(uuid::Uuid::now_v7()).await.unwrap();
-    assert_readopted(&World::on(place.copy()).await, &a, lost).await;
+    let location: StoreLocation = world.gate().copy().await;
+    location.open().take_over(uuid::Uuid::now_v7()).await.unwrap();
+    assert_readopted(&World::on(location.copy()).await, &a, lost).await;
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn s19_nothing_is_readopted_after_every_suspect_worker_has_reported() {
     world.pass(RESERVE_MS).await;
     assert!(world.s.keys().adoption.is_open(), "it may still name what it runs");
     report_claims(&world, &a, &[]).await;
-    until("nobody is waited for", async || {
+    until("no worker is waited for", async || {
         world.pass(5).await;
         !world.s.keys().adoption.is_open()
     })

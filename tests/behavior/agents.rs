@@ -59,7 +59,7 @@ async fn w10_a_claim_that_is_never_reported_ends_after_the_grace_and_frees_its_w
         };
         world.heartbeat("w", Some(&[])).await;
         world.report_for(1_800, &[]).await;
-        assert_eq!(world.state("k").await, ClaimState::Active, "it may be on its way to the worker");
+        assert_eq!(world.state("k").await, ClaimState::Active, "the grant may not have reached the worker yet");
         world.report_for(200, &[]).await;
         assert_eq!(world.s.get_claim(&id("k")).await, Err(GONE), "confirmed by its holder: {confirmed}");
         assert_eq!((world.counts("p").await, world.view_worker("w").await.trust), ((1, 0, 0), TrustState::Trusted));
@@ -296,22 +296,22 @@ async fn w09_an_ignored_heartbeat_says_so_and_what_it_has_to_exceed() {
     assert_eq!((late_for(7).await, late_for(6).await, late_for(7).await), (None, Some(7), None));
     world.register_again().await;
     assert_eq!((late_for(1).await, late_for(2).await), (None, None));
-    // The number precedes the registration and arrives after it: it counts, and the sender of the next one is told.
+    // The number precedes the registration and arrives after it: it counts, and the response to the next one says so.
     assert_eq!((late_for(1_004).await, late_for(3).await, late_for(1_005).await), (None, Some(1_004), None));
     let pair = [3, 1_006].map(|seq| (w(), numbered(seq, named)));
-    let heard = world.s.heartbeat_batch(&name("p"), pair.to_vec()).await.unwrap();
-    let heard: Vec<_> = heard.into_iter().map(|heard| heard.unwrap().superseded_by).collect();
-    assert_eq!(heard, [Some(1_005), None]);
+    let responses = world.s.heartbeat_batch(&name("p"), pair.to_vec()).await.unwrap();
+    let responses: Vec<_> = responses.into_iter().map(|response| response.unwrap().superseded_by).collect();
+    assert_eq!(responses, [Some(1_005), None]);
 }
 
 #[tokio::test]
 async fn q12_a_cordoned_worker_is_kept_and_a_draining_one_is_not() {
     let world = World::on_store().await;
     world.pool("p", PoolSpec { lost_keep_ms: 1_000, ..quick() }, &["w", "v"]).await;
-    let steer =
+    let command_worker =
         async |id: &str, verb| world.s.command_worker(&name("p"), &WorkerId::new(id).unwrap(), verb).await.unwrap();
-    steer("w", WorkerCommand::Cordon).await;
-    steer("v", WorkerCommand::Drain).await;
+    command_worker("w", WorkerCommand::Cordon).await;
+    command_worker("v", WorkerCommand::Drain).await;
     world.heartbeat("w", None).await;
     world.heartbeat("v", None).await;
     world.pass(1_000).await;
@@ -319,16 +319,16 @@ async fn q12_a_cordoned_worker_is_kept_and_a_draining_one_is_not() {
     assert_eq!(world.shards("p").await[0].workers, 1, "a cordon outlives the lives of a worker, and a drain does not");
     assert_eq!(world.view_worker("w").await.liveness, LivenessState::Lost);
     // A later cordon keeps the worker too; without it the time starts over.
-    steer("w", WorkerCommand::Uncordon).await;
+    command_worker("w", WorkerCommand::Uncordon).await;
     world.pass(900).await;
-    steer("w", WorkerCommand::Cordon).await;
+    command_worker("w", WorkerCommand::Cordon).await;
     world.pass(900).await;
-    steer("w", WorkerCommand::Uncordon).await;
+    command_worker("w", WorkerCommand::Uncordon).await;
     world.pass(900).await;
     world.stored("p").await;
     let world = world.crashed().await;
     world.pass(999).await;
-    assert_eq!(world.shards("p").await[0].workers, 1, "a restart begins it anew, too");
+    assert_eq!(world.shards("p").await[0].workers, 1, "a restart resets it, too");
     world.pass(1).await;
     assert_eq!(world.shards("p").await[0].workers, 0);
 }

@@ -8,7 +8,7 @@ use hotpool::model::{
     PlacementPolicy, PoolSpec, RunningClaim, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{asking, cpu, shared, sized};
+use crate::sharing::{cpu, request_for, shared, sized};
 use crate::world::{FULL, World, done, id, ids_on, name, request, spec, until, worker};
 
 const HOUR: u64 = 3_600_000;
@@ -122,8 +122,8 @@ async fn c16_a_worker_that_reports_a_reserved_claim_activates_it() {
     world.shift(HOUR.cast_signed()).await;
     let named = vec![RunningClaim { id: taken.id.clone(), fence: taken.fence }];
     let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(named) };
-    let heard = world.s.heartbeat(&name("p"), &WorkerId::new("w").unwrap(), beat).await.unwrap();
-    let times = heard.claims[0].times;
+    let response = world.s.heartbeat(&name("p"), &WorkerId::new("w").unwrap(), beat).await.unwrap();
+    let times = response.claims[0].times;
     assert!(
         times.created_at_ms() == taken.times.created_at_ms()
             && is_after(times.activated_at_ms(), times.created_at_ms(), 1)
@@ -139,7 +139,7 @@ async fn c16_resized_evicted_and_gang_claims_keep_their_timestamps() {
     let workers = ids_on(0, 2, 1, "w").into_iter().chain(ids_on(1, 2, 1, "w"));
     world.shared(pool, workers.map(|id| sized(&id, 4_000, None)).collect()).await;
     let member = |key: &str| {
-        let mut request = ClaimRequest { reserve_ms: None, ..asking("p", key, &cpu(3_000)) };
+        let mut request = ClaimRequest { reserve_ms: None, ..request_for("p", key, &cpu(3_000)) };
         request.constraints.as_mut().unwrap().spec.preemptible = true;
         request
     };
@@ -153,7 +153,7 @@ async fn c16_resized_evicted_and_gang_claims_keep_their_timestamps() {
     let resized = world.s.resize(&claims[0].id, claims[0].fence, cpu(4_000)).await.unwrap();
     assert_eq!(resized.times, claims[0].times);
     let confirmed = world.s.confirm(&claims[1].id, claims[1].fence).await.unwrap().times;
-    let mut urgent = ClaimRequest { wait_ms: 60_000, ..asking("p", "urgent", &cpu(4_000)) };
+    let mut urgent = ClaimRequest { wait_ms: 60_000, ..request_for("p", "urgent", &cpu(4_000)) };
     urgent.constraints.as_mut().unwrap().spec.priority = 9;
     let begun = world.begin_request(urgent).await;
     until("one is evicted", async || world.all_held().await.iter().any(|claim| claim.evicted)).await;
@@ -223,7 +223,7 @@ async fn c16_new_limits_apply_to_later_claims() {
     let held = world.s.claim(active(request("p", "held"))).await.unwrap().claim;
     assert_eq!(held.expires_at_ms, None);
     let waits = |key: &str, ttl_ms| active(ClaimRequest { wait_ms: HOUR, ttl_ms, ..request("p", key) });
-    let asks = world.begin_request(waits("asks", Some(50_000))).await;
+    let requested = world.begin_request(waits("requested", Some(50_000))).await;
     until("it waits", async || world.s.waiting(&name("p")) == 1).await;
     let says_none = world.begin_request(waits("none", None)).await;
     until("both wait", async || world.s.waiting(&name("p")) == 2).await;
@@ -238,7 +238,7 @@ async fn c16_new_limits_apply_to_later_claims() {
     put(None, Some(15_000)).await;
     assert_eq!(left(None).await, Some(15_000), "but no longer than it may");
     world.s.release(&held.id, held.fence).await.unwrap();
-    assert_eq!(done(asks).await, Err(too_long(15_000)), "it asked when more was allowed");
+    assert_eq!(done(requested).await, Err(too_long(15_000)), "it was requested when more was allowed");
     let taken = done(says_none).await.unwrap().claim;
     assert_eq!(world.remaining_of(&taken), Some(15_000));
     assert_eq!(world.s.keys().pending_len(), 0);
@@ -272,7 +272,8 @@ async fn c16_a_gang_member_may_not_exceed_the_limits_of_its_pool() {
     let left: Vec<_> = outcomes.iter().map(|taken| world.remaining_of(&taken.as_ref().unwrap().claim)).collect();
     assert_eq!(left, [Some(20_000), Some(5_000)]);
     let spec = ClaimSpec::default();
-    let ask = Some(Box::new(ClaimConstraints { spec, require_same_resources: true, ..ClaimConstraints::default() }));
-    let again = ClaimRequest { constraints: ask, ..member("a", Some(20_001)) };
+    let constraints =
+        Some(Box::new(ClaimConstraints { spec, require_same_resources: true, ..ClaimConstraints::default() }));
+    let again = ClaimRequest { constraints: constraints, ..member("a", Some(20_001)) };
     assert_eq!(world.s.claim(again).await, Err(too_long(20_000)), "also of a key that is held");
 }

@@ -1,4 +1,4 @@
-//! Batches of claims on shared workers: each item has its own outcome, each shard is asked once, each worker updated
+//! Batches of claims on shared workers: each item has its own outcome, each shard gets one request, each worker updated
 //! once.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{PlacementPolicy, WorkerId};
 
-use crate::sharing::{asking, cards, cpu, shared, sized};
+use crate::sharing::{cards, cpu, request_for, shared, sized};
 use crate::world::{World, done, ids_on};
 
 #[tokio::test]
@@ -16,7 +16,7 @@ async fn b01_a_bad_item_affects_no_other_and_the_order_is_kept() {
         .shared(shared(4, PlacementPolicy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 2_000, None)).collect())
         .await;
     let (bad, good) = (cards(&["T4"], 2, 500), cpu(1_000));
-    let batch = (0..9).map(|i| asking("p", &format!("k{i}"), if i % 4 == 1 { &bad } else { &good })).collect();
+    let batch = (0..9).map(|i| request_for("p", &format!("k{i}"), if i % 4 == 1 { &bad } else { &good })).collect();
     let outcomes = world.s.claim_batch(batch).await;
     for (i, outcome) in outcomes.iter().enumerate() {
         match outcome {
@@ -40,15 +40,15 @@ async fn b01_a_claim_that_loses_its_first_choice_gets_a_second_in_the_same_call(
     let mut lost = 0;
     for round in 0..24 {
         let busy = world.busy("p").await;
-        let mut first = asking("p", &format!("first{round}"), &cpu(4_000));
+        let mut first = request_for("p", &format!("first{round}"), &cpu(4_000));
         first.constraints.as_mut().unwrap().worker = Some(WorkerId::new(&small).unwrap());
         let first = world.begin_request_alone(first);
         let s = world.s.clone();
-        let batch = (0..2).map(|i| asking("p", &format!("k{round}-{i}"), &cpu(4_000))).collect();
+        let batch = (0..2).map(|i| request_for("p", &format!("k{round}-{i}"), &cpu(4_000))).collect();
         tokio::task::yield_now().await;
         let second = tokio::spawn(async move { s.claim_batch(batch).await });
         // The first claim, and the batch in one command or two.
-        busy.until_asked_at_least(2).await;
+        busy.until_queued_at_least(2).await;
         let first = done(first).await.unwrap().claim;
         let taken = done(second).await;
         assert!(taken.iter().all(Result::is_ok), "round {round}: {taken:?}");
@@ -69,7 +69,7 @@ async fn b03_a_hundred_claims_on_twenty_workers_update_twenty_workers() {
     let before: BTreeMap<String, u64> = world.rows("p").await.into_iter().map(|row| (row.0, row.2)).collect();
     let seq = |shards: &[hotpool::model::ShardStatus]| shards.iter().map(|shard| shard.seq).sum::<u64>();
     let changes = seq(&world.shards("p").await);
-    let batch = (0..100).map(|i| asking("p", &format!("k{i}"), &cpu(1_000))).collect();
+    let batch = (0..100).map(|i| request_for("p", &format!("k{i}"), &cpu(1_000))).collect();
     assert_eq!(world.s.claim_batch(batch).await.iter().flatten().count(), 100);
     assert_eq!(seq(&world.shards("p").await) - changes, 20, "each change is one row");
     let after = world.rows("p").await;

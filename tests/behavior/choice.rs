@@ -95,7 +95,7 @@ async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() 
         {
             let again = world.s.claim(request_with("p", "k", constraints)).await.unwrap();
             assert_eq!((again.created, again.claim.fence), (false, first.claim.fence));
-            assert_eq!(again.claim.spec.as_ref().unwrap().resources, cpu(1_000).into(), "as it was asked for");
+            assert_eq!(again.claim.spec.as_ref().unwrap().resources, cpu(1_000).into(), "as it was requested");
         }
         for constraints in [must_match(cpu(4_000)), must_match(WorkerCapacity::default())] {
             assert!(matches!(
@@ -103,7 +103,7 @@ async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() 
                 Err(RequestError::FailedPrecondition(_))
             ));
         }
-        assert_eq!(world.counts("p").await, (3, 1, u64::from(!confirmed)), "the ledger holds it once");
+        assert_eq!(world.counts("p").await, (3, 1, u64::from(!confirmed)), "the accounting counts it once");
         world.s.confirm(&id("k"), first.claim.fence).await.unwrap();
     }
     // A claim without resources matches a request without resources.
@@ -265,7 +265,7 @@ async fn p04_an_exhausted_pool_falls_back_to_the_next_in_order_and_to_no_other()
     // The reservation time is that of the granting pool: `b`'s ends first.
     world.pass(10_000).await;
     assert_eq!((world.counts("b").await, world.counts("a").await), ((1, 0, 0), (0, 2, 2)));
-    // The whole batch, filling each pool before the next is asked.
+    // The whole batch, filling each pool before the next is tried.
     world.pass(30_000).await;
     let all = listed(&["a", "b", "c"]);
     let answers = world.s.claim_batch((0..6).map(|i| plain(&format!("n{i}"), all.clone())).collect()).await;
@@ -280,26 +280,26 @@ async fn p04_an_exhausted_pool_falls_back_to_the_next_in_order_and_to_no_other()
 }
 
 #[tokio::test]
-async fn p04_an_unavailable_pool_blocks_nobody_and_is_not_called_exhausted() {
+async fn p04_an_unavailable_pool_blocks_no_claim_and_is_not_called_exhausted() {
     let world = World::on_store().await;
-    world.pool("away", spec(1, AckLevel::Memory), &["a1", "a2"]).await;
+    world.pool("unavailable", spec(1, AckLevel::Memory), &["a1", "a2"]).await;
     world.pool("b", spec(1, AckLevel::Memory), &["b1"]).await;
-    let first = world.hold("away", "first").await;
-    world.stored("away").await;
+    let first = world.hold("unavailable", "first").await;
+    world.stored("unavailable").await;
     world.gate().hold_all();
     // According to its last published bound it has no idle worker.
-    world.hold("away", "tail").await;
-    world.s.inject_panic(&name("away"), 0);
-    until("it is away", async || world.shards("away").await[0].state == "loading").await;
-    let plain = |key: &str| ClaimRequest { pools: listed(&["away", "b"]), ..request("unused", key) };
+    world.hold("unavailable", "tail").await;
+    world.s.inject_panic(&name("unavailable"), 0);
+    until("it is loading", async || world.shards("unavailable").await[0].state == "loading").await;
+    let plain = |key: &str| ClaimRequest { pools: listed(&["unavailable", "b"]), ..request("unused", key) };
     assert_eq!(worker_of(&world, plain("k1")).await.as_deref(), Ok("b1"));
     assert_eq!(world.s.claim(plain("k2")).await, Err(LOADING));
-    let asked = from_pools(listed(&["away", "b"]), "k2", selecting("!zone"));
-    assert_eq!(world.s.claim(asked).await, Err(LOADING));
-    let large = from_pools(listed(&["away", "b"]), "k2", requiring(cpu(1)));
+    let by_selector = from_pools(listed(&["unavailable", "b"]), "k2", selecting("!zone"));
+    assert_eq!(world.s.claim(by_selector).await, Err(LOADING));
+    let large = from_pools(listed(&["unavailable", "b"]), "k2", requiring(cpu(1)));
     assert_eq!(world.s.claim(large).await, Err(LOADING), "who knows what it has");
     world.gate().open_gate();
-    until("it is back", async || world.shards("away").await[0].state == "serving").await;
+    until("it serves again", async || world.shards("unavailable").await[0].state == "serving").await;
     assert_eq!(world.s.claim(plain("k2")).await, Err(FULL));
     world.s.release(&id("first"), first).await.unwrap();
     assert!(worker_of(&world, plain("k2")).await.is_ok_and(|id| id.starts_with('a')));
@@ -361,7 +361,7 @@ async fn p06_held_claims_stay_valid_when_capacity_changes() {
     assert_eq!(same().await, Ok(fence));
     // Its labels change; the claim requested the old ones.
     add(&world, "p", vec![in_zone("w", "b")]).await;
-    assert_eq!(same().await, Err(RequestError::Unsatisfiable), "given back, and there is no worker for it");
+    assert_eq!(same().await, Err(RequestError::Unsatisfiable), "rolled back, and no worker fits it");
     assert_eq!(world.counts("p").await, (1, 0, 0));
 }
 
@@ -404,7 +404,7 @@ async fn w07_a_worker_gets_no_claim_for_resources_that_it_did_not_report() {
         worker_of(&world, request_with("p", &format!("k{n}"), requiring(resources))).await
     };
     let memory = WorkerCapacity { memory_bytes: 1, ..WorkerCapacity::default() };
-    assert_eq!(constraints(memory.clone()).await, Err(RequestError::Unsatisfiable), "nobody reported memory");
+    assert_eq!(constraints(memory.clone()).await, Err(RequestError::Unsatisfiable), "no worker reported memory");
     assert_eq!(constraints(WorkerCapacity { slots: 1, ..cpu(1) }).await, Err(RequestError::Unsatisfiable));
     let l4 = WorkerCapacity { gpu: Some(GpuCapacity { model: "L4".into(), count: 1 }), ..WorkerCapacity::default() };
     assert_eq!(constraints(l4).await, Err(RequestError::Unsatisfiable), "another model");
@@ -431,7 +431,7 @@ async fn w07_a_worker_gets_no_claim_for_resources_that_it_did_not_report() {
     assert_eq!(worker_of(&world, request_with("empty", "k", requiring(memory))).await, Err(FULL));
 }
 
-/// N1 for claims with constraints: in each zone one more worker is free than is ever requested, and no claim is told
+/// N1 for claims with constraints: in each zone one more worker is free than is ever requested, and no reply says
 /// that there is none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn n1_a_matching_worker_that_stays_free_is_found() {

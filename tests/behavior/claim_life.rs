@@ -85,7 +85,7 @@ async fn w05_a_cleared_suspect_makes_a_late_finish_harmless() {
     let world = world.restarted().await;
     assert_eq!(world.view_worker("w").await.trust, TrustState::Suspect, "a restart does not clean it");
     world.s.release(&id("k"), fence).await.unwrap();
-    assert_eq!(world.claim("p", "x").await, Err(FULL), "nobody remembers whose clean-up that was");
+    assert_eq!(world.claim("p", "x").await, Err(FULL), "the clean-up is recorded for no claim");
     world.s.command_worker(&name("p"), &WorkerId::new("w").unwrap(), WorkerCommand::Clear).await.unwrap();
     let next = world.hold("p", "next").await;
     world.s.release(&id("k"), fence).await.unwrap();

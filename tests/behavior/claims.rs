@@ -169,7 +169,7 @@ async fn c06_a_stronger_acknowledgement_and_a_shorter_reservation_are_granted() 
     world.pass(99).await;
     assert_eq!(world.s.get_claim(&id("s")).await.unwrap().fence, short.claim.fence);
     world.pass(1).await;
-    until("it is swept", async || world.s.get_claim(&id("s")).await == Err(GONE)).await;
+    until("it expires", async || world.s.get_claim(&id("s")).await == Err(GONE)).await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use hotpool::model::{
     AckLevel, ClaimRequest, FilterReason, PlacementPolicy, PoolSpec, WorkerCommand, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{asking, cpu, shared, sized};
+use crate::sharing::{cpu, request_for, shared, sized};
 use crate::world::{FULL, World, id, ids_on, name, request, spec, until, worker};
 
 const MINUTE: u64 = 60_000;
@@ -44,8 +44,8 @@ async fn w11_a_worker_past_its_end_is_counted_as_ended() {
         world.s.register(&name("p"), WorkerSpec { expires_at_ms: Some(ends), ..worker(id) }).await.unwrap();
     }
     assert_eq!(world.states("p").await, counted([("idle", 4)]));
-    let ask = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };
-    let request = ClaimRequest { constraints: Some(Box::new(ask)), reserve_ms: Some(0), ..request("p", "k") };
+    let constraints = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };
+    let request = ClaimRequest { constraints: Some(Box::new(constraints)), reserve_ms: Some(0), ..request("p", "k") };
     let fence = world.s.claim(request).await.unwrap().claim.fence;
     // The end comes by itself: no request in between.
     world.pass(MINUTE).await;
@@ -83,9 +83,9 @@ async fn c11_a_reserved_worker_is_not_granted_to_a_claim_that_outlives_it() {
     let ends = world.clock.unix_ms() + 2 * MINUTE;
     world.s.register(&name("p"), WorkerSpec { expires_at_ms: Some(ends), ..worker("w") }).await.unwrap();
     let marked = |key, priority, preemptible| {
-        let mut ask = ClaimConstraints::default();
-        (ask.spec.priority, ask.spec.preemptible) = (priority, preemptible);
-        ClaimRequest { reserve_ms: Some(0), constraints: Some(Box::new(ask)), ..request("p", key) }
+        let mut constraints = ClaimConstraints::default();
+        (constraints.spec.priority, constraints.spec.preemptible) = (priority, preemptible);
+        ClaimRequest { reserve_ms: Some(0), constraints: Some(Box::new(constraints)), ..request("p", key) }
     };
     let victim = world.s.claim(marked("victim", 0, true)).await.unwrap().claim;
     let high = ClaimRequest { ttl_ms: Some(MINUTE), wait_ms: 9 * MINUTE, ..marked("high", 5, false) };
@@ -95,7 +95,7 @@ async fn c11_a_reserved_worker_is_not_granted_to_a_claim_that_outlives_it() {
     world.s.release(&victim.id, victim.fence).await.unwrap();
     world.quiet().await;
     assert!(!high.is_finished(), "the worker has less than a minute left");
-    assert_eq!(world.states("p").await, counted([("idle", 1)]), "and is kept for nobody");
+    assert_eq!(world.states("p").await, counted([("idle", 1)]), "and is reserved for no claim");
     high.abort();
 }
 
@@ -105,7 +105,7 @@ async fn w11_explain_counts_a_worker_that_is_reserved_for_another_claim() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
     let small = world.share("small", &cpu(1_000)).await.unwrap().claim;
-    let large = ClaimRequest { wait_ms: 10 * MINUTE, ..asking("p", "large", &cpu(4_000)) };
+    let large = ClaimRequest { wait_ms: 10 * MINUTE, ..request_for("p", "large", &cpu(4_000)) };
     let large = world.begin_request(large).await;
     until("the worker is kept", async || {
         world.pass(1_000).await;
@@ -115,7 +115,7 @@ async fn w11_explain_counts_a_worker_that_is_reserved_for_another_claim() {
         }
     })
     .await;
-    let explained = world.s.explain(asking("p", "other", &cpu(1))).await.unwrap();
+    let explained = world.s.explain(request_for("p", "other", &cpu(1))).await.unwrap();
     let survey = &explained.pools[0].survey;
     let ruled_out: Vec<_> = FilterReason::ALL
         .into_iter()

@@ -10,25 +10,25 @@ use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::scheduler::{DeleteMode, Scheduler};
 use hotpool::shard::{Command, ReplySender};
 
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 use crate::waiting::{one_full_worker, waiting};
 use crate::world::{LOADING, World, done, id, ids_on, name, request, spec, until, worker};
 
 /// Copies the store, with a row of the shard that cannot be read.
-async fn damaged(world: &World, shard: ShardKey) -> Place {
-    let place = world.gate().copy().await;
+async fn damaged(world: &World, shard: ShardKey) -> StoreLocation {
+    let location = world.gate().copy().await;
     {
-        let store = place.open();
+        let store = location.open();
         store.take_over(uuid::Uuid::now_v7()).await.unwrap();
         let loaded = store.load(vec![shard], Box::new(|_, _| {})).await.unwrap();
         let at = loaded[0].at.clone().unwrap();
         let mut rows = Vec::new();
         // The rows of a shard include no pools.
         put_deletion(&mut rows, RowKind::Pool, "1");
-        let step = WriteBatch { shard, from: at, to: at + 1, kind: WriteKind::Rows(rows.into()) };
-        assert_eq!(store.apply(vec![step]).await.unwrap(), [WriteOutcome::Ok]);
+        let batch = WriteBatch { shard, from: at, to: at + 1, kind: WriteKind::Rows(rows.into()) };
+        assert_eq!(store.apply(vec![batch]).await.unwrap(), [WriteOutcome::Ok]);
     }
-    place
+    location
 }
 
 async fn quota(world: &World, claims: u64) {
@@ -74,13 +74,13 @@ async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
     assert_eq!(after.claim(kept, key).await, Err(LOADING));
     assert_eq!(after.counts(kept).await, (1, 1, 1), "its worker is kept for it");
     after.s.delete_pool(&name(lost), DeleteMode::Force).await.unwrap();
-    until("it is given back", async || after.counts(kept).await == (2, 0, 0)).await;
+    until("the claim is rolled back", async || after.counts(kept).await == (2, 0, 0)).await;
     assert!(after.s.keys().tenants.in_use().is_empty());
     assert!(after.claim(kept, key).await.unwrap().created);
 }
 
 /// A shard is refused for good when the gang is recorded and not yet committed there: the member's key is unavailable,
-/// and nobody waits for it, until its pool is deleted.
+/// and no request waits for it, until its pool is deleted.
 #[tokio::test]
 async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_its_pool_is_deleted() {
     let world = World::on_store().await;
@@ -113,7 +113,7 @@ async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_i
     assert!(world.claim(home, key).await.unwrap().created);
 }
 
-/// A registration looks its pool up before the deletion counts the workers, and arrives after that: it is rejected, so
+/// A registration resolves its pool before the deletion counts the workers, and arrives after that: it is rejected, so
 /// that no worker is deleted silently.
 #[tokio::test]
 async fn s17_a_registration_after_a_deletion_counted_the_workers_is_rejected() {
@@ -143,7 +143,7 @@ async fn s17_a_pool_whose_creator_leaves_is_created_nevertheless() {
     world.gate().stopped().await;
     drop(making);
     world.gate().open_gate();
-    until("the pool is there", async || world.s.get_pool(&name("p")).await.is_ok()).await;
+    until("the pool exists", async || world.s.get_pool(&name("p")).await.is_ok()).await;
 }
 
 /// The home of a gang is deleted while its record waits for the store: nothing of the gang is left.
@@ -204,7 +204,7 @@ fn waits(pool: &str, key: &str) -> ClaimRequest {
     ClaimRequest { wait_ms: 600_000, ..request(pool, key) }
 }
 
-/// All claims that wait for a pool, for whatever reason and with whatever others, are told that it is gone.
+/// All claims that wait for a pool, for whatever reason and with whatever others, are rejected when it is deleted.
 #[tokio::test]
 async fn s17_all_claims_that_wait_for_a_deleted_pool_are_rejected() {
     let world = World::on_memory().await;
@@ -236,7 +236,7 @@ async fn s17_all_claims_that_wait_for_a_deleted_pool_are_rejected() {
     assert_eq!(quota_waiters(), 0);
 }
 
-/// The quota is held elsewhere, so the deletion frees none: the claims that wait are told nevertheless.
+/// The quota is held elsewhere, so the deletion frees none: the claims that wait are rejected nevertheless.
 #[tokio::test]
 async fn s17_claims_that_wait_for_a_quota_held_elsewhere_are_rejected_too() {
     let world = World::on_memory().await;
@@ -253,7 +253,7 @@ async fn s17_claims_that_wait_for_a_quota_held_elsewhere_are_rejected_too() {
     assert_eq!(done(gang).await, [Err(GONE)]);
 }
 
-/// The deletion of a pool releases quota before it is complete: claims that get it ask shards that no longer serve.
+/// The deletion of a pool releases quota before it is complete: claims that get it try shards that no longer serve.
 #[tokio::test]
 async fn s17_quota_released_by_a_deletion_is_of_no_use_in_the_same_pool() {
     let world = World::on_store().await;
@@ -288,10 +288,10 @@ async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_rejected() {
     let busy = world.busy("p").await;
     let scheduler = world.s.clone();
     let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
-    until("it is being looked at", async || busy.depth() == 1).await;
+    until("the request is in the mailbox", async || busy.depth() == 1).await;
     drop(busy);
     assert_eq!(done(deleting).await, Ok(()));
-    // The pool was looked up before, and its shards are asked after.
+    // The pool was resolved before, and its shards get the request after.
     let (reply, answer) = ReplySender::oneshot();
     pool.shards[0].push_or_reject(Command::GetWorker(WorkerId::new("w").unwrap(), reply));
     assert_eq!(answer.await.unwrap(), Err(GONE));
@@ -306,7 +306,7 @@ async fn h04_a_recreated_pool_counts_from_zero_whoever_still_has_the_old_one() {
     world.s.claim(request("p", "b")).await.unwrap();
     let of_pool = |outcome: &str| format!("hotpool_claims_total{{pool=\"ns/p\",outcome=\"{outcome}\"}} ");
     assert!(world.scrape().contains(&(of_pool("created") + "2\n")), "{}", world.scrape());
-    // The pool was looked up before it was deleted, and is counted in afterwards.
+    // The pool was resolved before it was deleted, and is counted in afterwards.
     let old = world.s.inject_pool(&name("p")).unwrap();
     world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
     old.metrics.claims(ClaimOutcome::Deadline).increment(1);

@@ -3,7 +3,7 @@
 use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PlacementPolicy, Quota, WorkerCommand, WorkerId};
 
-use crate::sharing::{asking, cpu, shared, sized};
+use crate::sharing::{cpu, request_for, shared, sized};
 use crate::waiting::{MINUTE, with_priority};
 use crate::world::{World, id, name, spec};
 
@@ -15,7 +15,7 @@ async fn demand_shows_queued_claims_and_the_workers_that_they_need() {
     world.share("h0", &cpu(4_000)).await.unwrap();
     world.share("h1", &cpu(2_000)).await.unwrap();
     assert_eq!(world.s.demand(&name("p")).await.unwrap().workers_needed, 0);
-    let wait = |key: String, amount| ClaimRequest { wait_ms: MINUTE, ..asking("p", &key, &cpu(amount)) };
+    let wait = |key: String, amount| ClaimRequest { wait_ms: MINUTE, ..request_for("p", &key, &cpu(amount)) };
     let mut waits = Vec::new();
     for n in 0..5 {
         waits.push(world.begin_queued(wait(format!("s{n}"), 1_000)).await);

@@ -62,7 +62,7 @@ async fn k1_a_duplicate_is_decided_by_itself_after_a_rejection() {
     let first = tokio::spawn(async move { first.claim(request("full", "k")).await });
     let second = world.s.clone();
     let second = tokio::spawn(async move { second.claim(request("free", "k")).await });
-    busy.until_asked(2).await;
+    busy.until_queued(2).await;
     done(taker).await.unwrap();
     assert_eq!(done(first).await, Err(FULL));
     let second = done(second).await.unwrap();

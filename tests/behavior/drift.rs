@@ -53,7 +53,7 @@ async fn l1_a_mismatch_of_resources_or_gpus_moves_the_gauge_until_it_is_repaired
         port.tick(world.clock.tick());
         tokio::task::yield_now().await;
     }
-    assert_eq!(port.runs(), runs, "nothing changes any more, so nothing is looked at");
+    assert_eq!(port.runs(), runs, "nothing changes any more, so no shard checks anything");
     for id in ["w1500", "w2999"] {
         world.s.delete_worker(&name("p"), &WorkerId::new(id).unwrap()).await.unwrap();
     }

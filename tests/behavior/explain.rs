@@ -25,8 +25,9 @@ fn request_for(pool: &str, key: &str, cpu_milli: u64, gpu: Option<(&[&str], u32,
         milli,
     });
     let resources = ResourceRequirements { cpu_milli, gpu, ..ResourceRequirements::default() };
-    let ask = ClaimConstraints { spec: ClaimSpec { resources, ..ClaimSpec::default() }, ..ClaimConstraints::default() };
-    ClaimRequest { reserve_ms: Some(0), constraints: Some(Box::new(ask)), ..request(pool, key) }
+    let constraints =
+        ClaimConstraints { spec: ClaimSpec { resources, ..ClaimSpec::default() }, ..ClaimConstraints::default() };
+    ClaimRequest { reserve_ms: Some(0), constraints: Some(Box::new(constraints)), ..request(pool, key) }
 }
 
 async fn enlist(world: &World, pool: &str, workers: Vec<WorkerSpec>) {
@@ -80,8 +81,8 @@ async fn p02_an_explanation_equals_the_result_of_the_claim() {
                 2 => Some((&["L4"], 1, 500)),
                 _ => None,
             };
-            let mut ask = request_for("p", &format!("k{n}"), 100 + 100 * dice.below(60), gpu);
-            let more = ask.constraints.as_mut().unwrap();
+            let mut claim_request = request_for("p", &format!("k{n}"), 100 + 100 * dice.below(60), gpu);
+            let more = claim_request.constraints.as_mut().unwrap();
             match dice.below(6) {
                 0 => more.selector = Some("zone in (z0,z9)".into()),
                 1 => more.nodes_required = vec!["n1".into()],
@@ -91,12 +92,12 @@ async fn p02_an_explanation_equals_the_result_of_the_claim() {
                 _ => {}
             }
             let free = world.counts("p").await;
-            let said = world.s.explain(ask.clone()).await.unwrap();
+            let said = world.s.explain(claim_request.clone()).await.unwrap();
             assert_eq!((world.counts("p").await, world.is_vacant(&format!("k{n}"))), (free, true));
             assert_eq!(said.pools.len(), 1);
             let survey = &said.pools[0].survey;
             assert_eq!((survey.workers, survey.fits + survey.filtered.iter().sum::<u64>()), (30, 30));
-            match (world.s.claim(ask.clone()).await, said.outcome) {
+            match (world.s.claim(claim_request.clone()).await, said.outcome) {
                 (Ok(taken), Ok(would)) => {
                     placed += 1;
                     assert!(survey.fits > 0, "{survey:?}");
@@ -108,10 +109,10 @@ async fn p02_an_explanation_equals_the_result_of_the_claim() {
                     }
                 }
                 (Err(refusal), Err(would)) => {
-                    assert_eq!((&would, survey.fits), (&refusal, 0), "{ask:?} {survey:?}");
+                    assert_eq!((&would, survey.fits), (&refusal, 0), "{claim_request:?} {survey:?}");
                     refused.insert(format!("{refusal:?}"));
                 }
-                (taken, would) => panic!("{taken:?} is not {would:?}: {ask:?} {survey:?}"),
+                (taken, would) => panic!("{taken:?} is not {would:?}: {claim_request:?} {survey:?}"),
             }
         }
         assert!(placed > 30 && refused.len() >= 4, "{placed} placed, {refused:?}");
@@ -128,9 +129,9 @@ async fn p02_p04_each_pool_shows_what_is_missing() {
     enlist(&world, "cpu", vec![sized("c", 4_000, None)]).await;
     // One GPU of each worker is held.
     let batch = (0..20).map(|i| {
-        let mut ask = request_for("gpu", &format!("k{i}"), 0, Some((&[], 1, 1_000)));
-        ask.constraints.as_mut().unwrap().worker = Some(WorkerId::new(&format!("g{i}")).unwrap());
-        ask
+        let mut claim_request = request_for("gpu", &format!("k{i}"), 0, Some((&[], 1, 1_000)));
+        claim_request.constraints.as_mut().unwrap().worker = Some(WorkerId::new(&format!("g{i}")).unwrap());
+        claim_request
     });
     assert!(world.s.claim_batch(batch.collect()).await.iter().all(Result::is_ok));
     let mut both = request_for("gpu", "both", 1_000, Some((&["T4"], 2, 1_000)));

@@ -118,12 +118,12 @@ async fn a_request_that_times_out_is_abandoned_and_its_claim_rolled_back() {
     assert_eq!(
         stream.free_capacity() + 2,
         hotpool::limits::STREAM_REQUESTS_MAX,
-        "its place is taken until the shard answers"
+        "its entry stays until the shard replies"
     );
-    busy.until_asked(2).await;
-    // The only worker went to the first claim, whose reply nobody reads.
+    busy.until_queued(2).await;
+    // The only worker went to the first claim, whose reply is not read.
     until("the second is answered", async || !completed(&mut stream).await.is_empty()).await;
-    until("the first is given back", async || world.counts("a").await == (1, 0, 0)).await;
+    until("the first is rolled back", async || world.counts("a").await == (1, 0, 0)).await;
     assert_eq!(stream.free_capacity(), hotpool::limits::STREAM_REQUESTS_MAX);
     world.is_clean().await;
 }
@@ -150,7 +150,7 @@ async fn claims_of_a_caller_that_leaves_are_rolled_back_wherever_they_are() {
     assert_eq!(world.s.claim_status(&id("waits")).await.map(|_| ()), Ok(()));
     drop(stream);
     world.gate().open_gate();
-    until("all but one are given back", async || {
+    until("all but one are rolled back", async || {
         world.quiet().await;
         world.counts("a").await == (1, 0, 0) && world.counts("b").await == (1, 1, 1)
     })
@@ -179,7 +179,7 @@ async fn unread_claims_are_rolled_back_even_when_the_mailbox_is_full() {
     assert_eq!(busy.depth(), MAILBOX_SLOTS);
     drop(stream);
     drop(busy);
-    until("it is given back", async || world.counts("a").await.0 == 1).await;
+    until("the claim is rolled back", async || world.counts("a").await.0 == 1).await;
     assert!(world.is_vacant("unread"));
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The invariant covers workers that stay free throughout the call. So each round knows how many workers are free at
 //! its start, makes fewer claims than that, and releases others at the same time: at least one of the free workers is
-//! never granted in the round, and no claim of the round may be told that the pool is exhausted.
+//! never granted in the round, and no claim of the round may be answered that the pool is exhausted.
 
 use hotpool::limits::CAPACITIES_MAX;
 use hotpool::model::request_error::RequestError;
@@ -10,7 +10,7 @@ use hotpool::model::{
     AckLevel, ClaimId, Fence, GpuCapacity, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{asking, cards, cpu};
+use crate::sharing::{cards, cpu, request_for};
 use crate::world::{FULL, World, done, name, request, spec, worker};
 
 const WORKERS: usize = 10_000;
@@ -54,7 +54,7 @@ async fn churn(free: usize, rounds: usize) {
     }
     assert_eq!(world.counts("p").await, (free as u64, (WORKERS - free) as u64, (WORKERS - free) as u64));
     assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (WORKERS - free, 0));
-    // When there is really none, the claim is told so.
+    // When there is really none, the reply says so.
     let requests = (0..=free).map(|i| request("p", &format!("last-{i}"))).collect();
     let answers = world.s.claim_batch(requests).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), free);
@@ -62,7 +62,7 @@ async fn churn(free: usize, rounds: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn n1_at_99_percent_busy_no_claim_is_told_that_the_pool_is_exhausted() {
+async fn n1_at_99_percent_busy_no_claim_is_rejected_as_exhausted() {
     churn(100, 40).await;
 }
 
@@ -99,24 +99,24 @@ async fn w07_a_request_above_every_worker_is_unsatisfiable_however_many_capaciti
             WorkerSpec { capacity, ..worker(&format!("w{number}")) }
         };
         world.enlist((0..WORKERS).map(of_number).collect()).await;
-        let mut asked = 0;
-        let mut ask = async |resources: ResourceRequirements| {
-            asked += 1;
-            let taken = world.s.claim(asking("p", &format!("k{asked}"), &resources)).await?;
+        let mut requested = 0;
+        let mut claim = async |resources: ResourceRequirements| {
+            requested += 1;
+            let taken = world.s.claim(request_for("p", &format!("k{requested}"), &resources)).await?;
             Ok(taken.claim.worker.spec.id.to_string())
         };
         let unsatisfiable = Err(RequestError::Unsatisfiable);
-        assert_eq!(ask(cpu(most_cpu + 1)).await, unsatisfiable, "{shards} shards");
-        assert_eq!(ask(ResourceRequirements { memory_bytes: most_memory + 1, ..nothing() }).await, unsatisfiable);
-        assert_eq!(ask(ResourceRequirements { slots: most_slots + 1, ..nothing() }).await, unsatisfiable);
-        assert_eq!(ask(cards(&[], 3, 1_000)).await, unsatisfiable);
+        assert_eq!(claim(cpu(most_cpu + 1)).await, unsatisfiable, "{shards} shards");
+        assert_eq!(claim(ResourceRequirements { memory_bytes: most_memory + 1, ..nothing() }).await, unsatisfiable);
+        assert_eq!(claim(ResourceRequirements { slots: most_slots + 1, ..nothing() }).await, unsatisfiable);
+        assert_eq!(claim(cards(&[], 3, 1_000)).await, unsatisfiable);
         let on_no_single_one = ResourceRequirements { memory_bytes: most_memory, ..cpu(most_cpu) };
-        assert_eq!(ask(on_no_single_one).await, Err(FULL), "amounts are not looked at together");
+        assert_eq!(claim(on_no_single_one).await, Err(FULL), "amounts are not combined");
         let largest = format!("w{}", WORKERS - 1);
-        assert_eq!(ask(cpu(most_cpu)).await, Ok(largest.clone()));
-        assert_eq!(ask(cards(&[], 2, 1_000)).await.as_deref(), Ok("w0"));
-        assert_eq!(ask(cpu(most_cpu)).await, Err(FULL), "one could, and is busy");
+        assert_eq!(claim(cpu(most_cpu)).await, Ok(largest.clone()));
+        assert_eq!(claim(cards(&[], 2, 1_000)).await.as_deref(), Ok("w0"));
+        assert_eq!(claim(cpu(most_cpu)).await, Err(FULL), "one fits, and is busy");
         world.s.delete_worker(&name("p"), &WorkerId::new(&largest).unwrap()).await.unwrap();
-        assert_eq!(ask(cpu(most_cpu)).await, unsatisfiable, "the largest has gone, of {shards} shards");
+        assert_eq!(claim(cpu(most_cpu)).await, unsatisfiable, "the largest has gone, of {shards} shards");
     }
 }

@@ -61,7 +61,7 @@ async fn b04_a_gang_whose_record_was_not_answered_is_committed_whole_or_not_at_a
     assert_eq!(after.held().await.len(), 4, "the gang is recorded: all of it or, had it been forgotten, none");
     // Without a crash it is rolled back, and everything is free.
     world.gate().open_gate();
-    until("it is given back", async || world.counts("p").await == (4, 0, 0)).await;
+    until("the gang is rolled back", async || world.counts("p").await == (4, 0, 0)).await;
     world.stored("p").await;
     world.is_clean().await;
     assert_eq!(world.gate().gang_rows(), 0);
@@ -88,7 +88,7 @@ async fn b04_a_gang_in_doubt_keeps_only_its_own_keys_and_workers() {
     let joined = done(joined).await.unwrap();
     assert!(joined.created);
     world.s.release(&id("a"), joined.claim.fence).await.unwrap();
-    until("it is given back", async || world.counts("p").await == (8, 0, 0)).await;
+    until("the gang is rolled back", async || world.counts("p").await == (8, 0, 0)).await;
     assert!(done(begin(&world, apart).await).await.iter().all(|outcome| outcome.is_ok() || *outcome == Err(FULL)));
 }
 

@@ -78,7 +78,7 @@ async fn b02_all_or_none_over_shards() {
     }
     // Four members for three free workers: none is made, and nothing is left behind.
     let none = world.s.claim_gang(gang("p", &keys("b", 4))).await;
-    let culprit = none.iter().position(|outcome| *outcome == Err(FULL)).expect("one found no room");
+    let culprit = none.iter().position(|outcome| *outcome == Err(FULL)).expect("one member found no worker");
     rejected_by(&none, culprit);
     assert_eq!((world.held().await.len(), world.counts("p").await.0), (5, 3));
     assert!(keys("b", 4).iter().all(|key| world.is_vacant(key)));
@@ -159,7 +159,7 @@ async fn g1_a_gang_is_whole_after_any_crash() {
         let held = again.held().await;
         let members = held.iter().filter(|(key, ..)| key.starts_with('a')).count();
         assert!(members == 0 || members == 6, "{members} of 6 after a crash");
-        assert_eq!(again.counts("p").await.1 as usize, members + 1, "no worker is held for nobody");
+        assert_eq!(again.counts("p").await.1 as usize, members + 1, "no worker is busy without a claim");
         assert_eq!(held.len(), members + 1);
         // Decisions of the start are in the store, and so is that the gang is forgotten.
         again.stored("p").await;
@@ -187,7 +187,7 @@ async fn b02_members_are_invisible_until_the_gang_is_committed() {
     let begun = begin(&world, gang("p", &keys("a", 3))).await;
     world.gate().stopped().await;
     world.quiet().await;
-    assert!(world.held().await.is_empty() && !begun.is_finished(), "durable, whatever the pool promises");
+    assert!(world.held().await.is_empty() && !begun.is_finished(), "durable, whatever the pool guarantees");
     assert_eq!(world.counts("p").await.1, 3, "but their workers are taken");
     let joined = world.begin_claim("p", "a1").await;
     world.gate().open_gate();
@@ -283,9 +283,9 @@ async fn b02_a_gang_of_shares() {
     }
     let share = |pool: &str, key: String, cpu_milli: u64| {
         let resources = ResourceRequirements { cpu_milli, ..ResourceRequirements::default() };
-        let ask =
+        let constraints =
             ClaimConstraints { spec: ClaimSpec { resources, ..ClaimSpec::default() }, ..ClaimConstraints::default() };
-        ClaimRequest { constraints: Some(Box::new(ask)), ..ClaimRequest::new(id(&key), name(pool)) }
+        ClaimRequest { constraints: Some(Box::new(constraints)), ..ClaimRequest::new(id(&key), name(pool)) }
     };
     let both = |prefix: &str, n: usize| -> Vec<ClaimRequest> {
         (0..n).map(|i| share(["p", "q"][i % 2], format!("{prefix}{i}"), 1_000)).collect()

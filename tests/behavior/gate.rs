@@ -14,7 +14,7 @@ use hotpool::persist::store::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 
 /// Selects the write batches that stop at the gate.
 pub type BatchFilter = Box<dyn Fn(&WriteBatch) -> bool + Send>;
@@ -26,19 +26,19 @@ pub struct SentBatch {
     pub from: Seq,
     pub to: Seq,
     pub kind: &'static str,
-    /// Number of rows in the batch.
+    /// Length of the rows in the batch.
     pub bytes: usize,
 }
 
 impl SentBatch {
-    fn of(step: &WriteBatch) -> Self {
-        let (kind, bytes) = match &step.kind {
+    fn of(batch: &WriteBatch) -> Self {
+        let (kind, bytes) = match &batch.kind {
             WriteKind::Rows(rows) => ("rows", rows.len()),
             WriteKind::Chunk { rows, .. } => ("chunk", rows.len()),
-            WriteKind::Install { rows, .. } => ("flip", rows.len()),
+            WriteKind::Install { rows, .. } => ("install", rows.len()),
             WriteKind::Drop => ("drop", 0),
         };
-        Self { shard: step.shard, from: step.from, to: step.to, kind, bytes }
+        Self { shard: batch.shard, from: batch.from, to: batch.to, kind, bytes }
     }
 }
 
@@ -48,9 +48,9 @@ struct State {
     holds_loads: bool,
     /// Number of further batches of a shard that are answered `Gap`.
     gaps: HashMap<ShardKey, usize>,
-    /// Number of further batches of a shard that are answered `Away`.
+    /// Number of further batches of a shard that are answered [`WriteOutcome::Unanswered`].
     unanswered: HashMap<ShardKey, usize>,
-    /// Number of further batches of a shard that are applied and answered `Away`.
+    /// Number of further batches of a shard that are applied and answered [`WriteOutcome::Unanswered`].
     lost_answers: HashMap<ShardKey, usize>,
     /// Home of the last gang whose row arrived at the gate.
     gang_home: Option<ShardKey>,
@@ -61,15 +61,15 @@ struct State {
     /// Calls that fail without effect, and calls that take effect and are answered with a failure.
     fail: usize,
     lose_reply: usize,
-    wish: Option<ShardKey>,
-    step_bytes_max: Option<usize>,
+    snapshot_requested: Option<ShardKey>,
+    batch_bytes_max: Option<usize>,
     /// Overrides the inner store's value.
     lease_ms: Option<Millis>,
     refuses_renewals: bool,
     is_superseded: bool,
     stopped: usize,
     keeps_copies: bool,
-    copies: Vec<Place>,
+    copies: Vec<StoreLocation>,
     pools: HashMap<String, u64>,
     log: Vec<(ShardKey, &'static str, WriteOutcome)>,
     /// Calls that were carried out so far, with their batches.
@@ -80,19 +80,19 @@ struct State {
 pub struct GatedStore {
     inner: SharedStore,
     /// Owned by the test: tasks that outlive it hold the store, and must not keep a server running.
-    place: Weak<Place>,
+    location: Weak<StoreLocation>,
     state: Mutex<State>,
     moved: Notify,
-    /// Locked while the inner store works, so that a copy never shows half a commit in which nobody could have
+    /// Locked while the inner store works, so that a copy never shows half a commit in which no process could have
     /// crashed.
     working: tokio::sync::Mutex<()>,
 }
 
 impl GatedStore {
-    pub fn open(place: &Arc<Place>) -> Self {
+    pub fn open(location: &Arc<StoreLocation>) -> Self {
         Self {
-            inner: place.open(),
-            place: Arc::downgrade(place),
+            inner: location.open(),
+            location: Arc::downgrade(location),
             state: Mutex::default(),
             moved: Notify::new(),
             working: tokio::sync::Mutex::new(()),
@@ -103,8 +103,8 @@ impl GatedStore {
         self.state.lock().unwrap()
     }
 
-    fn place(&self) -> Arc<Place> {
-        self.place.upgrade().expect("the test is not over")
+    fn location(&self) -> Arc<StoreLocation> {
+        self.location.upgrade().expect("the test is not over")
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -130,12 +130,12 @@ impl GatedStore {
         self.change(|state| state.gaps.extend([(shard, times)]));
     }
 
-    /// Answers the next `times` batches of the shard with `Away` without applying them.
+    /// Answers the next `times` batches of the shard with [`WriteOutcome::Unanswered`] without applying them.
     pub fn leave_unanswered(&self, shard: ShardKey, times: usize) {
         self.change(|state| state.unanswered.extend([(shard, times)]));
     }
 
-    /// Applies the next `times` batches of the shard, but answers `Away`.
+    /// Applies the next `times` batches of the shard, but answers [`WriteOutcome::Unanswered`].
     pub fn lose_answers(&self, shard: ShardKey, times: usize) {
         self.change(|state| state.lost_answers.extend([(shard, times)]));
     }
@@ -147,7 +147,7 @@ impl GatedStore {
 
     /// Lets calls pass that carry the row of a committed gang, and stops all others.
     pub fn hold_all_but_gang_rows(&self) {
-        self.hold(|step| !carries_gang_row(step));
+        self.hold(|batch| !carries_gang_row(batch));
     }
 
     /// Home of the last gang whose row arrived at the gate.
@@ -187,7 +187,7 @@ impl GatedStore {
 
     /// Sets the limit above which a batch is sent in chunks.
     pub fn limit_batches(&self, bytes: usize) {
-        self.change(|state| state.step_bytes_max = Some(bytes));
+        self.change(|state| state.batch_bytes_max = Some(bytes));
     }
 
     /// Sets the lease of the store. Must be called before it is taken over.
@@ -207,7 +207,7 @@ impl GatedStore {
 
     /// Requests a snapshot of the shard, once.
     pub fn request_snapshot(&self, shard: ShardKey) {
-        self.change(|state| state.wish = Some(shard));
+        self.change(|state| state.snapshot_requested = Some(shard));
     }
 
     /// Keeps a copy of the stored rows after every commit.
@@ -216,7 +216,7 @@ impl GatedStore {
     }
 
     /// Takes the copies and stops keeping them.
-    pub fn take_copies(&self) -> Vec<Place> {
+    pub fn take_copies(&self) -> Vec<StoreLocation> {
         let mut state = self.state();
         state.keeps_copies = false;
         std::mem::take(&mut state.copies)
@@ -254,16 +254,16 @@ impl GatedStore {
     }
 
     /// Copies what `kill -9` would leave now.
-    pub async fn copy(&self) -> Place {
+    pub async fn copy(&self) -> StoreLocation {
         let _quiet = self.working.lock().await;
-        self.place().copy()
+        self.location().copy()
     }
 
-    async fn passes(&self, steps: &[WriteBatch]) {
-        if let Some(step) = steps.iter().find(|step| carries_gang_row(step)) {
-            self.state().gang_home = Some(step.shard);
+    async fn passes(&self, batches: &[WriteBatch]) {
+        if let Some(batch) = batches.iter().find(|batch| carries_gang_row(batch)) {
+            self.state().gang_home = Some(batch.shard);
         }
-        let held = |state: &State| state.held.as_ref().is_some_and(|which| steps.iter().any(which));
+        let held = |state: &State| state.held.as_ref().is_some_and(|which| batches.iter().any(which));
         if held(&self.state()) {
             self.change(|state| state.stopped += 1);
             self.until(|state| !held(state)).await;
@@ -271,15 +271,15 @@ impl GatedStore {
         }
     }
 
-    fn note(&self, step: &WriteBatch, outcome: WriteOutcome) {
-        if let (WriteKind::Rows(rows), ShardKey::CATALOG) = (&step.kind, step.shard) {
+    fn note(&self, batch: &WriteBatch, outcome: WriteOutcome) {
+        if let (WriteKind::Rows(rows), ShardKey::CATALOG) = (&batch.kind, batch.shard) {
             self.learn(rows);
         }
-        let kind = SentBatch::of(step).kind;
+        let kind = SentBatch::of(batch).kind;
         self.change(|state| {
             if matches!(outcome, WriteOutcome::Ok) {
-                for (id, is_put) in gang_rows_of(step) {
-                    let row = (step.shard, id);
+                for (id, is_put) in gang_rows_of(batch) {
+                    let row = (batch.shard, id);
                     if is_put {
                         state.gang_rows.insert(row);
                     } else {
@@ -287,9 +287,9 @@ impl GatedStore {
                     }
                 }
             }
-            state.log.push((step.shard, kind, outcome));
-            if kind == "flip" && state.wish == Some(step.shard) {
-                state.wish = None;
+            state.log.push((batch.shard, kind, outcome));
+            if kind == "install" && state.snapshot_requested == Some(batch.shard) {
+                state.snapshot_requested = None;
             }
         });
     }
@@ -303,8 +303,8 @@ impl GatedStore {
         }
     }
 
-    async fn carry_out(&self, steps: Vec<WriteBatch>) -> Result<Vec<WriteOutcome>, StoreError> {
-        self.passes(&steps).await;
+    async fn carry_out(&self, batches: Vec<WriteBatch>) -> Result<Vec<WriteOutcome>, StoreError> {
+        self.passes(&batches).await;
         let (refused, unanswered, fails, loses) = {
             let mut state = self.state();
             let fails = std::mem::take(&mut state.fail);
@@ -312,22 +312,22 @@ impl GatedStore {
             let mut refused = HashMap::new();
             let mut lost = HashMap::new();
             let State { gaps, unanswered, lost_answers, .. } = &mut *state;
-            for step in steps.iter().filter(|_| fails == 0) {
-                if let Some(left) = lost_answers.get_mut(&step.shard).filter(|left| **left > 0) {
+            for batch in batches.iter().filter(|_| fails == 0) {
+                if let Some(left) = lost_answers.get_mut(&batch.shard).filter(|left| **left > 0) {
                     *left -= 1;
-                    lost.insert(step.shard, WriteOutcome::Unanswered);
+                    lost.insert(batch.shard, WriteOutcome::Unanswered);
                     continue;
                 }
                 for (times, outcome) in [(&mut *gaps, WriteOutcome::Gap), (&mut *unanswered, WriteOutcome::Unanswered)]
                 {
-                    if let Some(left) = times.get_mut(&step.shard).filter(|left| **left > 0) {
+                    if let Some(left) = times.get_mut(&batch.shard).filter(|left| **left > 0) {
                         *left -= 1;
-                        refused.insert(step.shard, outcome);
+                        refused.insert(batch.shard, outcome);
                     }
                 }
             }
             if fails == 0 {
-                state.rounds.push(steps.iter().map(SentBatch::of).collect());
+                state.rounds.push(batches.iter().map(SentBatch::of).collect());
             }
             let loses = fails == 0 && state.lose_reply > 0;
             state.lose_reply -= usize::from(loses);
@@ -336,40 +336,41 @@ impl GatedStore {
         if fails {
             return Err(StoreError::Unavailable("the gate fails it".into()));
         }
-        let good: Vec<WriteBatch> = steps.iter().filter(|step| !refused.contains_key(&step.shard)).cloned().collect();
+        let good: Vec<WriteBatch> =
+            batches.iter().filter(|batch| !refused.contains_key(&batch.shard)).cloned().collect();
         let mut outcomes = {
             let _working = self.working.lock().await;
             let outcomes = self.inner.apply(good).await?.into_iter();
             if self.state().keeps_copies {
-                let copy = self.place().copy();
+                let copy = self.location().copy();
                 self.state().copies.push(copy);
             }
             outcomes
         };
-        let all: Vec<WriteOutcome> = steps
+        let all: Vec<WriteOutcome> = batches
             .iter()
-            .map(|step| refused.get(&step.shard).copied().unwrap_or_else(|| outcomes.next().unwrap()))
+            .map(|batch| refused.get(&batch.shard).copied().unwrap_or_else(|| outcomes.next().unwrap()))
             .collect();
-        for (step, outcome) in steps.iter().zip(&all) {
-            self.note(step, *outcome);
+        for (batch, outcome) in batches.iter().zip(&all) {
+            self.note(batch, *outcome);
         }
         let answer =
-            |(step, outcome): (&WriteBatch, WriteOutcome)| unanswered.get(&step.shard).copied().unwrap_or(outcome);
-        let all = steps.iter().zip(all).map(answer).collect();
+            |(batch, outcome): (&WriteBatch, WriteOutcome)| unanswered.get(&batch.shard).copied().unwrap_or(outcome);
+        let all = batches.iter().zip(all).map(answer).collect();
         if loses { Err(StoreError::Unavailable("the gate loses the reply".into())) } else { Ok(all) }
     }
 }
 
 /// Rows of committed gangs in a batch: the gang's number, and whether the row is put or removed.
-fn gang_rows_of(step: &WriteBatch) -> Vec<(String, bool)> {
-    let WriteKind::Rows(rows) = &step.kind else { return Vec::new() };
+fn gang_rows_of(batch: &WriteBatch) -> Vec<(String, bool)> {
+    let WriteKind::Rows(rows) = &batch.kind else { return Vec::new() };
     let frames = RowFrames::new(rows).map(Result::unwrap).filter(|frame| frame.kind == RowKind::Gang);
     frames.map(|frame| (frame.id.to_owned(), frame.body.is_some())).collect()
 }
 
 /// Whether a batch commits a gang.
-fn carries_gang_row(step: &WriteBatch) -> bool {
-    gang_rows_of(step).iter().any(|(_, is_put)| *is_put)
+fn carries_gang_row(batch: &WriteBatch) -> bool {
+    gang_rows_of(batch).iter().any(|(_, is_put)| *is_put)
 }
 
 impl Store for GatedStore {
@@ -386,7 +387,7 @@ impl Store for GatedStore {
     }
 
     fn batch_bytes_max(&self) -> usize {
-        self.state().step_bytes_max.unwrap_or_else(|| self.inner.batch_bytes_max())
+        self.state().batch_bytes_max.unwrap_or_else(|| self.inner.batch_bytes_max())
     }
 
     fn last_fault(&self) -> String {
@@ -438,11 +439,11 @@ impl Store for GatedStore {
         .boxed()
     }
 
-    fn apply(&self, steps: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
-        self.carry_out(steps).boxed()
+    fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
+        self.carry_out(batches).boxed()
     }
 
     fn snapshot_candidate(&self) -> Option<ShardKey> {
-        self.state().wish
+        self.state().snapshot_requested
     }
 }

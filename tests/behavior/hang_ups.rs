@@ -169,14 +169,14 @@ async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     world.s.list_workers(&name("p"), None, 10).await.unwrap();
     for worker in ["v", "w"] {
         let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
-        let heard = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
-        assert!(heard.claims.is_empty(), "{worker} is not to run anything yet");
+        let response = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+        assert!(response.claims.is_empty(), "{worker} is not to run anything yet");
     }
     begun.abort();
     nothing_is_held(&world, 2).await;
 }
 
-/// Replies to queries end like the one that grants the claim: nobody was told, so it is rolled back with the last.
+/// Replies to queries end like the one that grants the claim: the grant was not disclosed, so it is rolled back with the last.
 #[tokio::test]
 async fn s11_a_claim_that_only_failed_replies_covered_is_rolled_back() {
     let world = World::on_store().await;

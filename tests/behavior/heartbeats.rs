@@ -50,12 +50,15 @@ async fn w04_reported_claims_are_active_and_claims_no_longer_reported_end_after_
     let world = one_worker().await;
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
     // The claim has not reached the worker yet: that it is not reported means nothing.
-    let heard = world.heartbeat("w", Some(&[])).await;
-    assert_eq!((heard.claims.len(), heard.claims[0].fence, heard.claims[0].state), (1, fence, ClaimState::Reserved));
-    let heard = world.heartbeat("w", Some(&[("k", fence)])).await;
-    assert_eq!((heard.claims[0].state, heard.stop.len()), (ClaimState::Active, 0));
+    let response = world.heartbeat("w", Some(&[])).await;
+    assert_eq!(
+        (response.claims.len(), response.claims[0].fence, response.claims[0].state),
+        (1, fence, ClaimState::Reserved)
+    );
+    let response = world.heartbeat("w", Some(&[("k", fence)])).await;
+    assert_eq!((response.claims[0].state, response.stop.len()), (ClaimState::Active, 0));
     world.pass(31_000).await;
-    assert_eq!(world.state("k").await, ClaimState::Active, "it was confirmed, so it is not swept");
+    assert_eq!(world.state("k").await, ClaimState::Active, "it was confirmed, so it does not expire");
     // A late heartbeat says nothing, and the next one reports the claim again.
     world.heartbeat("w", Some(&[])).await;
     world.pass(29_999).await;
@@ -64,7 +67,7 @@ async fn w04_reported_claims_are_active_and_claims_no_longer_reported_end_after_
     assert_eq!(world.counts("p").await, (0, 1, 0));
     world.heartbeat("w", Some(&[])).await;
     world.pass(29_999).await;
-    assert_eq!(world.counts("p").await, (0, 1, 0), "no heartbeat makes room by itself");
+    assert_eq!(world.counts("p").await, (0, 1, 0), "no heartbeat ends a claim by itself");
     world.pass(1).await;
     assert_eq!(world.counts("p").await, (1, 0, 0));
     assert_eq!(world.s.get_claim(&id("k")).await, Err(GONE));
@@ -83,8 +86,8 @@ async fn w04_a_late_heartbeat_changes_nothing() {
     world.try_heartbeat("w", numbered(7, &[("k", fence)])).await.unwrap();
     let rows = world.rows("p").await;
     for beat in [numbered(6, &[]), numbered(3, &[("other", 1)])] {
-        let heard = world.try_heartbeat("w", beat).await.unwrap();
-        assert_eq!((heard.claims.len(), heard.stop.len()), (1, 0), "it is told what stands");
+        let response = world.try_heartbeat("w", beat).await.unwrap();
+        assert_eq!((response.claims.len(), response.stop.len()), (1, 0), "the response lists the current claims");
     }
     world.pass(59_999).await;
     assert_eq!(world.state("k").await, ClaimState::Active);
@@ -116,13 +119,13 @@ async fn w04_another_incarnation_of_the_worker_is_rejected_by_its_number() {
 }
 
 #[tokio::test]
-async fn w05_a_worker_that_runs_revoked_claims_is_told_and_unschedulable_until_it_stops_them() {
+async fn w05_a_worker_that_runs_revoked_claims_is_notified_and_unschedulable_until_it_stops_them() {
     let world = one_worker().await;
     let fence = world.hold("p", "k").await;
     world.heartbeat("w", Some(&[("k", fence)])).await;
     world.s.release(&id("k"), fence).await.unwrap();
-    let heard = world.heartbeat("w", Some(&[("k", fence)])).await;
-    assert_eq!((heard.claims.len(), keys(&heard.stop)), (0, vec![("k", fence)]));
+    let response = world.heartbeat("w", Some(&[("k", fence)])).await;
+    assert_eq!((response.claims.len(), keys(&response.stop)), (0, vec![("k", fence)]));
     assert_eq!((world.claim("p", "next").await, world.view_worker("w").await.busy), (Err(FULL), true));
     // It does not mention claims: nothing changes.
     world.heartbeat("w", None).await;
@@ -144,16 +147,16 @@ async fn w05_foreign_claims_and_stale_fences_are_revoked_without_harm() {
     let first = world.hold("p", "k").await;
     let holder = world.s.get_claim(&id("k")).await.unwrap().worker.spec.id.to_string();
     let other = if holder == "v" { "w" } else { "v" };
-    let heard = world.heartbeat(other, Some(&[("k", first), ("never", 3), ("k", first + 1)])).await;
-    assert_eq!(keys(&heard.stop), [("k", first), ("never", 3), ("k", first + 1)]);
-    let heard = world.heartbeat(&holder, Some(&[("k", first - 1), ("k", first)])).await;
-    assert_eq!((heard.claims.len(), keys(&heard.stop)), (1, vec![("k", first - 1)]));
+    let response = world.heartbeat(other, Some(&[("k", first), ("never", 3), ("k", first + 1)])).await;
+    assert_eq!(keys(&response.stop), [("k", first), ("never", 3), ("k", first + 1)]);
+    let response = world.heartbeat(&holder, Some(&[("k", first - 1), ("k", first)])).await;
+    assert_eq!((response.claims.len(), keys(&response.stop)), (1, vec![("k", first - 1)]));
     assert_eq!(world.s.get_claim(&id("k")).await.unwrap().fence, first);
     // The same key of another tenant is another claim.
     let tenant = ClaimId::new("ns", "acme", "k").unwrap();
     let claims = Some(vec![RunningClaim { id: tenant.clone(), fence: first }]);
-    let heard = world.try_heartbeat(&holder, HeartbeatRequest { incarnation: 0, seq: None, claims }).await.unwrap();
-    assert_eq!(heard.stop[0].id, tenant);
+    let response = world.try_heartbeat(&holder, HeartbeatRequest { incarnation: 0, seq: None, claims }).await.unwrap();
+    assert_eq!(response.stop[0].id, tenant);
     assert_eq!(world.s.keys().pending_len(), 0);
 }
 
@@ -241,7 +244,7 @@ async fn s09_a_restart_restarts_every_silence_and_a_suspension_ends_none() {
     world.pass(59_999).await;
     assert_eq!(world.state("k").await, ClaimState::Active);
     world.pass(1).await;
-    assert_eq!(world.state("k").await, ClaimState::Lost, "it has to be heard of again");
+    assert_eq!(world.state("k").await, ClaimState::Lost, "it has to be reported again");
     let world = world.restarted().await;
     assert_eq!(world.view_worker("w").await.liveness, LivenessState::Lost, "a restart does not find what was lost");
     assert_eq!(world.s.get_claim(&id("k")).await, Err(GONE), "what is remembered is remembered by the process");

@@ -34,7 +34,7 @@ fn pending<T>(begun: &JoinHandle<T>) -> bool {
 }
 
 #[tokio::test]
-async fn s12_the_next_holder_is_told_only_after_the_earlier_release_is_stored() {
+async fn s12_the_next_holder_is_answered_only_after_the_earlier_release_is_stored() {
     let (world, fence) = held_on_a().await;
     hold_back_a(&world);
     let release = world.begin_release("k", fence).await;
@@ -92,16 +92,16 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
     world.is_clean().await;
     // The last copy is what a crash finds right after the first reply was sent.
     let commits = before_answers.len();
-    assert!(commits > 3, "each step was a commit of its own: {commits}");
-    for (commit, place) in before_answers.into_iter().enumerate() {
-        let crashed = World::on(place).await;
+    assert!(commits > 3, "each write was a commit of its own: {commits}");
+    for (commit, location) in before_answers.into_iter().enumerate() {
+        let crashed = World::on(location).await;
         let held = crashed.held().await;
         assert!(held.len() <= 1, "commit {commit}: {held:?}");
         if commit + 1 == commits {
-            assert_eq!(held, [], "everybody was told that it is free");
+            assert_eq!(held, [], "the release was acknowledged");
             assert_eq!((crashed.counts("a").await, crashed.counts("b").await), ((1, 0, 0), (1, 0, 0)));
         }
-        // Whoever holds the key, nobody else blocks it: it can be released, claimed and released again.
+        // Whoever holds the key, no other holder blocks it: it can be released, claimed and released again.
         for (key, _, fence) in held {
             crashed.s.release(&id(&key), fence).await.unwrap();
         }
@@ -132,7 +132,7 @@ async fn s12_repeated_releases_and_reads_of_an_ended_claim_wait_like_the_first()
     assert_eq!(world.crashed().await.held().await, []);
 }
 
-/// An older holder that is told that the fence is not its own forgets its claim: a crash must not bring it back.
+/// An older holder that learns that the fence is not its own forgets its claim: a crash must not bring it back.
 #[tokio::test]
 async fn s12_a_refused_fence_is_as_durable_as_the_release_behind_it() {
     let (world, fence) = held_on_a().await;

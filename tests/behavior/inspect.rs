@@ -16,13 +16,13 @@ use hotpool::scheduler::Scheduler;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 use crate::world::{WAIT_MS, World, id, ids_on, name, request, spec, until, worker};
 
 const MINUTE: u64 = 60_000;
 
-async fn contents(place: &Place) -> Value {
-    let contents = inspect(&*place.open(), None, RowDetail::Workers).await.expect("a healthy store");
+async fn contents(location: &StoreLocation) -> Value {
+    let contents = inspect(&*location.open(), None, RowDetail::Workers).await.expect("a healthy store");
     let contents = serde_json::to_value(contents).unwrap();
     for shard in contents["pools"].as_array().unwrap().iter().flat_map(|pool| pool["shards"].as_array().unwrap()) {
         assert_eq!(shard["error"], Value::Null, "{shard}");
@@ -98,8 +98,9 @@ async fn h07_workers_and_claims_are_shown_with_all_stored_fields() {
         preemptible: true,
         ..ClaimSpec::default()
     };
-    let ask = Some(Box::new(ClaimConstraints { spec: kept, ..ClaimConstraints::default() }));
-    let share = ClaimRequest { ttl_ms: Some(MINUTE), reserve_ms: Some(0), constraints: ask, ..request("all", "share") };
+    let constraints = Some(Box::new(ClaimConstraints { spec: kept, ..ClaimConstraints::default() }));
+    let share =
+        ClaimRequest { ttl_ms: Some(MINUTE), reserve_ms: Some(0), constraints: constraints, ..request("all", "share") };
     world.s.claim(share).await.unwrap();
 
     world.pool("p", spec(2, AckLevel::Durable), &["w1", "w2", "w3", "w4", "w5"]).await;
@@ -201,8 +202,8 @@ async fn h07_gangs_and_their_provisional_members_are_shown() {
 /// One row of every kind: a new kind does not compile here until it is written and read.
 #[tokio::test]
 async fn h07_no_kind_of_row_is_unknown_to_inspect() {
-    let place = Place::empty();
-    let store: SharedStore = place.open();
+    let location = StoreLocation::empty();
+    let store: SharedStore = location.open();
     store.take_over(Uuid::now_v7()).await.unwrap();
     store.raise_fence_ceiling(FenceSpan { floor: 5, ceiling: 9 }).await.unwrap();
     let (mut catalogue, mut shard) = (Vec::new(), Vec::new());
@@ -229,9 +230,9 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
             RowKind::Gang => row::put_gang(&mut shard, 77),
         }
     }
-    let step = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
+    let batch = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
     let of_pool = ShardKey { pool: 7, shard: 0 };
-    store.apply(vec![step(ShardKey::CATALOG, catalogue), step(of_pool, shard)]).await.unwrap();
+    store.apply(vec![batch(ShardKey::CATALOG, catalogue), batch(of_pool, shard)]).await.unwrap();
     let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     assert_eq!(contents["quotas"][0]["name"], "ns/acme");
     let pool = &contents["pools"][0];
@@ -242,20 +243,20 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     assert_eq!([&contents["about"]["fence_floor"], &contents["about"]["fence_ceiling"]], [&json!("5"), &json!("9")]);
 }
 
-/// Rows of a later version, or in the wrong place, are reported instead of skipped.
+/// Rows of a later version, or in the wrong location, are reported instead of skipped.
 #[tokio::test]
 async fn h07_an_unreadable_row_is_reported() {
-    let place = Place::empty();
-    let store: SharedStore = place.open();
+    let location = StoreLocation::empty();
+    let store: SharedStore = location.open();
     store.take_over(Uuid::now_v7()).await.unwrap();
     let (mut catalogue, mut stray) = (Vec::new(), Vec::new());
     let spec_json = serde_json::to_string(&PoolSpec { shards: 1, ..PoolSpec::default() }).unwrap();
     let row = PoolRow { uid: 7, spec_json, hash_version: 1, name: "ns/p".into(), ..PoolRow::default() };
     row::put_pool(&mut catalogue, &row);
     row::put_quota(&mut stray, &QuotaRow { name: "ns".into(), quota_json: "{}".into() });
-    let step = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
+    let batch = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
     let of_pool = ShardKey { pool: 7, shard: 0 };
-    store.apply(vec![step(ShardKey::CATALOG, catalogue), step(of_pool, stray)]).await.unwrap();
+    store.apply(vec![batch(ShardKey::CATALOG, catalogue), batch(of_pool, stray)]).await.unwrap();
     let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     let error = contents["pools"][0]["shards"][0]["error"].as_str().unwrap_or_default();
     assert!(error.contains("catalog"), "{contents}");

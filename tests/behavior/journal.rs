@@ -121,7 +121,7 @@ async fn s04_a_gap_causes_a_snapshot_while_claims_continue() {
     let key = world.gate().key("ns/p", 0);
     world.gate().gap(key, 1);
     // The second chunk stops at the gate: the first contains rows that change now.
-    world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
+    world.gate().hold(|batch| matches!(batch.kind, WriteKind::Chunk { number: 1, .. }));
     random_changes(&world, 1, 1).await;
     world.gate().stopped().await;
     assert!(world.gate().log(key).contains(&("rows", Gap)));
@@ -130,7 +130,7 @@ async fn s04_a_gap_causes_a_snapshot_while_claims_continue() {
     store_is_exact(&world).await;
     let log = world.gate().log(key);
     assert!(log.iter().filter(|(kind, _)| *kind == "chunk").count() > 1, "several chunks: {log:?}");
-    assert_eq!(log.iter().filter(|(kind, _)| *kind == "flip").collect::<Vec<_>>(), [&("flip", Applied)]);
+    assert_eq!(log.iter().filter(|(kind, _)| *kind == "install").collect::<Vec<_>>(), [&("install", Applied)]);
     // From here on the store accepts batches again.
     random_changes(&world, 3, 50).await;
     store_is_exact(&world).await;
@@ -142,7 +142,7 @@ async fn s04_durable_replies_wait_for_the_snapshot_after_a_gap() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["s", "t", "u", "v", "w"]).await;
     let key = world.gate().key("ns/p", 0);
-    world.gate().hold(|step| matches!(step.kind, WriteKind::Install { .. }));
+    world.gate().hold(|batch| matches!(batch.kind, WriteKind::Install { .. }));
     world.gate().gap(key, 1);
     let claim = world.begin_claim("p", "k").await;
     let during = world.begin_claim("p", "l").await;
@@ -176,15 +176,15 @@ async fn j1_a_requested_snapshot_under_load_keeps_the_exact_state() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     for (seed, stop_at) in [(11, 0), (12, 1), (13, 2)] {
-        let flips = world.gate().log(key).iter().filter(|(kind, _)| *kind == "flip").count();
-        world.gate().hold(move |step| matches!(step.kind, WriteKind::Chunk { number, .. } if number == stop_at));
+        let installs = world.gate().log(key).iter().filter(|(kind, _)| *kind == "install").count();
+        world.gate().hold(move |batch| matches!(batch.kind, WriteKind::Chunk { number, .. } if number == stop_at));
         world.gate().request_snapshot(key);
         random_changes(&world, seed, 5).await;
         world.gate().stopped().await;
         random_changes(&world, 10 * seed, 300).await;
         world.gate().open_gate();
         until("it is rewritten", async || {
-            world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count() > flips
+            world.gate().log(key).iter().filter(|written| **written == ("install", Applied)).count() > installs
         })
         .await;
         store_is_exact(&world).await;
@@ -194,8 +194,8 @@ async fn j1_a_requested_snapshot_under_load_keeps_the_exact_state() {
 /// Checks that neither a chunk nor an install carries more than 1 MiB.
 fn assert_snapshot_in_chunks(world: &World) {
     let rounds = world.gate().rounds();
-    let mut sent = rounds.iter().flatten().filter(|sent| matches!(sent.kind, "chunk" | "flip"));
-    assert!(sent.clone().any(|sent| sent.kind == "flip") && sent.all(|sent| sent.bytes <= 1 << 20), "{rounds:?}");
+    let mut sent = rounds.iter().flatten().filter(|sent| matches!(sent.kind, "chunk" | "install"));
+    assert!(sent.clone().any(|sent| sent.kind == "install") && sent.all(|sent| sent.bytes <= 1 << 20), "{rounds:?}");
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn j1_changes_during_a_snapshot_beyond_the_install_limit_are_written_ahead
     let key = world.gate().key("ns/p", 0);
     for gap in [false, true] {
         let before = world.gate().log(key).iter().filter(|(kind, _)| *kind == "chunk").count();
-        world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
+        world.gate().hold(|batch| matches!(batch.kind, WriteKind::Chunk { number: 1, .. }));
         if gap {
             world.gate().gap(key, 1);
         } else {
@@ -219,7 +219,7 @@ async fn j1_changes_during_a_snapshot_beyond_the_install_limit_are_written_ahead
             world.s.register_batch(&name("p"), again).await.unwrap();
         }
         world.gate().open_gate();
-        until("it is rewritten", async || world.gate().log(key).last() == Some(&("flip", Applied))).await;
+        until("it is rewritten", async || world.gate().log(key).last() == Some(&("install", Applied))).await;
         let chunks = world.gate().log(key).iter().filter(|(kind, _)| *kind == "chunk").count() - before;
         assert!(chunks > 4, "{chunks} chunks");
         assert_snapshot_in_chunks(&world);
@@ -246,12 +246,12 @@ async fn j1_consecutive_snapshots_under_durable_load() {
             })
         })
         .collect();
-    let flips = || world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count();
+    let installs = || world.gate().log(key).iter().filter(|written| **written == ("install", Applied)).count();
     for round in 1..=3 {
         world.gate().request_snapshot(key);
         until("it is rewritten", async || {
             // The end of a round of the writer is when it checks for requested snapshots.
-            world.claim("p", "nudge").await.is_ok() && flips() >= round
+            world.claim("p", "nudge").await.is_ok() && installs() >= round
         })
         .await;
     }
@@ -267,7 +267,7 @@ async fn j1_consecutive_snapshots_under_durable_load() {
 async fn s08_a_panic_in_the_middle_of_a_snapshot_loses_no_row() {
     let world = pool_of_long(AckLevel::Durable, 3_000).await;
     let key = world.gate().key("ns/p", 0);
-    let flips = || world.gate().log(key).iter().filter(|step| **step == ("flip", Applied)).count();
+    let installs = || world.gate().log(key).iter().filter(|written| **written == ("install", Applied)).count();
     for i in 0..1_000 {
         world.s.delete_worker(&name("p"), &WorkerId::new(&format!("w{i}")).unwrap()).await.unwrap();
     }
@@ -276,8 +276,8 @@ async fn s08_a_panic_in_the_middle_of_a_snapshot_loses_no_row() {
     // The store has no trace of the deleted workers; in the shard their ordinals are free.
     world.gate().request_snapshot(key);
     world.claim("p", "nudge").await.unwrap();
-    until("it is rewritten", async || flips() == 1).await;
-    world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
+    until("it is rewritten", async || installs() == 1).await;
+    world.gate().hold(|batch| matches!(batch.kind, WriteKind::Chunk { number: 1, .. }));
     world.gate().request_snapshot(key);
     world.claim("p", "nudge-again").await.unwrap();
     world.gate().stopped().await;
@@ -290,7 +290,7 @@ async fn s08_a_panic_in_the_middle_of_a_snapshot_loses_no_row() {
     world.gate().open_gate();
     until("it is rewritten", async || {
         world.claim("p", "nudge-once-more").await.unwrap();
-        flips() == 2
+        installs() == 2
     })
     .await;
     assert_eq!(world.rows("p").await.len(), 2_000);
@@ -303,7 +303,7 @@ async fn s08_a_panic_while_a_gap_is_being_repaired_is_resolved() {
     let world = pool_of_long(AckLevel::Memory, 2_000).await;
     let key = world.gate().key("ns/p", 0);
     world.gate().gap(key, 1);
-    world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
+    world.gate().hold(|batch| matches!(batch.kind, WriteKind::Chunk { number: 1, .. }));
     world.claim("p", "k").await.unwrap();
     world.gate().stopped().await;
     world.s.inject_panic(&name("p"), 0);
@@ -335,7 +335,7 @@ async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {
             world.s.delete_worker(&name("p"), &WorkerId::new(&format!("w{i}")).unwrap()).await.unwrap();
         }
         if dumped {
-            world.gate().hold(|step| matches!(step.kind, WriteKind::Chunk { number: 1, .. }));
+            world.gate().hold(|batch| matches!(batch.kind, WriteKind::Chunk { number: 1, .. }));
             until("the first chunk is stored", async || world.gate().log(key).contains(&("chunk", Applied))).await;
             world.gate().stopped().await;
             world.claim("p", "l").await.unwrap();
@@ -352,8 +352,8 @@ async fn s08_a_panic_during_a_long_catch_up_loses_nothing() {
         .await;
         assert!(world.rows("p").await == live, "rows were lost");
         store_is_exact(&world).await;
-        let flips: Vec<_> = world.gate().log(key).into_iter().filter(|(kind, _)| *kind == "flip").collect();
-        assert_eq!(flips, [("flip", Applied)]);
+        let installs: Vec<_> = world.gate().log(key).into_iter().filter(|(kind, _)| *kind == "install").collect();
+        assert_eq!(installs, [("install", Applied)]);
         assert_snapshot_in_chunks(&world);
         random_changes(&world, 20, 50).await;
         store_is_exact(&world).await;

@@ -27,7 +27,7 @@ async fn w03_a_cordon_survives_registrations_incarnations_and_restarts() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     let fence = world.hold("p", "k").await;
-    // Two identical commands with the opposite one in between: the last one wins, and each caller is told.
+    // Two identical commands with the opposite one in between: the last one wins, and each caller gets a reply.
     for (verb, says) in [
         (WorkerCommand::Cordon, Cordoned),
         (WorkerCommand::Cordon, Cordoned),
@@ -167,10 +167,14 @@ async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
         }
         let mut taken = Vec::new();
         for key in ["a", "b", "c"] {
-            let ask = ClaimConstraints { nodes_preferred: vec!["near".into()], ..ClaimConstraints::default() };
-            let ask = Some(Box::new(ask));
-            let request =
-                ClaimRequest { reserve_ms: Some(0), ttl_ms: Some(60_000), constraints: ask, ..request("p", key) };
+            let constraints = ClaimConstraints { nodes_preferred: vec!["near".into()], ..ClaimConstraints::default() };
+            let constraints = Some(Box::new(constraints));
+            let request = ClaimRequest {
+                reserve_ms: Some(0),
+                ttl_ms: Some(60_000),
+                constraints: constraints,
+                ..request("p", key)
+            };
             taken.push(world.s.claim(request).await.unwrap().claim.worker.spec.id.to_string());
         }
         assert_eq!(taken[0], "stays0", "{policy:?}");
@@ -187,7 +191,7 @@ async fn l1_capacity_that_shrinks_below_the_held_resources_is_shown() {
     let fence = world.hold("p", "k").await;
     for (now, over) in [(6, false), (3, true), (5, true), (6, false), (2, true)] {
         let worker = world.s.register(&name("p"), slots(now)).await.unwrap().worker;
-        assert_eq!(worker.overcommitted, over, "{now} of 6 promised");
+        assert_eq!(worker.overcommitted, over, "{now} of 6 allocated");
     }
     let status = world.s.get_pool(&name("p")).await.unwrap();
     assert_eq!((status.capacity.slots, status.free.slots), (2, 0));

@@ -55,8 +55,8 @@ async fn s01_a_lost_claim_is_not_granted_again_and_its_worker_restores_it() {
     assert_eq!(world.s.clear_pool(&name("p")).await, Ok(ClearResult { cleared: 0, suspect: 3 }));
     assert_eq!(world.claim("p", "new").await, Err(FULL));
     // The lost claim is readopted, with its fence, as soon as its worker reports it.
-    let heard = world.heartbeat(&of_lost, Some(&[("lost", lost)])).await;
-    assert_eq!((heard.claims.len(), heard.claims[0].fence, heard.stop.len()), (1, lost, 0));
+    let response = world.heartbeat(&of_lost, Some(&[("lost", lost)])).await;
+    assert_eq!((response.claims.len(), response.claims[0].fence, response.stop.len()), (1, lost, 0));
     assert_eq!((world.state("lost").await, suspects(&world).await), (ClaimState::Active, 3));
     world.pass(RESERVE_MS).await;
     assert_eq!(world.claim("p", "new").await, Err(FULL), "that time has passed is not enough");
@@ -68,15 +68,19 @@ async fn s01_a_lost_claim_is_not_granted_again_and_its_worker_restores_it() {
     assert!(new > lost && holder(&world, "new").await == idle);
     // It is an ordinary claim.
     world.s.release(&id("lost"), lost).await.unwrap();
-    let heard = world.heartbeat(&of_lost, Some(&[("lost", lost)])).await;
-    assert_eq!((heard.claims.len(), heard.stop), (0, running(&[("lost", lost)])), "once over, it is not taken again");
+    let response = world.heartbeat(&of_lost, Some(&[("lost", lost)])).await;
+    assert_eq!(
+        (response.claims.len(), response.stop),
+        (0, running(&[("lost", lost)])),
+        "once over, it is not taken again"
+    );
 }
 
 #[tokio::test]
 async fn s01_the_first_report_after_the_quarantine_ends_unreported_claims() {
     let (world, kept) = about_to_crash().await;
     let of_kept = holder(&world, "kept").await;
-    // Its holder was told that it had ended, and the store was not.
+    // The holder got the reply that it had ended, and the store lacks the release.
     world.s.release(&id("kept"), kept).await.unwrap();
     let world = world.crashed().await;
     assert_eq!(world.s.get_claim(&id("kept")).await.unwrap().fence, kept);
@@ -129,7 +133,7 @@ async fn s01_a_clean_stop_leaves_no_suspects_unless_it_follows_a_crash() {
     assert_eq!(
         world.s.clear_pool(&name("p")).await,
         Ok(ClearResult { cleared: 0, suspect: 3 }),
-        "the time starts anew"
+        "the quarantine starts again"
     );
     world.pass(1).await;
     // One worker is confirmed; after the next crash all are in doubt again.
@@ -163,7 +167,7 @@ async fn s01_nothing_is_acknowledged_from_memory_before_the_store_knows_that_it_
     world.pool("p", PoolSpec { ack: AckLevel::Durable, ..memory(1) }, &["w"]).await;
     world.stored("p").await;
     let key = world.gate().key("ns/p", 0);
-    world.gate().hold(move |step| step.shard == key && matches!(step.kind, WriteKind::Rows(_)));
+    world.gate().hold(move |batch| batch.shard == key && matches!(batch.kind, WriteKind::Rows(_)));
     assert!(!world.s.put_pool(name("p"), memory(1)).await.unwrap().0);
     let claim = world.begin_claim("p", "k").await;
     world.gate().stopped().await;
@@ -210,11 +214,11 @@ async fn k1_of_two_claims_of_a_key_the_later_one_stays_even_if_the_store_lost_it
             world.pass(RESERVE_MS).await;
             world.heartbeat(&a, Some(&[])).await;
         }
-        let heard = world.heartbeat(&b, Some(&[("k", later)])).await;
-        assert_eq!(heard.stop, [], "nothing that it runs is wrong");
+        let response = world.heartbeat(&b, Some(&[("k", later)])).await;
+        assert_eq!(response.stop, [], "nothing that it runs is wrong");
         world.quiet().await;
-        let heard = world.heartbeat(&b, Some(&[("k", later)])).await;
-        assert_eq!((heard.claims.len(), heard.stop.len()), (1, 0));
+        let response = world.heartbeat(&b, Some(&[("k", later)])).await;
+        assert_eq!((response.claims.len(), response.stop.len()), (1, 0));
         assert_eq!(world.held().await, [("k".to_owned(), b.clone(), later)]);
         assert_eq!(world.s.keys().pending_len(), 0);
     }

@@ -32,7 +32,7 @@ async fn hold_on(world: &World, shard: u16, prefix: &str) -> (String, u64) {
         }
         world.s.release(&id(&key), taken.claim.fence).await.unwrap();
     }
-    unreachable!("there is room on every shard")
+    unreachable!("every shard has an idle worker")
 }
 
 async fn wait_restarted(world: &World, shard: usize, times: u64) {
@@ -81,15 +81,15 @@ async fn s08_while_a_shard_is_unavailable_its_keys_are_and_others_are_not() {
     assert_eq!(world.s.get_claim(&id(&on_1)).await.unwrap().fence, fence_1);
     let other = world.claim("p", "other").await.unwrap();
     assert_eq!(other.claim.worker.spec.id.shard(2), 1);
-    // Shard 1 is full now, but nobody may say that the pool is.
+    // Shard 1 is full now, but no reply may say that the pool is.
     assert_eq!(world.claim("p", "one-too-many").await, Err(LOADING));
     // Of the heartbeats in one call those of shard 1 are handled.
     let silent = || HeartbeatRequest { incarnation: 0, seq: None, claims: None };
     let workers: Vec<WorkerId> =
         (0..2).map(|shard| WorkerId::new(&ids_on(shard, 2, 1, "w").remove(0)).unwrap()).collect();
     let beats = workers.into_iter().map(|id| (id, silent())).collect();
-    let heard = world.s.heartbeat_batch(&name("p"), beats).await.unwrap();
-    assert_eq!((heard[0].clone().err(), heard[1].is_ok()), (Some(LOADING), true), "{heard:?}");
+    let responses = world.s.heartbeat_batch(&name("p"), beats).await.unwrap();
+    assert_eq!((responses[0].clone().err(), responses[1].is_ok()), (Some(LOADING), true), "{responses:?}");
     assert_eq!(world.s.keys().pending_len(), 0);
     let says = |reason: &String| reason.contains("shard 0 of ns/p panicked");
     until("readiness says so", async || world.s.readiness().reasons.iter().any(says)).await;
@@ -127,7 +127,7 @@ async fn s08_decisions_of_the_run_that_panics_are_undone() {
         let s = world.s.clone();
         tokio::spawn(async move { s.claim(request("p", "behind")).await })
     };
-    busy.until_asked(4).await;
+    busy.until_queued(4).await;
     assert_eq!(done(claim).await, Err(RequestError::DeadlineExceeded));
     assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
     done(panic).await;
@@ -159,7 +159,7 @@ async fn s08_a_key_claimed_elsewhere_meanwhile_is_not_held_twice() {
         let s = world.s.clone();
         tokio::spawn(async move { s.inject_panic(&name("a"), 0) })
     };
-    busy.until_asked(2).await;
+    busy.until_queued(2).await;
     assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
     done(panic).await;
     until("it is away", async || world.shards("a").await[0].state == "loading").await;
@@ -195,7 +195,7 @@ async fn s08_an_undone_release_is_acknowledged_only_after_it_happened() {
             let s = world.s.clone();
             tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
         };
-        busy.until_asked(2).await;
+        busy.until_queued(2).await;
         assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
         done(panic).await;
         let again = if by_batch {
@@ -321,7 +321,7 @@ async fn s16_commands_that_survive_a_panic_refer_to_the_same_claims() {
         // One run hands over the row of b's worker before that of a's, because that changed first. So the ordinals of
         // the two claims are swapped when the rows are replayed.
         let busy = world.busy("p").await;
-        let steer = |verb| {
+        let command_worker = |verb| {
             let worker = WorkerId::new("v").unwrap();
             let _ = world.s.command_worker(&name("p"), &worker, verb).now_or_never();
         };
@@ -331,9 +331,9 @@ async fn s16_commands_that_survive_a_panic_refer_to_the_same_claims() {
             assert!(claim.as_mut().now_or_never().is_none());
             claim
         };
-        steer(WorkerCommand::Cordon);
+        command_worker(WorkerCommand::Cordon);
         let first = claim("a");
-        steer(WorkerCommand::Uncordon);
+        command_worker(WorkerCommand::Uncordon);
         let second = claim("b");
         drop(busy);
         let (first, second) = (first.await.unwrap().claim, second.await.unwrap().claim);
@@ -356,7 +356,7 @@ async fn s16_commands_that_survive_a_panic_refer_to_the_same_claims() {
                 "begin release" => Box::pin(async move { scheduler.begin_release(&id("a"), first).await }),
                 _ => Box::pin(async move { scheduler.claim(request("p", "a")).await.map(drop) }),
             };
-            assert!((&mut call).now_or_never().is_none(), "it waits in the ring");
+            assert!((&mut call).now_or_never().is_none(), "it waits in the mailbox");
             drop(sender.send(call));
         });
         let call = outcome.await.unwrap();
@@ -369,7 +369,7 @@ async fn s16_commands_that_survive_a_panic_refer_to_the_same_claims() {
             "begin release" => assert_eq!(held.unwrap().state, hotpool::model::ClaimState::Releasing),
             _ => assert_eq!(held.unwrap().fence, first, "{verb}"),
         }
-        assert_eq!(world.s.get_claim(&id("b")).await.unwrap().fence, second, "the other is not touched");
+        assert_eq!(world.s.get_claim(&id("b")).await.unwrap().fence, second, "the other claim is unchanged");
     }
 }
 

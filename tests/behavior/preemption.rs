@@ -8,7 +8,7 @@ use hotpool::model::{
 };
 use tokio::task::JoinHandle;
 
-use crate::sharing::{asking, cpu, shared, sized};
+use crate::sharing::{cpu, request_for, shared, sized};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until};
 
 const MINUTE: u64 = 60_000;
@@ -63,10 +63,10 @@ async fn a_higher_priority_evicts_and_gets_the_freed_worker() {
     let seen = world.s.get_claim(&id("victim")).await.unwrap();
     assert_eq!((seen.state, seen.evicted), (ClaimState::Releasing, true));
     assert!(seen.expires_at_ms.is_some());
-    // The worker is told in its heartbeat, the holder when it renews.
+    // The worker learns of it from its heartbeat, the holder when it renews.
     let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
-    let heard = world.s.heartbeat(&name("p"), &WorkerId::new("w0").unwrap(), beat).await.unwrap();
-    assert!(heard.claims[0].evicted);
+    let response = world.s.heartbeat(&name("p"), &WorkerId::new("w0").unwrap(), beat).await.unwrap();
+    assert!(response.claims[0].evicted);
     assert_eq!(world.s.renew(&id("victim"), victim, None).await, Err(RequestError::Preempted));
     assert_eq!(world.s.confirm(&id("victim"), victim).await, Err(RequestError::Preempted));
     world.s.release(&id("victim"), victim).await.unwrap();
@@ -107,7 +107,7 @@ async fn the_cheapest_claims_are_evicted_as_many_as_needed() {
     let _b = world.waits_with(queued_with(request("p", "b"), 9)).await;
     assert_eq!(world.evicted().await, ["old", "young"]);
     let _c = world.waits_with(queued_with(request("p", "c"), 3)).await;
-    assert_eq!(world.evicted().await, ["old", "young"], "nobody is below it any more");
+    assert_eq!(world.evicted().await, ["old", "young"], "no claim has a lower priority any more");
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn a_shared_pool_evicts_as_few_as_possible() {
     let workers = vec![sized("many", 4_000, None), sized("one", 4_000, None)];
     world.shared(preempting(shared(1, PlacementPolicy::BestFit)), workers).await;
     let on = |worker: &str, key: &str, amount| {
-        let mut request = with_preemption(asking("p", key, &cpu(amount)), 1, true);
+        let mut request = with_preemption(request_for("p", key, &cpu(amount)), 1, true);
         request.constraints.as_mut().unwrap().worker = Some(WorkerId::new(worker).unwrap());
         request
     };
@@ -125,7 +125,7 @@ async fn a_shared_pool_evicts_as_few_as_possible() {
     }
     world.s.claim(on("one", "small", 1_000)).await.unwrap();
     let large = world.s.claim(on("one", "large", 3_000)).await.unwrap();
-    let begun = world.waits_with(queued_with(asking("p", "a", &cpu(3_000)), 5)).await;
+    let begun = world.waits_with(queued_with(request_for("p", "a", &cpu(3_000)), 5)).await;
     assert_eq!(world.evicted().await, ["large"]);
     // The free resources of that worker are reserved meanwhile.
     world.s.release(&large.claim.id, large.claim.fence).await.unwrap();
@@ -161,7 +161,7 @@ async fn a_reservation_ends_with_the_wait() {
     world.s.release(&id("victim"), victim).await.unwrap();
     world.quiet().await;
     world.hold("p", "b").await;
-    // Another way: a worker registers, and the reservation is not needed.
+    // A worker registers instead, and the reservation is not needed.
     let other = world.s.claim(with_preemption(request("p", "x"), 0, true)).await;
     assert_eq!(other, Err(FULL));
 }
@@ -192,14 +192,14 @@ async fn q03_a_large_claim_is_not_starved_by_small_ones() {
     for n in 0..8 {
         held.push(world.share(&format!("s{n}"), &cpu(1_000)).await.unwrap().claim);
     }
-    let large = ClaimRequest { wait_ms: 10 * MINUTE, ..asking("p", "large", &cpu(4_000)) };
+    let large = ClaimRequest { wait_ms: 10 * MINUTE, ..request_for("p", "large", &cpu(4_000)) };
     let large = world.waits_with(large).await;
     let mut next = 8;
-    for turn in 0.. {
+    for round in 0.. {
         if large.is_finished() {
             break;
         }
-        assert!(turn < 60, "it is starved");
+        assert!(round < 60, "it is starved");
         // The oldest is released, and another claims at once if it may.
         if !held.is_empty() {
             let gone = held.remove(0);
@@ -211,7 +211,7 @@ async fn q03_a_large_claim_is_not_starved_by_small_ones() {
         }
         next += 1;
         world.pass(500).await;
-        if turn > 10 {
+        if round > 10 {
             assert!(held.len() >= 3, "the other worker serves the small ones: {}", held.len());
         }
     }
@@ -234,7 +234,7 @@ async fn the_specification_decides_whether_a_pool_preempts() {
     assert!(nothing.spec.is_empty());
 }
 
-/// A shard panics with the request to evict in its mailbox: it is asked again when it is back.
+/// A shard panics with the request to evict in its mailbox: the request is repeated after the restart.
 #[tokio::test]
 async fn s16_a_request_to_evict_that_a_panic_lost_is_repeated() {
     let world = World::on_store().await;
@@ -244,7 +244,7 @@ async fn s16_a_request_to_evict_that_a_panic_lost_is_repeated() {
     let busy = world.busy("p").await;
     world.s.inject_panic(&name("p"), 0);
     let high = world.begin_request_alone(queued_with(request("p", "high"), 2));
-    busy.until_asked(2).await;
+    busy.until_queued(2).await;
     until("the shard is back", async || world.shards("p").await[0].restarts == 1).await;
     until("it serves", async || world.shards("p").await[0].state == "serving").await;
     until("the victim is evicted", async || {

@@ -262,7 +262,7 @@ async fn q02_a_panic_in_a_quota_queue_blocks_no_other_claim() {
     world.s.delete_pool(&name("q"), DeleteMode::Force).await.unwrap();
     assert_eq!(waiting(), 1);
     world.s.release(&id("held"), held).await.unwrap();
-    let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("its turn comes");
+    let second = tokio::time::timeout(std::time::Duration::from_secs(30), second).await.expect("the claim is dequeued");
     assert!(second.unwrap().unwrap().created);
 }
 

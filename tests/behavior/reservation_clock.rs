@@ -75,7 +75,7 @@ async fn c13_the_reservations_of_a_batch_start_with_its_reply() {
     world.s.release(&id("held"), held).await.unwrap();
     assert_eq!(done(begun).await.iter().flatten().count(), 3);
     world.pass(RESERVE_MS + 200).await;
-    assert_eq!(world.counts("p").await, (3, 0, 0), "nobody confirmed: all are swept");
+    assert_eq!(world.counts("p").await, (3, 0, 0), "no claim was confirmed: all expired");
     world.is_clean().await;
 }
 
@@ -179,7 +179,7 @@ async fn b06_a_gang_whose_commit_is_acknowledged_late_expires() {
     world.gate().open_gate();
     world.stored("p").await;
     world.pass(RESERVE_MS + 200).await;
-    assert_eq!(world.counts("p").await, (3, 0, 0), "swept, though nobody asked for the keys");
+    assert_eq!(world.counts("p").await, (3, 0, 0), "expired without a request for the keys");
     world.is_clean().await;
     // The gang's row is no longer needed.
     until("the gang is forgotten", async || world.gate().gang_rows() == 0).await;
@@ -223,7 +223,7 @@ async fn c16_a_gang_whose_commit_finds_too_many_replies_waiting_expires() {
     assert!(outcomes.iter().all(|outcome| *outcome == Err(RequestError::DeadlineExceeded)), "{outcomes:?}");
     assert_eq!((world.gate().gang_rows(), world.counts("p").await.2), (1, 2), "the gang is committed");
     world.pass(RESERVE_MS + 200).await;
-    assert_eq!(world.counts("p").await, (3, 1, 0), "swept, though nobody asked for the keys");
+    assert_eq!(world.counts("p").await, (3, 1, 0), "expired without a request for the keys");
 }
 
 /// A worker's list says nothing about an undisclosed claim.

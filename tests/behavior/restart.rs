@@ -69,9 +69,9 @@ async fn s06_a_damaged_shard_is_refused_by_name_and_the_others_serve() {
         world.stored("p").await;
         let held = world.held().await;
         let shard = |worker: &str| hotpool::model::WorkerId::new(worker).unwrap().shard(2);
-        let place = world.gate().copy().await;
-        tamper(place.path(), world.gate().key("ns/p", 1), rows).await;
-        let again = World::on(place).await;
+        let location = world.gate().copy().await;
+        tamper(location.path(), world.gate().key("ns/p", 1), rows).await;
+        let again = World::on(location).await;
         let ready = again.s.readiness();
         assert!(!ready.ready);
         assert_eq!(ready.reasons.len(), 1, "{ready:?}");
@@ -89,7 +89,7 @@ async fn s06_a_damaged_shard_is_refused_by_name_and_the_others_serve() {
                 again.s.release(&id(&key), fence).await.unwrap();
             }
         }
-        // The other shard serves until it is full; then nobody says that the pool is.
+        // The other shard serves until it is full; then no reply says that the pool is.
         again.claim("p", "d").await.unwrap();
         again.claim("p", "e").await.unwrap();
         assert_eq!(again.claim("p", "f").await, Err(LOADING));
@@ -103,15 +103,15 @@ async fn c16_claims_of_rows_without_times_show_none() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
     world.stored("p").await;
-    let place = world.gate().copy().await;
+    let location = world.gate().copy().await;
     let row = |key: &str, fence, active| WorkerRow {
         claims: vec![ClaimRow { active, ..claim_row(key, fence) }],
         version: 1,
         ..WorkerRow::default()
     };
     let rows = [frame("v", 1, &row("active", 5, true)), frame("x", 1, &row("reserved", 6, false))].concat();
-    tamper(place.path(), world.gate().key("ns/p", 0), rows).await;
-    let again = World::on(place).await;
+    tamper(location.path(), world.gate().key("ns/p", 0), rows).await;
+    let again = World::on(location).await;
     for (key, state) in [("active", ClaimState::Active), ("reserved", ClaimState::Reserved)] {
         let claim = again.s.get_claim(&id(key)).await.unwrap();
         assert_eq!((claim.state, claim.times), (state, ClaimTimes::default()));
@@ -251,11 +251,11 @@ async fn open_when_free(dir: &Path) -> RedbStore {
 async fn a_held_claim_keeps_its_priority_over_a_crash() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["w0"]).await;
-    let ask = ClaimConstraints {
+    let constraints = ClaimConstraints {
         spec: ClaimSpec { priority: 7, preemptible: true, ..ClaimSpec::default() },
         ..ClaimConstraints::default()
     };
-    let request = ClaimRequest { constraints: Some(Box::new(ask)), reserve_ms: Some(0), ..request("p", "a") };
+    let request = ClaimRequest { constraints: Some(Box::new(constraints)), reserve_ms: Some(0), ..request("p", "a") };
     world.s.claim(request).await.unwrap();
     let after = world.crashed().await;
     let held = after.s.get_claim(&id("a")).await.unwrap().spec.unwrap();

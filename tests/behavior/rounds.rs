@@ -9,19 +9,19 @@ use hotpool::persist::store::{ShardKey, SharedStore, Store as _, WriteKind};
 use uuid::Uuid;
 
 use crate::gate::GatedStore;
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 use crate::world::until;
 
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 const B: ShardKey = ShardKey { pool: 7, shard: 1 };
 
 /// Opens a journal on a store of its own, whose writers do not run yet.
-async fn journal() -> (Arc<Place>, Arc<GatedStore>, Arc<Journal>) {
-    let place = Arc::new(Place::empty());
-    let gate = Arc::new(GatedStore::open(&place));
+async fn journal() -> (Arc<StoreLocation>, Arc<GatedStore>, Arc<Journal>) {
+    let location = Arc::new(StoreLocation::empty());
+    let gate = Arc::new(GatedStore::open(&location));
     gate.take_over(Uuid::now_v7()).await.unwrap();
     let store: SharedStore = Arc::<GatedStore>::clone(&gate);
-    (place, gate, Journal::new(store, Clock::manual()))
+    (location, gate, Journal::new(store, Clock::manual()))
 }
 
 fn run(journal: &Arc<Journal>) {

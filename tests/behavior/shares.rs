@@ -1,5 +1,5 @@
-//! Shared pools over all their shards: what a claim holds, what is free, and that no claim is told "exhausted" in
-//! vain.
+//! Shared pools over all their shards: what a claim holds, what is free, and that no claim is
+//! rejected as exhausted in vain.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use hotpool::model::{
     WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{asking, cards, cpu, held, shared, sized};
+use crate::sharing::{cards, cpu, held, request_for, shared, sized};
 use crate::world::{FULL, Seeded, World, id, ids_on, name, worker};
 
 const WORKER_EXHAUSTED: RequestError = RequestError::Exhausted(ExhaustionReason::Worker);
@@ -23,8 +23,8 @@ async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() 
     let first = world.share("k", &cpu(1_000)).await.unwrap().claim;
     for other in [cpu(1_000), cpu(4_000), cpu(1 << 40), cards(&["none"], 1, 500)] {
         let again = world.share("k", &other).await.unwrap();
-        assert_eq!((again.created, &again.claim), (false, &first), "unchanged, whatever is asked for");
-        let mut request = asking("p", "k", &other);
+        assert_eq!((again.created, &again.claim), (false, &first), "unchanged, whatever is requested");
+        let mut request = request_for("p", "k", &other);
         request.constraints.as_mut().unwrap().require_same_resources = true;
         let strict = world.s.claim(request).await;
         if other == cpu(1_000) {
@@ -36,7 +36,7 @@ async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() 
     assert_eq!(world.left().await, (31_000, 0), "it is held once");
     // Once the claim holds other resources, those must match.
     world.s.resize(&id("k"), first.fence, cpu(4_000)).await.unwrap();
-    let mut request = asking("p", "k", &cpu(4_000));
+    let mut request = request_for("p", "k", &cpu(4_000));
     request.constraints.as_mut().unwrap().require_same_resources = true;
     assert_eq!(world.s.claim(request).await.unwrap().claim.fence, first.fence);
 }
@@ -119,7 +119,7 @@ async fn c08_after_300_steps_nothing_is_held() {
             }
             assert_eq!(world.left().await, (all.0 - cpu_held, all.1 - cards_held), "L1");
         }
-        assert!(seen.iter().all(|&seen| seen > 0), "each way was gone: {seen:?}");
+        assert!(seen.iter().all(|&seen| seen > 0), "each kind of step was taken: {seen:?}");
         for (key, fence) in keys {
             world.s.release(&id(&key), fence).await.unwrap();
         }
@@ -166,14 +166,14 @@ async fn w07_a_worker_gets_no_claim_for_resources_that_it_did_not_report() {
         assert_eq!(world.share("k", &never).await, Err(RequestError::Unsatisfiable), "{never:?}");
     }
     for i in 0..2 {
-        assert_eq!(world.place(&format!("c{i}"), &cpu(1_000)).await.unwrap().0, "cpu");
-        assert_eq!(world.place(&format!("m{i}"), &memory(1 << 29)).await.unwrap().0, "memory");
+        assert_eq!(world.allocate(&format!("c{i}"), &cpu(1_000)).await.unwrap().0, "cpu");
+        assert_eq!(world.allocate(&format!("m{i}"), &memory(1 << 29)).await.unwrap().0, "memory");
     }
     assert_eq!(world.share("k", &cpu(1)).await, Err(FULL));
     assert_eq!(world.share("k", &memory(1)).await, Err(FULL));
 }
 
-/// The order of models applies to the whole pool, not only within the shard that happens to be asked first.
+/// The order of models applies to the whole pool, not only within the shard that happens to be tried first.
 #[tokio::test]
 async fn p02_the_preferred_model_is_found_in_whichever_shard() {
     let world = World::on_memory().await;
@@ -186,8 +186,8 @@ async fn p02_the_preferred_model_is_found_in_whichever_shard() {
     let mut n = 0;
     let mut model = async |models: &[&str], milli| {
         n += 1;
-        let place = world.place(&format!("k{n}"), &cards(models, 1, milli)).await;
-        place.map(|(worker, _)| worker[..1].to_owned())
+        let allocated = world.allocate(&format!("k{n}"), &cards(models, 1, milli)).await;
+        allocated.map(|(worker, _)| worker[..1].to_owned())
     };
     for _ in 0..6 {
         assert_eq!(model(&["A10", "T4"], 1_000).await.as_deref(), Ok("a"));
@@ -208,7 +208,7 @@ async fn p02_claims_without_gpus_leave_gpus_free() {
             (0..8).flat_map(|shard| ids_on(shard, 8, 2, "g")).map(|id| sized(&id, 2_000, Some(("T4", 1)))).collect();
         workers.extend(ids_on(3, 8, 2, "c").iter().map(|id| sized(id, 4_000, None)));
         world.shared(shared(8, policy), workers).await;
-        let cores = async |key: &str| world.place(key, &cpu(1_000)).await.unwrap().0;
+        let cores = async |key: &str| world.allocate(key, &cpu(1_000)).await.unwrap().0;
         for i in 0..8 {
             assert!(cores(&format!("k{i}")).await.starts_with('c'), "{policy:?}");
         }
@@ -216,7 +216,7 @@ async fn p02_claims_without_gpus_leave_gpus_free() {
         // In a batch as well.
         world.s.release(&id("k0"), world.s.get_claim(&id("k0")).await.unwrap().fence).await.unwrap();
         world.s.release(&id("k1"), world.s.get_claim(&id("k1")).await.unwrap().fence).await.unwrap();
-        let batch = (0..4).map(|i| asking("p", &format!("b{i}"), &cpu(1_000))).collect();
+        let batch = (0..4).map(|i| request_for("p", &format!("b{i}"), &cpu(1_000))).collect();
         let taken = world.s.claim_batch(batch).await;
         let on_cards =
             taken.into_iter().filter(|taken| taken.as_ref().unwrap().claim.worker.spec.id.as_str().starts_with('g'));
@@ -227,26 +227,26 @@ async fn p02_claims_without_gpus_leave_gpus_free() {
     let workers = || vec![sized("g", 2_000, Some(("T4", 1))), sized("c", 64_000, None)];
     let spec = || shared(1, PlacementPolicy::BestFit);
     world.shared(PoolSpec { spare_gpu_workers: false, ..spec() }, workers()).await;
-    assert_eq!(world.place("k", &cpu(1_000)).await.unwrap().0, "g");
+    assert_eq!(world.allocate("k", &cpu(1_000)).await.unwrap().0, "g");
     world.s.put_pool(name("p"), spec()).await.unwrap();
-    assert_eq!(world.place("l", &cpu(1_000)).await.unwrap().0, "c");
+    assert_eq!(world.allocate("l", &cpu(1_000)).await.unwrap().0, "c");
 }
 
 #[tokio::test]
 async fn p03_workers_are_filled_exactly() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 1_000, None)]).await;
-    let equal = |n: usize, prefix: &str| (0..n).map(|i| asking("p", &format!("{prefix}{i}"), &cpu(1))).collect();
+    let equal = |n: usize, prefix: &str| (0..n).map(|i| request_for("p", &format!("{prefix}{i}"), &cpu(1))).collect();
     let taken = world.s.claim_batch(equal(1_001, "k")).await;
     assert_eq!(taken.iter().flatten().count(), 1_000);
     assert_eq!(taken.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL]);
     assert_eq!(world.left().await, (0, 0));
 
-    // Three claims for the capacity of two, over shards; 70 tiny ones on one worker of each shard that is asked.
+    // Three claims for the capacity of two, over shards; 70 tiny ones on one worker of each shard that is tried.
     let world = World::on_memory().await;
     let two: Vec<_> = (0..2).flat_map(|shard| ids_on(shard, 2, 1, "w")).map(|id| sized(&id, 1_000, None)).collect();
     world.shared(shared(2, PlacementPolicy::BestFit), two).await;
-    let three = (0..3).map(|i| asking("p", &format!("k{i}"), &cpu(1_000))).collect();
+    let three = (0..3).map(|i| request_for("p", &format!("k{i}"), &cpu(1_000))).collect();
     assert_eq!(world.s.claim_batch(three).await.iter().flatten().count(), 2);
     let world = World::on_memory().await;
     let many = ids_on(0, 1, 20, "w").iter().map(|id| sized(id, 4_000, None)).collect();
@@ -261,16 +261,20 @@ async fn p03_workers_are_filled_exactly() {
 async fn p06_held_claims_stay_valid_when_capacity_changes() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 2)))]).await;
-    let ask = ResourceRequirements { cpu_milli: 3_000, ..cards(&["T4"], 1, 1_000) };
-    let first = world.share("k", &ask).await.unwrap().claim;
+    let requirements = ResourceRequirements { cpu_milli: 3_000, ..cards(&["T4"], 1, 1_000) };
+    let first = world.share("k", &requirements).await.unwrap().claim;
     world.share("l", &cpu(1_000)).await.unwrap();
-    assert_eq!(world.share("k", &ask).await.unwrap().claim, first, "there is no room for a second");
+    assert_eq!(
+        world.share("k", &requirements).await.unwrap().claim,
+        first,
+        "the resources do not suffice for a second"
+    );
     // The worker shrinks below the sum of its claims: shown, unschedulable, and the claims stay.
     world.enlist(vec![sized("w", 3_500, Some(("T4", 2)))]).await;
-    let look = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
-    assert!(look.overcommitted && look.claims.len() == 2);
-    assert_eq!(world.share("k", &ask).await.unwrap().claim.fence, first.fence);
-    assert_eq!(world.share("m", &cards(&[], 1, 1)).await, Err(FULL), "a card is left, and the worker is not offered");
+    let view = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
+    assert!(view.overcommitted && view.claims.len() == 2);
+    assert_eq!(world.share("k", &requirements).await.unwrap().claim.fence, first.fence);
+    assert_eq!(world.share("m", &cards(&[], 1, 1)).await, Err(FULL), "a GPU is free, and the worker is not offered");
     assert_eq!(world.left().await, (0, 0));
     // A claim that shrinks makes it fit again, one that grows does not.
     assert_eq!(
@@ -282,8 +286,8 @@ async fn p06_held_claims_stay_valid_when_capacity_changes() {
     );
     let shrunk = ResourceRequirements { cpu_milli: 2_500, ..cards(&["T4"], 1, 1_000) };
     world.s.resize(&id("k"), first.fence, shrunk).await.unwrap();
-    let look = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
-    assert!(!look.overcommitted);
+    let view = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
+    assert!(!view.overcommitted);
     assert_eq!(world.left().await, (0, 1_000));
     world.share("m", &cards(&[], 1, 1)).await.unwrap();
 }
@@ -295,8 +299,8 @@ async fn c08_a_resize_to_another_gpu_model_is_rejected() {
         let world = World::on_memory().await;
         let shared = PoolSpec { mode: policy_mode(policy), ..shared(1, policy) };
         world.shared(shared, vec![sized("w", 4_000, Some(("T4", 2)))]).await;
-        let ask = ResourceRequirements { cpu_milli: 1_000, ..cards(&["A10", "T4"], 1, 1_000) };
-        let claim = world.share("k", &ask).await.unwrap().claim;
+        let requirements = ResourceRequirements { cpu_milli: 1_000, ..cards(&["A10", "T4"], 1, 1_000) };
+        let claim = world.share("k", &requirements).await.unwrap().claim;
         let other = |models: &[&str], milli| ResourceRequirements { cpu_milli: 1_000, ..cards(models, 1, milli) };
         for (models, milli) in [(&["A10"][..], 1_000), (&["A10"][..], 500), (&["H100", "A10"][..], 1_000)] {
             let refused = world.s.resize(&id("k"), claim.fence, other(models, milli)).await;
@@ -350,14 +354,14 @@ async fn n1_no_claim_is_rejected_while_a_worker_has_capacity() {
                         cards.iter().filter(|&&milli| milli >= gpu.milli).count() >= gpu.count as usize
                     })
             };
-            match world.place(&format!("k{n}"), &resources).await {
+            match world.allocate(&format!("k{n}"), &resources).await {
                 Ok((worker, of_cards)) => {
                     granted += 1;
-                    let room = left.get_mut(&worker).unwrap();
-                    assert!(fits(room), "{worker} had no room for {resources:?}");
-                    room.0 -= resources.cpu_milli;
+                    let free = left.get_mut(&worker).unwrap();
+                    assert!(fits(free), "{worker} had too little free for {resources:?}");
+                    free.0 -= resources.cpu_milli;
                     for card in (0..64).filter(|card| of_cards & (1 << card) != 0) {
-                        room.1[card] -= resources.gpu.as_ref().unwrap().milli;
+                        free.1[card] -= resources.gpu.as_ref().unwrap().milli;
                     }
                 }
                 Err(FULL) => {
@@ -419,12 +423,12 @@ async fn w04_a_heartbeat_covers_each_claim_of_its_worker() {
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
     let mut fences = Vec::new();
     for key in ["a", "b", "c"] {
-        let request = ClaimRequest { reserve_ms: None, ..asking("p", key, &cards(&[], 1, 200)) };
+        let request = ClaimRequest { reserve_ms: None, ..request_for("p", key, &cards(&[], 1, 200)) };
         fences.push(world.s.claim(request).await.unwrap().claim.fence);
     }
     let named = |keys: &[usize]| keys.iter().map(|&at| (["a", "b", "c"][at], fences[at])).collect::<Vec<_>>();
-    let heard = world.heartbeat("w", Some(&named(&[0, 1]))).await;
-    assert_eq!((heard.claims.len(), heard.stop.len()), (3, 0));
+    let response = world.heartbeat("w", Some(&named(&[0, 1]))).await;
+    assert_eq!((response.claims.len(), response.stop.len()), (3, 0));
     let states = async |world: &World| {
         let mut states = Vec::new();
         for key in ["a", "b", "c"] {
@@ -433,7 +437,7 @@ async fn w04_a_heartbeat_covers_each_claim_of_its_worker() {
         states
     };
     assert_eq!(states(&world).await, [ClaimState::Active, ClaimState::Active, ClaimState::Reserved]);
-    assert_eq!(world.left().await, (4_000, 400), "no heartbeat makes room");
+    assert_eq!(world.left().await, (4_000, 400), "no heartbeat ends a claim");
     // It reports one less, and later still the other two.
     world.heartbeat("w", Some(&named(&[0, 2]))).await;
     for _ in 0..4 {
@@ -447,8 +451,8 @@ async fn w04_a_heartbeat_covers_each_claim_of_its_worker() {
     assert_eq!((world.state("a").await, world.state("c").await), (ClaimState::Active, ClaimState::Active));
     assert_eq!(world.left().await, (4_000, 600));
     // It must stop a claim that it should not run; until then it is unschedulable.
-    let heard = world.heartbeat("w", Some(&[("a", fences[0]), ("b", fences[1]), ("c", fences[2])])).await;
-    assert_eq!((heard.claims.len(), heard.stop.len()), (2, 1));
+    let response = world.heartbeat("w", Some(&[("a", fences[0]), ("b", fences[1]), ("c", fences[2])])).await;
+    assert_eq!((response.claims.len(), response.stop.len()), (2, 1));
     assert_eq!(world.share("d", &cpu(1)).await, Err(FULL));
     world.heartbeat("w", Some(&named(&[0, 2]))).await;
     world.share("d", &cpu(1)).await.unwrap();
@@ -463,8 +467,8 @@ async fn s01_an_unconfirmed_worker_grants_no_resources() {
     let gone = world.share("gone", &cpu(1_000)).await.unwrap().claim.fence;
     world.stored("p").await;
     let world = world.crashed().await;
-    let look = world.view_worker("w").await;
-    assert_eq!((look.trust, look.claims.len()), (TrustState::Suspect, 2));
+    let view = world.view_worker("w").await;
+    assert_eq!((view.trust, view.claims.len()), (TrustState::Suspect, 2));
     assert_eq!((world.share("new", &cpu(1)).await, world.left().await), (Err(FULL), (0, 0)));
     // Not before claims that may have been lost can no longer start.
     world.heartbeat("w", Some(&[("kept", kept)])).await;
@@ -472,8 +476,8 @@ async fn s01_an_unconfirmed_worker_grants_no_resources() {
     world.pass(2_000).await;
     // A claim without a record is not readopted in a shared pool: its resources are unknown.
     let unknown = gone + 1;
-    let heard = world.heartbeat("w", Some(&[("kept", kept), ("unknown", unknown)])).await;
-    assert_eq!((heard.claims.len(), heard.stop.len()), (1, 1), "{heard:?}");
+    let response = world.heartbeat("w", Some(&[("kept", kept), ("unknown", unknown)])).await;
+    assert_eq!((response.claims.len(), response.stop.len()), (1, 1), "{response:?}");
     assert_eq!(world.share("new", &cpu(1)).await, Err(FULL), "it still runs something");
     world.heartbeat("w", Some(&[("kept", kept)])).await;
     assert_eq!(world.left().await, (3_000, 0));

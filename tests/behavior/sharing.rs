@@ -27,10 +27,10 @@ pub fn sized(id: &str, cpu_milli: u64, gpu: Option<(&str, u32)>) -> WorkerSpec {
     WorkerSpec { capacity: WorkerCapacity { cpu_milli, gpu, ..WorkerCapacity::default() }, ..worker(id) }
 }
 
-pub fn asking(pool: &str, key: &str, resources: &ResourceRequirements) -> ClaimRequest {
+pub fn request_for(pool: &str, key: &str, resources: &ResourceRequirements) -> ClaimRequest {
     let spec = ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() };
-    let ask = ClaimConstraints { spec, ..ClaimConstraints::default() };
-    ClaimRequest { reserve_ms: Some(0), constraints: Some(Box::new(ask)), ..request(pool, key) }
+    let constraints = ClaimConstraints { spec, ..ClaimConstraints::default() };
+    ClaimRequest { reserve_ms: Some(0), constraints: Some(Box::new(constraints)), ..request(pool, key) }
 }
 
 impl World {
@@ -47,11 +47,11 @@ impl World {
     }
 
     pub async fn share(&self, key: &str, resources: &ResourceRequirements) -> Claimed {
-        self.s.claim(asking("p", key, resources)).await
+        self.s.claim(request_for("p", key, resources)).await
     }
 
     /// Claims resources. Returns the worker and the GPUs that were granted.
-    pub async fn place(&self, key: &str, resources: &ResourceRequirements) -> Result<(String, u64), RequestError> {
+    pub async fn allocate(&self, key: &str, resources: &ResourceRequirements) -> Result<(String, u64), RequestError> {
         self.share(key, resources)
             .await
             .map(|taken| (taken.claim.worker.spec.id.to_string(), taken.claim.gpu_mask.unwrap()))

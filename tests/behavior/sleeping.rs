@@ -10,7 +10,7 @@ use hotpool::model::{AckLevel, PoolSpec};
 use hotpool::scheduler::Scheduler;
 use hotpool::shard::ShardHandle;
 
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 use crate::world::{World, done, id, name, spec, until};
 
 /// Lease of the store in milliseconds; time passes only by hand.
@@ -33,7 +33,7 @@ async fn runs_in_a_thousand_yields(shard_handle: &ShardHandle) -> u64 {
 
 #[tokio::test]
 async fn s18_a_shard_that_may_not_answer_sleeps_until_the_lease_is_renewed() {
-    let world = World::closed(Place::empty());
+    let world = World::closed(StoreLocation::empty());
     world.gate().lease(LEASE_MS);
     world.s.start().await.unwrap();
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
@@ -45,7 +45,7 @@ async fn s18_a_shard_that_may_not_answer_sleeps_until_the_lease_is_renewed() {
     world.gate().open_gate();
     until("the store has the claim", async || shard_handle.outbox.applied_seq() >= shard_handle.outbox.appended_seq())
         .await;
-    // From here on only the renewal can tell the shard that it may answer.
+    // From here on only the renewal can wake the shard to reply.
     world.gate().hold_all();
     let runs = runs_in_a_thousand_yields(&shard_handle).await;
     assert!(!claim.is_finished(), "the lease has lapsed");
@@ -59,7 +59,7 @@ async fn s18_a_shard_that_may_not_answer_sleeps_until_the_lease_is_renewed() {
 /// No time passes for the reply: it would expire by itself after `store_wait_ms`.
 #[tokio::test]
 async fn s03_replies_that_wait_for_the_store_fail_as_soon_as_another_process_owns_it() {
-    let world = World::closed(Place::empty());
+    let world = World::closed(StoreLocation::empty());
     world.gate().lease(LEASE_MS);
     world.s.start().await.unwrap();
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
@@ -72,7 +72,7 @@ async fn s03_replies_that_wait_for_the_store_fail_as_soon_as_another_process_own
 
 #[tokio::test]
 async fn s18_an_idle_shard_sleeps_through_renewals() {
-    let world = World::closed(Place::empty());
+    let world = World::closed(StoreLocation::empty());
     world.gate().lease(LEASE_MS);
     world.s.start().await.unwrap();
     world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
@@ -81,7 +81,7 @@ async fn s18_an_idle_shard_sleeps_through_renewals() {
     let (shard_handle, shard) = (shard_handle(&world, "p"), world.gate().key("ns/p", 0));
     runs_in_a_thousand_yields(&shard_handle).await;
     let before = shard_handle.runs();
-    // With each renewal the store is asked whether it still has everything.
+    // With each renewal the store is queried whether it still has everything.
     let checks =
         || world.gate().rounds().iter().flatten().filter(|step| step.shard == shard && step.bytes == 0).count();
     let checked = checks();
@@ -204,7 +204,7 @@ async fn c10_deadlines_beyond_the_limit_of_a_run_do_not_wait_for_a_tick() {
     for _ in 0..2 * RUNS {
         tokio::task::yield_now().await;
         let left = world.s.keys().len();
-        assert!(held - left <= EXPIRIES_PER_RUN_MAX, "{} deadlines passed without a turn for others", held - left);
+        assert!(held - left <= EXPIRIES_PER_RUN_MAX, "{} deadlines passed in one run", held - left);
         held = left;
     }
     let runs = shard_handle.runs() - before;

@@ -88,7 +88,7 @@ async fn s11_an_undisclosed_claim_is_rolled_back_with_its_last_reply() {
     assert_eq!(world.counts("p").await, (0, 1, 1), "an answer about it waits, so it is not undone yet");
     world.pass(1_000).await;
     assert_eq!(done(repeat).await, Err(STORE));
-    assert_eq!(world.counts("p").await, (1, 0, 0), "nobody was told of it, and nobody will be");
+    assert_eq!(world.counts("p").await, (1, 0, 0), "the grant was not disclosed, and will not be");
     assert_nothing_left(world).await;
 }
 
@@ -142,7 +142,7 @@ async fn s11_a_claim_whose_caller_left_is_rolled_back_when_its_reply_is_due() {
         claim.abort();
         assert!(claim.await.unwrap_err().is_cancelled());
         world.gate().open_gate();
-        until("it is given back", async || world.counts("p").await == (1, 0, 0)).await;
+        until("the claim is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
         assert_nothing_left(world).await;
     }
 }
@@ -172,9 +172,9 @@ async fn s11_only_durable_replies_wait() {
     world.pool("p", spec(1, AckLevel::Memory), &["v", "w"]).await;
     world.gate().hold_all();
     let fence = world.claim("p", "k").await.unwrap().claim.fence;
-    let asked = hotpool::model::ClaimRequest { ack: Some(AckLevel::Durable), ..request("p", "d") };
-    let durable = world.begin_request(asked).await;
-    assert!(!durable.is_finished(), "it asked for more than its pool promises");
+    let durable_request = hotpool::model::ClaimRequest { ack: Some(AckLevel::Durable), ..request("p", "d") };
+    let durable = world.begin_request(durable_request).await;
+    assert!(!durable.is_finished(), "it requested more than its pool guarantees");
     world.s.confirm(&id("k"), fence).await.unwrap();
     world.s.release(&id("k"), fence).await.unwrap();
     assert_eq!(world.s.get_claim(&id("k")).await, Err(RequestError::NotFound(ObjectKind::Claim)));
@@ -182,7 +182,7 @@ async fn s11_only_durable_replies_wait() {
     assert!(done(durable).await.unwrap().created);
 }
 
-/// Runs inside the shard's run, when that sends a reply: the store accepts what was held back, and the shard is told
+/// Runs inside the shard's run, when that sends a reply: the store accepts what was held back, and the shard is notified
 /// while it is awake.
 struct Inject {
     gate: Arc<GatedStore>,
@@ -196,7 +196,7 @@ impl Wake for Inject {
             // Done by a thread of no runtime: a task woken by this one would wait behind this very run.
             let gate = Arc::clone(&self.gate);
             std::thread::spawn(move || gate.open_gate()).join().unwrap();
-            // The watch runs after the writer has told its shards. Seldom the runtime keeps a task behind this very
+            // The watch runs after the writer has notified its shards. Seldom the runtime keeps a task behind this very
             // run on the same thread; then the store makes progress after it, and the replies must be sent all the
             // same.
             let begun = std::time::Instant::now();
@@ -232,7 +232,7 @@ async fn r1_a_reply_whose_record_is_stored_while_the_shard_runs_is_sent() {
     let mut report = Box::pin(world.s.get_pool(&pool));
     // The request is in the mailbox, and its reply will wake this.
     assert!(report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    busy.until_asked(1).await;
+    busy.until_queued(1).await;
     while report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
         std::thread::yield_now();
     }

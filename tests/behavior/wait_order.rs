@@ -4,13 +4,13 @@ use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::{AckLevel, ClaimRequest, PlacementPolicy, Quota, WorkerId, WorkerSpec};
 use tokio::task::JoinHandle;
 
-use crate::sharing::{asking, cpu, shared, sized};
+use crate::sharing::{cpu, request_for, shared, sized};
 use crate::waiting::{MINUTE, labelled, of, one_full_worker, waiting, with_priority};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
 
-/// A claim that no worker fits blocks nobody, and is served when one registers.
+/// A claim that no worker fits blocks no other claim, and is served when one registers.
 #[tokio::test]
-async fn q03_a_claim_that_fits_nowhere_blocks_nobody_behind_it() {
+async fn q03_a_claim_that_fits_nowhere_blocks_no_later_claim() {
     let (world, fence) = one_full_worker().await;
     let odd = world.begin_queued(ClaimRequest { constraints: labelled("kind=odd"), ..waiting("p", "odd") }).await;
     let plain = world.begin_queued(waiting("p", "plain")).await;
@@ -34,7 +34,7 @@ async fn q03_claims_wait_for_free_resources_of_their_size() {
     for n in 0..4 {
         held.push(world.share(&format!("h{n}"), &cpu(1_000)).await.unwrap());
     }
-    let wait = |key: &str, amount| ClaimRequest { wait_ms: MINUTE, ..asking("p", key, &cpu(amount)) };
+    let wait = |key: &str, amount| ClaimRequest { wait_ms: MINUTE, ..request_for("p", key, &cpu(amount)) };
     let large = world.begin_queued(wait("large", 2_000)).await;
     let small = world.begin_queued(wait("small", 1_000)).await;
     world.s.release(&held[0].claim.id, held[0].claim.fence).await.unwrap();
@@ -133,11 +133,11 @@ async fn q02_a_newcomer_does_not_overtake_queued_claims() {
     let busy = world.busy("p").await;
     let s = world.s.clone();
     let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
-    until("it stands in the ring", async || busy.depth() == 1).await;
+    until("the request is in the mailbox", async || busy.depth() == 1).await;
     // The newcomer goes to that shard, whatever it publishes.
-    let ask = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };
-    let newcomer =
-        world.begin_request_alone(ClaimRequest { constraints: Some(Box::new(ask)), ..request("p", "newcomer") });
+    let constraints = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };
+    let newcomer = world
+        .begin_request_alone(ClaimRequest { constraints: Some(Box::new(constraints)), ..request("p", "newcomer") });
     until("it stands behind it", async || busy.depth() == 2).await;
     drop(busy);
     release.await.unwrap().unwrap();

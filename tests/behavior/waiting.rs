@@ -24,9 +24,9 @@ pub fn of(tenant: &str, key: &str) -> ClaimRequest {
 }
 
 pub fn with_priority(request: ClaimRequest, priority: u16) -> ClaimRequest {
-    let mut ask = request.constraints.unwrap_or_default();
-    ask.spec.priority = priority;
-    ClaimRequest { constraints: Some(ask), ..request }
+    let mut constraints = request.constraints.unwrap_or_default();
+    constraints.spec.priority = priority;
+    ClaimRequest { constraints: Some(constraints), ..request }
 }
 
 pub fn labelled(selector: &str) -> Option<Box<ClaimConstraints>> {
@@ -103,7 +103,7 @@ async fn q02_a_registration_an_uncordon_and_a_clear_wake_queued_claims() {
     world.s.begin_release(&b.id, b.fence).await.unwrap();
     let begun = world.begin_queued(ClaimRequest { wait_ms: 10 * MINUTE, ..waiting("p", "c") }).await;
     world.pass(MINUTE + 1).await;
-    assert!(world.is_vacant("b") && !begun.is_finished(), "nobody has spoken for the worker");
+    assert!(world.is_vacant("b") && !begun.is_finished(), "the worker is not confirmed");
     world.s.command_worker(&name("p"), &w2, WorkerCommand::Clear).await.unwrap();
     assert_eq!(done(begun).await.unwrap().claim.worker.spec.id.as_str(), "w2");
 }
@@ -152,7 +152,7 @@ async fn q02_a_grant_to_a_caller_that_left_is_rolled_back_for_the_next() {
     let busy = world.busy("p").await;
     let s = world.s.clone();
     let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
-    until("it stands in the ring", async || busy.depth() == 1).await;
+    until("the request is in the mailbox", async || busy.depth() == 1).await;
     gone.abort();
     drop(busy);
     release.await.unwrap().unwrap();
@@ -187,7 +187,7 @@ async fn q05_no_wake_up_is_lost() {
             tokio::spawn(async move {
                 for round in 0..3_000 {
                     let request = ClaimRequest { wait_ms: 20_000, ..waiting("p", &format!("{task}-{round}")) };
-                    let taken = s.claim(request).await.expect("its turn comes");
+                    let taken = s.claim(request).await.expect("the claim is dequeued");
                     s.release(&taken.claim.id, taken.claim.fence).await.unwrap();
                 }
             })
@@ -297,9 +297,9 @@ async fn a_queue_is_bounded_by_pool_and_by_tenant() {
 }
 
 fn preferring(key: &str, node: &str, wait_ms: u64, ms: u64) -> ClaimRequest {
-    let ask =
+    let constraints =
         ClaimConstraints { nodes_preferred: vec![node.into()], preferred_wait_ms: ms, ..ClaimConstraints::default() };
-    ClaimRequest { wait_ms, reserve_ms: Some(0), constraints: Some(Box::new(ask)), ..request("p", key) }
+    ClaimRequest { wait_ms, reserve_ms: Some(0), constraints: Some(Box::new(constraints)), ..request("p", key) }
 }
 
 #[tokio::test]

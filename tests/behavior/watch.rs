@@ -13,16 +13,16 @@ use crate::world::{WAIT_MS, World, done, id, name, request, spec, until};
 /// Events so far, each as a short text, and the position of the last.
 pub async fn read_items(watcher: &mut PoolWatcher) -> (Vec<String>, Option<EventPosition>) {
     let (mut words, mut last) = (Vec::new(), None);
-    let mut told = Vec::new();
-    while tokio::time::timeout(Duration::ZERO, watcher.next(&mut told)).await == Ok(true) {
-        last = told.last().map(|(at, _)| *at).or(last);
-        words.extend(told.drain(..).map(|(_, told)| describe(&told)));
+    let mut items = Vec::new();
+    while tokio::time::timeout(Duration::ZERO, watcher.next(&mut items)).await == Ok(true) {
+        last = items.last().map(|(at, _)| *at).or(last);
+        words.extend(items.drain(..).map(|(_, item)| describe(&item)));
     }
     (words, last)
 }
 
-fn describe(told: &WatchItem) -> String {
-    match told {
+fn describe(item: &WatchItem) -> String {
+    match item {
         WatchItem::Started => "started".to_owned(),
         WatchItem::Dropped(None) => "missed".to_owned(),
         WatchItem::Dropped(Some(count)) => format!("missed {count}"),
@@ -112,7 +112,7 @@ async fn a_shard_that_panics_starts_a_new_epoch() {
     assert_eq!(words, ["started", "claimed w k"]);
     world.s.inject_panic(&name("a"), 0);
     let mut words = Vec::new();
-    until("the watcher is told", async || {
+    until("the watcher is notified", async || {
         words.extend(read_items(&mut watcher).await.0);
         !words.is_empty()
     })
@@ -154,9 +154,9 @@ async fn changes_that_a_list_does_not_show_follow_it() {
     let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
     let lister = world.s.clone();
     let list = tokio::spawn(async move { lister.list_workers(&name("a"), None, 10).await.unwrap() });
-    until("the list stands in the ring", async || busy.depth() == 1).await;
+    until("the list request is in the mailbox", async || busy.depth() == 1).await;
     let claim = world.begin_request_alone(request("a", "k"));
-    busy.until_asked(2).await;
+    busy.until_queued(2).await;
     assert!(done(list).await.items[0].claims.is_empty());
     assert!(done(claim).await.unwrap().created);
     assert_eq!(read_items(&mut watcher).await.0, ["started", "claimed w k"]);

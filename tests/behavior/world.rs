@@ -18,7 +18,7 @@ use hotpool::shard::PausedShard;
 use tokio::task::JoinHandle;
 
 use crate::gate::GatedStore;
-use crate::place::Place;
+use crate::store_location::StoreLocation;
 
 /// How long a durable reply waits for the store, in engine milliseconds.
 pub const WAIT_MS: u64 = 5_000;
@@ -67,13 +67,13 @@ pub struct Busy(Vec<PausedShard>);
 
 impl Busy {
     /// Lets the shards run once this many requests are in their mailboxes.
-    pub async fn until_asked(self, requests: usize) {
-        until("all stand in the rings", async || self.depth() == requests).await;
+    pub async fn until_queued(self, requests: usize) {
+        until("all requests are in the mailboxes", async || self.depth() == requests).await;
     }
 
     /// Lets the shards run once at least this many requests are in their mailboxes.
-    pub async fn until_asked_at_least(self, requests: usize) {
-        until("all stand in the rings", async || self.depth() >= requests).await;
+    pub async fn until_queued_at_least(self, requests: usize) {
+        until("all requests are in the mailboxes", async || self.depth() >= requests).await;
     }
 
     /// Number of requests in their mailboxes.
@@ -86,7 +86,7 @@ pub struct World {
     pub s: Scheduler,
     pub clock: Clock,
     pub gate: Option<Arc<GatedStore>>,
-    _place: Option<Arc<Place>>,
+    _location: Option<Arc<StoreLocation>>,
 }
 
 impl World {
@@ -95,35 +95,35 @@ impl World {
         let settings = SchedulerSettings { store_wait_ms: WAIT_MS, ..SchedulerSettings::default() };
         let s = Scheduler::with_clock(Arc::new(MemoryStore), settings, clock.clone());
         s.start().await.unwrap();
-        Self { s, clock, gate: None, _place: None }
+        Self { s, clock, gate: None, _location: None }
     }
 
     /// Creates a world on an empty store behind a gate.
     pub async fn on_store() -> Self {
-        Self::on(Place::empty()).await
+        Self::on(StoreLocation::empty()).await
     }
 
     /// Creates a world on an existing store.
-    pub async fn on(place: Place) -> Self {
-        let world = Self::closed(place);
+    pub async fn on(location: StoreLocation) -> Self {
+        let world = Self::closed(location);
         world.s.start().await.unwrap();
         world
     }
 
     /// Creates a world that is not started.
-    pub fn closed(place: Place) -> Self {
-        Self::closed_with(place, WAIT_MS)
+    pub fn closed(location: StoreLocation) -> Self {
+        Self::closed_with(location, WAIT_MS)
     }
 
     /// Creates a world that is not started, in which changes of pools and quotas wait for the store for
     /// `store_wait_ms` of real time.
-    pub fn closed_with(place: Place, store_wait_ms: u64) -> Self {
+    pub fn closed_with(location: StoreLocation, store_wait_ms: u64) -> Self {
         let clock = Clock::manual();
-        let place = Arc::new(place);
-        let gate = Arc::new(GatedStore::open(&place));
+        let location = Arc::new(location);
+        let gate = Arc::new(GatedStore::open(&location));
         let settings = SchedulerSettings { store_wait_ms, ..SchedulerSettings::default() };
         let s = Scheduler::with_clock(Arc::<GatedStore>::clone(&gate), settings, clock.clone());
-        Self { s, clock, gate: Some(gate), _place: Some(place) }
+        Self { s, clock, gate: Some(gate), _location: Some(location) }
     }
 
     pub fn gate(&self) -> &Arc<GatedStore> {
@@ -206,7 +206,7 @@ impl World {
         self.begin(|s| Box::pin(async move { s.claim(request).await })).await
     }
 
-    /// Begins a claim without asking the shards, which may be paused.
+    /// Begins a claim without waiting for the shards, which may be paused.
     pub fn begin_request_alone(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
         let s = self.s.clone();
         tokio::spawn(async move { s.claim(request).await })
@@ -217,7 +217,7 @@ impl World {
         self.begin(move |s| Box::pin(async move { s.release(&id, fence).await })).await
     }
 
-    /// Lets everything run that can: each shard is asked several times, and answers after what was before it.
+    /// Lets everything run that can: each shard gets several requests, and replies after those before them.
     pub async fn quiet(&self) {
         for _ in 0..8 {
             self.s.list_pools(None, 100).await.unwrap();

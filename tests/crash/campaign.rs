@@ -54,7 +54,7 @@ impl Seeded {
 }
 
 /// Sends one request; none: the service is gone, and the outcome is unknown.
-pub fn ask(client: &mut Client, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
+pub fn call(client: &mut Client, method: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
     let body = body.to_string();
     let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     client.send(&[head.as_bytes(), body.as_bytes()].concat()).ok()?;
@@ -69,7 +69,9 @@ fn load(mut client: Client, me: u64, mut journal: Journal, mut random: Seeded, a
         if random.below(20) == 0 {
             let id = format!("w{me}-{}", journal.registered.len() + journal.maybe.len());
             journal.maybe.insert(id.clone());
-            let Some((status, _)) = ask(&mut client, "PUT", &format!("{POOL}/workers/{id}"), &json!({})) else { break };
+            let Some((status, _)) = call(&mut client, "PUT", &format!("{POOL}/workers/{id}"), &json!({})) else {
+                break;
+            };
             assert!(matches!(status, 200 | 201 | 503), "{status}");
             if status != 503 {
                 journal.maybe.remove(&id);
@@ -89,13 +91,13 @@ fn load(mut client: Client, me: u64, mut journal: Journal, mut random: Seeded, a
             let fence = key.held.as_ref().map_or(0, |held| held.0);
             let answer = match verb {
                 Doubt::Claim => {
-                    ask(&mut client, "POST", "/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": name}))
+                    call(&mut client, "POST", "/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": name}))
                 }
                 Doubt::Confirm => {
-                    ask(&mut client, "POST", &format!("/v1/claims/ns/{name}:confirm"), &json!({"fence": fence}))
+                    call(&mut client, "POST", &format!("/v1/claims/ns/{name}:confirm"), &json!({"fence": fence}))
                 }
                 Doubt::Release => {
-                    ask(&mut client, "POST", &format!("/v1/claims/ns/{name}:release"), &json!({"fence": fence}))
+                    call(&mut client, "POST", &format!("/v1/claims/ns/{name}:release"), &json!({"fence": fence}))
                 }
             };
             let Some((status, body)) = answer else { break };
@@ -177,17 +179,17 @@ fn compare(client: &mut Client, journals: &mut [Journal]) {
         journal.registered.extend(there);
         for (name, key) in &mut journal.keys {
             let found = held.remove(name);
-            let told = format!("{name}: told {key:?}, found {found:?}");
+            let difference = format!("{name}: acknowledged {key:?}, found {found:?}");
             match (&key.held, key.doubt.take(), &found) {
-                (Some(told_of), doubt, Some(found)) => {
-                    assert_eq!((told_of.0, &told_of.1), (found.0, &found.1), "{told}");
+                (Some(acknowledged), doubt, Some(found)) => {
+                    assert_eq!((acknowledged.0, &acknowledged.1), (found.0, &found.1), "{difference}");
                     let may_differ = doubt == Some(Doubt::Confirm) && found.2;
-                    assert!(told_of.2 == found.2 || may_differ, "{told}");
+                    assert!(acknowledged.2 == found.2 || may_differ, "{difference}");
                 }
-                (Some(_), doubt, None) => assert_eq!(doubt, Some(Doubt::Release), "{told}"),
+                (Some(_), doubt, None) => assert_eq!(doubt, Some(Doubt::Release), "{difference}"),
                 (None, doubt, Some(found)) => {
-                    assert_eq!(doubt, Some(Doubt::Claim), "{told}");
-                    assert!(found.0 > key.last, "{told}");
+                    assert_eq!(doubt, Some(Doubt::Claim), "{difference}");
+                    assert!(found.0 > key.last, "{difference}");
                     key.last = found.0;
                 }
                 (None, _, None) => {}
@@ -195,7 +197,7 @@ fn compare(client: &mut Client, journals: &mut [Journal]) {
             key.held = found;
         }
     }
-    assert_eq!(held, BTreeMap::new(), "claims that nobody asked for");
+    assert_eq!(held, BTreeMap::new(), "claims that no client requested");
 }
 
 pub fn number(variable: &str, default: u64) -> u64 {

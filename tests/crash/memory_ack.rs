@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::campaign::{Seeded, ask, list, number};
+use crate::campaign::{Seeded, call, list, number};
 use crate::client::Client;
 use crate::server::Server;
 
@@ -65,7 +65,7 @@ fn work(mut client: Client, me: &str, seed: u64, truth: &Truth, done: &AtomicBoo
             next += 1;
             let key = format!("{me}-{next}");
             let body = json!({"namespace": "ns", "pool": "memory", "key": key});
-            let Some((status, body)) = ask(&mut client, "POST", "/v1/claims", &body) else { break };
+            let Some((status, body)) = call(&mut client, "POST", "/v1/claims", &body) else { break };
             if status == 429 {
                 continue;
             }
@@ -90,12 +90,12 @@ fn work(mut client: Client, me: &str, seed: u64, truth: &Truth, done: &AtomicBoo
             let body = json!({"fence": held[at].fence});
             if random.below(2) == 0 {
                 let path = format!("/v1/claims/ns/{}:confirm", held[at].key);
-                let Some((status, body)) = ask(&mut client, "POST", &path, &body) else { break };
+                let Some((status, body)) = call(&mut client, "POST", &path, &body) else { break };
                 assert_eq!(status, 200, "{body}");
             } else {
                 let Held { key, worker, fence, .. } = held.remove(at);
                 truth.stop(&worker, fence);
-                let Some((status, body)) = ask(&mut client, "POST", &format!("/v1/claims/ns/{key}:release"), &body)
+                let Some((status, body)) = call(&mut client, "POST", &format!("/v1/claims/ns/{key}:release"), &body)
                 else {
                     break;
                 };
@@ -112,8 +112,9 @@ fn beat(client: &mut Client, truth: &Truth) {
         let worker = format!("m{i}");
         let running: Vec<Value> =
             truth.all().get(&worker).map(|(key, fence)| json!({"key": key, "fence": fence})).into_iter().collect();
-        let heard = client.post(&format!("{POOL}/workers/{worker}:heartbeat"), &json!({"claims": running})).expect(200);
-        for stop in heard["stop"].as_array().unwrap() {
+        let response =
+            client.post(&format!("{POOL}/workers/{worker}:heartbeat"), &json!({"claims": running})).expect(200);
+        for stop in response["stop"].as_array().unwrap() {
             // Claims that were just released may be among them; running ones must not.
             let now =
                 truth.all().get(&worker).map(|(key, fence)| json!({"key": key, "tenant": "default", "fence": fence}));
@@ -204,5 +205,5 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
     println!("{adopted} adopted in all");
     assert_eq!(server.stop().code(), Some(0));
     let server = Server::start(dir.path());
-    assert_eq!(suspects(&mut server.client()), 0, "after a clean stop nobody is suspect");
+    assert_eq!(suspects(&mut server.client()), 0, "after a clean stop no worker is suspect");
 }

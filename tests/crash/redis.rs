@@ -69,7 +69,7 @@ fn s04_a_server_that_restarts_without_its_last_writes_gets_snapshots() {
     for _ in 0..campaign.rounds {
         let load = campaign.load(server.address);
         load.answers(100);
-        let _: () = redis.ask(&["SAVE"]);
+        let _: () = redis.query(&["SAVE"]);
         // These claims are acknowledged, and then the server loses them.
         load.answers(300);
         redis.restart();
@@ -98,7 +98,7 @@ fn s04_a_failover_that_loses_acknowledged_writes_loses_no_durable_reply() {
     load.answers(200);
     // From here on the replica of the first master receives nothing, because it cannot log in.
     let victim = &cluster.masters[0];
-    let _: () = victim.ask(&["CONFIG", "SET", "requirepass", "held-back"]);
+    let _: () = victim.query(&["CONFIG", "SET", "requirepass", "held-back"]);
     let _: i64 = victim_ask(victim, &["CLIENT", "KILL", "TYPE", "replica"]);
     load.answers(500);
     cluster.masters[0].kill();
@@ -202,7 +202,7 @@ fn s05_without_redis_memory_claims_go_on_until_the_lease_ends_and_all_are_stored
 }
 
 #[test]
-fn flushall_under_a_running_owner_is_detected_and_everything_is_written_anew() {
+fn flushall_under_a_running_owner_is_detected_and_all_rows_are_rewritten() {
     let cluster = Cluster::start(3, 0, &[]);
     let (dir, url) = (TempDir::new().unwrap(), cluster.url());
     let mut server = start(dir.path(), &url, &[], SHORT);
@@ -213,13 +213,13 @@ fn flushall_under_a_running_owner_is_detected_and_everything_is_written_anew() {
     let load = campaign.load(server.address);
     load.answers(200);
     for master in &cluster.masters {
-        let _: () = master.ask(&["FLUSHALL"]);
+        let _: () = master.query(&["FLUSHALL"]);
     }
     load.answers(200);
     campaign.end(load);
     // The catalog, the ownership record and unused shards are written again within a third of the lease.
-    until("all of it is there again: two pools, catalogue, owner", || {
-        cluster.masters.iter().map(|master| master.ask::<i64>(&["DBSIZE"])).sum::<i64>() == 4 + 16 + 2
+    until("all rows are stored again: two pools, catalog, owner", || {
+        cluster.masters.iter().map(|master| master.query::<i64>(&["DBSIZE"])).sum::<i64>() == 4 + 16 + 2
     });
     flushed(&mut server.client());
     server.kill();
@@ -242,7 +242,7 @@ fn a_node_is_added_and_slots_move_while_claims_go_on() {
     load.answers(200);
     let added = cluster.add();
     cluster.rebalance();
-    until("it has slots", || added.ask::<i64>(&["DBSIZE"]) > 0);
+    until("it has slots", || added.query::<i64>(&["DBSIZE"]) > 0);
     load.answers(500);
     campaign.end(load);
     until("the service is ready", || is_ready(&server));

@@ -184,7 +184,7 @@ fn c16_a_pool_has_a_default_and_a_maximum_ttl() {
     let a = client.post("/v1/claims", &active("a")).expect(201)["claim"].take();
     assert_eq!(left(&a), Some(1), "the pool's default: {a}");
     let b = client.post("/v1/claims", &with(active("b"), "ttl_ms", 3_600_000)).expect(201)["claim"].take();
-    assert_eq!(left(&b), Some(6), "what it asked for: {b}");
+    assert_eq!(left(&b), Some(6), "as requested: {b}");
     let rejected = client.post("/v1/claims", &with(active("c"), "ttl_ms", 3_600_001));
     rejected.expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
     assert!(rejected.text().contains("3600000"), "{}", rejected.text());

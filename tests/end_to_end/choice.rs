@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::client::{Client, Response};
 use crate::server::{Server, fresh};
 
-fn ask(client: &mut Client, more: Value) -> Response {
+fn claim(client: &mut Client, more: Value) -> Response {
     let mut body = json!({"namespace": "ns"});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     client.post("/v1/claims", &body)
@@ -29,37 +29,37 @@ fn p01_p04_p05_w07_a_claim_gets_what_it_requests_or_the_reason_why_not() {
     let exhausted = |answer: Response, reason: &str| {
         answer.expect_error(429, "RESOURCE_EXHAUSTED", Some(reason), None);
     };
-    exhausted(ask(&mut client, json!({"pool": "cpu", "selector": "zone=c"})), "pool_exhausted");
-    exhausted(ask(&mut client, json!({"pool": "cpu", "node": {"required": ["n2"]}})), "node_locality");
-    exhausted(ask(&mut client, json!({"pool": "cpu", "class": "large"})), "no_eligible_pool");
-    exhausted(ask(&mut client, json!({"pool_selector": "tier=cold"})), "no_eligible_pool");
-    ask(&mut client, json!({"pools": ["cpu", "gpu"], "resources": {"cpu_milli": 1001}})).expect_error(
+    exhausted(claim(&mut client, json!({"pool": "cpu", "selector": "zone=c"})), "pool_exhausted");
+    exhausted(claim(&mut client, json!({"pool": "cpu", "node": {"required": ["n2"]}})), "node_locality");
+    exhausted(claim(&mut client, json!({"pool": "cpu", "class": "large"})), "no_eligible_pool");
+    exhausted(claim(&mut client, json!({"pool_selector": "tier=cold"})), "no_eligible_pool");
+    claim(&mut client, json!({"pools": ["cpu", "gpu"], "resources": {"cpu_milli": 1001}})).expect_error(
         400,
         "INVALID_ARGUMENT",
         Some("unsatisfiable"),
         Some("resources"),
     );
-    ask(&mut client, json!({"pool": "cpu", "worker": "w9"})).expect_error(404, "NOT_FOUND", None, None);
+    claim(&mut client, json!({"pool": "cpu", "worker": "w9"})).expect_error(404, "NOT_FOUND", None, None);
     let all = json!({
         "key": "k", "pools": ["gpu", "cpu"], "selector": "zone in (a, c), !spot", "class": "small",
         "resources": {"cpu_milli": 500}, "node": {"required": [], "preferred": ["n9", "n1"]}, "worker": "w1",
         "labels": {"job": "42"}, "must_match": true, "wait_ms": 0,
     });
-    let created = ask(&mut client, all.clone()).expect(201)["claim"].take();
+    let created = claim(&mut client, all.clone()).expect(201)["claim"].take();
     assert_eq!((&created["worker"], &created["pool"]), (&json!("w1"), &json!("cpu")));
     assert_eq!((&created["labels"], &created["resources"]), (&json!({"job": "42"}), &json!({"cpu_milli": 1000})));
-    assert_eq!(ask(&mut client, all.clone()).expect(200)["claim"]["fence"], created["fence"]);
+    assert_eq!(claim(&mut client, all.clone()).expect(200)["claim"]["fence"], created["fence"]);
     let mut other = all;
     other["resources"]["cpu_milli"] = json!(501);
-    ask(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    claim(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
     let shown = client.get("/v1/claims/ns/k").expect(200)["claim"].take();
     assert_eq!(shown["labels"], created["labels"]);
     assert_eq!(client.get("/v1/claims?namespace=ns").expect(200)["items"][0]["labels"], created["labels"]);
     // In the order of their names.
     let by_label = json!({"pool_selector": "tier=hot"});
-    assert_eq!(ask(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "w2");
-    assert_eq!(ask(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "g1");
-    exhausted(ask(&mut client, by_label), "pool_exhausted");
+    assert_eq!(claim(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "w2");
+    assert_eq!(claim(&mut client, by_label.clone()).expect(201)["claim"]["worker"], "g1");
+    exhausted(claim(&mut client, by_label), "pool_exhausted");
     let scraped = client.get("/metrics");
     let counted = scraped.text();
     for line in [
@@ -79,15 +79,15 @@ fn c04_requested_resources_and_labels_survive_kill_9() {
     pools(&mut client);
     let body =
         json!({"key": "k", "pool": "cpu", "resources": {"cpu_milli": 7}, "labels": {"job": "1"}, "must_match": true});
-    let created = ask(&mut client, body.clone()).expect(201)["claim"].take();
+    let created = claim(&mut client, body.clone()).expect(201)["claim"].take();
     server.kill();
     let server = Server::start(dir.path());
     let mut client = server.client();
-    let again = ask(&mut client, body.clone()).expect(200)["claim"].take();
+    let again = claim(&mut client, body.clone()).expect(200)["claim"].take();
     assert_eq!((&again["fence"], &again["labels"]), (&created["fence"], &json!({"job": "1"})));
     let mut other = body;
     other["resources"] = json!({});
-    ask(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
+    claim(&mut client, other).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
 }
 
 #[test]

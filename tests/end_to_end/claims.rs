@@ -64,13 +64,13 @@ fn without_a_key_the_service_generates_one() {
 #[test]
 fn a_request_cannot_exceed_or_weaken_the_settings_of_its_pool() {
     let (_dir, _server, mut client) = with_pool(1);
-    let ask = |client: &mut Client, name: &str, value: Value| {
+    let rejects = |client: &mut Client, name: &str, value: Value| {
         let mut body = json!({"namespace": "ns", "pool": "warm", "key": "a"});
         body[name] = value;
         client.post("/v1/claims", &body).expect_error(400, "INVALID_ARGUMENT", None, Some(name));
     };
-    ask(&mut client, "reserve_ms", json!(30_001));
-    ask(&mut client, "ack", json!("memory"));
+    rejects(&mut client, "reserve_ms", json!(30_001));
+    rejects(&mut client, "ack", json!("memory"));
     assert_eq!(count(&mut client), (0, 0));
 }
 
@@ -133,11 +133,11 @@ fn claims_are_listed_by_filter_and_page() {
 fn c03_one_key_claimed_by_many_at_once_has_one_holder() {
     let (_dir, server, mut client) = with_pool(2);
     let answers: Vec<_> = std::thread::scope(|scope| {
-        let ask = || {
+        let call = || {
             let mut client = server.client();
             scope.spawn(move || claim(&mut client, "one"))
         };
-        let callers: Vec<_> = (0..16).map(|_| ask()).collect();
+        let callers: Vec<_> = (0..16).map(|_| call()).collect();
         callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
     let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();

@@ -35,9 +35,9 @@ fn an_excess_connection_is_rejected_closed_and_counted() {
     for client in &mut held {
         client.get("/healthz").expect(200);
     }
-    for asks in [true, false] {
+    for sends_request in [true, false] {
         let mut client = server.client();
-        if asks {
+        if sends_request {
             client.get("/v1/pools").expect_error(503, "UNAVAILABLE", Some("connections"), None);
         }
         assert!(client.is_closed());

@@ -134,7 +134,7 @@ fn h03_a_directory_of_another_user_is_unchanged() {
     wide(dir.path());
     let data = dir.path().join("data");
     if std::os::unix::fs::chown(&data, Some(65_534), None).is_err() {
-        eprintln!("SKIPPED: only root can give a directory to somebody else");
+        eprintln!("SKIPPED: only root can change the owner of a directory");
         return;
     }
     let server = Server::start(dir.path());

@@ -205,7 +205,7 @@ fn the_examples_of_the_api_page_match_the_service() {
     } else {
         assert!(
             wrong.is_empty(),
-            "docs/API.md is not what the service says; HOTPOOL_BLESS=1 takes it anew:\n{wrong:#?}"
+            "docs/API.md differs from the responses of the service; HOTPOOL_BLESS=1 rewrites it:\n{wrong:#?}"
         );
     }
 }
@@ -264,7 +264,7 @@ fn the_redis_cli_session_of_the_api_page_is_current() {
     } else {
         assert!(
             wrong.is_empty(),
-            "docs/API.md is not what the service says; HOTPOOL_BLESS=1 takes it anew:\n{wrong:#?}"
+            "docs/API.md differs from the responses of the service; HOTPOOL_BLESS=1 rewrites it:\n{wrong:#?}"
         );
     }
 }

@@ -118,7 +118,7 @@ fn c15_a_claim_stays_queued_after_a_half_close() {
     client.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
     let response = answers(served);
     assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
-    assert!(is_held(&mut client, "b"), "its client was told of it");
+    assert!(is_held(&mut client, "b"), "its client got the reply");
     // No worker arrives.
     let response = answers(send_and_half_close(server.address, &claim("c", 60_000)));
     assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
@@ -154,7 +154,7 @@ fn c15_a_claim_is_rolled_back_when_its_client_is_gone() {
         for (i, fence) in fences.iter().enumerate() {
             client.post(&format!("/v1/claims/ns/held{i}:release"), &json!({"fence": fence})).expect(200);
         }
-        until(&format!("what was claimed for {name} is given back"), || !waiting(&mut client) && is_idle(&mut client));
+        until(&format!("what was claimed for {name} is rolled back"), || !waiting(&mut client) && is_idle(&mut client));
         fences = [take(&mut client, "held0"), take(&mut client, "held1")];
     }
 }
@@ -176,7 +176,7 @@ fn c12_an_unqueued_claim_is_rolled_back_when_its_client_is_gone() {
                 rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
             }
         });
-        until(&format!("the claim of round {round} is given back"), || {
+        until(&format!("the claim of round {round} is rolled back"), || {
             let workers = client.get(&format!("/v1/pools/ns/{pool}")).expect(200)["pool"]["workers"].take();
             workers["idle"] == workers["total"]
         });
@@ -187,17 +187,17 @@ fn c12_an_unqueued_claim_is_rolled_back_when_its_client_is_gone() {
 #[test]
 fn c15_a_stream_of_events_ends_with_its_client() {
     let (_dir, server, _client) = with_pool(1);
-    let ask = b"GET /v1/pools/ns/warm/events HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let request = b"GET /v1/pools/ns/warm/events HTTP/1.1\r\nhost: localhost\r\n\r\n";
     for opened in 0..300 {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        stream.write_all(ask).unwrap();
+        stream.write_all(request).unwrap();
         let mut begin = [0; 15];
         stream.read_exact(&mut begin).unwrap();
         assert_eq!(String::from_utf8_lossy(&begin), "HTTP/1.1 200 OK", "after {opened} others");
     }
     // A client that has only finished sending continues to read.
-    let mut stream = send_and_half_close(server.address, ask);
+    let mut stream = send_and_half_close(server.address, request);
     let mut client = server.client();
     let mut response = String::new();
     while !response.contains("event: claimed") {

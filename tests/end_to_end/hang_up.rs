@@ -103,8 +103,8 @@ fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
     until(&server, "the directory is empty", |client| client.get("/debug/shards").json()["keys"] == 0);
     good.post(&format!("{worker}:uncordon"), &json!({})).expect(200);
     good.post(&format!("{POOL}:clear"), &json!({})).expect(200);
-    let looked = good.get(&worker).expect(200)["worker"].take();
-    assert_eq!((&looked["occupancy"], &looked["claims"]), (&json!("idle"), &json!([])));
+    let view = good.get(&worker).expect(200)["worker"].take();
+    assert_eq!((&view["occupancy"], &view["claims"]), (&json!("idle"), &json!([])));
     let pool = good.get(POOL).expect(200)["pool"].take();
     assert_eq!(pool["claims"], json!({"reserved": 0, "active": 0, "releasing": 0}));
     assert_eq!(pool["workers"]["idle"], pool["workers"]["total"], "{pool}");
@@ -121,7 +121,7 @@ fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
 fn w03_conflicting_cordons_leave_one_of_both() {
     let (_dir, server, mut good) = with_pool(1);
     let worker = format!("{POOL}/workers/w0");
-    let asking = ["cordon", "uncordon"].map(|verb| {
+    let callers = ["cordon", "uncordon"].map(|verb| {
         let (mut client, path) = (server.client(), format!("{worker}:{verb}"));
         std::thread::spawn(move || {
             let response = if verb == "cordon" { "cordoned" } else { "open" };
@@ -131,12 +131,15 @@ fn w03_conflicting_cordons_leave_one_of_both() {
             }
         })
     });
-    for asking in asking {
-        asking.join().unwrap();
+    for caller in callers {
+        caller.join().unwrap();
     }
-    let looked = good.get(&worker).expect(200)["worker"]["schedulability"].take();
+    let schedulability = good.get(&worker).expect(200)["worker"]["schedulability"].take();
     let idle = good.get(POOL).expect(200)["pool"]["workers"]["idle"].take();
-    assert!((looked == "open" && idle == 1) || (looked == "cordoned" && idle == 0), "{looked} {idle}");
+    assert!(
+        (schedulability == "open" && idle == 1) || (schedulability == "cordoned" && idle == 0),
+        "{schedulability} {idle}"
+    );
     // Draining cannot be undone: a later uncordon is rejected.
     good.post(&format!("{worker}:cordon"), &json!({})).expect(200);
     assert_eq!(good.post(&format!("{worker}:drain"), &json!({})).expect(200)["worker"]["schedulability"], "draining");

@@ -80,7 +80,7 @@ fn w04_heartbeats_of_another_incarnation_are_rejected_and_change_nothing() {
 }
 
 #[test]
-fn w05_a_worker_that_reports_claims_of_others_must_stop_them_and_affects_nobody() {
+fn w05_a_worker_that_reports_claims_of_others_must_stop_them_and_changes_no_other_worker() {
     let (_dir, _server, mut client) = with_pool(2);
     let held = hold(&mut client, "a", "w0");
     let of = |tenant: &str, fence: &Value| json!({"key": "a", "tenant": tenant, "fence": fence});

@@ -24,7 +24,7 @@ use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
 const CLAIM: &str = r#"{"namespace":"ns","pool":"warm","key":"foreign"}"#;
 
 /// Sends a head unchanged, with this body, and returns the response.
-fn ask(address: SocketAddr, head: &str, body: &str) -> Response {
+fn send(address: SocketAddr, head: &str, body: &str) -> Response {
     let mut client = Client::connect(address).unwrap();
     let head = head.replace('\n', "\r\n");
     client.send(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
@@ -32,12 +32,12 @@ fn ask(address: SocketAddr, head: &str, body: &str) -> Response {
 }
 
 fn get(address: SocketAddr, path: &str, headers: &str) -> Response {
-    ask(address, &format!("GET {path} HTTP/1.1\n{headers}"), "")
+    send(address, &format!("GET {path} HTTP/1.1\n{headers}"), "")
 }
 
 /// Sends a claim with these headers.
 fn claim(address: SocketAddr, headers: &str) -> Response {
-    ask(address, &format!("POST /v1/claims HTTP/1.1\n{headers}"), CLAIM)
+    send(address, &format!("POST /v1/claims HTTP/1.1\n{headers}"), CLAIM)
 }
 
 /// Checks that nothing was claimed, the worker is open and the pool exists.
@@ -127,7 +127,7 @@ async fn h01_probes_answer_under_any_host() {
     let at = server.address;
     for path in ["/healthz", "/readyz"] {
         for head in ["HTTP/1.0", "HTTP/1.0\nhost: evil.test", "HTTP/1.1\nhost: evil.test:1", "HTTP/1.1\nhost: "] {
-            assert_eq!(ask(at, &format!("GET {path} {head}"), "").status, 200, "{path} {head}");
+            assert_eq!(send(at, &format!("GET {path} {head}"), "").status, 200, "{path} {head}");
         }
         let page = "host: a.test\norigin: http://evil.test\nsec-fetch-site: cross-site";
         assert_eq!(get(at, path, page).status, 200);
@@ -139,9 +139,9 @@ async fn h01_probes_answer_under_any_host() {
     health.check(HealthCheckRequest::default()).await.unwrap();
     // Only probes are answered without a host.
     for path in ["/metrics", "/v1/pools", "/", "/docs"] {
-        assert_eq!(ask(at, &format!("GET {path} HTTP/1.0"), "").status, 421, "{path}");
+        assert_eq!(send(at, &format!("GET {path} HTTP/1.0"), "").status, 421, "{path}");
     }
-    assert_eq!(ask(at, "GET /metrics HTTP/1.0\nhost: 127.0.0.1", "").status, 200);
+    assert_eq!(send(at, "GET /metrics HTTP/1.0\nhost: 127.0.0.1", "").status, 200);
 }
 
 /// Probe under an unknown host, whose reasons would contain names of pools that a page may read.
@@ -159,7 +159,7 @@ fn h01_a_probe_under_an_unknown_host_gets_no_reasons() {
     known.expect_error(503, "UNAVAILABLE", Some("loading"), None);
     assert!(known.text().contains(reason), "{}", known.text());
     for head in ["HTTP/1.0", "HTTP/1.0\nhost: evil.test", "HTTP/1.1\nhost: evil.test:1"] {
-        let unknown = ask(at, &format!("GET /readyz {head}"), "");
+        let unknown = send(at, &format!("GET /readyz {head}"), "");
         unknown.expect_error(503, "UNAVAILABLE", Some("loading"), None);
         assert!(!unknown.text().contains(reason), "{head}: {}", unknown.text());
     }
@@ -190,7 +190,7 @@ fn h01_a_request_has_one_host() {
         ("CONNECT evil.test:80 HTTP/1.1\nhost: evil.test:80", 421),
         ("CONNECT localhost:80 HTTP/1.1\nhost: localhost:80", 404),
     ] {
-        let answer = ask(server.address, head, "");
+        let answer = send(server.address, head, "");
         assert_eq!(answer.status, status, "{head}: {}", answer.text());
     }
     expect_untouched(&mut client);
@@ -224,7 +224,7 @@ fn h01_foreign_pages_are_forbidden() {
         ("OPTIONS", "access-control-request-method: DELETE"),
         ("GET", "origin: http://evil.test"),
     ] {
-        let answer = ask(at, &format!("{method} /v1/pools/ns/warm HTTP/1.1\n{host}\n{page}"), "");
+        let answer = send(at, &format!("{method} /v1/pools/ns/warm HTTP/1.1\n{host}\n{page}"), "");
         assert!([403, 405].contains(&answer.status), "{page}: {}", answer.status);
         let cors = answer.headers.iter().find(|(name, _)| name.starts_with("access-control-"));
         assert!(cors.is_none(), "{cors:?}");

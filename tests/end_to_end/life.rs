@@ -14,7 +14,7 @@ fn claim(client: &mut Client, body: Value) -> crate::client::Response {
     client.post("/v1/claims", &all)
 }
 
-fn steer(client: &mut Client, verb: &str) -> Value {
+fn command_worker(client: &mut Client, verb: &str) -> Value {
     client.request("POST", &format!("{WORKER}:{verb}"), b"").expect(200)["worker"].take()
 }
 
@@ -90,17 +90,17 @@ fn w04_an_invalid_heartbeat_names_its_field() {
 fn w03_cordon_uncordon_drain_and_clear() {
     let (_dir, _server, mut client) = with_pool(1);
     for (verb, says) in [("cordon", "cordoned"), ("cordon", "cordoned"), ("uncordon", "open"), ("cordon", "cordoned")] {
-        assert_eq!(steer(&mut client, verb)["schedulability"], says);
+        assert_eq!(command_worker(&mut client, verb)["schedulability"], says);
     }
     claim(&mut client, json!({"key": "a"})).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     let pool = client.get(POOL).expect(200)["pool"].take();
     assert_eq!((&pool["workers"]["cordoned"], &pool["workers"]["idle"]), (&json!(1), &json!(0)));
-    steer(&mut client, "uncordon");
+    command_worker(&mut client, "uncordon");
     claim(&mut client, json!({"key": "a"})).expect(201);
-    assert_eq!(steer(&mut client, "drain")["schedulability"], "draining");
+    assert_eq!(command_worker(&mut client, "drain")["schedulability"], "draining");
     let rejected = client.post(&format!("{WORKER}:uncordon"), &json!({}));
     rejected.expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
-    assert_eq!(steer(&mut client, "clear")["trust"], "trusted");
+    assert_eq!(command_worker(&mut client, "clear")["trust"], "trusted");
     let cleared = client.post(&format!("{POOL}:clear"), &json!({})).expect(200);
     assert_eq!(cleared, json!({"cleared": 0, "suspect": 0}));
     client.post("/v1/pools/ns/none:clear", &json!({})).expect_error(404, "NOT_FOUND", None, None);

@@ -64,7 +64,7 @@ fn a_request_in_flight_is_finished_before_the_shutdown() {
         body.len()
     );
     client.send(head.as_bytes()).unwrap();
-    // The service asks for the body: the request is in flight.
+    // The service requests the body: the request is in flight.
     assert_eq!(client.receive().unwrap().status, 100);
     server.terminate();
     until("no connection is taken any more", || Client::connect(server.address).is_err());

@@ -48,7 +48,7 @@ fn until_waiting(client: &mut Client, expected: usize) {
 }
 
 /// Whether the budget has space for a large body: then the request itself is rejected as invalid.
-fn has_room(client: &mut Client) -> bool {
+fn has_free_budget(client: &mut Client) -> bool {
     let answer = client.request("POST", CLAIMS, &[b' '; 20_000]);
     assert!([400, 503].contains(&answer.status), "{}", answer.text());
     answer.status == 400
@@ -69,7 +69,7 @@ fn q02_queued_claims_do_not_occupy_the_body_budget() {
         // One after the other, or one is rejected because of what the others announce while they are read.
         until_waiting(&mut server.client(), waiting.len());
     }
-    assert!(has_room(&mut client), "calls that wait hold the room");
+    assert!(has_free_budget(&mut client), "calls that wait hold the budget");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn h06_a_body_of_unknown_length_is_charged_by_its_received_bytes() {
         assert_eq!(client.receive().unwrap().status, 100);
         client.send(b"1\r\n{\r\n").unwrap();
     }
-    assert!(has_room(&mut client), "bodies of a byte hold the room");
+    assert!(has_free_budget(&mut client), "bodies of a byte hold the budget");
     // All received data counts, up to the limit.
     let mut long = server.client();
     long.send(chunked(CLAIMS).as_bytes()).unwrap();
@@ -95,7 +95,7 @@ fn h06_a_body_of_unknown_length_is_charged_by_its_received_bytes() {
     if let Ok(answer) = rejected.join().unwrap() {
         answer.expect_error(413, "INVALID_ARGUMENT", Some("body_too_large"), None);
     }
-    until("the room is free again", || has_room(&mut client));
+    until("the budget is free again", || has_free_budget(&mut client));
 }
 
 #[tokio::test]
@@ -122,8 +122,8 @@ async fn q02_queued_calls_do_not_occupy_the_message_budget() {
         tokio::task::spawn_blocking(move || until_waiting(&mut server_client, i + 1)).await.unwrap();
     }
     let status = raw.call("/hotpool.v1.ClaimService/GetClaim", &[], vec![0, 0, 0, 0x50, 0]).await;
-    assert_ne!(status.code(), Code::Unavailable, "calls that wait hold the room: {status:?}");
-    assert!(has_room(&mut client));
+    assert_ne!(status.code(), Code::Unavailable, "calls that wait hold the budget: {status:?}");
+    assert!(has_free_budget(&mut client));
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
@@ -138,7 +138,7 @@ async fn windowed(server: &Server, bytes: u32) -> http2::SendRequest<Empty<Bytes
 }
 
 #[tokio::test]
-async fn h06_a_response_that_nobody_reads_is_abandoned() {
+async fn h06_an_unread_response_is_abandoned() {
     let dir = TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "500"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);

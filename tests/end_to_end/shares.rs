@@ -42,8 +42,8 @@ fn c04_an_allocation_is_created_repeated_resized_and_released() {
         (&pool(&mut client)["spec"]["mode"], &pool(&mut client)["spec"]["policy"]),
         (&json!("shared"), &json!("best_fit"))
     );
-    let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
-    let created = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    let resources = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
+    let created = share(&mut client, "a", &resources).expect(201)["claim"].take();
     let held = json!({"cpu_milli": 2000, "gpu": {"model": "a100", "count": 1, "milli": 250, "cards": [0]}});
     assert_eq!((&created["resources"], &created["worker"]), (&held, &json!("g1")));
     // Other resources: the existing claim, or 409 if they must match.
@@ -230,16 +230,16 @@ fn the_commands_claim_resources_and_show_them() {
 fn c04_a_claim_shows_its_granted_gpus_after_its_worker_has_lost_them() {
     let (dir, server, mut client) = fresh();
     shared(&mut client, 1, &json!([gpus(2)]));
-    let ask = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
-    let created = share(&mut client, "a", &ask).expect(201)["claim"].take();
+    let resources = json!({"cpu_milli": 2000, "gpu": {"models": ["h100", "a100"], "milli": 250}});
+    let created = share(&mut client, "a", &resources).expect(201)["claim"].take();
     client.put(&format!("{POOL}/workers/g1"), &json!({"capacity": {"cpu_milli": 8000}})).expect(200);
     let views = |client: &mut Client| {
         let listed = client.get("/v1/claims?namespace=ns").expect(200)["items"][0].take();
         let of_worker = client.get(&format!("{POOL}/workers/g1")).expect(200)["worker"].take();
         assert_eq!(of_worker["overcommitted"], true);
-        let again = client.post("/v1/claims", &item("a", &ask)).expect(200)["claim"].take();
+        let again = client.post("/v1/claims", &item("a", &resources)).expect(200)["claim"].take();
         let strict = client.post("/v1/claims", &{
-            let mut strict = item("a", &ask);
+            let mut strict = item("a", &resources);
             strict["must_match"] = json!(true);
             strict
         });

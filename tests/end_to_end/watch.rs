@@ -291,7 +291,7 @@ fn a_shutdown_and_the_end_of_the_pool_end_the_stream() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_dropped_and_blocks_nobody() {
+fn a_client_that_does_not_read_is_dropped_and_blocks_no_other_client() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "1000"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);

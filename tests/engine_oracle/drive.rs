@@ -175,7 +175,7 @@ impl Driver {
         self.handles.extend(adopted_handles);
     }
 
-    /// Applies an event. Returns whether something had to change, where the oracle can tell.
+    /// Applies an event. Returns whether a change was expected, where the oracle knows it.
     fn event(&mut self, op: &Op) -> Option<bool> {
         let now_ms = self.now_ms;
         let handle = |at: &prop::sample::Index| (!self.handles.is_empty()).then(|| *at.get(&self.handles));

@@ -198,7 +198,7 @@ fn a_second_process_fails_while_the_owner_lives_and_serves_at_once_after_it_stop
     assert_eq!(first.stop().code(), Some(0));
     let begin = Instant::now();
     let second = start(second_dir.path(), &redis.url(), &[]);
-    assert!(begin.elapsed() < Duration::from_secs(3), "the lease of 3 s was given back");
+    assert!(begin.elapsed() < Duration::from_secs(3), "the lease of 3 s was released at the stop");
     second.client().get("/v1/claims/ns/k").expect(200);
 }
 
@@ -211,7 +211,7 @@ fn s10_a_full_server_is_reported_and_recovers() {
     client.put("/v1/pools/ns/memory", &json!({"ack": "memory", "lag_max_ms": 60_000})).expect(201);
     client.put("/v1/pools/ns/memory/workers/w", &json!({})).expect(201);
     assert_eq!(claim(&mut client, "warm", "before"), 201);
-    let _: () = redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let _: () = redis.query(&["CONFIG", "SET", "maxmemory", "1"]);
     assert_eq!(claim(&mut client, "warm", "full"), 503);
     assert!(why(&mut client).contains("maxmemory"), "{}", why(&mut client));
     // Longer than the lease: a full server does not end the ownership, so memory-acknowledged claims go on.
@@ -219,10 +219,10 @@ fn s10_a_full_server_is_reported_and_recovers() {
     assert!(!why(&mut client).contains("lapsed"), "{}", why(&mut client));
     let body = json!({"namespace": "ns", "pool": "memory", "key": "m"});
     assert_eq!(client.post("/v1/claims", &body).status, 201);
-    let _: () = redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    let _: () = redis.query(&["CONFIG", "SET", "maxmemory", "0"]);
     until("it is ready again", || client.get("/readyz").status == 200);
     assert_eq!(claim(&mut client, "warm", "after"), 201);
-    assert_eq!(client.get("/v1/claims/ns/full").status, 404, "it was given back");
+    assert_eq!(client.get("/v1/claims/ns/full").status, 404, "the unacknowledged claim was rolled back");
     client.get("/v1/claims/ns/before").expect(200);
 }
 
@@ -233,13 +233,13 @@ fn s06_unreadable_rows_stop_their_shard_by_name_and_no_other() {
     pool(&mut server.client(), "warm", 4, 40);
     assert_eq!(server.stop().code(), Some(0));
     let shard = |i: usize| -> String {
-        let keys: Vec<String> = redis.ask(&["KEYS", &format!("hotpool:*.{i}:a")]);
+        let keys: Vec<String> = redis.query(&["KEYS", &format!("hotpool:*.{i}:a")]);
         keys.into_iter().find(|key| !key.contains(":0.0:")).unwrap()
     };
-    let _: () = redis.ask(&["SET", &shard(1), "a string"]);
-    let fields: Vec<String> = redis.ask(&["HKEYS", &shard(2)]);
+    let _: () = redis.query(&["SET", &shard(1), "a string"]);
+    let fields: Vec<String> = redis.query(&["HKEYS", &shard(2)]);
     let worker = fields.iter().find(|field| field.starts_with("w:")).unwrap();
-    let _: i64 = redis.ask(&["HSET", &shard(2), worker, "\u{9}of the future"]);
+    let _: i64 = redis.query(&["HSET", &shard(2), worker, "\u{9}of the future"]);
     let (_process, mut client) = waiting(dir.path(), &redis.url());
     until("two shards are refused", || {
         let why = why(&mut client);
@@ -252,10 +252,10 @@ fn s06_unreadable_rows_stop_their_shard_by_name_and_no_other() {
     assert_eq!(claim(&mut client, "warm", "more"), 503, "and are not called full");
     // Rows that Redis loses of a serving shard are written again, although two other shards stay unreadable.
     let lost = shard(0);
-    let _: i64 = redis.ask(&["DEL", &lost]);
-    until("the lost shard is written anew", || {
-        let keys: Vec<String> = redis.ask(&["KEYS", &format!("{}*", lost.trim_end_matches('a'))]);
-        keys.iter().any(|key| redis.ask::<i64>(&["HLEN", key]) > 1)
+    let _: i64 = redis.query(&["DEL", &lost]);
+    until("the lost shard is rewritten", || {
+        let keys: Vec<String> = redis.query(&["KEYS", &format!("{}*", lost.trim_end_matches('a'))]);
+        keys.iter().any(|key| redis.query::<i64>(&["HLEN", key]) > 1)
     });
 }
 
@@ -274,14 +274,14 @@ fn a_pool_deleted_while_redis_is_unreachable_is_gone_when_it_is_back() {
     drop(leaving);
     redis.signal("CONT");
     until("the pool is gone", || client.get("/v1/pools/ns/warm").status == 404);
-    until("nothing is left of it", || redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 3);
+    until("nothing is left of it", || redis.query::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 3);
     pool(&mut client, "warm", 4, 10);
     assert_eq!(claim(&mut client, "warm", "k"), 201);
     // After several renewals no deleted key has reappeared, and gaps are still closed.
     a_lease_goes_by(&mut client);
-    assert_eq!(redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalogue, the owner, five shards");
-    let _: () = redis.ask(&["FLUSHALL"]);
-    until("all is written anew", || redis.ask::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 7);
+    assert_eq!(redis.query::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalogue, the owner, five shards");
+    let _: () = redis.query(&["FLUSHALL"]);
+    until("all rows are rewritten", || redis.query::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 7);
     assert_eq!(claim(&mut client, "other", "k2"), 201);
 }
 
@@ -291,9 +291,9 @@ fn a_missing_library_is_loaded_again_and_a_paused_server_is_retried() {
     let server = start(dir.path(), &redis.url(), &[]);
     let mut client = server.client();
     pool(&mut client, "warm", 4, 10);
-    let _: () = redis.ask(&["FUNCTION", "FLUSH"]);
+    let _: () = redis.query(&["FUNCTION", "FLUSH"]);
     assert_eq!(claim(&mut client, "warm", "flushed"), 201);
-    let _: () = redis.ask(&["CLIENT", "PAUSE", "900", "ALL"]);
+    let _: () = redis.query(&["CLIENT", "PAUSE", "900", "ALL"]);
     assert_eq!(claim(&mut client, "warm", "paused"), 201);
     let port = redis.port;
     let sleeping = std::thread::spawn(move || {
@@ -320,7 +320,7 @@ fn a_unix_socket_a_database_and_a_prefix_can_be_chosen() {
     pool(&mut other.client(), "warm", 4, 1);
     assert_eq!(claim(&mut other.client(), "warm", "k"), 201);
     assert_eq!(claim(&mut server.client(), "warm", "k"), 201, "two services, one server");
-    let strangers: Vec<String> = redis.ask(&["KEYS", "mine*"]);
+    let strangers: Vec<String> = redis.query(&["KEYS", "mine*"]);
     assert_eq!(strangers, Vec::<String>::new(), "they are in database 3");
 }
 
@@ -328,7 +328,7 @@ fn a_unix_socket_a_database_and_a_prefix_can_be_chosen() {
 fn a_master_behind_a_sentinel_is_followed_when_it_changes() {
     let (mut master, dir) = (Redis::start(&[]), dir());
     let replica = Redis::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
-    until("it follows", || replica.ask::<String>(&["INFO", "replication"]).contains("master_link_status:up"));
+    until("it follows", || replica.query::<String>(&["INFO", "replication"]).contains("master_link_status:up"));
     let sentinel = Redis::sentinel("main", master.port);
     let url = format!("redis-sentinel://127.0.0.1:{}/main", sentinel.port);
     until("the sentinel knows the replica", || {

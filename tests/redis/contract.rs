@@ -31,11 +31,11 @@ async fn each_row_of_the_outcome_table_holds() {
     assert_eq!(one(&store, rows(A, 0, 2, &[(1, Some(9))])).await, Duplicate, "to <= at");
     assert_eq!(one(&store, rows(A, 1, 3, &[(2, None), (3, Some(1))])).await, Applied, "from <= at < to");
     assert_eq!(one(&store, rows(A, 4, 5, &[(1, Some(9))])).await, Gap, "at < from");
-    assert_eq!(one(&store, rows(A, 3, 3, &[])).await, Duplicate, "an empty step looks");
+    assert_eq!(one(&store, rows(A, 3, 3, &[])).await, Duplicate, "an empty batch reads the sequence number");
     assert_eq!(load(&store, A).await, is(3, &[(1, 1), (3, 1)]));
     assert_eq!(one(&store, drop_of(A)).await, Applied);
     assert_eq!(one(&store, drop_of(A)).await, Duplicate);
-    let left: Vec<String> = server.ask(&["KEYS", "*7.0*"]);
+    let left: Vec<String> = server.query(&["KEYS", "*7.0*"]);
     assert_eq!(left, Vec::<String>::new(), "a drop leaves nothing");
 }
 
@@ -82,13 +82,17 @@ async fn a_snapshot_replaces_all_rows_at_once_and_is_rejected_unless_every_chunk
     assert_eq!(one(&store, chunk(A, 10, 2, &[(4, Some(2))])).await, Gap, "number 1 is missing");
     assert_eq!(one(&store, install(A, 9, 10, 2, &[])).await, Gap, "an install too");
     assert_eq!(load(&store, A).await, is(1, &[(1, 1), (2, 1)]), "until the install nothing has changed");
-    assert_eq!(one(&store, rows(A, 1, 2, &[(1, None)])).await, Applied, "and steps go on");
-    assert_eq!(one(&store, chunk(A, 11, 0, &[(3, Some(3))])).await, Applied, "another attempt begins anew");
+    assert_eq!(one(&store, rows(A, 1, 2, &[(1, None)])).await, Applied, "and batches continue");
+    assert_eq!(
+        one(&store, chunk(A, 11, 0, &[(3, Some(3))])).await,
+        Applied,
+        "another attempt starts from its first chunk"
+    );
     assert_eq!(one(&store, chunk(A, 11, 1, &[(4, Some(3)), (3, Some(4))])).await, Applied);
     assert_eq!(one(&store, install(A, 9, 11, 2, &[(4, None)])).await, Applied);
     assert_eq!(load(&store, A).await, is(9, &[(3, 4)]));
     assert_eq!(one(&store, rows(A, 9, 10, &[(5, Some(1))])).await, Applied);
-    let sides: Vec<String> = server.ask(&["KEYS", "*7.0*"]);
+    let sides: Vec<String> = server.query(&["KEYS", "*7.0*"]);
     assert_eq!(sides.len(), 1, "the old generation is gone: {sides:?}");
     // Back to the first side.
     assert_eq!(one(&store, chunk(A, 12, 0, &[(6, Some(1))])).await, Applied);
@@ -103,15 +107,15 @@ async fn a_late_copy_of_an_earlier_attempt_does_not_change_the_live_side() {
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, chunk(A, 11, 0, &[(2, Some(1))])).await, Applied);
     assert_eq!(one(&store, install(A, 2, 11, 1, &[])).await, Applied);
-    let record: Vec<String> = server.ask(&["HMGET", owner_key(&server).as_str(), "owner", "epoch"]);
-    let live = &server.ask::<Vec<String>>(&["KEYS", "*7.0:b"])[0];
+    let record: Vec<String> = server.query(&["HMGET", owner_key(&server).as_str(), "owner", "epoch"]);
+    let live = &server.query::<Vec<String>>(&["KEYS", "*7.0:b"])[0];
     let other = format!("{}a", live.trim_end_matches('b'));
-    let libraries: Vec<Vec<redis::Value>> = server.ask(&["FUNCTION", "LIST"]);
+    let libraries: Vec<Vec<redis::Value>> = server.query(&["FUNCTION", "LIST"]);
     let name: String = redis::from_redis_value(libraries[0][1].clone()).unwrap();
     // Chunk 0 of generation 10, as sent when `b` was the side to fill.
     let late =
         [&format!("{name}_write_chunk"), "2", &other, live, &record[1], &record[0], "10", "0", "P", "2", "p:9", "x"];
-    let answer: String = server.ask(&[&["FCALL"], late.as_slice()].concat());
+    let answer: String = server.query(&[&["FCALL"], late.as_slice()].concat());
     assert_eq!(answer, "gap");
     assert_eq!(load(&store, A).await, is(2, &[(2, 1)]));
 }
@@ -132,18 +136,18 @@ async fn s02_an_install_whose_answer_was_lost_is_a_duplicate() {
 
 /// Creates another handle of the same owner and epoch, like the same process after a broken connection.
 async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisStore {
-    let record: Vec<String> = server.ask(&["HMGET", owner_key(server).as_str(), "owner", "epoch"]);
+    let record: Vec<String> = server.query(&["HMGET", owner_key(server).as_str(), "owner", "epoch"]);
     let epoch: u64 = record[1].parse().unwrap();
-    let _: i64 = server.ask(&["HSET", &owner_key(server), "epoch", &(epoch - 1).to_string()]);
+    let _: i64 = server.query(&["HSET", &owner_key(server), "epoch", &(epoch - 1).to_string()]);
     let twin = RedisStore::open_read_only(options(&server.url(), dir)).expect("open");
-    let _: i64 = server.ask(&["HSET", &owner_key(server), "node", ""]);
+    let _: i64 = server.query(&["HSET", &owner_key(server), "node", ""]);
     twin.take_over(record[0].parse::<Uuid>().unwrap()).await.expect("take over");
     assert_eq!(store.renew(MissingRecord::Report).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
     twin
 }
 
 fn owner_key(server: &Server) -> String {
-    let keys: Vec<String> = server.ask(&["KEYS", "hotpool:*:owner"]);
+    let keys: Vec<String> = server.query(&["KEYS", "hotpool:*:owner"]);
     keys[0].clone()
 }
 
@@ -152,8 +156,8 @@ async fn s04_lost_rows_are_a_gap_and_a_snapshot_closes_it() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
-    let _: () = server.ask(&["FLUSHALL"]);
-    assert_eq!(one(&store, rows(A, 1, 1, &[])).await, Gap, "an empty step sees it");
+    let _: () = server.query(&["FLUSHALL"]);
+    assert_eq!(one(&store, rows(A, 1, 1, &[])).await, Gap, "an empty batch detects it");
     assert_eq!(one(&store, rows(A, 1, 2, &[(2, Some(1))])).await, Gap);
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
     assert_eq!(one(&store, install(A, 2, 1, 1, &[(2, Some(1))])).await, Applied);
@@ -174,10 +178,10 @@ async fn a_key_of_another_type_is_rejected_at_load_and_replaced_under_a_running_
     for shard in [A, B] {
         assert_eq!(one(&store, rows(shard, 0, 1, &[(1, Some(1))])).await, Applied);
     }
-    let keys: Vec<String> = server.ask(&["KEYS", "*7.?:a"]);
+    let keys: Vec<String> = server.query(&["KEYS", "*7.?:a"]);
     assert_eq!(keys.len(), 2);
     for key in &keys {
-        let _: () = server.ask(&["SET", key, "mine"]);
+        let _: () = server.query(&["SET", key, "mine"]);
     }
     assert_eq!(one(&store, rows(A, 1, 2, &[(2, Some(1))])).await, Gap);
     assert_eq!(one(&store, chunk(A, 1, 0, &[(1, Some(1))])).await, Applied);
@@ -192,14 +196,14 @@ async fn s06_a_header_of_a_later_version_is_rejected_and_one_of_a_later_epoch_fe
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
-    let key = &server.ask::<Vec<String>>(&["KEYS", "*7.0:a"])[0];
-    let _: i64 = server.ask(&["HSET", key, "#", "1 somebody 2 of the future"]);
+    let key = &server.query::<Vec<String>>(&["KEYS", "*7.0:a"])[0];
+    let _: i64 = server.query(&["HSET", key, "#", "1 somebody 2 of the future"]);
     // The epoch of another owner.
     assert_eq!(one(&store, rows(A, 1, 2, &[])).await, Fenced);
-    let _: i64 = server.ask(&["HSET", key, "#", "0 somebody 2 of the future"]);
+    let _: i64 = server.query(&["HSET", key, "#", "0 somebody 2 of the future"]);
     let (at, _) = load(&store, A).await;
     assert!(at.as_ref().is_err_and(|why| why.contains("another version")), "{at:?}");
-    let _: i64 = server.ask(&["HSET", key, "#", "99 somebody 1 live 5 0"]);
+    let _: i64 = server.query(&["HSET", key, "#", "99 somebody 1 live 5 0"]);
     let sink = Box::new(|_: ShardKey, _: &[u8]| {});
     let error = store.load(vec![A], sink).await.expect_err("not ours");
     assert!(matches!(error, StoreError::Superseded(_)), "{error}");
@@ -250,7 +254,7 @@ async fn s19_a_record_that_is_written_again_keeps_its_floor() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;
     store.raise_fence_ceiling(span(50, 77)).await.expect("raise");
-    let _: () = server.ask(&["FLUSHALL"]);
+    let _: () = server.query(&["FLUSHALL"]);
     assert_eq!(store.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Renewed);
     drop(store);
     let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
@@ -263,13 +267,13 @@ async fn batches_of_all_shards_reach_their_masters_in_a_cluster() {
     let (cluster, dir) = (Cluster::start(3, 0, &[]), dir());
     let store = owned(&cluster.url(), &dir).await;
     let shards: Vec<ShardKey> = (0..64).map(|shard| ShardKey { pool: 42, shard }).collect();
-    let steps = |from, mark| shards.iter().map(|&s| rows(s, from, from + 1, &[(1, Some(mark))])).collect::<Vec<_>>();
-    assert_eq!(store.apply(steps(0, 1)).await.expect("apply"), vec![Applied; 64]);
-    assert_eq!(store.apply(steps(1, 2)).await.expect("apply"), vec![Applied; 64]);
+    let batches = |from, mark| shards.iter().map(|&s| rows(s, from, from + 1, &[(1, Some(mark))])).collect::<Vec<_>>();
+    assert_eq!(store.apply(batches(0, 1)).await.expect("apply"), vec![Applied; 64]);
+    assert_eq!(store.apply(batches(1, 2)).await.expect("apply"), vec![Applied; 64]);
     for &shard in &shards {
         assert_eq!(load(&store, shard).await, is(2, &[(1, 2)]));
     }
-    let sizes: Vec<i64> = cluster.masters.iter().map(|server| server.ask(&["DBSIZE"])).collect();
+    let sizes: Vec<i64> = cluster.masters.iter().map(|server| server.query(&["DBSIZE"])).collect();
     // The ownership record, beside the shards.
     assert_eq!(sizes.iter().sum::<i64>(), 65);
     assert!(sizes.iter().all(|size| (21..=23).contains(size)), "{sizes:?}");
@@ -281,7 +285,7 @@ async fn batches_of_all_shards_reach_their_masters_in_a_cluster() {
 async fn s03_a_takeover_whose_answer_was_lost_blocks_others_and_not_its_sender() {
     let (server, first, second, third) = (Server::start(&[]), dir(), dir(), dir());
     owned(&server.url(), &first).await.resign().await.expect("resign");
-    // To this owner the takeover looks failed.
+    // For this owner the takeover has failed.
     drop(owned(&server.url(), &second).await);
     let other = RedisStore::open(options(&server.url(), &third)).expect("open");
     let held = other.take_over(Uuid::now_v7()).await.expect_err("it is not free any more");

@@ -22,23 +22,23 @@ impl Relay {
         let port = listener.local_addr().expect("bound").port();
         let hook: Arc<Mutex<Option<Hook>>> = Arc::default();
         let (to, seen) = (server.port, Arc::clone(&hook));
-        let asked = Arc::new(Mutex::new(0));
+        let scans = Arc::new(Mutex::new(0));
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", to))) else { continue };
-                let (seen, asked) = (Arc::clone(&seen), Arc::clone(&asked));
+                let (seen, scans) = (Arc::clone(&seen), Arc::clone(&scans));
                 let (from_server, to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 std::thread::spawn(move || pass(from_server, to_client, |_| {}));
-                let look = move |bytes: &[u8]| {
+                let inspect = move |bytes: &[u8]| {
                     for _ in 0..bytes.windows(5).filter(|word| *word == b"HSCAN").count() {
-                        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-                        *asked += 1;
+                        let mut scans = scans.lock().unwrap_or_else(PoisonError::into_inner);
+                        *scans += 1;
                         if let Some(hook) = &mut *seen.lock().unwrap_or_else(PoisonError::into_inner) {
-                            hook(*asked);
+                            hook(*scans);
                         }
                     }
                 };
-                std::thread::spawn(move || pass(client, server, look));
+                std::thread::spawn(move || pass(client, server, inspect));
             }
         });
         Self { port, hook }
@@ -47,11 +47,11 @@ impl Relay {
     /// Starts a relay in front of a cluster node, which announces the address of the relay from now on.
     pub fn before_node(cluster: &Cluster, node: &Server) -> Self {
         let relay = Self::before(node);
-        let id: String = node.ask(&["CLUSTER", "MYID"]);
-        let _: () = node.ask(&["CONFIG", "SET", "cluster-announce-port", &relay.port.to_string()]);
+        let id: String = node.query(&["CLUSTER", "MYID"]);
+        let _: () = node.query(&["CONFIG", "SET", "cluster-announce-port", &relay.port.to_string()]);
         let named = format!("{id} 127.0.0.1:{}@", relay.port);
-        until("everybody calls it so", || {
-            cluster.all().all(|other| other.ask::<String>(&["CLUSTER", "NODES"]).contains(&named))
+        until("every node knows the address of the relay", || {
+            cluster.all().all(|other| other.query::<String>(&["CLUSTER", "NODES"]).contains(&named))
         });
         relay
     }
@@ -61,10 +61,10 @@ impl Relay {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, mut look: impl FnMut(&[u8])) {
+fn pass(mut from: TcpStream, mut to: TcpStream, mut inspect: impl FnMut(&[u8])) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(read @ 1..) = from.read(&mut bytes) {
-        look(&bytes[..read]);
+        inspect(&bytes[..read]);
         if to.write_all(&bytes[..read]).is_err() {
             break;
         }

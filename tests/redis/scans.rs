@@ -44,7 +44,7 @@ fn holds(found: &(Result<u64, String>, BTreeMap<u64, u32>), at: u64, count: u64)
 
 /// Master that has the shard, its index, and the key of the shard.
 fn place_of(cluster: &Cluster) -> (usize, String) {
-    let keys = |server: &Server| server.ask::<Vec<String>>(&["KEYS", "*:7.0:?"]);
+    let keys = |server: &Server| server.query::<Vec<String>>(&["KEYS", "*:7.0:?"]);
     let at = cluster.masters.iter().position(|server| !keys(server).is_empty()).expect("somewhere");
     (at, keys(&cluster.masters[at]).remove(0))
 }
@@ -62,13 +62,13 @@ impl Move {
         let (at, key) = place_of(cluster);
         let mut masters: Vec<&Server> = cluster.masters.iter().collect();
         masters.rotate_left(at);
-        let slot: i64 = masters[0].ask(&["CLUSTER", "KEYSLOT", &key]);
-        let id = |server: &Server| server.ask(&["CLUSTER", "MYID"]);
+        let slot: i64 = masters[0].query(&["CLUSTER", "KEYSLOT", &key]);
+        let id = |server: &Server| server.query(&["CLUSTER", "MYID"]);
         let ids = [id(masters[0]), id(masters[1])];
         Self { ports: masters.iter().map(|server| server.port).collect(), ids, slot: slot.to_string(), key }
     }
 
-    fn ask(&self, at: usize, command: &[&str]) {
+    fn query(&self, at: usize, command: &[&str]) {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.ports[at])).unwrap();
         let answer = redis::cmd(command[0]).arg(&command[1..]).query::<Value>(&mut client.get_connection().unwrap());
         answer.unwrap_or_else(|error| panic!("{command:?}: {error}"));
@@ -76,14 +76,14 @@ impl Move {
 
     /// Moves the keys while the slot stays migrating.
     fn begin(&self) {
-        self.ask(1, &["CLUSTER", "SETSLOT", &self.slot, "IMPORTING", &self.ids[0]]);
-        self.ask(0, &["CLUSTER", "SETSLOT", &self.slot, "MIGRATING", &self.ids[1]]);
-        self.ask(0, &["MIGRATE", "127.0.0.1", &self.ports[1].to_string(), &self.key, "0", "10000"]);
+        self.query(1, &["CLUSTER", "SETSLOT", &self.slot, "IMPORTING", &self.ids[0]]);
+        self.query(0, &["CLUSTER", "SETSLOT", &self.slot, "MIGRATING", &self.ids[1]]);
+        self.query(0, &["MIGRATE", "127.0.0.1", &self.ports[1].to_string(), &self.key, "0", "10000"]);
     }
 
     fn end(&self) {
         for at in [1, 0, 2] {
-            self.ask(at, &["CLUSTER", "SETSLOT", &self.slot, "NODE", &self.ids[1]]);
+            self.query(at, &["CLUSTER", "SETSLOT", &self.slot, "NODE", &self.ids[1]]);
         }
     }
 }
@@ -127,10 +127,13 @@ async fn s14_a_slot_that_keeps_migrating_is_unavailable_after_a_bounded_number_o
         begin(page);
     });
     for _ in 0..3 {
-        let error = store.load(vec![A], Box::new(|_, _| panic!("a row of half a scan"))).await.expect_err("on its way");
+        let error = store
+            .load(vec![A], Box::new(|_, _| panic!("a row of half a scan")))
+            .await
+            .expect_err("the slot is migrating");
         assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("slot is migrating")), "{error:?}");
     }
-    assert_eq!(pages.load(Ordering::SeqCst), MIDDLE, "what cannot be looked at is not read");
+    assert_eq!(pages.load(Ordering::SeqCst), MIDDLE, "no page is read after the one that cannot be checked");
     moving.end();
     holds(&load(&store, A).await, 1, ROWS);
 }
@@ -144,7 +147,7 @@ async fn s14_a_load_during_a_planned_failover_has_every_row() {
     let relay = Relay::before_node(&cluster, &cluster.masters[at]);
     // The replica now knows the address of the relay, and replicates through it.
     until("it follows again", || {
-        let about: String = cluster.replicas[at].ask(&["INFO", "replication"]);
+        let about: String = cluster.replicas[at].query(&["INFO", "replication"]);
         about.contains(&format!("master_port:{}", relay.port)) && about.contains("master_link_status:up")
     });
     let store = owned(&cluster.url(), &dir).await;
@@ -160,7 +163,7 @@ async fn s14_a_load_during_a_planned_failover_has_every_row() {
         });
     }));
     holds(&load(&store, A).await, 1, ROWS);
-    let about: String = cluster.masters[at].ask(&["INFO", "replication"]);
+    let about: String = cluster.masters[at].query(&["INFO", "replication"]);
     assert!(about.contains("role:slave"), "it was in the middle");
 }
 
@@ -191,7 +194,7 @@ async fn s14_a_connection_that_breaks_during_a_scan_restarts_it() {
 #[tokio::test]
 async fn s14_rows_added_without_a_new_header_are_missed_by_no_load() {
     let (server, dir, _owner, relay) = single().await;
-    let key = server.ask::<Vec<String>>(&["KEYS", "*:7.0:a"]).remove(0);
+    let key = server.query::<Vec<String>>(&["KEYS", "*:7.0:a"]).remove(0);
     let (client, port) = (reader(&relay, &dir), server.port);
     // Most of them are in parts that the scan has passed; only the count reveals them.
     relay.on_page(once(move || {
@@ -215,9 +218,9 @@ async fn s14_rows_added_without_a_new_header_are_missed_by_no_load() {
 async fn s14_a_reader_gets_no_row_of_a_side_that_was_replaced_meanwhile() {
     let (_server, dir, owner, relay) = single().await;
     let (client, runtime, owner) = (reader(&relay, &dir), Handle::current(), Arc::new(owner));
-    let flipping = Arc::clone(&owner);
+    let installing = Arc::clone(&owner);
     relay.on_page(once(move || {
-        assert_eq!(runtime.block_on(one(&flipping, install(A, 2, 9, 0, &[(3, Some(2))]))), WriteOutcome::Ok);
+        assert_eq!(runtime.block_on(one(&installing, install(A, 2, 9, 0, &[(3, Some(2))]))), WriteOutcome::Ok);
     }));
     assert_eq!(load(&client, A).await, is(2, &[(3, 2)]));
 }
@@ -233,5 +236,5 @@ async fn s14_a_reader_sees_a_shard_that_is_written_all_the_time() {
     });
     let (at, found) = load(&client, A).await;
     assert_eq!(at, Ok(1));
-    assert!((0..ROWS).all(|uid| found.get(&uid) == Some(&1)), "what stood all the time is there");
+    assert!((0..ROWS).all(|uid| found.get(&uid) == Some(&1)), "rows that were not changed are read");
 }

@@ -91,7 +91,7 @@ impl Server {
     }
 
     /// Runs one command, which must succeed.
-    pub fn ask<T: FromRedisValue>(&self, command: &[&str]) -> T {
+    pub fn query<T: FromRedisValue>(&self, command: &[&str]) -> T {
         self.try_ask(command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
@@ -163,18 +163,18 @@ impl Cluster {
         let slots = 16_384;
         for (i, server) in cluster.masters.iter().enumerate() {
             let (from, to) = (i * slots / masters, (i + 1) * slots / masters - 1);
-            let _: () = server.ask(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]);
-            let _: () = server.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
+            let _: () = server.query(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]);
+            let _: () = server.query(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
         }
         for server in cluster.all().skip(1) {
             cluster.masters[0].meet(server);
         }
         let all = cluster.all().count();
-        until("everybody knows everybody", || {
+        until("every node knows all others", || {
             cluster.all().all(|server| server.info("cluster_known_nodes") == all.to_string())
         });
         for (i, server) in cluster.replicas.iter().enumerate() {
-            let master: String = cluster.masters[i % masters].ask(&["CLUSTER", "MYID"]);
+            let master: String = cluster.masters[i % masters].query(&["CLUSTER", "MYID"]);
             until("it replicates", || server.try_ask::<()>(&["CLUSTER", "REPLICATE", &master]).is_ok());
         }
         cluster.settle();
@@ -190,7 +190,7 @@ impl Cluster {
         until("the cluster serves", || self.all().all(|server| server.info("cluster_state") == "ok"));
         for server in &self.replicas {
             until("it follows", || {
-                let about: String = server.ask(&["INFO", "replication"]);
+                let about: String = server.query(&["INFO", "replication"]);
                 about.contains("master_link_status:up") && about.contains("master_sync_in_progress:0")
             });
         }
@@ -201,7 +201,7 @@ impl Cluster {
         let server = Server::start(CLUSTERED);
         self.masters[0].meet(&server);
         let all = self.all().count() + 1;
-        until("everybody knows it", || {
+        until("every node knows it", || {
             self.all().all(|other| other.info("cluster_known_nodes") == all.to_string())
                 && server.info("cluster_state") == "ok"
         });
@@ -233,7 +233,7 @@ impl Server {
     /// Introduces another node to this one.
     pub fn meet(&self, other: &Self) {
         let (port, bus) = (other.port.to_string(), other.bus.to_string());
-        let _: () = self.ask(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        let _: () = self.query(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
     }
 }
 

@@ -51,8 +51,8 @@ pub fn drop_of(shard: ShardKey) -> WriteBatch {
     WriteBatch { shard, from: 0, to: 0, kind: WriteKind::Drop }
 }
 
-pub async fn one(store: &RedisStore, step: WriteBatch) -> WriteOutcome {
-    store.apply(vec![step]).await.expect("apply")[0]
+pub async fn one(store: &RedisStore, batch: WriteBatch) -> WriteOutcome {
+    store.apply(vec![batch]).await.expect("apply")[0]
 }
 
 /// Sequence number of a shard, and its rows by uid.

@@ -10,8 +10,8 @@ use hotpool::engine::{
 use hotpool::model::GangRef;
 use hotpool::model::{ClaimId, ClaimState, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
 
-use crate::asks::{Step, id, request, wants, worker};
 use crate::oracle::{Harness, OracleClaim, UNIX_MS, Worker};
+use crate::steps::{Step, id, request, wants, worker};
 
 impl Harness {
     pub fn claim_for(&mut self, key: u8, number: u8, filter: u8, needs_ms: u64, gang: Option<GangRef>) -> Option<u64> {
@@ -134,11 +134,11 @@ impl Harness {
             }
             Step::Resize { key, request: number } => self.resize(id(key).key(), &request(number)),
             Step::Heartbeat { worker: number, reported } => self.heartbeat(number, reported),
-            Step::Batch { first, asks } => {
+            Step::Batch { first, requests } => {
                 let before = self.shard.counters().worker_updates;
                 self.shard.begin_batch();
                 let mut versions = BTreeMap::new();
-                for (i, number) in (0..).zip(asks) {
+                for (i, number) in (0..).zip(requests) {
                     let key = (first + i) % 24;
                     if let Some(version) = self.claim_for(key, number, 0, 0, None) {
                         let worker = self.claims[id(key).key()].worker.clone();
@@ -154,11 +154,11 @@ impl Harness {
                 );
                 self.on(Event::Tick);
             }
-            Step::Gang { first, asks } => {
+            Step::Gang { first, requests } => {
                 self.fence += 1;
                 let gang = GangRef { id: self.fence, pool: 7, shard: 3 };
                 self.shard.begin_batch();
-                for (i, number) in (0..).zip(asks) {
+                for (i, number) in (0..).zip(requests) {
                     self.claim_for((first + i) % 24, number, 0, 0, Some(gang));
                 }
                 self.shard.end_batch();

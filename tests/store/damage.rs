@@ -44,7 +44,7 @@ fn alter<K: redb::Key + 'static>(
     let write = db.begin_write().unwrap();
     {
         let mut table = write.open_table(table).unwrap();
-        let old = table.remove(key).unwrap().expect("it is there").value().to_vec();
+        let old = table.remove(key).unwrap().expect("the row exists").value().to_vec();
         if let Some(new) = change(old) {
             table.insert(key, new.as_slice()).unwrap();
         }
@@ -343,15 +343,18 @@ async fn on_a_full_disk(dir: &Path) {
     let rows_a = "a".repeat(100_000);
     let mut at = 0;
     rlimit::setrlimit(rlimit::Resource::FSIZE, 4 << 20, unlimited.1).unwrap();
-    let away = loop {
+    let unavailable = loop {
         match store.apply(vec![rows(A, at, at + 1, &rows_a)]).await {
             Ok(outcomes) => assert_eq!(outcomes, [Applied]),
             Err(error) => break error,
         }
         at += 1;
     };
-    assert!(matches!(&away, StoreError::Unavailable(message) if message.contains("hotpool.redb")), "{away:?}");
-    assert!(at > 5, "some steps went in first");
+    assert!(
+        matches!(&unavailable, StoreError::Unavailable(message) if message.contains("hotpool.redb")),
+        "{unavailable:?}"
+    );
+    assert!(at > 5, "some batches were stored before");
     // Retries fail until space is available.
     for _ in 0..3 {
         let again = store.apply(vec![rows(A, at, at + 1, &rows_a)]).await;
@@ -359,7 +362,7 @@ async fn on_a_full_disk(dir: &Path) {
     }
     rlimit::setrlimit(rlimit::Resource::FSIZE, unlimited.0, unlimited.1).unwrap();
     let outcome = one(&store, rows(A, at, at + 1, &rows_a)).await;
-    assert!([Applied, Duplicate].contains(&outcome), "the same step: {outcome:?}");
+    assert!([Applied, Duplicate].contains(&outcome), "the same batch: {outcome:?}");
     assert_eq!(one(&store, rows(A, 0, at + 1, "x")).await, Duplicate);
     assert_eq!(one(&store, install(B, 5, 1, 1, "!")).await, Applied, "an acknowledged chunk still counts");
     assert_eq!(state(&store, B).await, is(5, "b!"));

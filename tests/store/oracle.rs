@@ -31,7 +31,7 @@ enum Op {
         skip: bool,
         rows: Rows,
     },
-    Flip {
+    Install {
         extra: bool,
         ahead: u8,
         rows: Rows,
@@ -63,7 +63,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (prop::bool::weighted(0.2), prop::bool::weighted(0.1), some_rows())
             .prop_map(|(fresh, skip, rows)| Op::Chunk { fresh, skip, rows }),
         3 => (prop::bool::weighted(0.2), 0..3_u8, some_rows())
-            .prop_map(|(extra, ahead, rows)| Op::Flip { extra, ahead, rows }),
+            .prop_map(|(extra, ahead, rows)| Op::Install { extra, ahead, rows }),
         1 => Just(Op::Drop),
     ]
 }
@@ -122,7 +122,7 @@ impl Shard {
                 self.chunks.insert(number, rows.clone());
                 (WriteKind::Chunk { generation: self.generation, number, rows: bytes(rows) }, Applied)
             }
-            Op::Flip { extra, ahead, rows } => {
+            Op::Install { extra, ahead, rows } => {
                 if self.chunks.is_empty() {
                     self.generation += 1;
                 }
@@ -173,15 +173,15 @@ impl Run {
         match a_move {
             Move::Apply(ops) => {
                 let key = |shard| ShardKey { pool: 1, shard };
-                let (steps, expected): (Vec<_>, Vec<_>) =
+                let (batches, expected): (Vec<_>, Vec<_>) =
                     ops.iter().map(|(shard, op)| self.shards[usize::from(*shard)].step(key(*shard), op)).unzip();
-                let answers = apply(self.store.as_ref().expect("open"), &steps).await;
-                prop_assert_eq!(&answers, &expected, "{:?}", steps);
+                let answers = apply(self.store.as_ref().expect("open"), &batches).await;
+                prop_assert_eq!(&answers, &expected, "{:?}", batches);
                 for ((_, op), answer) in ops.iter().zip(&answers) {
                     let name = format!("{op:?}");
                     count(format!("{} {answer:?}", name.split(' ').next().unwrap_or_default()));
                 }
-                self.last = steps;
+                self.last = batches;
             }
             Move::Again => {
                 let before = self.shards.clone();
@@ -249,8 +249,8 @@ fn random_histories_agree_with_the_model() {
         "Rows Gap",
         "Rows Duplicate",
         "Chunk Ok",
-        "Flip Ok",
-        "Flip Gap",
+        "Install Ok",
+        "Install Gap",
         "Drop Ok",
         "Drop Duplicate",
         "again",

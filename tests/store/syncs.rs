@@ -1,4 +1,4 @@
-//! Failing disks. Data of a failed sync is lost after a power failure, however the file looks until then.
+//! Failing disks. Data of a failed sync is lost after a power failure, whatever the file shows until then.
 
 use std::io;
 use std::path::Path;
@@ -73,12 +73,12 @@ impl Platter {
 }
 
 /// Directory of a store on a failing disk.
-struct Place {
+struct FailingDirectory {
     dir: TempDir,
     platter: Arc<Mutex<Platter>>,
 }
 
-impl Place {
+impl FailingDirectory {
     fn empty() -> Self {
         Self { dir: dir(), platter: Arc::default() }
     }
@@ -119,12 +119,12 @@ impl Place {
 const ERRNOS: [Errno; 5] = [Errno::NOSPC, Errno::DQUOT, Errno::INTR, Errno::NOMEM, Errno::IO];
 
 #[tokio::test]
-async fn s15_data_of_a_failed_sync_is_not_served_until_it_was_written_anew() {
+async fn s15_data_of_a_failed_sync_is_not_served_until_it_was_rewritten() {
     for errno in ERRNOS {
-        let place = Place::empty();
-        let store = place.open().await;
+        let directory = FailingDirectory::empty();
+        let store = directory.open().await;
         assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
-        place.fail(Kind::Sync, errno);
+        directory.fail(Kind::Sync, errno);
         let second = rows(A, 1, 2, "b");
         for _ in 0..3 {
             let why = unusable(store.apply(vec![second.clone()]).await);
@@ -132,64 +132,68 @@ async fn s15_data_of_a_failed_sync_is_not_served_until_it_was_written_anew() {
         }
         unusable(store.load(vec![A], Box::new(|_, _| {})).await);
         unusable(store.raise_fence_ceiling(FenceSpan { floor: 0, ceiling: 9 }).await);
-        assert_eq!(place.after_a_power_failure().await, is(1, "a"), "{errno:?}: the disk has what was answered");
+        assert_eq!(
+            directory.after_a_power_failure().await,
+            is(1, "a"),
+            "{errno:?}: the disk has what was acknowledged"
+        );
         drop(store);
         // Without a crash the file shows data that the disk lacks. All later writes must reach the disk.
-        let store = place.open().await;
+        let store = directory.open().await;
         let shown = state(&store, A).await;
         assert!([is(1, "a"), is(2, "ab")].contains(&shown), "{shown:?}");
         assert!([Applied, Duplicate].contains(&one(&store, second).await));
-        assert_eq!(place.after_a_power_failure().await, is(2, "ab"), "{errno:?}: answered, so it is there");
+        assert_eq!(directory.after_a_power_failure().await, is(2, "ab"), "{errno:?}: acknowledged, so it is stored");
         assert_eq!(one(&store, rows(A, 2, 3, "c")).await, Applied);
-        assert_eq!(place.after_a_power_failure().await, is(3, "abc"), "{errno:?}");
-        assert!(!place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb.new"));
+        assert_eq!(directory.after_a_power_failure().await, is(3, "abc"), "{errno:?}");
+        assert!(!directory.has("hotpool.redb.unsynced") && !directory.has("hotpool.redb.new"));
     }
 }
 
 #[tokio::test]
 async fn s15_a_write_that_fails_before_a_sync_is_retried_and_stored() {
     for kind in [Kind::Write, Kind::SetLen] {
-        let place = Place::empty();
-        let store = place.open().await;
+        let directory = FailingDirectory::empty();
+        let store = directory.open().await;
         assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
         // Large enough to make the file grow.
         let large = "b".repeat(8 << 20);
         let second = rows(A, 1, 2, &large);
-        place.fail(kind, Errno::NOSPC);
-        let away = store.apply(vec![second.clone()]).await;
+        directory.fail(kind, Errno::NOSPC);
+        let unavailable = store.apply(vec![second.clone()]).await;
         assert!(
-            matches!(&away, Err(StoreError::Unavailable(why)) if why.contains("hotpool.redb")),
-            "{kind:?}: {away:?}"
+            matches!(&unavailable, Err(StoreError::Unavailable(why)) if why.contains("hotpool.redb")),
+            "{kind:?}: {unavailable:?}"
         );
         assert_eq!(apply(&store, &[second]).await, [Applied], "{kind:?}");
-        assert_eq!(place.after_a_power_failure().await, (2, "a".to_owned() + &large), "{kind:?}");
+        assert_eq!(directory.after_a_power_failure().await, (2, "a".to_owned() + &large), "{kind:?}");
     }
 }
 
 #[tokio::test]
 async fn s15_a_failed_sync_while_the_file_is_closed_or_copied_leaves_no_partial_state() {
-    let place = Place::empty();
+    let directory = FailingDirectory::empty();
     for kind in [Kind::Sync, Kind::SyncNames] {
-        place.fail(kind, Errno::NOSPC);
-        place.try_open().expect_err("it cannot be made");
-        assert!(!place.has("hotpool.redb"), "{kind:?}");
+        directory.fail(kind, Errno::NOSPC);
+        directory.try_open().expect_err("it cannot be made");
+        assert!(!directory.has("hotpool.redb"), "{kind:?}");
     }
-    let store = place.open().await;
+    let store = directory.open().await;
     assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
     // This failure is not reported to any caller.
-    place.fail(Kind::Sync, Errno::IO);
+    directory.fail(Kind::Sync, Errno::IO);
     drop(store);
-    assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"));
+    assert!(directory.has("hotpool.redb.unsynced") && !directory.has("hotpool.redb"));
     for errno in ERRNOS {
-        place.fail(Kind::Sync, errno);
-        place.try_open().expect_err("it cannot be written anew");
-        assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"), "{errno:?}");
+        directory.fail(Kind::Sync, errno);
+        directory.try_open().expect_err("it cannot be rewritten");
+        assert!(directory.has("hotpool.redb.unsynced") && !directory.has("hotpool.redb"), "{errno:?}");
     }
-    place.fail(Kind::SyncNames, Errno::IO);
-    place.try_open().expect_err("it may be found by nobody");
-    assert!(place.has("hotpool.redb.unsynced") && !place.has("hotpool.redb"));
-    let store = place.open().await;
+    directory.fail(Kind::SyncNames, Errno::IO);
+    directory.try_open().expect_err("its name may not be durable");
+    assert!(directory.has("hotpool.redb.unsynced") && !directory.has("hotpool.redb"));
+    let store = directory.open().await;
     assert_eq!(state(&store, A).await, is(1, "a"));
     assert_eq!(one(&store, rows(A, 1, 2, "b")).await, Applied);
-    assert_eq!(place.after_a_power_failure().await, is(2, "ab"));
+    assert_eq!(directory.after_a_power_failure().await, is(2, "ab"));
 }

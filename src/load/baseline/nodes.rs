@@ -31,14 +31,14 @@ impl BaselineNodes {
         let mut last_error = target_error("no host given".into(), false);
         for host in hosts {
             match RespPipeline::open(host, WriteMode::Immediate).await {
-                Ok(connection) => return Self::ask(&connection, host).await,
+                Ok(connection) => return Self::identify(&connection, host).await,
                 Err(failure) => last_error = failure,
             }
         }
         Err(last_error)
     }
 
-    async fn ask(connection: &RespPipeline, host: &str) -> Result<Self, TargetError> {
+    async fn identify(connection: &RespPipeline, host: &str) -> Result<Self, TargetError> {
         let info = connection.execute(&[b"INFO", b"cluster"]).await?;
         if !info.text().unwrap_or_default().contains("cluster_enabled:1") {
             return Ok(Self { spans: vec![(SLOTS - 1, 0)], addresses: vec![host.to_owned()] });

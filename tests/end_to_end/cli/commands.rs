@@ -204,7 +204,7 @@ fn claims_are_listed_by_namespace_pool_worker_and_tenant() {
     // Without a deadline none is shown.
     assert_eq!(rows.row("ns/a")[1..5], ["acme", "active", "-", "warm"]);
     assert_eq!(rows.row("ns/b")[1..4], ["default", "reserved", "in"]);
-    // A holder of another tenant is told apart.
+    // The holder of another tenant is a different one.
     let held = server.cli("workers ls ns/warm");
     assert!(held.stdout().contains(" acme:a ") && held.stdout().contains(" b "), "{held:?}");
     let none = server.cli("claims ls none");
@@ -246,7 +246,7 @@ fn status_shows_every_pool_and_how_even_its_shards_are() {
 }
 
 #[test]
-fn status_is_watched_until_ctrl_c_also_while_the_service_is_away() {
+fn status_is_watched_until_ctrl_c_also_while_the_service_is_down() {
     let (_dir, server, _client) = with_pool(1);
     let address = server.address.to_string();
     let mut watching = command(&["status", "--watch", "1", "--output", "json", "--addr", &address]);

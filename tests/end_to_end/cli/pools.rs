@@ -66,7 +66,7 @@ fn every_flag_reaches_its_field() {
 }
 
 #[test]
-fn put_tells_what_it_resets() {
+fn put_lists_the_fields_that_it_resets() {
     let (_dir, server, _client) = fresh();
     let line = "pools put demo/warm --shards 2 --preemption true --reserve-ms 7 --label tier=a";
     assert_eq!(server.cli(line).stdout(), "demo/warm created\n");

@@ -356,7 +356,7 @@ async fn both_edges_have_the_same_outcomes_in_shared_pools() {
         milli,
         ..GpuShare::default()
     };
-    let asking = |cpu_milli, gpu| Resources { cpu_milli, gpu, ..Resources::default() };
+    let requirements = |cpu_milli, gpu| Resources { cpu_milli, gpu, ..Resources::default() };
     let claim = |key: &str, more: Value, resources: Resources| {
         let mut body = json!({"key": key, "reserve_ms": 0});
         body["resources"] = more;
@@ -399,44 +399,48 @@ async fn both_edges_have_the_same_outcomes_in_shared_pools() {
         Step::Put(json!({"shards": 1}), PoolSpec { shards: Some(1), ..PoolSpec::default() }),
         Step::Register("g1", json!({"capacity": capacity}), large),
         Step::Claim(json!({"key": "a"}), take("a")),
-        claim("a", json!({}), asking(0, None)),
-        claim("a", json!({"gpu": {"milli": 1500}}), asking(0, Some(cards(None, None, Some(1500))))),
-        claim("a", json!({"gpu": {"count": 2, "milli": 500}}), asking(0, Some(cards(None, Some(2), Some(500))))),
-        claim("a", json!({"gpu": {"models": ["T4", "T4"]}}), asking(0, Some(twice))),
-        claim("a", json!({"gpu": {"model": "A10", "models": ["T4"]}}), asking(0, Some(both))),
+        claim("a", json!({}), requirements(0, None)),
+        claim("a", json!({"gpu": {"milli": 1500}}), requirements(0, Some(cards(None, None, Some(1500))))),
+        claim("a", json!({"gpu": {"count": 2, "milli": 500}}), requirements(0, Some(cards(None, Some(2), Some(500))))),
+        claim("a", json!({"gpu": {"models": ["T4", "T4"]}}), requirements(0, Some(twice))),
+        claim("a", json!({"gpu": {"model": "A10", "models": ["T4"]}}), requirements(0, Some(both))),
         claim("a", json!({"slots": 1}), Resources { slots: 1, ..Resources::default() }),
-        claim("a", json!({"cpu_milli": 9000}), asking(9_000, None)),
+        claim("a", json!({"cpu_milli": 9000}), requirements(9_000, None)),
         claim(
             "a",
             json!({"cpu_milli": 1000, "gpu": {"models": ["T4", "A10"], "milli": 250}}),
-            asking(1_000, Some(either)),
+            requirements(1_000, Some(either)),
         ),
-        claim("a", json!({"cpu_milli": 5}), asking(5, None)),
-        claim("b", json!({"gpu": {"model": "A10", "count": 2}}), asking(0, Some(cards(Some("A10"), Some(2), None)))),
+        claim("a", json!({"cpu_milli": 5}), requirements(5, None)),
+        claim(
+            "b",
+            json!({"gpu": {"model": "A10", "count": 2}}),
+            requirements(0, Some(cards(Some("A10"), Some(2), None))),
+        ),
         Step::Get("a"),
         Step::Resize("a", json!({}), Resources::default()),
         Step::Resize(
             "a",
             json!({"cpu_milli": 2000, "gpu": {"count": 2}}),
-            asking(2_000, Some(cards(None, Some(2), None))),
+            requirements(2_000, Some(cards(None, Some(2), None))),
         ),
-        Step::Resize("a", json!({"cpu_milli": 9000}), asking(9_000, None)),
-        Step::Resize("none", json!({"cpu_milli": 9000}), asking(9_000, None)),
+        Step::Resize("a", json!({"cpu_milli": 9000}), requirements(9_000, None)),
+        Step::Resize("none", json!({"cpu_milli": 9000}), requirements(9_000, None)),
         Step::Batch(vec![
             (
                 json!({"key": "c", "resources": {"cpu_milli": 6000}}),
-                TakeClaimRequest { resources: Some(asking(6_000, None)), ..take("c") },
+                TakeClaimRequest { resources: Some(requirements(6_000, None)), ..take("c") },
             ),
             (json!({"key": "d"}), take("d")),
             (
                 json!({"key": "e", "resources": {"gpu": {"milli": 1}}}),
-                TakeClaimRequest { resources: Some(asking(0, Some(cards(None, None, Some(1))))), ..take("e") },
+                TakeClaimRequest { resources: Some(requirements(0, Some(cards(None, None, Some(1))))), ..take("e") },
             ),
         ]),
         Step::Resize(
             "a",
             json!({"cpu_milli": 2000, "gpu": {"milli": 1000}}),
-            asking(2_000, Some(cards(None, None, None))),
+            requirements(2_000, Some(cards(None, None, None))),
         ),
         Step::Release("a", 0),
         Step::Delete,

@@ -144,7 +144,7 @@ async fn a_client_that_disconnects_leaves_nothing_pending() {
     for round in 0..20 {
         let mut raw = Raw::open(server.address).await;
         let whole = framed(&take("a"));
-        // Half a message, and a whole one whose response nobody waits for.
+        // Half a message, and a whole one whose response is not awaited.
         let half = Box::pin(raw.begin(TAKE, &[], whole[..whole.len() / 2].to_vec()));
         let call = Box::pin(raw.begin(TAKE, &[], whole));
         for call in [half, call] {

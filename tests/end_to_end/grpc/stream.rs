@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::channel::mpsc::{UnboundedSender, unbounded};
-use hotpool::api::grpc::proto::claim_stream_request::Request as Ask;
+use hotpool::api::grpc::proto::claim_stream_request::Request as StreamRequest;
 use hotpool::api::grpc::proto::claim_stream_response::Outcome;
 use hotpool::api::grpc::proto::*;
 use hotpool::limits;
@@ -21,20 +21,20 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Both halves of a claim stream.
 struct Stream {
-    asks: Option<UnboundedSender<ClaimStreamRequest>>,
+    requests: Option<UnboundedSender<ClaimStreamRequest>>,
     answers: Streaming<ClaimStreamResponse>,
 }
 
 impl Stream {
     async fn open(link: &Link) -> Self {
-        let (asks, sent) = unbounded();
+        let (requests, sent) = unbounded();
         let answers = link.claims.clone().claim_stream(sent).await.unwrap().into_inner();
-        Self { asks: Some(asks), answers }
+        Self { requests: Some(requests), answers }
     }
 
-    fn ask(&self, id: u64, request: Ask) {
+    fn send(&self, id: u64, request: StreamRequest) {
         let request = ClaimStreamRequest { id, request: Some(request) };
-        self.asks.as_ref().unwrap().unbounded_send(request).unwrap();
+        self.requests.as_ref().unwrap().unbounded_send(request).unwrap();
     }
 
     async fn next(&mut self) -> Result<Option<(u64, Outcome)>, Status> {
@@ -58,7 +58,7 @@ impl Stream {
 
     /// Closes the sending half of the stream.
     fn finish(&mut self) {
-        self.asks = None;
+        self.requests = None;
     }
 
     /// Whether no response is available for now.
@@ -67,25 +67,31 @@ impl Stream {
     }
 }
 
-fn claim(key: &str) -> Ask {
-    Ask::Take(TakeClaimRequest { reserve_ms: Some(0), ..take(key) })
+fn claim(key: &str) -> StreamRequest {
+    StreamRequest::Take(TakeClaimRequest { reserve_ms: Some(0), ..take(key) })
 }
 
-fn waits(key: &str) -> Ask {
-    Ask::Take(TakeClaimRequest { reserve_ms: Some(0), wait_ms: Some(60_000), ..take(key) })
+fn waits(key: &str) -> StreamRequest {
+    StreamRequest::Take(TakeClaimRequest { reserve_ms: Some(0), wait_ms: Some(60_000), ..take(key) })
 }
 
-fn release(key: &str, fence: u64) -> Ask {
-    Ask::Release(ReleaseClaimRequest { namespace: "ns".into(), key: key.into(), fence, ..Default::default() })
+fn release(key: &str, fence: u64) -> StreamRequest {
+    StreamRequest::Release(ReleaseClaimRequest { namespace: "ns".into(), key: key.into(), fence, ..Default::default() })
 }
 
-fn confirm(key: &str, fence: u64) -> Ask {
-    Ask::Confirm(ConfirmClaimRequest { namespace: "ns".into(), key: key.into(), fence, ..Default::default() })
+fn confirm(key: &str, fence: u64) -> StreamRequest {
+    StreamRequest::Confirm(ConfirmClaimRequest { namespace: "ns".into(), key: key.into(), fence, ..Default::default() })
 }
 
-fn renew(key: &str, fence: u64, ttl_ms: u64) -> Ask {
+fn renew(key: &str, fence: u64, ttl_ms: u64) -> StreamRequest {
     let ttl_ms = Some(ttl_ms);
-    Ask::Renew(RenewClaimRequest { namespace: "ns".into(), key: key.into(), fence, ttl_ms, ..Default::default() })
+    StreamRequest::Renew(RenewClaimRequest {
+        namespace: "ns".into(),
+        key: key.into(),
+        fence,
+        ttl_ms,
+        ..Default::default()
+    })
 }
 
 fn created(outcome: &Outcome) -> &Claim {
@@ -116,7 +122,7 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     let key = |id: u64| format!("k{id}");
     // Ids are chosen by the client: these start anywhere, including 0.
     let ids = || (0..1_000).map(|i| i * i);
-    ids().for_each(|id| stream.ask(id, claim(&key(id))));
+    ids().for_each(|id| stream.send(id, claim(&key(id))));
     let answers = stream.answers(1_000).await;
     assert!(ids().eq(answers.keys().copied()));
     assert!(answers.iter().all(|(id, outcome)| created(outcome).key == key(*id)));
@@ -126,9 +132,9 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     for (id, outcome) in &answers {
         let fence = created(outcome).fence;
         match id % 3 {
-            0 => stream.ask(*id, release(&key(*id), fence)),
-            1 => stream.ask(*id, confirm(&key(*id), fence)),
-            _ => stream.ask(*id, renew(&key(*id), fence, 60_000)),
+            0 => stream.send(*id, release(&key(*id), fence)),
+            1 => stream.send(*id, confirm(&key(*id), fence)),
+            _ => stream.send(*id, renew(&key(*id), fence, 60_000)),
         }
     }
     for (id, outcome) in stream.answers(1_000).await {
@@ -145,7 +151,7 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     let held = ids().filter(|id| id % 3 != 0).count();
     assert_eq!(http.get("/v1/pools/ns/warm").expect(200)["pool"]["workers"]["busy"], held);
     for (id, outcome) in answers.iter().filter(|(id, _)| *id % 3 != 0) {
-        stream.ask(*id, release(&key(*id), created(outcome).fence));
+        stream.send(*id, release(&key(*id), created(outcome).fence));
     }
     stream.finish();
     stream.answers(held).await;
@@ -162,21 +168,21 @@ async fn an_invalid_request_affects_only_itself_and_names_its_error() {
     let (_dir, server, mut http) = with_pool(2);
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
-    stream.ask(1, claim("a"));
+    stream.send(1, claim("a"));
     let fence = created(&stream.answer().await.1).fence;
-    stream.asks.as_ref().unwrap().unbounded_send(ClaimStreamRequest { id: 10, request: None }).unwrap();
-    stream.ask(11, claim("no key"));
-    stream.ask(12, Ask::Take(TakeClaimRequest { candidates: None, ..take("x") }));
-    stream.ask(13, Ask::Take(TakeClaimRequest { class: Some("none".into()), ..take("x") }));
-    stream.ask(14, release("a", fence + 1));
-    stream.ask(15, confirm("gone", 7));
-    stream.ask(16, renew("a", fence, 0));
-    stream.ask(17, release("a", limits::FENCE_MAX + 1));
-    stream.ask(18, release("gone", 7));
+    stream.requests.as_ref().unwrap().unbounded_send(ClaimStreamRequest { id: 10, request: None }).unwrap();
+    stream.send(11, claim("no key"));
+    stream.send(12, StreamRequest::Take(TakeClaimRequest { candidates: None, ..take("x") }));
+    stream.send(13, StreamRequest::Take(TakeClaimRequest { class: Some("none".into()), ..take("x") }));
+    stream.send(14, release("a", fence + 1));
+    stream.send(15, confirm("gone", 7));
+    stream.send(16, renew("a", fence, 0));
+    stream.send(17, release("a", limits::FENCE_MAX + 1));
+    stream.send(18, release("gone", 7));
     let phase = 9;
     let strange = ReleaseClaimRequest { namespace: "ns".into(), key: "a".into(), fence, phase, ..Default::default() };
-    stream.ask(20, Ask::Release(strange));
-    stream.ask(21, claim("b"));
+    stream.send(20, StreamRequest::Release(strange));
+    stream.send(21, claim("b"));
     let answers = stream.answers(11).await;
     for (id, code, reason, field) in [
         (10, Code::InvalidArgument, Reason::Unspecified, "request"),
@@ -203,15 +209,15 @@ async fn a_queued_request_blocks_no_other_and_its_id_stays_in_use() {
     let (_dir, server, _http) = with_pool(1);
     let link = Link::open(server.address).await;
     let mut stream = Stream::open(&link).await;
-    stream.ask(1, claim("a"));
-    stream.ask(2, waits("b"));
-    stream.ask(2, claim("c"));
-    stream.ask(3, claim("d"));
+    stream.send(1, claim("a"));
+    stream.send(2, waits("b"));
+    stream.send(2, claim("c"));
+    stream.send(3, claim("d"));
     let answers = stream.answers(3).await;
     let fence = created(&answers[&1]).fence;
     rejected(&answers[&2], Code::InvalidArgument, Reason::Unspecified, "id");
     rejected(&answers[&3], Code::ResourceExhausted, Reason::PoolExhausted, "");
-    stream.ask(4, release("a", fence));
+    stream.send(4, release("a", fence));
     let answers = stream.answers(2).await;
     assert!(matches!(answers[&4], Outcome::Released(_)));
     assert_eq!(created(&answers[&2]).key, "b");
@@ -224,8 +230,8 @@ async fn requests_beyond_the_window_wait_in_the_stream_and_are_not_lost() {
     let mut stream = Stream::open(&link).await;
     let held = http.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "held"})).expect(201);
     let window = limits::STREAM_REQUESTS_MAX as u64;
-    (0..window).for_each(|id| stream.ask(id, waits(&format!("w{id}"))));
-    (window..window + 100).for_each(|id| stream.ask(id, release("nobody", 1)));
+    (0..window).for_each(|id| stream.send(id, waits(&format!("w{id}"))));
+    (window..window + 100).for_each(|id| stream.send(id, release("nobody", 1)));
     assert!(stream.is_silent().await, "the window is full of claims that wait");
     http.post("/v1/claims/ns/held:release", &json!({"fence": held["claim"]["fence"]})).expect(200);
     // The first queued claim is served, which admits all that waited behind it.
@@ -242,7 +248,7 @@ async fn an_invalid_message_ends_the_stream_after_earlier_requests() {
     let good = framed(&ClaimStreamRequest { id: 7, request: Some(claim("a")) });
     let large = ClaimStreamRequest {
         id: 8,
-        request: Some(Ask::Take(TakeClaimRequest { affinity: Some("x".repeat(17 << 10)), ..take("b") })),
+        request: Some(StreamRequest::Take(TakeClaimRequest { affinity: Some("x".repeat(17 << 10)), ..take("b") })),
     };
     let garbage = [0, 0, 0, 0, 2, 0x0a, 0x05].to_vec();
     for (bad, reason, field) in [(framed(&large), Some("BODY_TOO_LARGE"), None), (garbage, None, Some("body"))] {
@@ -265,7 +271,8 @@ async fn streams_of_disconnected_clients_leave_nothing() {
         let mut stream = Stream::open(&link).await;
         for id in 0..20 {
             let wait_ms = (id % 2 == 1).then_some(60_000);
-            stream.ask(id, Ask::Take(TakeClaimRequest { wait_ms, ..take(&format!("k{round}-{}", id % 15)) }));
+            stream
+                .send(id, StreamRequest::Take(TakeClaimRequest { wait_ms, ..take(&format!("k{round}-{}", id % 15)) }));
         }
         // Some clients leave before the first response, some after a few, some close only the sending half.
         for _ in 0..round % 4 {
@@ -295,8 +302,8 @@ async fn a_shutdown_answers_requests_in_flight_and_ends_the_stream() {
     let link = Link::open(server.address).await;
     let mut idle = Stream::open(&link).await;
     let mut stream = Stream::open(&link).await;
-    stream.ask(1, claim("a"));
-    stream.ask(2, waits("b"));
+    stream.send(1, claim("a"));
+    stream.send(2, waits("b"));
     assert_eq!(stream.answer().await.0, 1);
     server.terminate();
     let (id, outcome) = stream.answer().await;
@@ -316,11 +323,11 @@ async fn a_queued_claim_gets_a_worker_registered_by_another_call() {
     let mut link = Link::open(server.address).await;
     link.pools.put_pool(super::link::put_pool("warm", PoolSpec::default())).await.unwrap();
     let mut stream = Stream::open(&link).await;
-    stream.ask(1, Ask::Take(TakeClaimRequest { wait_ms: Some(500), ..take("a") }));
+    stream.send(1, StreamRequest::Take(TakeClaimRequest { wait_ms: Some(500), ..take("a") }));
     let (_, outcome) = stream.answer().await;
     // The wait is added to the timeout of any request.
     rejected(&outcome, Code::ResourceExhausted, Reason::PoolExhausted, "");
-    stream.ask(2, waits("b"));
+    stream.send(2, waits("b"));
     assert!(stream.is_silent().await);
     link.workers.register_worker(register("w1")).await.unwrap();
     assert_eq!(created(&stream.answer().await.1).worker, "w1");

@@ -163,7 +163,7 @@ fn large_commands_share_a_budget() {
     let most = [b"*127\r\n".to_vec(), word.repeat(126)].concat();
     let mut held = Vec::new();
     let rejected = loop {
-        assert!(held.len() < 64, "the room has no end");
+        assert!(held.len() < 64, "the number of connections is not bounded");
         let wire = Wire::connect(address);
         let mut to = wire.stream().try_clone().unwrap();
         let sent = to.write_all(&most);

@@ -72,7 +72,7 @@ fn c15_a_claim_stays_queued_after_a_half_close() {
     assert!(text(&served.receive()).starts_with("[b "));
     assert_eq!(text(&served.receive()), "PONG");
     assert_eq!(served.rest(), "");
-    assert!(is_held(&mut client, "b"), "its client was told of it");
+    assert!(is_held(&mut client, "b"), "its client got the reply");
     // No worker arrives: the claim is abandoned with its reason, and later commands are executed.
     let commands = [
         "CLAIM ns/warm KEY c WAIT 60000",
@@ -108,7 +108,7 @@ fn c15_a_claim_is_rolled_back_when_its_client_is_gone() {
         for key in held {
             assert_eq!(wire.reply_text(&format!("RELEASE ns {key} *")), "1");
         }
-        until("all is given back", || waiting(&mut client) == 0 && is_idle(&mut client));
+        until("all claims are rolled back", || waiting(&mut client) == 0 && is_idle(&mut client));
     }
 }
 
@@ -141,7 +141,7 @@ fn c12_an_unqueued_claim_is_rolled_back_when_its_client_is_gone() {
         let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
         // Gone before the service reads the first byte, so its replies are rejected.
         server.paused(|| drop(send_and_half_close(address, &commands)));
-        until("all is given back", || is_idle(&mut client));
+        until("all claims are rolled back", || is_idle(&mut client));
     }
 }
 
@@ -169,7 +169,7 @@ fn c12_claims_of_a_deep_connection_whose_client_is_gone_are_rolled_back() {
             wire.send(&claims);
             drop(wire);
         });
-        until("all is given back", || {
+        until("all claims are rolled back", || {
             metric(&mut client, "hotpool_resp_connections") == 1 && all_are_idle(&mut client, pool)
         });
     }

@@ -189,7 +189,7 @@ fn q02_a_queued_claim_delays_no_reply_and_ends_with_its_client() {
     assert!(text(&wire.receive()).starts_with("[b "));
     assert_eq!(text(&wire.receive()), "PONG");
     assert_eq!(third.reply_text("RELEASE ns b *"), "1");
-    assert!(third.reply_text("CLAIM ns/warm KEY e").starts_with("[e "), "nobody else waits");
+    assert!(third.reply_text("CLAIM ns/warm KEY e").starts_with("[e "), "no other claim waits");
     assert!(text(&third.call("CLAIMS 2 ns/warm KEYS e f WAIT 30")).contains(" -NOCAPACITY"));
 }
 

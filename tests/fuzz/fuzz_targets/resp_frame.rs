@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
         if input[from] != b'*' {
             continue;
         }
-        let (frame, _) = decode(&input[from..]).expect("no error to the library").expect("all of it is there");
+        let (frame, _) = decode(&input[from..]).expect("no error to the library").expect("the frame is complete");
         let OwnedFrame::Array(frames) = frame else { panic!("{frame:?} is no array") };
         let theirs = frames.into_iter().map(|frame| match frame {
             OwnedFrame::BulkString(word) => word,

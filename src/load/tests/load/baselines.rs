@@ -45,7 +45,7 @@ fn assert_alone_and_contended(hosts: &str, servers: f64) {
 fn baselines_are_correct_on_one_server() {
     let server = Server::start(&[]);
     assert_alone_and_contended(&format!("127.0.0.1:{}", server.port), 1.0);
-    assert_eq!(server.ask::<u64>(&["DBSIZE"]), 0, "all keys are removed");
+    assert_eq!(server.query::<u64>(&["DBSIZE"]), 0, "all keys are removed");
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn baselines_are_correct_on_a_cluster() {
     let hosts: Vec<String> = cluster.masters.iter().map(|server| format!("127.0.0.1:{}", server.port)).collect();
     assert_alone_and_contended(&hosts.join(","), 3.0);
     for server in &cluster.masters {
-        assert_eq!(server.ask::<u64>(&["DBSIZE"]), 0, "all keys are removed");
+        assert_eq!(server.query::<u64>(&["DBSIZE"]), 0, "all keys are removed");
     }
 }
 
@@ -75,5 +75,5 @@ fn batches_take_the_documented_round_trips() {
         assert_clean(&report);
         assert_eq!(report["round_trips_per_claim"].as_f64(), Some(claim), "{target}");
     }
-    assert_eq!(server.ask::<u64>(&["DBSIZE"]), 0, "all keys are removed");
+    assert_eq!(server.query::<u64>(&["DBSIZE"]), 0, "all keys are removed");
 }

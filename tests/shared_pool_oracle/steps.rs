@@ -42,11 +42,11 @@ pub enum Step {
     },
     Batch {
         first: u8,
-        asks: Vec<u8>,
+        requests: Vec<u8>,
     },
     Gang {
         first: u8,
-        asks: Vec<u8>,
+        requests: Vec<u8>,
     },
     /// Commits or aborts the oldest open gang.
     Decide {
@@ -92,8 +92,8 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (0..24u8).prop_map(|key| Step::Release { key }),
         3 => (0..24u8, 0..14u8).prop_map(|(key, request)| Step::Resize { key, request }),
         1 => (0..6u8, any::<u8>()).prop_map(|(worker, reported)| Step::Heartbeat { worker, reported }),
-        1 => (0..24u8, prop::collection::vec(0..14u8, 1..12)).prop_map(|(first, asks)| Step::Batch { first, asks }),
-        1 => (0..24u8, prop::collection::vec(0..14u8, 1..6)).prop_map(|(first, asks)| Step::Gang { first, asks }),
+        1 => (0..24u8, prop::collection::vec(0..14u8, 1..12)).prop_map(|(first, requests)| Step::Batch { first, requests }),
+        1 => (0..24u8, prop::collection::vec(0..14u8, 1..6)).prop_map(|(first, requests)| Step::Gang { first, requests }),
         1 => any::<bool>().prop_map(|commit| Step::Decide { commit }),
         1 => Just(Step::Restart),
     ];

@@ -15,13 +15,13 @@ static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 static PREFIXES: AtomicU64 = AtomicU64::new(0);
 
 /// Key prefix with the records under it.
-pub struct Place {
+pub struct StoreLocation {
     cluster: Arc<Cluster>,
     prefix: String,
     dir: TempDir,
 }
 
-impl Place {
+impl StoreLocation {
     /// Creates a prefix without records.
     pub fn empty() -> Self {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -31,7 +31,7 @@ impl Place {
     }
 
     fn on(cluster: Arc<Cluster>) -> Self {
-        let prefix = format!("place{}", PREFIXES.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!("location{}", PREFIXES.fetch_add(1, Ordering::Relaxed));
         Self { cluster, prefix, dir: TempDir::new().unwrap() }
     }
 
@@ -51,8 +51,8 @@ impl Place {
             std::fs::copy(entry.path(), to.dir.path().join(entry.file_name())).unwrap();
         }
         for master in &self.cluster.masters {
-            for key in master.ask::<Vec<String>>(&["KEYS", &format!("{}:*", self.prefix)]) {
-                let copied: bool = master.ask(&["COPY", &key, &key.replacen(&self.prefix, &to.prefix, 1)]);
+            for key in master.query::<Vec<String>>(&["KEYS", &format!("{}:*", self.prefix)]) {
+                let copied: bool = master.query(&["COPY", &key, &key.replacen(&self.prefix, &to.prefix, 1)]);
                 assert!(copied, "{key}");
             }
         }

@@ -8,9 +8,9 @@ use hotpool::persist::store::redb::RedbStore;
 use tempfile::TempDir;
 
 /// Directory with the files of a store.
-pub struct Place(TempDir);
+pub struct StoreLocation(TempDir);
 
-impl Place {
+impl StoreLocation {
     /// Creates an empty directory.
     pub fn empty() -> Self {
         Self(TempDir::new().unwrap())
