@@ -3,24 +3,24 @@
 
 #[path = "behavior/adoption.rs"]
 mod adoption;
-#[path = "redis/bad_days.rs"]
-mod bad_days;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "end_to_end/client.rs"]
 mod client;
 #[path = "redis/contract.rs"]
 mod contract;
+#[path = "behavior/durable_replies.rs"]
+mod durable_replies;
 #[path = "behavior/gangs.rs"]
 mod gangs;
 #[allow(dead_code, reason = "shared with the cases, which use all of it")]
-#[path = "behavior/gate.rs"]
-mod gate;
-#[path = "behavior/held_back.rs"]
-mod held_back;
+#[path = "behavior/gated_store.rs"]
+mod gated_store;
 #[path = "behavior/inspect.rs"]
 mod inspect;
 #[path = "behavior/journal.rs"]
 mod journal;
+#[path = "redis/operational_failures.rs"]
+mod operational_failures;
 #[path = "redis/relay.rs"]
 mod relay;
 #[path = "redis/scans.rs"]
@@ -33,10 +33,10 @@ mod server;
 mod servers;
 #[path = "redis/store_location.rs"]
 mod store_location;
-#[path = "behavior/store_wait.rs"]
-mod store_wait;
 #[path = "redis/stores.rs"]
 mod stores;
+#[path = "behavior/unstored_releases.rs"]
+mod unstored_releases;
 #[allow(dead_code, reason = "shared with the cases, which use all of it")]
 #[path = "behavior/world.rs"]
 mod world;

@@ -2,10 +2,10 @@
 
 #[path = "store/damage.rs"]
 mod damage;
+#[path = "store/failed_syncs.rs"]
+mod failed_syncs;
 #[path = "store/oracle.rs"]
 mod oracle;
-#[path = "store/syncs.rs"]
-mod syncs;
 
 use std::collections::BTreeMap;
 use std::path::Path;

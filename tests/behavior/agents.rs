@@ -7,7 +7,7 @@ use hotpool::model::{
 };
 
 use crate::heartbeats::running;
-use crate::sharing::{cpu, shared, sized};
+use crate::shared_pool_helpers::{cpu, shared, sized};
 use crate::world::{FULL, World, done, id, name, request, spec, worker};
 
 const GONE: RequestError = RequestError::NotFound(ObjectKind::Claim);

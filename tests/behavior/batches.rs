@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{PlacementPolicy, WorkerId};
 
-use crate::sharing::{cards, cpu, request_for, shared, sized};
+use crate::shared_pool_helpers::{cards, cpu, request_for, shared, sized};
 use crate::world::{World, done, ids_on};
 
 #[tokio::test]

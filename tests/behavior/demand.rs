@@ -3,8 +3,8 @@
 use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PlacementPolicy, Quota, WorkerCommand, WorkerId};
 
-use crate::sharing::{cpu, request_for, shared, sized};
-use crate::waiting::{MINUTE, with_priority};
+use crate::queued_claims::{MINUTE, with_priority};
+use crate::shared_pool_helpers::{cpu, request_for, shared, sized};
 use crate::world::{World, id, name, spec};
 
 /// Groups by request, and the number of workers that would satisfy them.

@@ -8,7 +8,7 @@ use hotpool::model::{
 };
 use tokio::task::JoinHandle;
 
-use crate::sharing::{cpu, request_for, shared, sized};
+use crate::shared_pool_helpers::{cpu, request_for, shared, sized};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until};
 
 const MINUTE: u64 = 60_000;

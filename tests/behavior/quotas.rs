@@ -9,8 +9,8 @@ use hotpool::model::{
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 
-use crate::sharing::{cards, cpu, shared, sized};
-use crate::waiting::waiting;
+use crate::queued_claims::waiting;
+use crate::shared_pool_helpers::{cards, cpu, shared, sized};
 use crate::world::{World, done, id, name, request, spec, until, worker};
 
 const CLAIMS: RequestError = RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Claims));

@@ -17,7 +17,7 @@ use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::shard::PausedShard;
 use tokio::task::JoinHandle;
 
-use crate::gate::GatedStore;
+use crate::gated_store::GatedStore;
 use crate::store_location::StoreLocation;
 
 /// How long a durable reply waits for the store, in engine milliseconds.

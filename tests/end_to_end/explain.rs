@@ -4,7 +4,7 @@ use hotpool::api::grpc::proto;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::grpc::link::Link;
+use crate::grpc::grpc_client::GrpcClient;
 use crate::server::{Server, fresh};
 
 fn pools(client: &mut Client) {
@@ -87,7 +87,7 @@ fn p02_a_claim_is_explained_without_being_created() {
 async fn p02_grpc_explains_the_same() {
     use proto::explain_claim_response::Outcome;
     let (_dir, server, _client) = ready();
-    let mut link = Link::open(server.address).await;
+    let mut grpc = GrpcClient::open(server.address).await;
     let explanation_request = |pool: &str, count| {
         let gpu = Some(proto::GpuShare { count: Some(count), ..proto::GpuShare::default() });
         let claim = proto::TakeClaimRequest {
@@ -98,7 +98,7 @@ async fn p02_grpc_explains_the_same() {
         };
         proto::ExplainClaimRequest { claim: Some(claim) }
     };
-    let response = link.claims.explain_claim(explanation_request("gpu", 2)).await.unwrap().into_inner();
+    let response = grpc.claims.explain_claim(explanation_request("gpu", 2)).await.unwrap().into_inner();
     let Some(Outcome::Error(error)) = response.outcome else { panic!("{response:?}") };
     assert_eq!(error.reason(), proto::Reason::PoolExhausted);
     let survey = &response.pools[0];
@@ -106,11 +106,11 @@ async fn p02_grpc_explains_the_same() {
     assert_eq!(counted, [(proto::RuledOutBy::Cordoned, 1), (proto::RuledOutBy::Gpu, 1)]);
     assert_eq!((survey.workers, survey.fits, survey.nearest[0].text.as_str()), (2, 0, "short by 1 GPU on g1"));
     assert_eq!(survey.most_free.unwrap().gpu, 1);
-    let response = link.claims.explain_claim(explanation_request("gpu", 1)).await.unwrap().into_inner();
+    let response = grpc.claims.explain_claim(explanation_request("gpu", 1)).await.unwrap().into_inner();
     let Some(Outcome::WouldTake(would)) = response.outcome else { panic!("{response:?}") };
     assert_eq!((would.pool.as_str(), would.worker.as_str(), would.node()), ("gpu", "g1", "n1"));
-    let missing = link.claims.explain_claim(proto::ExplainClaimRequest { claim: None }).await;
-    crate::grpc::link::expect(missing, tonic::Code::InvalidArgument, None, Some("claim"));
+    let missing = grpc.claims.explain_claim(proto::ExplainClaimRequest { claim: None }).await;
+    crate::grpc::grpc_client::expect(missing, tonic::Code::InvalidArgument, None, Some("claim"));
     // The number of each reason has its name.
     for (at, why) in hotpool::model::FilterReason::ALL.into_iter().enumerate() {
         let by = proto::RuledOutBy::try_from(at as i32 + 1).unwrap();

@@ -1,12 +1,12 @@
 //! gRPC edge of the real binary.
 
-mod agree;
 mod calls;
+mod errors;
+pub mod grpc_client;
 mod health;
-mod life;
+mod http_parity;
 mod limits;
-pub mod link;
-mod refusals;
+mod pool_changes;
+mod queued_claims;
 mod stream;
-mod updates;
-mod waiting;
+mod worker_lifecycle;

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::client::Client;
-use crate::grpc::link::{Link, error_of, put_pool, register, take};
+use crate::grpc::grpc_client::{GrpcClient, error_of, put_pool, register, take};
 use crate::resp::wire::Wire;
 use crate::server::{Server, fresh};
 
@@ -153,18 +153,18 @@ fn the_same_keys_are_accepted_on_every_edge_and_read_back_from_the_store() {
     let labels = [(ARCH.to_owned(), "arm64".to_owned()), (ZONE.to_owned(), "z1".to_owned())];
     // A pool over gRPC, a worker over each edge and from the command line.
     runtime.block_on(async {
-        let mut link = Link::open(server.address).await;
+        let mut grpc = GrpcClient::open(server.address).await;
         let of_pool = PoolSpec { shards: Some(1), labels: [(ARCH.into(), "any".into())].into(), ..PoolSpec::default() };
-        link.pools.put_pool(put_pool("warm", of_pool)).await.unwrap();
+        grpc.pools.put_pool(put_pool("warm", of_pool)).await.unwrap();
         let worker = WorkerSpec { id: "arm".into(), labels: labels.clone().into(), ..WorkerSpec::default() };
         let register = |worker| RegisterWorkerRequest { worker: Some(worker), ..register("") };
-        link.workers.register_worker(register(worker.clone())).await.unwrap();
+        grpc.workers.register_worker(register(worker.clone())).await.unwrap();
         let bad = WorkerSpec { labels: [("a/b/c".to_owned(), String::new())].into(), ..worker };
-        let status = link.workers.register_worker(register(bad)).await.unwrap_err();
+        let status = grpc.workers.register_worker(register(bad)).await.unwrap_err();
         assert_eq!(error_of(&status), (Code::InvalidArgument, None, Some("worker.labels".to_owned())));
         assert!(status.message().contains("a/b/c"), "{status:?}");
         let take = TakeClaimRequest { selector: Some(format!("{ARCH}=arm64")), ..take("g") };
-        let created = link.claims.take_claim(take).await.unwrap().into_inner().claim.unwrap();
+        let created = grpc.claims.take_claim(take).await.unwrap().into_inner().claim.unwrap();
         assert_eq!(created.worker, "arm");
     });
     let mut client = server.client();

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use crate::client::Client;
-use crate::grpc::link::{Raw, framed, take};
+use crate::grpc::grpc_client::{Raw, framed, take};
 use crate::server::{Server, until, with_pool};
 
 const CLAIMS: &str = "/v1/claims";

@@ -49,9 +49,9 @@ async fn w11_the_counts_of_a_pool_add_up_wherever_they_are_shown() {
         assert_eq!((&shown["workers"], &shown["unschedulable"]), (&all, &free));
     }
 
-    let mut link = crate::grpc::link::Link::open(server.address).await;
+    let mut grpc = crate::grpc::grpc_client::GrpcClient::open(server.address).await;
     let get = hotpool::api::grpc::proto::GetPoolRequest { namespace: "ns".into(), pool: "warm".into() };
-    let shown = link.pools.get_pool(get).await.unwrap().into_inner().pool.unwrap();
+    let shown = grpc.pools.get_pool(get).await.unwrap().into_inner().pool.unwrap();
     let workers = shown.workers.unwrap();
     assert_eq!((workers.total, workers.idle, workers.busy), (7, 3, 1));
     assert_eq!((workers.draining, workers.cordoned, workers.ended), (2, 1, 2));

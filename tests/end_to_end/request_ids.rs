@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use crate::client::{Client, Response};
-use crate::grpc::link::{Link, Raw, take};
+use crate::grpc::grpc_client::{GrpcClient, Raw, take};
 use crate::server::{fresh, with_pool};
 
 const HEADER: &str = "x-request-id";
@@ -95,21 +95,21 @@ fn the_callers_own_id_is_used_if_it_is_short_ascii() {
 #[tokio::test]
 async fn over_grpc_the_id_is_in_the_metadata_and_in_error_details() {
     let (_dir, server, _http) = with_pool(1);
-    let mut link = Link::open(server.address).await;
-    let good = link.pools.list_pools(ListPoolsRequest::default()).await.unwrap();
+    let mut grpc = GrpcClient::open(server.address).await;
+    let good = grpc.pools.list_pools(ListPoolsRequest::default()).await.unwrap();
     assert!(good.metadata().get(HEADER).is_some(), "{:?}", good.metadata());
     let none = GetClaimRequest { namespace: "ns".into(), key: "none".into(), ..GetClaimRequest::default() };
     let mut named = Request::new(none.clone());
     named.metadata_mut().insert(HEADER, "ticket-17".parse().unwrap());
     for (request, sent) in [(Request::new(none), None), (named, Some("ticket-17"))] {
-        let status = link.claims.get_claim(request).await.unwrap_err();
+        let status = grpc.claims.get_claim(request).await.unwrap_err();
         assert_eq!(status.code(), Code::NotFound);
         let id = status.metadata().get(HEADER).unwrap().to_str().unwrap();
         assert_eq!(status.get_details_request_info().unwrap().request_id, id);
         assert!(sent.is_none_or(|sent| sent == id));
     }
     let watch = WatchPoolRequest { namespace: "ns".into(), pool: "warm".into(), from: None };
-    assert!(link.pools.watch_pool(watch).await.unwrap().metadata().get(HEADER).is_some());
+    assert!(grpc.pools.watch_pool(watch).await.unwrap().metadata().get(HEADER).is_some());
     // Errors of the library itself.
     let mut raw = Raw::open(server.address).await;
     for path in ["/hotpool.v1.ClaimService/Nothing", "/no.such.Service/Method"] {
@@ -125,7 +125,7 @@ async fn over_grpc_the_id_is_in_the_metadata_and_in_error_details() {
 #[tokio::test]
 async fn the_final_status_of_a_stream_has_the_request_id() {
     let (_dir, server, mut http) = with_pool(1);
-    let mut link = Link::open(server.address).await;
+    let mut grpc = GrpcClient::open(server.address).await;
     let named = |request| {
         let mut request = Request::new(request);
         request.metadata_mut().insert(HEADER, "ticket-19".parse().unwrap());
@@ -137,7 +137,7 @@ async fn the_final_status_of_a_stream_has_the_request_id() {
     let large = ClaimStreamRequest { id: 1, request: Some(Ask::Take(large)) };
     let mut request = Request::new(futures::stream::iter([large]));
     request.metadata_mut().insert(HEADER, "ticket-18".parse().unwrap());
-    let mut answers = link.claims.claim_stream(request).await.unwrap().into_inner();
+    let mut answers = grpc.claims.claim_stream(request).await.unwrap().into_inner();
     let end = answers.message().await.unwrap_err();
     assert_eq!((end.code(), id(&end).as_deref()), (Code::InvalidArgument, Some("ticket-18")), "{end:?}");
     // An invalid message.
@@ -150,7 +150,7 @@ async fn the_final_status_of_a_stream_has_the_request_id() {
     assert!(end.get_details_bad_request().is_some(), "its other details are kept: {end:?}");
     // A deleted pool.
     let watch = WatchPoolRequest { namespace: "ns".into(), pool: "warm".into(), from: None };
-    let mut events = link.pools.watch_pool(named(watch)).await.unwrap().into_inner();
+    let mut events = grpc.pools.watch_pool(named(watch)).await.unwrap().into_inner();
     events.message().await.unwrap().unwrap();
     http.request("DELETE", "/v1/pools/ns/warm?force=true", b"").expect(200);
     let end = loop {

@@ -1,12 +1,12 @@
 //! RESP edge of the real binary.
 
-mod agree;
 mod bad_frames;
 mod clients;
 mod commands;
-mod crowds;
 mod half_close;
+mod http_parity;
 mod idle;
+mod many_connections;
 mod pipelines;
 mod transactions;
 pub mod wire;

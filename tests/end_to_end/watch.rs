@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Streaming};
 
 use crate::client::Client;
-use crate::grpc::link::{Link, expect};
+use crate::grpc::grpc_client::{GrpcClient, expect};
 use crate::server::{Running, Server, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
@@ -320,17 +320,17 @@ fn a_client_that_does_not_read_is_dropped_and_blocks_no_other_client() {
     }
 }
 
-async fn watch(link: &Link, from: Option<&str>) -> Streaming<PoolEvent> {
+async fn watch(grpc: &GrpcClient, from: Option<&str>) -> Streaming<PoolEvent> {
     let from = from.map(str::to_owned);
     let request = WatchPoolRequest { namespace: "ns".into(), pool: "warm".into(), from };
-    link.pools.clone().watch_pool(request).await.unwrap().into_inner()
+    grpc.pools.clone().watch_pool(request).await.unwrap().into_inner()
 }
 
 #[tokio::test]
 async fn grpc_tells_the_same() {
     let (_dir, server, mut client) = with_pool(1);
-    let link = Link::open(server.address).await;
-    let mut stream = watch(&link, None).await;
+    let grpc = GrpcClient::open(server.address).await;
+    let mut stream = watch(&grpc, None).await;
     let mut http = Watcher::open(server.address, EVENTS, "");
     let fence = take(&mut client, "a", "w0");
     release(&mut client, "a", &fence);
@@ -364,9 +364,9 @@ async fn grpc_tells_the_same() {
         );
         positions.push(event.position);
     }
-    let mut again = watch(&link, Some(&positions[2])).await;
+    let mut again = watch(&grpc, Some(&positions[2])).await;
     assert_eq!(again.message().await.unwrap().unwrap().r#type(), PoolEventType::Cordoned);
-    let mut lost = watch(&link, Some("1-1")).await;
+    let mut lost = watch(&grpc, Some("1-1")).await;
     let missed = lost.message().await.unwrap().unwrap();
     assert_eq!((missed.r#type(), missed.count), (PoolEventType::Missed, None));
     let request = |pool: &str, from: &str| WatchPoolRequest {
@@ -374,8 +374,8 @@ async fn grpc_tells_the_same() {
         pool: pool.into(),
         from: Some(from.into()),
     };
-    expect(link.pools.clone().watch_pool(request("warm", "x")).await, Code::InvalidArgument, None, Some("from"));
-    expect(link.pools.clone().watch_pool(request("none", "1-1")).await, Code::NotFound, None, None);
+    expect(grpc.pools.clone().watch_pool(request("warm", "x")).await, Code::InvalidArgument, None, Some("from"));
+    expect(grpc.pools.clone().watch_pool(request("none", "1-1")).await, Code::NotFound, None, None);
     client.delete(&format!("{POOL}?force=true")).expect(200);
     expect(again.message().await.map(|_| ()).and(again.message().await), Code::NotFound, None, None);
     server.terminate();

@@ -4,9 +4,9 @@ mod commands;
 mod effects;
 mod failures;
 mod pools;
+mod queued_claims;
 mod requests;
 mod selectors;
-mod waiting;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

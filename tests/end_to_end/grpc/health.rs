@@ -18,7 +18,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
-use super::link::{Link, expect, take};
+use super::grpc_client::{GrpcClient, expect, take};
 use crate::server::fresh;
 
 const SERVICES: [&str; 4] =
@@ -41,15 +41,15 @@ async fn w06_health_reports_loading_ready_and_stopping() {
             let _ = stopping.changed().await;
         }));
 
-    let mut link = Link::open(address).await;
-    let mut health = HealthClient::new(link.channel.clone());
+    let mut grpc = GrpcClient::open(address).await;
+    let mut health = HealthClient::new(grpc.channel.clone());
     for service in SERVICES.into_iter().chain([""]) {
         let status = health.check(of(service)).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::NotServing, "{service}");
     }
     let get = GetPoolRequest { namespace: "ns".into(), pool: "warm".into() };
-    expect(link.pools.get_pool(get).await, Code::Unavailable, Some("LOADING"), None);
-    expect(link.claims.take_claim(take("a")).await, Code::Unavailable, Some("LOADING"), None);
+    expect(grpc.pools.get_pool(get).await, Code::Unavailable, Some("LOADING"), None);
+    expect(grpc.claims.take_claim(take("a")).await, Code::Unavailable, Some("LOADING"), None);
     let mut watched = health.watch(of(SERVICES[0])).await.unwrap().into_inner();
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     let mut unknown = health.watch(of("hotpool.v1.Nothing")).await.unwrap().into_inner();
@@ -64,7 +64,7 @@ async fn w06_health_reports_loading_ready_and_stopping() {
     assert_eq!(missing.code(), Code::NotFound);
 
     let questions = futures::stream::once(async { listing() }).chain(futures::stream::pending());
-    let mut reflection = ServerReflectionClient::new(link.channel.clone());
+    let mut reflection = ServerReflectionClient::new(grpc.channel.clone());
     let mut reflected = reflection.server_reflection_info(questions).await.unwrap().into_inner();
     assert!(reflected.message().await.unwrap().is_some());
 
@@ -87,9 +87,9 @@ fn listing() -> ServerReflectionRequest {
 #[tokio::test]
 async fn h06_streams_of_health_and_reflection_share_a_limit() {
     let (_dir, server, _http) = fresh();
-    let link = Link::open(server.address).await;
-    let mut health = HealthClient::new(link.channel.clone());
-    let mut reflection = ServerReflectionClient::new(link.channel.clone());
+    let grpc = GrpcClient::open(server.address).await;
+    let mut health = HealthClient::new(grpc.channel.clone());
+    let mut reflection = ServerReflectionClient::new(grpc.channel.clone());
     let mut watches = Vec::new();
     for _ in 1..limits::LASTING_STREAMS_MAX {
         watches.push(health.watch(of("")).await.unwrap());
@@ -106,10 +106,10 @@ async fn h06_streams_of_health_and_reflection_share_a_limit() {
     while health.watch(of("")).await.is_err() {}
 }
 
-async fn reflected(link: &Link, question: MessageRequest) -> MessageResponse {
+async fn reflected(grpc: &GrpcClient, question: MessageRequest) -> MessageResponse {
     let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
     let questions = futures::stream::iter([request]);
-    let mut client = ServerReflectionClient::new(link.channel.clone());
+    let mut client = ServerReflectionClient::new(grpc.channel.clone());
     let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
     let answer: ServerReflectionResponse = answers.message().await.unwrap().unwrap();
     answer.message_response.unwrap()
@@ -118,9 +118,9 @@ async fn reflected(link: &Link, question: MessageRequest) -> MessageResponse {
 #[tokio::test]
 async fn reflection_lists_and_describes_the_services() {
     let (_dir, server, _http) = fresh();
-    let link = Link::open(server.address).await;
+    let grpc = GrpcClient::open(server.address).await;
     let MessageResponse::ListServicesResponse(list) =
-        reflected(&link, MessageRequest::ListServices(String::new())).await
+        reflected(&grpc, MessageRequest::ListServices(String::new())).await
     else {
         panic!("services are asked for")
     };
@@ -129,14 +129,14 @@ async fn reflection_lists_and_describes_the_services() {
         assert!(names.contains(&name), "{name} is not in {names:?}");
     }
     let symbol = MessageRequest::FileContainingSymbol("hotpool.v1.ClaimService.TakeClaim".into());
-    let MessageResponse::FileDescriptorResponse(files) = reflected(&link, symbol).await else {
+    let MessageResponse::FileDescriptorResponse(files) = reflected(&grpc, symbol).await else {
         panic!("a file is asked for")
     };
     let file = String::from_utf8_lossy(&files.file_descriptor_proto[0]).into_owned();
     assert!(file.contains("hotpool/v1/hotpool.proto") && file.contains("BatchTakeClaims"), "{file}");
     // Older tools use the alpha version of the service.
     let mut alpha =
-        tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(link.channel.clone());
+        tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient::new(grpc.channel.clone());
     let request = tonic_reflection::pb::v1alpha::ServerReflectionRequest {
         host: String::new(),
         message_request: Some(tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest::ListServices(

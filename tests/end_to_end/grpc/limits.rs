@@ -5,7 +5,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tonic::Code;
 
-use super::link::{Link, Raw, expect, framed, put_pool, status, take};
+use super::grpc_client::{GrpcClient, Raw, expect, framed, put_pool, status, take};
 use crate::server::{Server, with_pool};
 
 const TAKE: &str = "/hotpool.v1.ClaimService/TakeClaim";
@@ -70,8 +70,8 @@ async fn large_messages_share_a_budget_and_do_not_block_small_ones() {
     expect::<()>(Err(rejected), Code::Unavailable, Some("OVERLOADED"), None);
     // HTTP shares the budget.
     http.request("POST", "/v1/claims", &[b' '; 20_000]).expect_error(503, "UNAVAILABLE", Some("overloaded"), None);
-    let mut link = Link::open(server.address).await;
-    link.claims.take_claim(take("a")).await.unwrap();
+    let mut grpc = GrpcClient::open(server.address).await;
+    grpc.claims.take_claim(take("a")).await.unwrap();
     drop(slow);
     while other.call(TAKE, &[], sized(20_000)).await.code() == Code::Unavailable {}
 }
@@ -136,8 +136,8 @@ async fn a_message_that_never_arrives_meets_the_request_timeout() {
 #[tokio::test]
 async fn a_client_that_disconnects_leaves_nothing_pending() {
     let (_dir, server, _http) = with_pool(1);
-    let mut link = Link::open(server.address).await;
-    link.pools
+    let mut grpc = GrpcClient::open(server.address).await;
+    grpc.pools
         .put_pool(put_pool("warm", PoolSpec { shards: Some(4), reserve_ms: Some(100), ..PoolSpec::default() }))
         .await
         .unwrap();
@@ -159,13 +159,13 @@ async fn a_client_that_disconnects_leaves_nothing_pending() {
     // The key is not stuck: every caller gets a response, and abandoned claims are rolled back.
     let get = GetPoolRequest { namespace: "ns".into(), pool: "warm".into() };
     let idle = async {
-        while link.pools.get_pool(get.clone()).await.unwrap().into_inner().pool.unwrap().workers.unwrap().idle != 1 {
+        while grpc.pools.get_pool(get.clone()).await.unwrap().into_inner().pool.unwrap().workers.unwrap().idle != 1 {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), idle).await.expect("the worker comes back");
     let key = GetClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None };
-    assert_eq!(link.claims.get_claim(key).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(grpc.claims.get_claim(key).await.unwrap_err().code(), Code::NotFound);
     let again = TakeClaimRequest { reserve_ms: Some(0), ..take("a") };
-    assert!(link.claims.take_claim(again).await.unwrap().into_inner().created);
+    assert!(grpc.claims.take_claim(again).await.unwrap().into_inner().created);
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
-use super::link::{Link, Raw, expect, framed, register, take};
+use super::grpc_client::{GrpcClient, Raw, expect, framed, register, take};
 use crate::client::Client;
 use crate::server::{Server, with_pool};
 
@@ -26,9 +26,9 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(link: &Link) -> Self {
+    async fn open(grpc: &GrpcClient) -> Self {
         let (requests, sent) = unbounded();
-        let answers = link.claims.clone().claim_stream(sent).await.unwrap().into_inner();
+        let answers = grpc.claims.clone().claim_stream(sent).await.unwrap().into_inner();
         Self { requests: Some(requests), answers }
     }
 
@@ -117,8 +117,8 @@ fn counted(http: &mut Client, method: &str, code: &str) -> u64 {
 #[tokio::test]
 async fn a_thousand_in_flight_are_answered_by_id_and_released() {
     let (_dir, server, mut http) = with_pool(1_000);
-    let link = Link::open(server.address).await;
-    let mut stream = Stream::open(&link).await;
+    let grpc = GrpcClient::open(server.address).await;
+    let mut stream = Stream::open(&grpc).await;
     let key = |id: u64| format!("k{id}");
     // Ids are chosen by the client: these start anywhere, including 0.
     let ids = || (0..1_000).map(|i| i * i);
@@ -166,8 +166,8 @@ async fn a_thousand_in_flight_are_answered_by_id_and_released() {
 #[tokio::test]
 async fn an_invalid_request_affects_only_itself_and_names_its_error() {
     let (_dir, server, mut http) = with_pool(2);
-    let link = Link::open(server.address).await;
-    let mut stream = Stream::open(&link).await;
+    let grpc = GrpcClient::open(server.address).await;
+    let mut stream = Stream::open(&grpc).await;
     stream.send(1, claim("a"));
     let fence = created(&stream.answer().await.1).fence;
     stream.requests.as_ref().unwrap().unbounded_send(ClaimStreamRequest { id: 10, request: None }).unwrap();
@@ -207,8 +207,8 @@ async fn an_invalid_request_affects_only_itself_and_names_its_error() {
 #[tokio::test]
 async fn a_queued_request_blocks_no_other_and_its_id_stays_in_use() {
     let (_dir, server, _http) = with_pool(1);
-    let link = Link::open(server.address).await;
-    let mut stream = Stream::open(&link).await;
+    let grpc = GrpcClient::open(server.address).await;
+    let mut stream = Stream::open(&grpc).await;
     stream.send(1, claim("a"));
     stream.send(2, waits("b"));
     stream.send(2, claim("c"));
@@ -226,8 +226,8 @@ async fn a_queued_request_blocks_no_other_and_its_id_stays_in_use() {
 #[tokio::test]
 async fn requests_beyond_the_window_wait_in_the_stream_and_are_not_lost() {
     let (_dir, server, mut http) = with_pool(1);
-    let link = Link::open(server.address).await;
-    let mut stream = Stream::open(&link).await;
+    let grpc = GrpcClient::open(server.address).await;
+    let mut stream = Stream::open(&grpc).await;
     let held = http.post("/v1/claims", &json!({"namespace": "ns", "pool": "warm", "key": "held"})).expect(201);
     let window = limits::STREAM_REQUESTS_MAX as u64;
     (0..window).for_each(|id| stream.send(id, waits(&format!("w{id}"))));
@@ -267,8 +267,8 @@ async fn streams_of_disconnected_clients_leave_nothing() {
     let (_dir, server, mut http) = with_pool(4);
     http.put("/v1/pools/ns/warm", &json!({"shards": 4, "reserve_ms": 300})).expect(200);
     for round in 0..30 {
-        let link = Link::open(server.address).await;
-        let mut stream = Stream::open(&link).await;
+        let grpc = GrpcClient::open(server.address).await;
+        let mut stream = Stream::open(&grpc).await;
         for id in 0..20 {
             let wait_ms = (id % 2 == 1).then_some(60_000);
             stream
@@ -299,9 +299,9 @@ async fn streams_of_disconnected_clients_leave_nothing() {
 #[tokio::test]
 async fn a_shutdown_answers_requests_in_flight_and_ends_the_stream() {
     let (_dir, server, _http) = with_pool(1);
-    let link = Link::open(server.address).await;
-    let mut idle = Stream::open(&link).await;
-    let mut stream = Stream::open(&link).await;
+    let grpc = GrpcClient::open(server.address).await;
+    let mut idle = Stream::open(&grpc).await;
+    let mut stream = Stream::open(&grpc).await;
     stream.send(1, claim("a"));
     stream.send(2, waits("b"));
     assert_eq!(stream.answer().await.0, 1);
@@ -320,15 +320,15 @@ async fn a_queued_claim_gets_a_worker_registered_by_another_call() {
     let dir = tempfile::TempDir::new().unwrap();
     let limits = [("HOTPOOL__SERVER__REQUEST_TIMEOUT_MS", "200"), ("HOTPOOL__STORE__WAIT_MS", "100")];
     let server = Server::start_with(dir.path(), &["--store", "memory:"], &limits);
-    let mut link = Link::open(server.address).await;
-    link.pools.put_pool(super::link::put_pool("warm", PoolSpec::default())).await.unwrap();
-    let mut stream = Stream::open(&link).await;
+    let mut grpc = GrpcClient::open(server.address).await;
+    grpc.pools.put_pool(super::grpc_client::put_pool("warm", PoolSpec::default())).await.unwrap();
+    let mut stream = Stream::open(&grpc).await;
     stream.send(1, StreamRequest::Take(TakeClaimRequest { wait_ms: Some(500), ..take("a") }));
     let (_, outcome) = stream.answer().await;
     // The wait is added to the timeout of any request.
     rejected(&outcome, Code::ResourceExhausted, Reason::PoolExhausted, "");
     stream.send(2, waits("b"));
     assert!(stream.is_silent().await);
-    link.workers.register_worker(register("w1")).await.unwrap();
+    grpc.workers.register_worker(register("w1")).await.unwrap();
     assert_eq!(created(&stream.answer().await.1).worker, "w1");
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tonic::Request;
 
 use crate::client::Client;
-use crate::grpc::link::{Link, put_pool, register};
+use crate::grpc::grpc_client::{GrpcClient, put_pool, register};
 use crate::server::Server;
 
 /// Parses the log lines about changes.
@@ -156,20 +156,20 @@ fn patches_are_logged_and_rejected_ones_with_their_reason() {
 async fn a_change_over_grpc_is_logged_as_well() {
     let dir = TempDir::new().unwrap();
     let server = start(dir.path());
-    let mut link = Link::open(server.address).await;
-    link.pools.put_pool(put_pool("warm", PoolSpec::default())).await.unwrap();
-    link.workers.register_worker(register("w1")).await.unwrap();
+    let mut grpc = GrpcClient::open(server.address).await;
+    grpc.pools.put_pool(put_pool("warm", PoolSpec::default())).await.unwrap();
+    grpc.workers.register_worker(register("w1")).await.unwrap();
     let (namespace, pool, id) = ("ns".to_owned(), "warm".to_owned(), "w1".to_owned());
     let worker = CordonWorkerRequest { namespace: namespace.clone(), pool: pool.clone(), id: id.clone() };
     let mut named = Request::new(worker);
     named.metadata_mut().insert("x-request-id", "ticket-17".parse().unwrap());
-    link.workers.cordon_worker(named).await.unwrap();
+    grpc.workers.cordon_worker(named).await.unwrap();
     let spec = Some(QuotaSpec { claims: Some(1), ..QuotaSpec::default() });
-    link.quotas.put_quota(PutQuotaRequest { namespace: namespace.clone(), tenant: None, spec }).await.unwrap();
-    link.quotas.delete_quota(DeleteQuotaRequest { namespace: namespace.clone(), tenant: None }).await.unwrap();
+    grpc.quotas.put_quota(PutQuotaRequest { namespace: namespace.clone(), tenant: None, spec }).await.unwrap();
+    grpc.quotas.delete_quota(DeleteQuotaRequest { namespace: namespace.clone(), tenant: None }).await.unwrap();
     let worker = DeleteWorkerRequest { namespace: namespace.clone(), pool: pool.clone(), id };
-    link.workers.delete_worker(worker).await.unwrap();
-    link.pools.delete_pool(DeletePoolRequest { namespace, pool, force: false }).await.unwrap();
+    grpc.workers.delete_worker(worker).await.unwrap();
+    grpc.pools.delete_pool(DeletePoolRequest { namespace, pool, force: false }).await.unwrap();
     assert_eq!(server.stop().code(), Some(0));
     let lines = logged(dir.path());
     let changes: Vec<_> = lines.iter().map(|line| parts(line).0).collect();

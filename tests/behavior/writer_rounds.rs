@@ -8,7 +8,7 @@ use hotpool::persist::row::{RowFrames, RowKind, ShardRow, decode_shard, put_dele
 use hotpool::persist::store::{ShardKey, SharedStore, Store as _, WriteKind};
 use uuid::Uuid;
 
-use crate::gate::GatedStore;
+use crate::gated_store::GatedStore;
 use crate::store_location::StoreLocation;
 use crate::world::until;
 

@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::cli::{command, run};
 use crate::client::Client;
-use crate::grpc::link::{Link, expect, put_pool, take};
+use crate::grpc::grpc_client::{GrpcClient, expect, put_pool, take};
 use crate::server::{Server, fresh, until, with_pool};
 use crate::watch::Watcher;
 
@@ -222,10 +222,10 @@ fn c16_events_show_how_long_a_claim_was_held() {
 #[tokio::test]
 async fn c16_grpc_shows_the_same_times_and_lists_the_same() {
     let (_dir, server, mut client) = with_pool(3);
-    let mut link = Link::open(server.address).await;
-    let new_claim = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    let mut grpc = GrpcClient::open(server.address).await;
+    let new_claim = grpc.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
     let active = TakeClaimRequest { reserve_ms: Some(0), ..take("b") };
-    let active = link.claims.take_claim(active).await.unwrap().into_inner().claim.unwrap();
+    let active = grpc.claims.take_claim(active).await.unwrap().into_inner().claim.unwrap();
     assert_eq!((active.created_at_ms.is_some(), active.activated_at_ms), (true, active.created_at_ms));
     for claim in [&new_claim, &active] {
         let shown = client.get(&format!("/v1/claims/ns/{}", claim.key)).expect(200)["claim"].take();
@@ -239,7 +239,7 @@ async fn c16_grpc_shows_the_same_times_and_lists_the_same() {
         (ListClaimsRequest { older_than_ms: Some(3_600_000), ..ListClaimsRequest::default() }, &[]),
     ];
     for (request, keys) in queries {
-        let listed = link.claims.list_claims(request.clone()).await.unwrap().into_inner().claims;
+        let listed = grpc.claims.list_claims(request.clone()).await.unwrap().into_inner().claims;
         let mut listed: Vec<&str> = listed.iter().map(|claim| claim.key.as_str()).collect();
         listed.sort_unstable();
         assert_eq!(listed, keys, "{request:?}");
@@ -248,15 +248,15 @@ async fn c16_grpc_shows_the_same_times_and_lists_the_same() {
     for (request, field) in
         [(states(&[0]), "states"), (states(&[4]), "states"), (states(&[9]), "states"), (old, "older_than_ms")]
     {
-        expect(link.claims.list_claims(request).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.claims.list_claims(request).await, Code::InvalidArgument, None, Some(field));
     }
     let spec =
         PoolSpec { shards: Some(4), ttl_default_ms: Some(1_000), ttl_max_ms: Some(60_000), ..PoolSpec::default() };
-    let pool = link.pools.put_pool(put_pool("warm", spec)).await.unwrap().into_inner().pool.unwrap();
+    let pool = grpc.pools.put_pool(put_pool("warm", spec)).await.unwrap().into_inner().pool.unwrap();
     let spec = pool.spec.unwrap();
     assert_eq!((spec.ttl_default_ms, spec.ttl_max_ms), (Some(1_000), Some(60_000)));
     let too_long = TakeClaimRequest { ttl_ms: Some(60_001), ..take("c") };
-    expect(link.claims.take_claim(too_long).await, Code::InvalidArgument, None, Some("ttl_ms"));
+    expect(grpc.claims.take_claim(too_long).await, Code::InvalidArgument, None, Some("ttl_ms"));
     let renewal = |ttl_ms| RenewClaimRequest {
         namespace: "ns".into(),
         key: "b".into(),
@@ -264,10 +264,10 @@ async fn c16_grpc_shows_the_same_times_and_lists_the_same() {
         ttl_ms: Some(ttl_ms),
         ..RenewClaimRequest::default()
     };
-    expect(link.claims.renew_claim(renewal(60_001)).await, Code::InvalidArgument, None, Some("ttl_ms"));
+    expect(grpc.claims.renew_claim(renewal(60_001)).await, Code::InvalidArgument, None, Some("ttl_ms"));
     assert!(
-        link.claims.renew_claim(renewal(60_000)).await.unwrap().into_inner().claim.unwrap().expires_at_ms.is_some()
+        grpc.claims.renew_claim(renewal(60_000)).await.unwrap().into_inner().claim.unwrap().expires_at_ms.is_some()
     );
     let wrong = PoolSpec { ttl_max_ms: Some(0), ..PoolSpec::default() };
-    expect(link.pools.put_pool(put_pool("other", wrong)).await, Code::InvalidArgument, None, Some("spec.ttl_max_ms"));
+    expect(grpc.pools.put_pool(put_pool("other", wrong)).await, Code::InvalidArgument, None, Some("spec.ttl_max_ms"));
 }

@@ -4,8 +4,8 @@ use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::{AckLevel, ClaimRequest, PlacementPolicy, Quota, WorkerId, WorkerSpec};
 use tokio::task::JoinHandle;
 
-use crate::sharing::{cpu, request_for, shared, sized};
-use crate::waiting::{MINUTE, labelled, of, one_full_worker, waiting, with_priority};
+use crate::queued_claims::{MINUTE, labelled, of, one_full_worker, waiting, with_priority};
+use crate::shared_pool_helpers::{cpu, request_for, shared, sized};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
 
 /// A claim that no worker fits blocks no other claim, and is served when one registers.

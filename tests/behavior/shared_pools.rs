@@ -9,7 +9,7 @@ use hotpool::model::{
     WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{cards, cpu, held, request_for, shared, sized};
+use crate::shared_pool_helpers::{cards, cpu, held, request_for, shared, sized};
 use crate::world::{FULL, Seeded, World, id, ids_on, name, worker};
 
 const WORKER_EXHAUSTED: RequestError = RequestError::Exhausted(ExhaustionReason::Worker);

@@ -4,7 +4,7 @@ use hotpool::api::grpc::proto::take_claim_request::Candidates;
 use hotpool::api::grpc::proto::*;
 use tonic::Code;
 
-use super::link::{Link, Raw, expect, framed, put_pool, register, status, take};
+use super::grpc_client::{GrpcClient, Raw, expect, framed, put_pool, register, status, take};
 use crate::server::with_pool;
 
 /// Claim that waits for preferred nodes.
@@ -18,7 +18,7 @@ fn then_wait(nodes: &[&str], ms: u64, preferred: &[&str]) -> TakeClaimRequest {
 #[tokio::test]
 async fn every_bad_field_is_named() {
     let (_dir, server, mut http) = with_pool(1);
-    let mut link = Link::open(server.address).await;
+    let mut grpc = GrpcClient::open(server.address).await;
     let long = "x".repeat(300);
     let claims: Vec<(TakeClaimRequest, &str)> = vec![
         (TakeClaimRequest::default(), "namespace"),
@@ -43,7 +43,7 @@ async fn every_bad_field_is_named() {
         (then_wait(&["n"; 257], 1, &[]), "node.preferred_then_wait.nodes"),
     ];
     for (request, field) in claims {
-        expect(link.claims.take_claim(request).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.claims.take_claim(request).await, Code::InvalidArgument, None, Some(field));
     }
     let pools = [
         (PoolSpec { shards: Some(3), ..PoolSpec::default() }, "spec.shards"),
@@ -62,10 +62,10 @@ async fn every_bad_field_is_named() {
         (PoolSpec { waiters_tenant_max: Some(u64::MAX), ..PoolSpec::default() }, "spec.waiters_tenant_max"),
     ];
     for (spec, field) in pools {
-        expect(link.pools.put_pool(put_pool("other", spec)).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.pools.put_pool(put_pool("other", spec)).await, Code::InvalidArgument, None, Some(field));
     }
     let bad = put_pool("o/ther", PoolSpec::default());
-    expect(link.pools.put_pool(bad).await, Code::InvalidArgument, None, Some("pool"));
+    expect(grpc.pools.put_pool(bad).await, Code::InvalidArgument, None, Some("pool"));
     let gpu = |model: &str, count| Capacity { gpu: Some(Gpu { model: model.into(), count }), ..Capacity::default() };
     let workers = [
         (WorkerSpec::default(), "worker.id"),
@@ -91,10 +91,10 @@ async fn every_bad_field_is_named() {
     ];
     for (worker, field) in workers {
         let request = RegisterWorkerRequest { worker: Some(worker), ..register("") };
-        expect(link.workers.register_worker(request).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.workers.register_worker(request).await, Code::InvalidArgument, None, Some(field));
     }
     let none = RegisterWorkerRequest { worker: None, ..register("") };
-    expect(link.workers.register_worker(none).await, Code::InvalidArgument, None, Some("worker"));
+    expect(grpc.workers.register_worker(none).await, Code::InvalidArgument, None, Some("worker"));
 
     for (mode, items, field) in [
         (BatchMode::Unspecified as i32, 0, "mode"),
@@ -104,16 +104,16 @@ async fn every_bad_field_is_named() {
         (BatchMode::Independent as i32, 100_000, "body"),
     ] {
         let request = BatchTakeClaimsRequest { mode, items: vec![TakeClaimRequest::default(); items] };
-        expect(link.claims.batch_take_claims(request).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.claims.batch_take_claims(request).await, Code::InvalidArgument, None, Some(field));
     }
     let workers = vec![WorkerSpec::default(); 10_001];
     let request = BatchRegisterWorkersRequest { namespace: "ns".into(), pool: "warm".into(), workers };
-    expect(link.workers.batch_register_workers(request).await, Code::InvalidArgument, None, Some("workers"));
+    expect(grpc.workers.batch_register_workers(request).await, Code::InvalidArgument, None, Some("workers"));
 
     let release =
         |fence, phase| ReleaseClaimRequest { namespace: "ns".into(), key: "k".into(), tenant: None, fence, phase };
     for (request, field) in [(release(1 << 53, 0), "fence"), (release(1, 9), "phase")] {
-        expect(link.claims.release_claim(request).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.claims.release_claim(request).await, Code::InvalidArgument, None, Some(field));
     }
     let lists = [
         (ListClaimsRequest { pool: Some("warm".into()), ..ListClaimsRequest::default() }, "namespace"),
@@ -123,7 +123,7 @@ async fn every_bad_field_is_named() {
         (ListClaimsRequest { page_token: Some("/".into()), ..ListClaimsRequest::default() }, "page_token"),
     ];
     for (request, field) in lists {
-        expect(link.claims.list_claims(request).await, Code::InvalidArgument, None, Some(field));
+        expect(grpc.claims.list_claims(request).await, Code::InvalidArgument, None, Some(field));
     }
     // None of these requests had an effect.
     http.get("/v1/pools/ns/other").expect_error(404, "NOT_FOUND", None, None);
@@ -134,30 +134,30 @@ async fn every_bad_field_is_named() {
 #[tokio::test]
 async fn every_error_has_its_code_and_reason() {
     let (_dir, server, _http) = with_pool(1);
-    let mut link = Link::open(server.address).await;
+    let mut grpc = GrpcClient::open(server.address).await;
     // Unknown objects.
     let elsewhere = TakeClaimRequest { candidates: Some(Candidates::Pool("none".into())), ..take("k") };
-    expect(link.claims.take_claim(elsewhere).await, Code::NotFound, None, None);
+    expect(grpc.claims.take_claim(elsewhere).await, Code::NotFound, None, None);
     let get = GetClaimRequest { namespace: "ns".into(), key: "k".into(), tenant: None };
-    expect(link.claims.get_claim(get).await, Code::NotFound, None, None);
+    expect(grpc.claims.get_claim(get).await, Code::NotFound, None, None);
     let get = GetWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: "none".into() };
-    expect(link.workers.get_worker(get).await, Code::NotFound, None, None);
+    expect(grpc.workers.get_worker(get).await, Code::NotFound, None, None);
     let get = GetPoolRequest { namespace: "ns".into(), pool: "none".into() };
-    expect(link.pools.get_pool(get).await, Code::NotFound, None, None);
+    expect(grpc.pools.get_pool(get).await, Code::NotFound, None, None);
     // No capacity.
-    let held = link.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
-    expect(link.claims.take_claim(take("b")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
+    let held = grpc.claims.take_claim(take("a")).await.unwrap().into_inner().claim.unwrap();
+    expect(grpc.claims.take_claim(take("b")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);
     // Stale fence.
     let fence = held.fence - 1;
     let release = ReleaseClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence, phase: 0 };
-    expect(link.claims.release_claim(release).await, Code::Aborted, Some("FENCE"), None);
+    expect(grpc.claims.release_claim(release).await, Code::Aborted, Some("FENCE"), None);
     let confirm = ConfirmClaimRequest { namespace: "ns".into(), key: "a".into(), tenant: None, fence };
-    expect(link.claims.confirm_claim(confirm).await, Code::Aborted, Some("FENCE"), None);
+    expect(grpc.claims.confirm_claim(confirm).await, Code::Aborted, Some("FENCE"), None);
     // State that does not allow it.
     let delete = DeletePoolRequest { namespace: "ns".into(), pool: "warm".into(), force: false };
-    expect(link.pools.delete_pool(delete).await, Code::FailedPrecondition, Some("STATE"), None);
+    expect(grpc.pools.delete_pool(delete).await, Code::FailedPrecondition, Some("STATE"), None);
     let other = put_pool("warm", PoolSpec { shards: Some(8), ..PoolSpec::default() });
-    expect(link.pools.put_pool(other).await, Code::FailedPrecondition, Some("STATE"), None);
+    expect(grpc.pools.put_pool(other).await, Code::FailedPrecondition, Some("STATE"), None);
     // Timeout: half a message, whose end does not arrive within the caller's own deadline.
     let mut raw = Raw::open(server.address).await;
     let begun = Instant::now();

@@ -10,7 +10,7 @@ use hotpool::model::{
     AckLevel, ClaimId, Fence, GpuCapacity, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{cards, cpu, request_for};
+use crate::shared_pool_helpers::{cards, cpu, request_for};
 use crate::world::{FULL, World, done, name, request, spec, worker};
 
 const WORKERS: usize = 10_000;

@@ -8,7 +8,7 @@ use hotpool::model::{
     PlacementPolicy, PoolSpec, RunningClaim, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{cpu, request_for, shared, sized};
+use crate::shared_pool_helpers::{cpu, request_for, shared, sized};
 use crate::world::{FULL, World, done, id, ids_on, name, request, spec, until, worker};
 
 const HOUR: u64 = 3_600_000;

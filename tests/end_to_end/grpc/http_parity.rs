@@ -5,7 +5,7 @@ use hotpool::api::grpc::proto::*;
 use serde_json::{Value, json};
 use tonic::{Code, Response, Status};
 
-use super::link::{Link, claim_of, error_of, put_pool, register, take};
+use super::grpc_client::{GrpcClient, claim_of, error_of, put_pool, register, take};
 use crate::client::{Client, Response as HttpResponse};
 use crate::server::fresh;
 
@@ -198,31 +198,31 @@ fn over_http(client: &mut Client, step: &Step, fence: &mut u64) -> End {
     if end["pool"].is_object() || end["worker"].is_object() { json!({}) } else { end }
 }
 
-async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
+async fn over_grpc(grpc: &mut GrpcClient, step: &Step, fence: &mut u64) -> End {
     let claimed = |claim: Option<Claim>| json!({"claim": claim_shown(&claim.unwrap())});
     match step {
-        Step::Put(_, spec) => grpc_end(link.pools.put_pool(put_pool("warm", spec.clone())).await, |_| json!({})),
+        Step::Put(_, spec) => grpc_end(grpc.pools.put_pool(put_pool("warm", spec.clone())).await, |_| json!({})),
         Step::Delete => {
             let request = DeletePoolRequest { namespace: "ns".into(), pool: "warm".into(), force: false };
-            grpc_end(link.pools.delete_pool(request).await, |_| json!({}))
+            grpc_end(grpc.pools.delete_pool(request).await, |_| json!({}))
         }
         Step::Register(id, _, spec) => {
             let worker = Some(WorkerSpec { id: (*id).into(), ..spec.clone() });
             let request = RegisterWorkerRequest { worker, ..register("") };
-            grpc_end(link.workers.register_worker(request).await, |_| json!({}))
+            grpc_end(grpc.workers.register_worker(request).await, |_| json!({}))
         }
         Step::DeleteWorker(id) => {
             let request = DeleteWorkerRequest { namespace: "ns".into(), pool: "warm".into(), id: (*id).into() };
-            grpc_end(link.workers.delete_worker(request).await, |_| json!({}))
+            grpc_end(grpc.workers.delete_worker(request).await, |_| json!({}))
         }
-        Step::Claim(_, request) => grpc_end(link.claims.take_claim(request.clone()).await, |created| {
+        Step::Claim(_, request) => grpc_end(grpc.claims.take_claim(request.clone()).await, |created| {
             *fence = created.claim.as_ref().unwrap().fence;
             claimed(created.claim)
         }),
         Step::Batch(items) => {
             let items = items.iter().map(|(_, item)| item.clone()).collect();
             let request = BatchTakeClaimsRequest { mode: BatchMode::Independent as i32, items };
-            let items = link.claims.batch_take_claims(request).await.unwrap().into_inner().items;
+            let items = grpc.claims.batch_take_claims(request).await.unwrap().into_inner().items;
             let end = |item: batch_take_claims_response::Item| match item.outcome.unwrap() {
                 Outcome::Taken(created) => claim_shown(&created.claim.unwrap()),
                 Outcome::Error(error) => {
@@ -236,35 +236,35 @@ async fn over_grpc(link: &mut Link, step: &Step, fence: &mut u64) -> End {
         }
         Step::Get(key) => {
             let request = GetClaimRequest { namespace: "ns".into(), key: (*key).into(), tenant: None };
-            grpc_end(link.claims.get_claim(request).await, |answer| claimed(Some(claim_of(answer))))
+            grpc_end(grpc.claims.get_claim(request).await, |answer| claimed(Some(claim_of(answer))))
         }
         Step::PutQuota(_, spec) => {
             let request = PutQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()), spec: Some(*spec) };
-            grpc_end(link.quotas.put_quota(request).await, |put| quota_shown(put.quota))
+            grpc_end(grpc.quotas.put_quota(request).await, |put| quota_shown(put.quota))
         }
         Step::GetQuota(tenant) => {
             let request = GetQuotaRequest { namespace: "ns".into(), tenant: tenant.map(Into::into) };
-            grpc_end(link.quotas.get_quota(request).await, |got| quota_shown(got.quota))
+            grpc_end(grpc.quotas.get_quota(request).await, |got| quota_shown(got.quota))
         }
         Step::DeleteQuota => {
             let request = DeleteQuotaRequest { namespace: "ns".into(), tenant: Some("default".into()) };
-            grpc_end(link.quotas.delete_quota(request).await, |_| json!({}))
+            grpc_end(grpc.quotas.delete_quota(request).await, |_| json!({}))
         }
         Step::Resize(key, _, resources) => {
             let (namespace, resources) = ("ns".into(), Some(resources.clone()));
             let request = ResizeClaimRequest { namespace, key: (*key).into(), tenant: None, fence: *fence, resources };
-            grpc_end(link.claims.resize_claim(request).await, |answer| claimed(answer.claim))
+            grpc_end(grpc.claims.resize_claim(request).await, |answer| claimed(answer.claim))
         }
         Step::Confirm(key, off) => {
             let fence = fence.saturating_add_signed(*off);
             let request = ConfirmClaimRequest { namespace: "ns".into(), key: (*key).into(), tenant: None, fence };
-            grpc_end(link.claims.confirm_claim(request).await, |answer| claimed(answer.claim))
+            grpc_end(grpc.claims.confirm_claim(request).await, |answer| claimed(answer.claim))
         }
         Step::Release(key, off) => {
             let fence = fence.saturating_add_signed(*off);
             let (namespace, key) = ("ns".into(), (*key).into());
             let request = ReleaseClaimRequest { namespace, key, tenant: None, fence, phase: 0 };
-            grpc_end(link.claims.release_claim(request).await, |answer| json!({"released": answer.released}))
+            grpc_end(grpc.claims.release_claim(request).await, |answer| json!({"released": answer.released}))
         }
     }
 }
@@ -453,12 +453,12 @@ async fn both_edges_have_the_same_outcomes_in_shared_pools() {
 async fn end_the_same(steps: &[Step]) -> Vec<String> {
     let (_dir, _http_server, mut client) = fresh();
     let (_other_dir, grpc_server, _client) = fresh();
-    let mut link = Link::open(grpc_server.address).await;
+    let mut grpc = GrpcClient::open(grpc_server.address).await;
     let (mut http_fence, mut grpc_fence) = (0, 0);
     let mut codes = std::collections::BTreeSet::new();
     for (at, step) in steps.iter().enumerate() {
         let http = over_http(&mut client, step, &mut http_fence);
-        let grpc = over_grpc(&mut link, step, &mut grpc_fence).await;
+        let grpc = over_grpc(&mut grpc, step, &mut grpc_fence).await;
         assert_eq!(http, grpc, "step {at}");
         codes.extend(http["code"].as_str().map(str::to_owned));
     }

@@ -8,7 +8,7 @@ use std::task::{Context, Wake, Waker};
 use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimState};
 
-use crate::gate::GatedStore;
+use crate::gated_store::GatedStore;
 use crate::world::{STORE, WAIT_MS, World, done, id, name, request, spec, until};
 
 async fn one_worker() -> World {

@@ -25,7 +25,7 @@ use hotpool::api::grpc::proto::{
 
 /// Clients of all gRPC services.
 #[derive(Clone)]
-pub struct Link {
+pub struct GrpcClient {
     pub channel: Channel,
     pub claims: ClaimServiceClient<Channel>,
     pub workers: WorkerServiceClient<Channel>,
@@ -33,7 +33,7 @@ pub struct Link {
     pub quotas: QuotaServiceClient<Channel>,
 }
 
-impl Link {
+impl GrpcClient {
     pub async fn open(address: SocketAddr) -> Self {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self {

@@ -10,8 +10,8 @@ use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::scheduler::{DeleteMode, Scheduler};
 use hotpool::shard::{Command, ReplySender};
 
+use crate::queued_claims::{one_full_worker, waiting};
 use crate::store_location::StoreLocation;
-use crate::waiting::{one_full_worker, waiting};
 use crate::world::{LOADING, World, done, id, ids_on, name, request, spec, until, worker};
 
 /// Copies the store, with a row of the shard that cannot be read.

@@ -17,7 +17,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::client::{Client, Response};
-use crate::grpc::link::{error_of, take};
+use crate::grpc::grpc_client::{error_of, take};
 use crate::server::{Running, Server, command, until, with_pool};
 use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
 
@@ -276,8 +276,8 @@ async fn h01_an_unknown_content_encoding_is_rejected() {
     expect_untouched(&mut client);
     claim(server.address, "host: localhost\ncontent-encoding: Identity").expect(201);
     // gRPC has its own code and response.
-    let mut raw = crate::grpc::link::Raw::open(server.address).await;
-    let body = crate::grpc::link::framed(&take("b"));
+    let mut raw = crate::grpc::grpc_client::Raw::open(server.address).await;
+    let body = crate::grpc::grpc_client::framed(&take("b"));
     let call = "/hotpool.v1.ClaimService/TakeClaim";
     let compressed = [&[1][..], &body[1..]].concat();
     let status = raw.call(call, &[("grpc-encoding", "gzip")], compressed).await;

@@ -7,7 +7,7 @@ use hotpool::model::{
     AckLevel, ClaimRequest, FilterReason, PlacementPolicy, PoolSpec, WorkerCommand, WorkerId, WorkerSpec,
 };
 
-use crate::sharing::{cpu, request_for, shared, sized};
+use crate::shared_pool_helpers::{cpu, request_for, shared, sized};
 use crate::world::{FULL, World, id, ids_on, name, request, spec, until, worker};
 
 const MINUTE: u64 = 60_000;

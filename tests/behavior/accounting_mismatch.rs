@@ -7,7 +7,7 @@ use std::time::Duration;
 use hotpool::engine::placement::bin_packing::ResourceAllocation;
 use hotpool::model::{PlacementPolicy, WorkerId};
 
-use crate::sharing::{cards, shared, sized};
+use crate::shared_pool_helpers::{cards, shared, sized};
 use crate::world::{World, name};
 
 /// More workers than debug builds check after every event: there the fault would end the shard at once.
