@@ -25,9 +25,12 @@
 //! # }
 //! ```
 
+mod claim_replies;
+mod claim_requests;
 mod claims;
 mod error;
 mod events;
+mod explain;
 mod json;
 mod pools;
 mod quotas;
@@ -46,9 +49,12 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+pub use claim_replies::*;
+pub use claim_requests::*;
 pub use claims::*;
 pub use error::*;
 pub use events::*;
+pub use explain::*;
 pub use json::*;
 pub use pools::*;
 pub use quotas::*;
