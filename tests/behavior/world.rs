@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use crate::gated_store::GatedStore;
 use crate::store_location::StoreLocation;
 
-/// How long a durable reply waits for the store, in engine milliseconds.
+/// Time that a durable reply waits for the store, in engine milliseconds.
 pub const WAIT_MS: u64 = 5_000;
 /// Real time after which a wait has failed.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -40,7 +40,7 @@ struct Journal {
     maybe: BTreeSet<String>,
 }
 
-/// Random generator (SplitMix64).
+/// Random generator with a printed seed (SplitMix64).
 pub struct Seeded(pub u64);
 
 impl Seeded {

@@ -23,7 +23,7 @@ pub fn free_port() -> u16 {
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("endless")
 }
 
-/// One `redis-server` process.
+/// Process of a `redis-server` on a free port, killed with its handle.
 pub struct Server {
     child: Child,
     pub port: u16,
