@@ -43,7 +43,7 @@ pub struct CandidatePlan {
     failures: PlacementFailureSet,
 }
 
-/// One stage of the search: a subset of the workers that the claim allows.
+/// Stage of the search: a subset of the workers that the claim allows.
 #[derive(Debug)]
 struct CandidateStage {
     constraints: Arc<PlacementConstraints>,
@@ -54,7 +54,7 @@ struct CandidateStage {
 /// Nodes on which a claim looks for a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeScope {
-    /// Only the preferred nodes of the claim.
+    /// Preferred nodes of the claim alone.
     PreferredOnly,
     /// All nodes that the claim allows.
     Allowed,

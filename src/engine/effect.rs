@@ -228,7 +228,7 @@ impl ClaimGrant {
 /// State of a worker in each of its dimensions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WorkerConditions {
-    /// Whether it holds a claim, or runs one that it should not.
+    /// True while the worker holds a claim, or runs one that it should not.
     pub busy: bool,
     /// Schedulability set by its operator.
     pub schedulability: SchedulingState,
@@ -236,7 +236,7 @@ pub struct WorkerConditions {
     pub liveness: LivenessState,
     /// Trust in what the service knows of it.
     pub trust: TrustState,
-    /// Whether it has less capacity than its claim was granted.
+    /// True if the worker has less capacity than its claim was granted.
     pub overcommitted: bool,
 }
 
@@ -264,7 +264,7 @@ pub enum EndReason {
     Expired,
     /// Clean-up not completed within its limit.
     CleanupTimedOut,
-    /// Not reported any more by its worker.
+    /// Omitted from the reports of its worker.
     NotReported,
     /// Lost together with its worker.
     Lost,

@@ -35,7 +35,7 @@ use crate::metrics::PoolMetrics;
 use crate::model::Millis;
 use crate::model::request_error::RequestError;
 
-/// Most events that a watcher gets in one read.
+/// Maximum number of events that a watcher gets in one read.
 const READ_BATCH: usize = 256;
 
 /// Events of one pool and their watchers.

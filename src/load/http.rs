@@ -32,7 +32,7 @@ const NOFILE_LIMIT: u64 = 16_384;
 pub struct ServiceOrigin {
     authority: String,
     pool: PoolName,
-    /// For calls of the set-up, which are not measured.
+    /// Client for calls of the set-up, which are not measured.
     client: Client,
     /// `/v1/claims`, requested all the time.
     claims: RequestPath,
@@ -47,7 +47,7 @@ pub(super) struct RequestPath {
 }
 
 impl ServiceOrigin {
-    /// For the service at `authority` (`HOST:PORT`) and the pool `load/{pool}`.
+    /// Creates the origin of the service at `authority` (`HOST:PORT`) and the pool `load/{pool}`.
     ///
     /// # Errors
     /// The authority is not part of an address.

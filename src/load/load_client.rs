@@ -1,4 +1,4 @@
-//! One client: claims and releases, counts, measures, and checks every grant.
+//! Client of a load: claims and releases, counts, measures, and checks every grant.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;

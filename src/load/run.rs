@@ -1,4 +1,4 @@
-//! One run: creates a pool, registers workers, sends the load, and checks the pool afterwards.
+//! Run of a load: creates a pool, registers workers, sends the load, and checks the pool afterwards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

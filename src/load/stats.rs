@@ -55,7 +55,7 @@ impl RecordedHistogram {
 pub enum TargetError {
     /// No worker has capacity, which is a normal outcome.
     NoCapacity,
-    /// Any other rejection, or no reply at all.
+    /// Rejection for another reason, or no reply at all.
     Failed {
         /// Message of the service or of the client.
         message: String,

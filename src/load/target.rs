@@ -24,7 +24,7 @@ use hotpool::server::service;
 /// Number of requests that may be outstanding on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectionSharing {
-    /// One request at a time.
+    /// Single request at a time.
     Single,
     /// Several requests at a time.
     Multiplexed,

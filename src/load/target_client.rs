@@ -1,4 +1,4 @@
-//! One interface for claims and releases on every kind of target.
+//! Interface for claims and releases on every kind of target.
 
 use super::baseline::BaselineClient;
 use super::claim_input::{BatchAtomicity, ClaimInput, ReceivedGrant};

@@ -42,7 +42,7 @@ fn authority(text: &str) -> Result<Authority, String> {
 }
 
 impl TargetUrl {
-    /// Whether it can only give workers whole.
+    /// Whether the target can only grant whole workers.
     #[must_use]
     pub const fn whole_workers(&self) -> bool {
         matches!(self, Self::Baseline(url) if url.whole_workers())

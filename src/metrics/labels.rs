@@ -172,7 +172,7 @@ label! {
         Root = "/",
         /// List of all pools.
         Pools = "/v1/pools",
-        /// One pool, by name.
+        /// Read of a pool by name.
         Pool = "/v1/pools/{ns}/{pool}",
         /// Workers of a pool.
         Workers = "/v1/pools/{ns}/{pool}/workers",
@@ -180,7 +180,7 @@ label! {
         WorkersBatch = "/v1/pools/{ns}/{pool}/workers:batch",
         /// Heartbeats of many workers.
         WorkersHeartbeat = "/v1/pools/{ns}/{pool}/workers:heartbeat",
-        /// One worker, by id.
+        /// Read of a worker by id.
         Worker = "/v1/pools/{ns}/{pool}/workers/{id}",
         /// New claim, and the list of claims.
         Claims = "/v1/claims",
@@ -188,7 +188,7 @@ label! {
         ClaimsBatch = "/v1/claims:batch",
         /// Dry run of a claim.
         Explain = "/v1/explain",
-        /// One claim, by key.
+        /// Read of a claim by key.
         Claim = "/v1/claims/{ns}/{key}",
         /// Confirmation of a claim.
         Confirm = "/v1/claims/{ns}/{key}:confirm",
@@ -272,7 +272,7 @@ label! {
         PutPool = "hotpool.v1.PoolService/PutPool",
         /// Change of some fields of a pool.
         UpdatePool = "hotpool.v1.PoolService/UpdatePool",
-        /// One pool, by name.
+        /// Read of a pool by name.
         GetPool = "hotpool.v1.PoolService/GetPool",
         /// List of all pools.
         ListPools = "hotpool.v1.PoolService/ListPools",
@@ -288,7 +288,7 @@ label! {
         RegisterWorker = "hotpool.v1.WorkerService/RegisterWorker",
         /// Registration of many workers.
         BatchRegisterWorkers = "hotpool.v1.WorkerService/BatchRegisterWorkers",
-        /// One worker, by id.
+        /// Read of a worker by id.
         GetWorker = "hotpool.v1.WorkerService/GetWorker",
         /// Workers of a pool.
         ListWorkers = "hotpool.v1.WorkerService/ListWorkers",
@@ -312,7 +312,7 @@ label! {
         BatchTakeClaims = "hotpool.v1.ClaimService/BatchTakeClaims",
         /// Dry run of a claim.
         ExplainClaim = "hotpool.v1.ClaimService/ExplainClaim",
-        /// One claim, by key.
+        /// Read of a claim by key.
         GetClaim = "hotpool.v1.ClaimService/GetClaim",
         /// List of all claims.
         ListClaims = "hotpool.v1.ClaimService/ListClaims",
@@ -328,7 +328,7 @@ label! {
         ClaimStream = "hotpool.v1.ClaimService/ClaimStream",
         /// Creation or replacement of a quota.
         PutQuota = "hotpool.v1.QuotaService/PutQuota",
-        /// One quota, by name.
+        /// Read of a quota by name.
         GetQuota = "hotpool.v1.QuotaService/GetQuota",
         /// Deletion of a quota.
         DeleteQuota = "hotpool.v1.QuotaService/DeleteQuota",

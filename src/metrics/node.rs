@@ -8,7 +8,7 @@ use metrics::Counter;
 
 use super::{NODE_BYTES, NODE_WRITES};
 
-/// Most servers that are counted by name.
+/// Maximum number of servers that are counted by name.
 const NODES_MAX: usize = 64;
 
 /// Handles of the metrics of one server.

@@ -40,7 +40,7 @@ impl ClaimSpec {
 pub enum ClaimState {
     /// Held until its deadline, unless confirmed.
     Reserved,
-    /// In use by its holder.
+    /// Confirmed and used by its holder.
     Active,
     /// Released by its holder while its worker is cleaned up.
     Releasing,

@@ -33,7 +33,7 @@ pub enum PlacementPolicy {
     Lifo,
     /// Worker that became idle first.
     Fifo,
-    /// Any idle worker, by a hash of the claim's fence.
+    /// Idle worker chosen by a hash of the claim's fence.
     Random,
     /// Worker with the least free resources among those that fit.
     BestFit,
@@ -90,9 +90,9 @@ pub struct TypicalRequest {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AckLevel {
-    /// At once; the change is lost with the process if it is not stored yet.
+    /// Reply sent at once; the change is lost with the process if it is not stored yet.
     Memory,
-    /// After the change is stored.
+    /// Reply sent after the change is stored.
     #[default]
     Durable,
 }

@@ -151,7 +151,7 @@ pub enum Precondition {
         /// Mode in the request.
         requested: PoolMode,
     },
-    /// As many pools exist as may.
+    /// Maximum number of pools is reached.
     #[error("at most {} pools are allowed; delete one first", limits::POOLS_MAX)]
     PoolLimit,
     /// The shards of all pools together would exceed the limit.
@@ -167,7 +167,7 @@ pub enum Precondition {
         /// Shards that the new pool would have.
         added: u16,
     },
-    /// As many quotas exist as may.
+    /// Maximum number of quotas is reached.
     #[error("at most {} quotas are allowed; delete one first", limits::QUOTAS_MAX)]
     QuotaLimit,
 }

@@ -167,7 +167,7 @@ pub enum WorkerCommand {
 pub struct WorkerView {
     /// Registration of the worker.
     pub registration: Arc<WorkerRegistration>,
-    /// Whether it holds a claim, or runs one that it should not.
+    /// True while the worker holds a claim, or runs one that it should not.
     pub busy: bool,
     /// Schedulability set by its operator.
     pub schedulability: SchedulingState,
@@ -175,7 +175,7 @@ pub struct WorkerView {
     pub liveness: LivenessState,
     /// Trust in its recorded state.
     pub trust: TrustState,
-    /// Whether it has less capacity than its claims were granted.
+    /// True if the worker has less capacity than its claims were granted.
     pub overcommitted: bool,
     /// Sequence number, in its shard, of its last change.
     pub version: Seq,

@@ -32,7 +32,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before another attempt to bind an address that is in use.
 const BIND_RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Most attempts to bind an address: two seconds of them.
+/// Maximum number of attempts to bind an address: two seconds of them.
 const BIND_RETRIES_MAX: u32 = 40;
 /// File descriptors reserved for the store, the runtime, the standard streams, and the excess connections of probes.
 const RESERVED_FILES: u64 = 128 + EXCESS_CONNECTIONS_MAX as u64;
@@ -89,7 +89,7 @@ pub struct Service {
     addresses: ListenAddresses,
     scheduler: Scheduler,
     exporter: MetricsExporter,
-    /// Most connections of all ports together.
+    /// Maximum number of connections of all ports together.
     connections: usize,
     config: Config,
 }

@@ -48,7 +48,7 @@ async fn c12_a_batch_whose_caller_leaves_while_an_item_waits_is_rolled_back() {
     }
 }
 
-/// One shard has replied when the caller leaves, and the other replies later.
+/// The caller leaves after the reply of one shard and before that of the other.
 #[tokio::test]
 async fn c12_a_batch_whose_caller_leaves_between_its_replies_is_rolled_back() {
     for late in 0..2 {

@@ -199,7 +199,7 @@ async fn h07_gangs_and_their_provisional_members_are_shown() {
     begun.await.unwrap();
 }
 
-/// One row of every kind: a new kind does not compile here until it is written and read.
+/// Covers a row of every kind: a new kind does not compile here until it is written and read.
 #[tokio::test]
 async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     let location = StoreLocation::empty();

@@ -415,7 +415,7 @@ async fn s01_a_restart_restores_the_same_gpus_and_free_resources() {
     assert_eq!(again.left().await, (96_000, 24_000));
 }
 
-/// One heartbeat reports all claims of a worker: it confirms them, and a claim no longer reported ends after the
+/// A heartbeat reports all claims of a worker: it confirms them, and a claim no longer reported ends after the
 /// grace, alone.
 #[tokio::test]
 async fn w04_a_heartbeat_covers_each_claim_of_its_worker() {

@@ -220,13 +220,13 @@ fn c07_tenants_and_namespaces_are_independent() {
         let body = json!({"namespace": namespace, "pool": "warm", "key": "k", "tenant": tenant});
         fences.push(client.post("/v1/claims", &body).expect(201)["claim"]["fence"].clone());
     }
-    // One of them ends; the others stay.
+    // The release of one leaves the others.
     client.post("/v1/claims/ns/k:release", &json!({"fence": fences[0], "tenant": "x"})).expect(200);
     client.get("/v1/claims/ns/k?tenant=x").expect_error(404, "NOT_FOUND", None, None);
     client.get("/v1/claims/ns/k").expect_error(404, "NOT_FOUND", None, None);
     assert_eq!(client.get("/v1/claims/ns/k?tenant=y").expect(200)["claim"]["fence"], fences[1]);
     assert_eq!(client.get("/v1/claims/other/k?tenant=x").expect(200)["claim"]["fence"], fences[2]);
-    // One tenant's fence does not work for another's claim.
+    // The fence of a tenant does not work for another's claim.
     client.post("/v1/claims/ns/k:release", &json!({"fence": fences[2], "tenant": "y"})).expect_error(
         409,
         "ABORTED",

@@ -59,7 +59,7 @@ async fn h06_probes_answer_while_one_peer_holds_all_connections() {
         let mut health = HealthClient::new(endpoint.connect().await.unwrap());
         health.check(HealthCheckRequest::default()).await.unwrap();
     }
-    // Any other request is rejected with its reason, however much of it is sent.
+    // Every other request is rejected with its reason, however much of it is sent.
     let body = json!({"items": vec![json!({"namespace": "ns", "pool": "warm"}); 9_000]});
     for mut client in [server.client(), server.client()] {
         let rejected = client.post("/v1/claims:batch", &body);

@@ -11,7 +11,7 @@ use crate::server::{Server, with_pool};
 const POOL: &str = "/v1/pools/ns/warm";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One request of each kind, about one worker and one key.
+/// Requests of every kind, about one worker and one key.
 fn all_requests(fence: &Value) -> Vec<(&'static str, String, Value)> {
     let claim = json!({"namespace": "ns", "pool": "warm", "key": "k"});
     let worker = format!("{POOL}/workers/w0");
@@ -88,7 +88,7 @@ fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
             fence = json!(new);
         }
     }
-    // Everything that was started ends: reservations expire, cleanings time out.
+    // Started work ends: reservations expire, cleanups time out.
     let worker = format!("{POOL}/workers/w0");
     until(&server, "the key is free", |client| {
         let claim = client.get("/v1/claims/ns/k");

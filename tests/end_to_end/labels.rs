@@ -93,7 +93,7 @@ fn a_repeated_label_is_rejected_on_every_edge() {
     }
     let items = client.request("POST", &batch, br#"{"workers":[{"id":"w","labels":{"a":"1","a":"2"}}]}"#).expect(200);
     assert_eq!(items["items"][0]["error"]["field"], "workers[0].labels.a", "{items}");
-    // Any other field of a patch as well.
+    // Duplicates in other fields of a patch are rejected too.
     let twice = br#"{"typical_requests":[{"weight":1,"weight":2}]}"#;
     client.request("PATCH", POOL, twice).expect_error(
         400,

@@ -66,7 +66,7 @@ fn q02_queued_claims_do_not_occupy_the_body_budget() {
         let (mut client, body) = (server.client(), body.to_string());
         client.send(format!("{}{:x}\r\n{body}\r\n0\r\n\r\n", chunked(path), body.len()).as_bytes()).unwrap();
         waiting.push(client);
-        // One after the other, or one is rejected because of what the others announce while they are read.
+        // Sent one after the other: while several are read, their announced lengths would exceed the budget.
         until_waiting(&mut server.client(), waiting.len());
     }
     assert!(has_free_budget(&mut client), "calls that wait hold the budget");

@@ -84,7 +84,7 @@ proptest! {
         prop_assert_eq!(selector.matches(&labels), expected, "{:?} of {:?}", text, labels);
     }
 
-    /// Any text is parsed or rejected, and a rejection has a position within it.
+    /// Arbitrary text is parsed or rejected, and a rejection has a position within it.
     #[test]
     fn any_text_is_parsed_or_rejected(text in prop_oneof![".*", "[ab=!,() in]{0,40}"]) {
         match LabelSelector::parse(&text) {

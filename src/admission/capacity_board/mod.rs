@@ -37,7 +37,7 @@ struct ShardUsage {
 /// Bounds and figures that the shards of a pool publish.
 #[derive(Debug)]
 pub struct CapacityBoard {
-    /// One bit per shard: it has idle workers or, in a shared pool, schedulable ones.
+    /// Bit per shard: set if the shard has idle workers or, in a shared pool, schedulable ones.
     idle: Box<[CachePadded<AtomicU64>]>,
     /// Free resources by shard, in a shared pool.
     free: Option<FreeCapacity>,

@@ -27,7 +27,8 @@ use crate::persist::fencing::FenceGenerator;
 use crate::persist::journal::Journal;
 use crate::shard::{Command, PendingClaim, ReplyPayload, ShardOutcome};
 
-/// Most claims of a batch in one command to a shard: enough to pay for waking it, few enough to spread the batch.
+/// Maximum number of claims of a batch in one command to a shard: enough to pay for waking it, few enough to
+/// spread the batch.
 const SHARD_BATCH_MAX: usize = 64;
 
 /// Limits that the configuration sets.
@@ -36,8 +37,8 @@ pub struct SchedulerSettings {
     /// Longest wait of a durable reply for the store, in milliseconds. After that it is `unavailable`, and a claim
     /// created by the same request is rolled back.
     pub store_wait_ms: u64,
-    /// Most shards of all pools together. A pool that would exceed it is not created; pools already stored are served
-    /// in any case.
+    /// Maximum number of shards of all pools together. A pool that would exceed it is not created; pools already
+    /// stored are served in any case.
     pub shards_max: usize,
 }
 
@@ -49,7 +50,7 @@ impl Default for SchedulerSettings {
 
 /// Requests of a thread within one engine tick that are all timed.
 const TIMED_PER_TICK_MAX: u32 = 32;
-/// Beyond that, one request of this many is timed.
+/// Interval of the timed requests beyond that: one of this many.
 const SAMPLE_INTERVAL: u32 = 16;
 
 thread_local! {
@@ -364,7 +365,7 @@ fn preference(pool: &Pool) -> ShardPreference {
     }
 }
 
-/// Most requests of one batch that are recorded as exhausted.
+/// Maximum number of requests of one batch that are recorded as exhausted.
 const EXHAUSTED_MAX: usize = 16;
 
 /// Groups of a batch by shard.

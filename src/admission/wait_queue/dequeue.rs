@@ -389,7 +389,7 @@ impl Drop for QuotaDequeueGuard<'_> {
 
 enum NextCandidate {
     Busy,
-    /// Nothing is left to try; these newcomers do not wait.
+    /// No candidate is left; these newcomers do not wait.
     Drained(Vec<Arc<QueuedClaim>>),
     Candidate(Arc<QueuedClaim>, u64),
 }

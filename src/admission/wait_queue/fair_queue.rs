@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::model::Millis;
 
-/// Most request classes that one scan examines, which bounds its time.
+/// Maximum number of request classes that one scan examines, which bounds its time.
 const CLASSES_SCANNED_MAX: usize = 1_024;
 
 /// Arrival number of a claim, unique among all that wait in this process.

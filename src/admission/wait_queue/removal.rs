@@ -13,7 +13,7 @@ use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Millis};
 use crate::shard::PendingClaim;
 
-/// Most due claims that one tick handles in one queue.
+/// Maximum number of due claims that one tick handles in one queue.
 const DUE_MAX: usize = 16_384;
 
 /// Replies to one of many callers. A panic in its waker must not keep the others from being answered.

@@ -86,10 +86,10 @@ struct PoolSpecArgs {
     /// Let waiting claims evict preemptible ones with a lower priority
     #[arg(long, value_name = "true|false")]
     preemption: Option<bool>,
-    /// Most claims that may wait for capacity; the next is refused
+    /// Maximum number of claims that may wait for capacity; the next is refused
     #[arg(long, value_name = "N")]
     waiters_max: Option<u64>,
-    /// Most waiting claims of one tenant
+    /// Maximum number of waiting claims of one tenant
     #[arg(long, value_name = "N")]
     waiters_tenant_max: Option<u64>,
 }

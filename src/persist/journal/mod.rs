@@ -38,7 +38,7 @@ use crate::model::Millis;
 use crate::model::request_error::UnavailableReason;
 use crate::persist::store::{ShardKey, SharedStore};
 
-/// Most writers; a store with more partitions shares them.
+/// Maximum number of writers; a store with more partitions shares them.
 const PARTITIONS_MAX: usize = 16;
 /// Least time between two checks of all shards that gaps caused.
 const CHECK_INTERVAL_NS: u64 = 1_000_000_000;

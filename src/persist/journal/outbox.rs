@@ -18,7 +18,7 @@ use crate::persist::store::{ShardKey, SharedStore};
 
 /// Pending rows of one outbox are compacted above this size, and again whenever they have doubled since.
 const COMPACT_BYTES: usize = 256 << 10;
-/// Most bytes that are reserved in advance for the next batch.
+/// Maximum number of bytes that are reserved in advance for the next batch.
 const SIZE_HINT_BYTES_MAX: usize = 16 << 10;
 /// Approximate size of a shard's own row.
 const HEADER_BYTES: usize = 48;

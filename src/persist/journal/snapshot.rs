@@ -23,7 +23,7 @@ use crate::persist::store::{ShardKey, WriteBatch, WriteKind};
 /// Approximate size of one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Most bytes of rows that wait for the install; more go as a chunk of their own first.
+/// Maximum number of bytes of rows that wait for the install; more go as a chunk of their own first.
 const INSTALL_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 
 /// Pause before an unavailable source is asked again.

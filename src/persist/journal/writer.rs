@@ -23,9 +23,9 @@ use crate::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 const GATHER_NS_MAX: u64 = 400_000;
 /// Yields in a row that must bring no append before the writer goes on.
 const QUIET_POLLS: u32 = 2;
-/// Most bytes of rows in one round: more waits for the next, or no reply would leave in time.
+/// Maximum number of bytes of rows in one round: more waits for the next, or no reply would leave in time.
 const ROUND_BYTES_MAX: usize = 8 << 20;
-/// Most batches in one round.
+/// Maximum number of batches in one round.
 const ROUND_WRITES_MAX: usize = 4_096;
 /// Shortest pause after a failed apply.
 const RETRY_MS: u64 = 20;

@@ -99,7 +99,7 @@ pub enum RowError {
     },
 }
 
-/// One row, borrowed from its frame.
+/// Row that is borrowed from its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowFrame<'a> {
     /// Kind of object that it describes.

@@ -197,7 +197,7 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Most bytes of rows in one batch; a shard with more to write is written as a snapshot.
+    /// Maximum number of bytes of rows in one batch; a shard with more to write is written as a snapshot.
     fn batch_bytes_max(&self) -> usize {
         usize::MAX
     }

@@ -59,7 +59,7 @@ impl ChangeKind {
 pub(super) enum ChangeResult {
     Created,
     Replaced,
-    /// Nothing was different, so it is logged at debug only.
+    /// Change without a difference, which is logged at debug only.
     Unchanged,
     Done,
     Rejected,

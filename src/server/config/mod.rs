@@ -55,12 +55,12 @@ pub struct ServerConfig {
     pub resp_listen: RespListen,
     /// Names by which clients and browsers may know the service, beside `localhost` and addresses.
     pub hosts: HostNames,
-    /// Most open connections of HTTP and gRPC, and as many again of RESP. Excess connections of RESP are closed at once; others
-    /// may get the answer to one probe.
+    /// Maximum number of open connections of HTTP and gRPC, and as many again of RESP. Excess connections of RESP are
+    /// closed at once; others may get the answer to one probe.
     pub max_connections: usize,
     /// Longest time between two commands of a RESP connection, in milliseconds; 0: unlimited.
     pub idle_ms: u64,
-    /// Most shards of all pools together; a pool that would exceed it is rejected.
+    /// Maximum number of shards of all pools together; a pool that would exceed it is rejected.
     pub max_shards: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
@@ -101,7 +101,7 @@ pub enum LogFormat {
     /// Plain text for people.
     #[default]
     Text,
-    /// One JSON object per line.
+    /// JSON object on each line.
     Json,
 }
 

@@ -53,9 +53,9 @@ thread_local! {
 /// Place where a pushed command runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RunPlace {
-    /// On the thread that pushes, if nobody runs the shard.
+    /// Pushing thread, if no other thread runs the shard.
     Inline,
-    /// In the shard's actor.
+    /// Actor of the shard, which is woken.
     Actor,
 }
 

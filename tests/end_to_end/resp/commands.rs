@@ -80,7 +80,7 @@ fn every_option_of_a_claim_arrives() {
     assert!(held["expires_at_ms"].is_number(), "{held}");
     let gpu = json!({"model": "A10", "count": 1, "milli": 500, "cards": held["resources"]["gpu"]["cards"]});
     assert_eq!(held["resources"], json!({"cpu_milli": 1000, "memory_bytes": 10, "slots": 2, "gpu": gpu}));
-    // Any model.
+    // `*` accepts GPUs of any model.
     assert!(text(&wire.call("CLAIM ns/gpu KEY l GPU * 1 100")).contains("g1"));
 }
 
@@ -244,7 +244,7 @@ fn a_repeated_command_name_is_described_once() {
     let named = |verb: &str| format!("COMMAND {verb}{}", " claim".repeat(NAMES));
     let once = wire.reply_text("COMMAND DOCS claim");
     assert!(wire.reply_text(&named("DOCS")) == once, "more than one description");
-    // One reply for each name, and no more than there are commands.
+    // The replies are one for each name, and no more than there are commands.
     assert_eq!(
         wire.reply_text("COMMAND INFO claim nothing claim"),
         wire.reply_text("COMMAND INFO CLAIM nothing CLAIM")

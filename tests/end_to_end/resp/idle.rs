@@ -16,7 +16,7 @@ fn h06_idle_connections_end_and_used_ones_stay() {
     let address = server.resp.unwrap();
     assert_eq!(holder.reply_text("CONFIG GET timeout"), "[timeout 1]");
     assert!(holder.reply_text("CLAIM ns/warm KEY a RESERVE 0").starts_with("[a "));
-    // One has a queued claim, one sends a command now and then.
+    // A connection has a queued claim, and another sends a command now and then.
     let mut waiting = Wire::connect(address);
     waiting.send(b"CLAIM ns/warm KEY b WAIT 60000\r\n");
     let mut busy = Wire::connect(address);

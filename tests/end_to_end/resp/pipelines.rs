@@ -138,7 +138,7 @@ fn b03_a_batch_of_claims_updates_each_worker_once() {
     let claims: Vec<String> = (0..100).map(|i| format!("CLAIM ns/big KEY k{i} SLOTS 1")).collect();
     let answers = all(&mut wire, &claims.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(answers.iter().all(|answer| answer.starts_with('[')), "{answers:?}");
-    // One in general; a few if the system split the bytes.
+    // The pipeline is one run in general; a few if the system split the bytes.
     let run = touches(&mut client) - before;
     assert!((1..=10).contains(&run), "{run}");
     let before = touches(&mut client);

@@ -154,7 +154,7 @@ impl StorageBackend for DiskFile {
     fn sync_data(&self) -> io::Result<()> {
         // Sync once: the standard library would repeat it after EINTR, and a second sync does not prove what the first missed.
         let synced = self.disk.probe_call(DiskOperation::Sync).and_then(|()| Ok(rustix::fs::fdatasync(&self.file)?));
-        // Any other file is created anew by the next attempt.
+        // Other files are recreated by the next attempt.
         if let (FILE, Err(error)) = (self.name, &synced) {
             self.disk.set_aside(error);
         }

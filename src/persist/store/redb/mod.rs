@@ -54,7 +54,7 @@ use super::{
 const LOG_REMOVED_MAX: u64 = 16;
 /// Orphan chunks that one commit removes. The journal determines the size of a chunk.
 const CHUNKS_REMOVED_MAX: usize = 4;
-/// Most bytes of rows in one call: one log entry, which redb keeps in memory and bounds at 3 GiB.
+/// Maximum number of bytes of rows in one call: one log entry, which redb keeps in memory and bounds at 3 GiB.
 const CALL_BYTES_MAX: usize = 1 << 30;
 
 const _: () = assert!(CALL_BYTES_MAX < u32::MAX as usize);

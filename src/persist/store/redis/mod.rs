@@ -61,7 +61,8 @@ use super::{
 use crate::clock::Clock;
 use crate::model::Millis;
 
-/// Most bytes of rows in one batch, which keeps a server busy for a few milliseconds; more goes as a snapshot.
+/// Maximum number of bytes of rows in one batch, which keeps a server busy for a few milliseconds; more goes as a
+/// snapshot.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Longest wait of a takeover for a replica to confirm it.
 const REPLICA_WAIT: Duration = Duration::from_millis(500);

@@ -23,7 +23,7 @@ use super::library::LIBRARY;
 use super::url::{RedisTopology, ServerAddress};
 use crate::metrics::{NodeMetrics, metrics};
 
-/// Most redirections of a call before it fails.
+/// Maximum number of redirections of a call before it fails.
 const REDIRECTS_MAX: usize = 6;
 /// Pause before a call whose slot is migrating is retried.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(20);
@@ -49,7 +49,7 @@ pub(super) struct CommandError {
 /// Answer to one call.
 pub(super) type Answer = Result<Value, CommandError>;
 
-/// One server, with its connection.
+/// Redis server with its connection.
 pub(super) struct RedisNode {
     connector: RedisConnector,
     connection: tokio::sync::Mutex<Option<(u64, MultiplexedConnection)>>,

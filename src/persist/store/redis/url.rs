@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 const PORT: u16 = 6379;
 /// Default port of a sentinel.
 const SENTINEL_PORT: u16 = 26_379;
-/// Most addresses in one URL.
+/// Maximum number of addresses in one URL.
 const HOSTS_MAX: usize = 64;
 
 /// Accepted forms of a URL, for messages.
@@ -40,9 +40,9 @@ impl fmt::Display for ServerAddress {
 /// Kind of deployment behind the addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedisTopology {
-    /// One server, over TCP.
+    /// Single server, over TCP.
     Standalone(ServerAddress),
-    /// One server, over a Unix socket.
+    /// Single server, over a Unix socket.
     Unix(PathBuf),
     /// Some nodes of a cluster; the others are discovered.
     Cluster(Vec<ServerAddress>),

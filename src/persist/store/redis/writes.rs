@@ -11,7 +11,7 @@ use crate::model::Seq;
 use crate::persist::row::{RowFrame, RowFrames, RowKind};
 use crate::persist::store::{ShardKey, WriteBatch};
 
-/// Most values in one run: Lua unpacks at most some 8,000.
+/// Maximum number of values in one run: Lua unpacks at most some 8,000.
 const FIELDS_PER_RUN_MAX: usize = 4_000;
 /// Longest name of a field: a letter, a colon, an id.
 const FIELD_BYTES: usize = 2 + limits::NAME_BYTES_MAX;
