@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 /// Longest wait before a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Interval between two attempts, each of which runs a program.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -102,14 +104,21 @@ fn free_port() -> u16 {
 
 /// Gets a URL on this machine, once it answers.
 fn get(url: &str) -> String {
+    let answer = poll(|| {
+        let out = run(Command::new("curl").args(["-sf", "--max-time", "5", url]));
+        out.status.success().then(|| String::from_utf8(out.stdout).unwrap())
+    });
+    answer.unwrap_or_else(|| panic!("{url} does not answer within {PATIENCE:?}"))
+}
+
+/// Repeats an attempt until it has a result, for at most [`PATIENCE`].
+fn poll<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {
-        let out = run(Command::new("curl").args(["-sf", "--max-time", "5", url]));
-        if out.status.success() {
-            return String::from_utf8(out.stdout).unwrap();
+        match attempt() {
+            None if begun.elapsed() < PATIENCE => std::thread::sleep(POLL_INTERVAL),
+            result => return result,
         }
-        assert!(begun.elapsed() < PATIENCE, "{url} does not answer");
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -181,15 +190,12 @@ fn a_real_prometheus_scrapes_the_service_and_rules_and_panels_name_existing_metr
         .spawn();
     let mut prometheus = Running(prometheus.expect("tests/run.sh installs prometheus"));
     let query = |expr: &str| get(&format!("http://127.0.0.1:{port}/api/v1/query?query={expr}"));
-    let begun = Instant::now();
-    while !query("hotpool_claims_total").contains(r#""outcome":"created""#) {
-        if begun.elapsed() > PATIENCE {
-            let mut output = String::new();
-            prometheus.0.kill().unwrap();
-            prometheus.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
-            panic!("Prometheus has scraped nothing: {output}");
-        }
-        std::thread::sleep(Duration::from_millis(100));
+    let scraped = poll(|| query("hotpool_claims_total").contains(r#""outcome":"created""#).then_some(()));
+    if scraped.is_none() {
+        let mut output = String::new();
+        prometheus.0.kill().unwrap();
+        prometheus.0.stderr.take().unwrap().read_to_string(&mut output).unwrap();
+        panic!("Prometheus has scraped nothing within {PATIENCE:?}: {output}");
     }
     assert!(query("up").contains(r#""1"]"#), "{}", query("up"));
     for expr in ["hotpool_ready", "hotpool_build_info", "hotpool_claim_seconds_bucket", "process_open_fds"] {

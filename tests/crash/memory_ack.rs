@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::campaign::{Seeded, call, list, number};
 use crate::client::Client;
-use crate::server::Server;
+use crate::server::{Server, until};
 
 const POOL: &str = "/v1/pools/ns/memory";
 const WORKERS: usize = 24;
@@ -27,23 +27,32 @@ const RESERVE_MS: u64 = 3_000;
 
 /// Claims that each worker really runs.
 #[derive(Default)]
-struct Truth(Mutex<BTreeMap<String, (String, u64)>>);
+struct Truth {
+    running: Mutex<BTreeMap<String, (String, u64)>>,
+    /// Number of claims that were ever started.
+    starts: AtomicU64,
+}
 
 impl Truth {
     fn start(&self, worker: &str, key: &str, fence: u64) {
-        let before = self.0.lock().unwrap().insert(worker.to_owned(), (key.to_owned(), fence));
+        self.starts.fetch_add(1, Ordering::Relaxed);
+        let before = self.running.lock().unwrap().insert(worker.to_owned(), (key.to_owned(), fence));
         assert_eq!(before, None, "{worker} runs that and is given {key} with {fence}");
     }
 
     fn stop(&self, worker: &str, fence: u64) {
-        let mut running = self.0.lock().unwrap();
+        let mut running = self.running.lock().unwrap();
         if running.get(worker).is_some_and(|(_, of)| *of == fence) {
             running.remove(worker);
         }
     }
 
+    fn starts(&self) -> u64 {
+        self.starts.load(Ordering::Relaxed)
+    }
+
     fn all(&self) -> BTreeMap<String, (String, u64)> {
-        self.0.lock().unwrap().clone()
+        self.running.lock().unwrap().clone()
     }
 }
 
@@ -151,7 +160,8 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
                     scope.spawn(move || work(client, &format!("r{round}c{me}"), seed, truth, never))
                 })
                 .collect();
-            std::thread::sleep(Duration::from_millis(20 + random.below(300)));
+            let starts = truth.starts() + 20 + random.below(300);
+            until("the clients have started so many claims", || truth.starts() >= starts);
             server.kill();
             clients.into_iter().flat_map(|client| client.join().expect("a client saw what may not be")).collect()
         });
@@ -171,10 +181,10 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
                     truth.start(&late.worker, &late.key, late.fence);
                 }
             }
-            while suspects(&mut client) > 0 {
+            until("all workers are confirmed", || {
                 beat(&mut client, &truth);
-                std::thread::sleep(Duration::from_millis(20));
-            }
+                suspects(&mut client) == 0
+            });
             over.store(true, Ordering::Relaxed);
             for Held { key, worker, fence, started, .. } in others.join().expect("a client saw what may not be") {
                 if started {

@@ -11,7 +11,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::client::{Client, Response};
-use crate::server::{Server, command};
+use crate::server::{Server, command, until};
 
 /// Connection limit of the services in these tests.
 const MAX: usize = 3_000;
@@ -33,7 +33,7 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<Response> {
 /// Waits until the service has accepted so many HTTP connections: the accept queue counts for nothing.
 fn wait_until_taken(client: &mut Client, connections: usize) {
     let expected = format!("\nhotpool_http_connections {connections}\n");
-    while !client.get("/metrics").text().contains(&expected) {}
+    until("the connections are accepted", || client.get("/metrics").text().contains(&expected));
 }
 
 fn expect_probes(address: SocketAddr) {
@@ -80,10 +80,14 @@ async fn h06_probes_answer_while_one_peer_holds_all_connections() {
     let (answered, rejected) = (counted(&mut first, "answered"), counted(&mut first, "refused"));
     assert_eq!((answered, rejected), (12, 2));
     // Every excess connection is counted once, by its outcome.
-    while counted(&mut first, "silent") + counted(&mut first, "displaced") < BEYOND {}
+    until("every excess connection is counted", || {
+        counted(&mut first, "silent") + counted(&mut first, "displaced") >= BEYOND
+    });
     // A returned permit can be taken by anyone.
     drop(idle);
-    while get(server.address, "/v1/pools").map_or(503, |answer| answer.status) != 200 {}
+    until("a connection is accepted again", || {
+        get(server.address, "/v1/pools").is_ok_and(|answer| answer.status == 200)
+    });
 }
 
 #[test]

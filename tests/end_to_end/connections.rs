@@ -1,7 +1,7 @@
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::server::{Server, with_pool};
+use crate::server::{Server, until, with_pool};
 
 #[test]
 fn idle_connections_do_not_stop_others() {
@@ -42,16 +42,14 @@ fn an_excess_connection_is_rejected_closed_and_counted() {
         }
         assert!(client.is_closed());
     }
-    while !held[0].get("/metrics").text().contains("hotpool_http_connections_refused_total 2\n") {}
+    until("both are counted", || held[0].get("/metrics").text().contains("hotpool_http_connections_refused_total 2\n"));
     // A returned permit can be taken.
     held.pop();
-    loop {
+    until("a connection is accepted again", || {
         let answer = server.client().get("/v1/pools");
-        if answer.status == 200 {
-            break;
-        }
-        assert_eq!(answer.status, 503);
-    }
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        answer.status == 200
+    });
 }
 
 #[test]

@@ -1,15 +1,11 @@
 //! Clients that disconnect in the middle, over HTTP: of every kind of request half is sent, or all of it without
 //! waiting for the response. Started requests end, nothing stays pending, and other clients notice nothing.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 
-use crate::client::Client;
-use crate::server::{Server, with_pool};
+use crate::server::{until, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Requests of every kind, about one worker and one key.
 fn all_requests(fence: &Value) -> Vec<(&'static str, String, Value)> {
@@ -54,15 +50,6 @@ fn sent(method: &str, path: &str, body: &Value) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// Repeats a request until its response is as expected.
-fn until(server: &Server, what: &str, mut is: impl FnMut(&mut Client) -> bool) {
-    let (begun, mut client) = (Instant::now(), server.client());
-    while !is(&mut client) {
-        assert!(begun.elapsed() < TIMEOUT, "in vain: {what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
     let (_dir, server, mut good) = with_pool(1);
@@ -90,7 +77,8 @@ fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
     }
     // Started work ends: reservations expire, cleanups time out.
     let worker = format!("{POOL}/workers/w0");
-    until(&server, "the key is free", |client| {
+    let mut client = server.client();
+    until("the key is free", || {
         let claim = client.get("/v1/claims/ns/k");
         // Its worker may have been deleted: then the claim is remembered as lost.
         let lost = claim.status == 200 && claim.json()["claim"]["state"] == "lost";
@@ -100,7 +88,7 @@ fn a_client_that_disconnects_at_any_point_leaves_nothing_behind() {
         }
         claim.status == 404 || lost
     });
-    until(&server, "the directory is empty", |client| client.get("/debug/shards").json()["keys"] == 0);
+    until("the directory is empty", || client.get("/debug/shards").json()["keys"] == 0);
     good.post(&format!("{worker}:uncordon"), &json!({})).expect(200);
     good.post(&format!("{POOL}:clear"), &json!({})).expect(200);
     let view = good.get(&worker).expect(200)["worker"].take();

@@ -181,7 +181,7 @@ fn h06_a_response_that_is_read_slowly_arrives_completely() {
             0 => break,
             bytes => answer.extend_from_slice(&piece[..bytes]),
         }
-        // The pace of the client is what is tested.
+        // The pace of the client, which is what the test is about.
         std::thread::sleep(Duration::from_millis(200));
     }
     let body = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;

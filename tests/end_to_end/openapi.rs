@@ -6,7 +6,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Response};
-use crate::server::{fresh, with_pool};
+use crate::server::{fresh, until, with_pool};
 use crate::watch::Watcher;
 
 /// Closes every object of a response, so that an undescribed field is found.
@@ -247,14 +247,14 @@ fn answers_conform_to_their_description() {
     let mut patient = share("patient", 1000);
     (patient["wait_ms"], patient["priority"], patient["preemptible"]) = (json!(60_000), json!(5), json!(true));
     let waiting = std::thread::spawn(move || waits.post("/v1/claims", &patient));
-    while api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null).status != 200 {}
+    until("the claim is queued", || api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null).status == 200);
     // While it is being decided it is in no queue, and so in no demand.
-    let shape = loop {
+    let mut shape = Value::Null;
+    until("the demand shows the claim", || {
         let demand = api.check(&mut client, "GET", "/v1/pools/ns/shared/demand", &Value::Null);
-        if let Some(shape) = demand.json()["shapes"].get(0) {
-            break shape.clone();
-        }
-    };
+        shape = demand.json()["shapes"][0].clone();
+        !shape.is_null()
+    });
     assert_eq!(shape["resources"]["gpu"]["milli"], 1000);
     client.put("/v1/pools/ns/shared/workers/g2", &more).expect(201);
     waiting.join().unwrap().expect(201);

@@ -7,22 +7,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::{Client, Response};
-use crate::server::{Server, with_pool};
+use crate::server::{Server, until, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
-const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn waits(key: &str, wait_ms: u64) -> Value {
     json!({"namespace": "ns", "pool": "warm", "key": key, "reserve_ms": 0, "wait_ms": wait_ms})
-}
-
-/// Polls until the condition holds.
-fn until(client: &mut Client, what: &str, mut is: impl FnMut(&mut Client) -> bool) {
-    let begun = Instant::now();
-    while !is(client) {
-        assert!(begun.elapsed() < TIMEOUT, "in vain: {what}");
-        std::thread::yield_now();
-    }
 }
 
 fn is_waiting(client: &mut Client, key: &str) -> bool {
@@ -34,7 +24,8 @@ fn is_waiting(client: &mut Client, key: &str) -> bool {
 fn queued(server: &Server, path: &'static str, body: Value, key: &str) -> JoinHandle<Response> {
     let mut client = server.client();
     let begun = spawn(move || client.post(path, &body));
-    until(&mut server.client(), "it waits", |client| is_waiting(client, key));
+    let mut client = server.client();
+    until("the claim is queued", || is_waiting(&mut client, key));
     begun
 }
 
@@ -95,9 +86,9 @@ fn q02_a_client_that_disconnects_leaves_the_queue() {
         let body = body.to_string();
         let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
         leaves.send(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
-        until(&mut client, "it waits", |client| waiters(client) != "1");
+        until("it waits", || waiters(&mut client) != "1");
         drop(leaves);
-        until(&mut client, "it has left", |client| waiters(client) == "1");
+        until("it has left", || waiters(&mut client) == "1");
     }
     client.get("/v1/claims/ns/gone").expect_error(404, "NOT_FOUND", None, None);
     client.post("/v1/claims/ns/held:release", &json!({"fence": held["fence"]})).expect(200);
@@ -182,7 +173,7 @@ fn demand_shows_queued_claims_and_removable_workers() {
     let poor = json!({"namespace": "ns", "pool": "warm", "key": "p", "tenant": "poor", "wait_ms": 60_000});
     let poor = spawn(move || client_of_poor.post("/v1/claims", &poor));
     let waiting = |client: &mut Client| client.get("/v1/quotas/ns/poor").json()["quota"]["waiting"].as_u64();
-    until(&mut client, "it waits for quota", |client| waiting(client) == Some(1));
+    until("it waits for quota", || waiting(&mut client) == Some(1));
 
     let mut demand = client.get(&format!("{POOL}/demand")).expect(200);
     let numbers = ["waiting", "waiting_for_quota", "workers_busy", "workers_needed", "workers_wanted"];

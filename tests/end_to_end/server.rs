@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::client::Client;
 
 /// Timeout for anything that a service does.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Service process of a test.
 pub struct Server {

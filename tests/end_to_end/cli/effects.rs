@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Ran;
 use crate::client::Client;
-use crate::server::{Server, fresh, with_pool};
+use crate::server::{Server, fresh, until, with_pool};
 
 const POOL: &str = "/v1/pools/ns/warm";
 
@@ -67,7 +67,7 @@ fn suspects() -> (tempfile::TempDir, Server, Client) {
         let (fence, _) = created(&server, &format!("claims take ns/warm --key {key} --reserve-ms 0"));
         let line = format!("claims release ns/{key} --fence {fence} --phase begin");
         assert_eq!(server.cli(&line).stdout(), format!("ns/{key} releasing\n"));
-        while client.get(&format!("/v1/claims/ns/{key}")).status == 200 {}
+        until("the clean-up times out", || client.get(&format!("/v1/claims/ns/{key}")).status != 200);
     }
     (dir, server, client)
 }

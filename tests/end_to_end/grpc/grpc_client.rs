@@ -1,6 +1,7 @@
 //! Clients of all gRPC services on one connection, and helpers for their errors.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -13,6 +14,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::server::TIMEOUT;
+
 use hotpool::api::grpc::proto::claim_service_client::ClaimServiceClient;
 use hotpool::api::grpc::proto::get_claim_response::Standing;
 use hotpool::api::grpc::proto::pool_service_client::PoolServiceClient;
@@ -22,6 +25,15 @@ use hotpool::api::grpc::proto::worker_service_client::WorkerServiceClient;
 use hotpool::api::grpc::proto::{
     Claim, GetClaimResponse, PoolSpec, PutPoolRequest, RegisterWorkerRequest, TakeClaimRequest, WorkerSpec,
 };
+
+/// Polls for the effect of another task; fails with `what` after [`TIMEOUT`].
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so().await {
+        assert!(begun.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
+        tokio::task::yield_now().await;
+    }
+}
 
 /// Clients of all gRPC services.
 #[derive(Clone)]

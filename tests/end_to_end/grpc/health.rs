@@ -18,7 +18,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
-use super::grpc_client::{GrpcClient, expect, take};
+use super::grpc_client::{GrpcClient, expect, take, until};
 use crate::server::fresh;
 
 const SERVICES: [&str; 4] =
@@ -103,7 +103,7 @@ async fn h06_streams_of_health_and_reflection_share_a_limit() {
     // Unary checks are answered all the same, and a returned permit can be taken by anyone.
     health.check(of("")).await.unwrap();
     drop(open);
-    while health.watch(of("")).await.is_err() {}
+    until("a returned permit is taken", async || health.watch(of("")).await.is_ok()).await;
 }
 
 async fn reflected(grpc: &GrpcClient, question: MessageRequest) -> MessageResponse {

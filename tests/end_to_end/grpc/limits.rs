@@ -5,7 +5,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tonic::Code;
 
-use super::grpc_client::{GrpcClient, Raw, expect, framed, put_pool, status, take};
+use super::grpc_client::{GrpcClient, Raw, expect, framed, put_pool, status, take, until};
 use crate::server::{Server, with_pool};
 
 const TAKE: &str = "/hotpool.v1.ClaimService/TakeClaim";
@@ -73,7 +73,8 @@ async fn large_messages_share_a_budget_and_do_not_block_small_ones() {
     let mut grpc = GrpcClient::open(server.address).await;
     grpc.claims.take_claim(take("a")).await.unwrap();
     drop(slow);
-    while other.call(TAKE, &[], sized(20_000)).await.code() == Code::Unavailable {}
+    until("the budget is free again", async || other.call(TAKE, &[], sized(20_000)).await.code() != Code::Unavailable)
+        .await;
 }
 
 #[tokio::test]

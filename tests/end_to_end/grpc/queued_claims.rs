@@ -7,7 +7,7 @@ use hotpool::api::grpc::proto::*;
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
-use super::grpc_client::{GrpcClient, expect, register, take};
+use super::grpc_client::{GrpcClient, expect, register, take, until};
 use crate::server::{Server, with_pool};
 
 fn waits(key: &str, wait_ms: u64) -> TakeClaimRequest {
@@ -16,15 +16,16 @@ fn waits(key: &str, wait_ms: u64) -> TakeClaimRequest {
 
 /// Returns the queued claim of a key, once it is queued.
 async fn waiting(grpc: &mut GrpcClient, key: &str) -> Waiting {
-    loop {
-        let get = GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
-        if let Ok(answer) = grpc.claims.get_claim(get).await
-            && let Some(Standing::Waiting(waiting)) = answer.into_inner().standing
-        {
-            return waiting;
-        }
-        tokio::task::yield_now().await;
-    }
+    let get = GetClaimRequest { namespace: "ns".into(), key: key.into(), tenant: None };
+    let mut found = None;
+    until("the claim is queued", async || {
+        let answer = grpc.claims.get_claim(get.clone()).await.ok();
+        found = answer.and_then(|answer| answer.into_inner().standing);
+        matches!(found, Some(Standing::Waiting(_)))
+    })
+    .await;
+    let Some(Standing::Waiting(waiting)) = found else { unreachable!("it is queued") };
+    waiting
 }
 
 fn begin(grpc: &GrpcClient, request: impl tonic::IntoRequest<TakeClaimRequest>) -> JoinHandle<Result<Claim, Status>> {
@@ -113,9 +114,8 @@ async fn a_wait_extends_the_request_timeout_but_not_the_callers_deadline() {
     let status = begin(&grpc, request).await.unwrap().unwrap_err();
     // Either timer may be first: the client's own yields CANCELLED.
     assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&status.code()), "{status:?}");
-    // The claim has left the queue.
     let get = GetClaimRequest { namespace: "ns".into(), key: "d".into(), tenant: None };
-    while grpc.claims.get_claim(get.clone()).await.is_ok() {}
+    until("the claim has left the queue", async || grpc.claims.get_claim(get.clone()).await.is_err()).await;
 }
 
 #[tokio::test]

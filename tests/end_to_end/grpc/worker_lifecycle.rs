@@ -6,7 +6,7 @@ use hotpool::api::grpc::proto::*;
 use serde_json::json;
 use tonic::Code;
 
-use super::grpc_client::{GrpcClient, claim_of, expect, register, take};
+use super::grpc_client::{GrpcClient, claim_of, expect, register, take, until};
 use crate::server::with_pool;
 
 fn heartbeat(id: &str, claims: Option<&[HeldClaim]>) -> HeartbeatWorkerRequest {
@@ -185,7 +185,7 @@ async fn w05_a_release_in_two_phases_times_out_and_workers_are_cleared() {
     let (b, c) = (grpc.hold("b").await, grpc.hold("c").await);
     for claim in [&b, &c] {
         grpc.claims.release_claim(release(claim, ReleasePhase::Begin)).await.unwrap();
-        while grpc.claims.get_claim(get(&claim.key)).await.is_ok() {}
+        until("the clean-up times out", async || grpc.claims.get_claim(get(&claim.key)).await.is_err()).await;
         assert_eq!(grpc.get_worker(&claim.worker).await.trust(), Trust::Suspect);
     }
     expect(grpc.claims.take_claim(take("d")).await, Code::ResourceExhausted, Some("POOL_EXHAUSTED"), None);

@@ -47,6 +47,7 @@ fn h06_a_transaction_that_is_silent_for_four_timeouts_is_discarded() {
     assert_eq!(transaction.reply_text("CLAIM ns/warm KEY a RESERVE 0"), "QUEUED");
     while metric(&mut client, ENDED) < 1 {
         assert_eq!(other.reply_text("PING"), "PONG");
+        // The pace of the busy transaction: slower than a command may queue up, faster than the timeout.
         sleep(Duration::from_millis(100));
         assert_eq!(busy.reply_text("PING"), "QUEUED");
         assert!(begun.elapsed() < Duration::from_secs(30), "the transaction is kept for ever");
