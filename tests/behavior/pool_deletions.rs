@@ -9,10 +9,11 @@ use hotpool::persist::row::{RowKind, put_deletion};
 use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::scheduler::{DeleteMode, Scheduler};
 use hotpool::shard::{Command, ReplySender};
+use tokio::task::JoinHandle;
 
 use crate::queued_claims::{one_full_worker, waiting};
 use crate::store_location::StoreLocation;
-use crate::world::{LOADING, World, done, id, ids_on, name, request, spec, until, worker};
+use crate::world::{Claimed, LOADING, World, done, id, ids_on, name, request, spec, until, worker};
 
 /// Copies the store, with a row of the shard that cannot be read.
 async fn damaged(world: &World, shard: ShardKey) -> StoreLocation {
@@ -36,6 +37,21 @@ async fn quota(world: &World, claims: u64) {
     world.s.put_quota("ns", Some("default"), quota).await.unwrap();
 }
 
+/// Begins a gang of `a` in pool `p` and `b` in pool `q`, each with two workers, whose commit waits for the store.
+async fn gang_in_doubt() -> (World, JoinHandle<Vec<Claimed>>) {
+    let world = World::on_store().await;
+    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
+        world.pool(pool, spec(1, AckLevel::Durable), &workers).await;
+        world.stored(pool).await;
+    }
+    quota(&world, 2).await;
+    world.gate().hold_gang_rows();
+    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
+    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
+    world.gate().stopped().await;
+    (world, begun)
+}
+
 #[tokio::test]
 async fn s17_keys_of_a_shard_that_cannot_be_read_are_free_when_its_pool_is_deleted() {
     let world = World::on_store().await;
@@ -56,16 +72,7 @@ async fn s17_keys_of_a_shard_that_cannot_be_read_are_free_when_its_pool_is_delet
 /// The home of a gang in doubt at a crash cannot be read: members elsewhere are kept until its pool is deleted.
 #[tokio::test]
 async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
-    let world = World::on_store().await;
-    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
-        world.pool(pool, spec(1, AckLevel::Durable), &workers).await;
-        world.stored(pool).await;
-    }
-    quota(&world, 2).await;
-    world.gate().hold_gang_rows();
-    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
-    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
-    world.gate().stopped().await;
+    let (world, begun) = gang_in_doubt().await;
     let home = world.gate().gang_home();
     let (lost, kept) = if home == world.gate().key("ns/p", 0) { ("p", "q") } else { ("q", "p") };
     let key = if kept == "p" { "a" } else { "b" };
@@ -83,16 +90,7 @@ async fn s17_members_of_a_gang_are_free_when_the_pool_of_its_home_is_deleted() {
 /// and no request waits for it, until its pool is deleted.
 #[tokio::test]
 async fn b05_the_key_of_a_member_that_cannot_be_committed_is_unavailable_until_its_pool_is_deleted() {
-    let world = World::on_store().await;
-    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
-        world.pool(pool, spec(1, AckLevel::Durable), &workers).await;
-        world.stored(pool).await;
-    }
-    quota(&world, 2).await;
-    world.gate().hold_gang_rows();
-    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
-    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
-    world.gate().stopped().await;
+    let (world, begun) = gang_in_doubt().await;
     let (home, lost, key) =
         if world.gate().gang_home() == world.gate().key("ns/p", 0) { ("p", "q", "b") } else { ("q", "p", "a") };
     while world.shards(lost).await[0].state != "refused" {
@@ -121,8 +119,7 @@ async fn s17_a_registration_after_a_deletion_counted_the_workers_is_rejected() {
     world.pool("p", spec(2, AckLevel::Memory), &[]).await;
     let pool = world.s.inject_pool(&name("p")).unwrap();
     let busy = world.busy("p").await;
-    let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::RequireEmpty).await });
+    let deleting = world.begin_alone(|s| async move { s.delete_pool(&name("p"), DeleteMode::RequireEmpty).await });
     until("the workers are being counted", async || busy.depth() == 2).await;
     let (reply, answer) = ReplySender::oneshot();
     let spec = worker(&ids_on(0, 2, 1, "w")[0]);
@@ -149,22 +146,12 @@ async fn s17_a_pool_whose_creator_leaves_is_created_nevertheless() {
 /// The home of a gang is deleted while its record waits for the store: nothing of the gang is left.
 #[tokio::test]
 async fn b04_a_gang_in_doubt_is_undone_when_the_pool_of_its_home_is_deleted() {
-    let world = World::on_store().await;
-    for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
-        world.pool(pool, spec(1, AckLevel::Durable), &workers).await;
-        world.stored(pool).await;
-    }
-    quota(&world, 2).await;
-    world.gate().hold_gang_rows();
-    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
-    let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
-    world.gate().stopped().await;
+    let (world, begun) = gang_in_doubt().await;
     let home = world.gate().gang_home();
     let (lost, kept) = if home == world.gate().key("ns/p", 0) { ("p", "q") } else { ("q", "p") };
     world.gate().leave_unanswered(home, usize::MAX);
     world.gate().hold(|_| false);
-    let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name(lost), DeleteMode::Force).await });
+    let deleting = world.begin_alone(|s| async move { s.delete_pool(&name(lost), DeleteMode::Force).await });
     assert!(done(begun).await.iter().all(|outcome| *outcome == Err(RequestError::DeadlineExceeded)));
     world.gate().open_gate();
     assert_eq!(done(deleting).await, Ok(()));
@@ -265,8 +252,7 @@ async fn s17_quota_released_by_a_deletion_is_of_no_use_in_the_same_pool() {
     let waited = world.begin_request(waits("p", "k")).await;
     until("it waits", async || world.s.get_quota("ns", Some("default")).unwrap().waiting == 1).await;
     world.gate().hold_all();
-    let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
+    let deleting = world.begin_alone(|s| async move { s.delete_pool(&name("p"), DeleteMode::Force).await });
     world.gate().stopped().await;
     // The shard without workers must not close before the other one has.
     let seized = world.s.inject_busy(&name("p"), 1).unwrap();
@@ -286,8 +272,7 @@ async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_rejected() {
     let fence = world.hold("p", "held").await;
     let pool = world.s.inject_pool(&name("p")).unwrap();
     let busy = world.busy("p").await;
-    let scheduler = world.s.clone();
-    let deleting = tokio::spawn(async move { scheduler.delete_pool(&name("p"), DeleteMode::Force).await });
+    let deleting = world.begin_alone(|s| async move { s.delete_pool(&name("p"), DeleteMode::Force).await });
     until("the request is in the mailbox", async || busy.depth() == 1).await;
     drop(busy);
     assert_eq!(done(deleting).await, Ok(()));

@@ -131,8 +131,7 @@ async fn q02_a_newcomer_does_not_overtake_queued_claims() {
     let (world, fence) = one_full_worker().await;
     let waits = world.begin_queued(waiting("p", "waits")).await;
     let busy = world.busy("p").await;
-    let s = world.s.clone();
-    let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
+    let release = world.begin_alone(|s| async move { s.release(&id("held0"), fence).await });
     until("the request is in the mailbox", async || busy.depth() == 1).await;
     // The newcomer goes to that shard, whatever it publishes.
     let constraints = ClaimConstraints { worker: Some(WorkerId::new("w0").unwrap()), ..ClaimConstraints::default() };

@@ -150,8 +150,7 @@ async fn q02_a_grant_to_a_caller_that_left_is_rolled_back_for_the_next() {
     let gone = world.begin_queued(waiting("p", "a")).await;
     let stays = world.begin_queued(waiting("p", "b")).await;
     let busy = world.busy("p").await;
-    let s = world.s.clone();
-    let release = tokio::spawn(async move { s.release(&id("held0"), fence).await });
+    let release = world.begin_alone(|s| async move { s.release(&id("held0"), fence).await });
     until("the request is in the mailbox", async || busy.depth() == 1).await;
     gone.abort();
     drop(busy);
@@ -350,16 +349,14 @@ async fn s01_queued_claims_leave_no_trace_in_the_store() {
 async fn q02_claims_of_a_batch_wait_each_for_itself() {
     let (world, fence) = one_full_worker().await;
     let requests = vec![waiting("p", "a"), ClaimRequest { wait_ms: 0, ..waiting("p", "b") }];
-    let s = world.s.clone();
-    let begun = tokio::spawn(async move { s.claim_batch(requests).await });
+    let begun = world.begin_alone(|s| async move { s.claim_batch(requests).await });
     until("one waits", async || world.waiters("p").await == 1).await;
     world.s.release(&id("held0"), fence).await.unwrap();
     let outcomes = done(begun).await;
     assert!(outcomes[0].is_ok());
     assert_eq!(outcomes[1], Err(FULL));
     // A batch whose caller leaves takes its queued claims with it.
-    let s = world.s.clone();
-    let begun = tokio::spawn(async move { s.claim_batch(vec![waiting("p", "c"), waiting("p", "d")]).await });
+    let begun = world.begin_alone(|s| async move { s.claim_batch(vec![waiting("p", "c"), waiting("p", "d")]).await });
     until("both wait", async || world.waiters("p").await == 2).await;
     begun.abort();
     until("both have left", async || world.waiters("p").await == 0).await;

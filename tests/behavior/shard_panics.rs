@@ -111,22 +111,10 @@ async fn s08_decisions_of_the_run_that_panics_are_undone() {
     let before = world.rows("p").await;
     // The shard does not run before all of these are in its mailbox.
     let busy = world.busy("p").await;
-    let claim = {
-        let s = world.s.clone();
-        tokio::spawn(async move { s.claim(request("p", "k")).await })
-    };
-    let release = {
-        let s = world.s.clone();
-        tokio::spawn(async move { s.release(&id("held"), fence).await })
-    };
-    let panic = {
-        let s = world.s.clone();
-        tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
-    };
-    let behind = {
-        let s = world.s.clone();
-        tokio::spawn(async move { s.claim(request("p", "behind")).await })
-    };
+    let claim = world.begin_alone(|s| async move { s.claim(request("p", "k")).await });
+    let release = world.begin_alone(|s| async move { s.release(&id("held"), fence).await });
+    let panic = world.begin_alone(|s| async move { s.inject_panic(&name("p"), 0) });
+    let behind = world.begin_alone(|s| async move { s.claim(request("p", "behind")).await });
     busy.until_queued(4).await;
     assert_eq!(done(claim).await, Err(RequestError::DeadlineExceeded));
     assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
@@ -151,14 +139,8 @@ async fn s08_a_key_claimed_elsewhere_meanwhile_is_not_held_twice() {
     world.stored("a").await;
     world.gate().hold_loads();
     let busy = world.busy("a").await;
-    let release = {
-        let s = world.s.clone();
-        tokio::spawn(async move { s.release(&id("k"), fence).await })
-    };
-    let panic = {
-        let s = world.s.clone();
-        tokio::spawn(async move { s.inject_panic(&name("a"), 0) })
-    };
+    let release = world.begin_alone(|s| async move { s.release(&id("k"), fence).await });
+    let panic = world.begin_alone(|s| async move { s.inject_panic(&name("a"), 0) });
     busy.until_queued(2).await;
     assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
     done(panic).await;
@@ -187,14 +169,8 @@ async fn s08_an_undone_release_is_acknowledged_only_after_it_happened() {
         world.stored("p").await;
         world.gate().hold_loads();
         let busy = world.busy("p").await;
-        let release = {
-            let s = world.s.clone();
-            tokio::spawn(async move { s.release(&id("k"), fence).await })
-        };
-        let panic = {
-            let s = world.s.clone();
-            tokio::spawn(async move { s.inject_panic(&name("p"), 0) })
-        };
+        let release = world.begin_alone(|s| async move { s.release(&id("k"), fence).await });
+        let panic = world.begin_alone(|s| async move { s.inject_panic(&name("p"), 0) });
         busy.until_queued(2).await;
         assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
         done(panic).await;

@@ -206,10 +206,17 @@ impl World {
         self.begin(|s| Box::pin(async move { s.claim(request).await })).await
     }
 
+    /// Begins a call without waiting for the shards, which may be paused.
+    pub fn begin_alone<F: Future<Output: Send> + Send + 'static>(
+        &self,
+        call: impl FnOnce(Scheduler) -> F,
+    ) -> JoinHandle<F::Output> {
+        tokio::spawn(call(self.s.clone()))
+    }
+
     /// Begins a claim without waiting for the shards, which may be paused.
     pub fn begin_request_alone(&self, request: ClaimRequest) -> JoinHandle<Claimed> {
-        let s = self.s.clone();
-        tokio::spawn(async move { s.claim(request).await })
+        self.begin_alone(|s| async move { s.claim(request).await })
     }
 
     pub async fn begin_release(&self, key: &str, fence: u64) -> JoinHandle<Result<(), RequestError>> {
