@@ -140,33 +140,22 @@ fn settle(key: &mut Key, verb: Doubt, again: bool, status: u16, body: &Value) {
     }
 }
 
-/// Fetches all pages of a listing.
-pub fn list(client: &mut Client, path: &str) -> Vec<Value> {
-    let (mut rows, mut token) = (Vec::new(), String::new());
-    loop {
-        let join = if path.contains('?') { '&' } else { '?' };
-        let from = if token.is_empty() { path.to_owned() } else { format!("{path}{join}page_token={token}") };
-        let page = client.get(&from).expect(200);
-        rows.extend(page["items"].as_array().unwrap().iter().cloned());
-        match page["next_page_token"].as_str() {
-            Some(next) => next.clone_into(&mut token),
-            None => return rows,
-        }
-    }
-}
-
 /// Compares the state of the service with all journals, and resolves every doubt by it.
 fn compare(client: &mut Client, journals: &mut [Journal]) {
     let mut held: BTreeMap<String, (u64, String, bool)> = BTreeMap::new();
     let mut busy = BTreeSet::new();
-    for claim in list(client, "/v1/claims?namespace=ns&pool=warm") {
+    for claim in client.pages("/v1/claims?namespace=ns&pool=warm").concat() {
         let (key, worker) = (claim["key"].as_str().unwrap(), claim["worker"].as_str().unwrap());
         assert!(busy.insert(worker.to_owned()), "worker {worker} is held twice");
         let found = (claim["fence"].as_u64().unwrap(), worker.to_owned(), claim["state"] == "active");
         assert!(held.insert(key.to_owned(), found).is_none(), "key {key} is held twice");
     }
-    let workers: Vec<String> =
-        list(client, &format!("{POOL}/workers")).iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+    let workers: Vec<String> = client
+        .pages(&format!("{POOL}/workers"))
+        .iter()
+        .flatten()
+        .map(|row| row["id"].as_str().unwrap().to_owned())
+        .collect();
     let known: BTreeSet<String> = workers.iter().cloned().collect();
     assert_eq!(known.len(), workers.len(), "no worker is listed twice");
     let counts = client.get(POOL).expect(200)["pool"]["workers"].take();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::campaign::{Seeded, call, list, number};
+use crate::campaign::{Seeded, call, number};
 use crate::client::Client;
 use crate::server::{Server, until};
 
@@ -194,8 +194,10 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
             }
         });
         beat(&mut client, &truth);
-        let known: BTreeMap<String, (String, u64)> = list(&mut client, "/v1/claims?namespace=ns&pool=memory")
+        let known: BTreeMap<String, (String, u64)> = client
+            .pages("/v1/claims?namespace=ns&pool=memory")
             .iter()
+            .flatten()
             .map(|claim| {
                 let text = |field: &str| claim[field].as_str().unwrap().to_owned();
                 (text("worker"), (text("key"), claim["fence"].as_u64().unwrap()))
@@ -206,9 +208,7 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
             truth.stop(&worker, fence);
             client.post(&format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence})).expect(200);
         }
-        let metrics = String::from_utf8(client.request("GET", "/metrics", b"").body).unwrap();
-        let line = metrics.lines().find(|line| line.starts_with("hotpool_claims_readopted_total{pool=\"ns/memory\"}"));
-        let here: u64 = line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap());
+        let here = client.metric(r#"hotpool_claims_readopted_total{pool="ns/memory"}"#);
         println!("round {round}: {} held at the kill, {here} of them adopted", held.len());
         adopted += here;
     }

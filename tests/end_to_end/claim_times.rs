@@ -45,14 +45,8 @@ fn call(client: &mut Client, verb: &str, claim: &Value, more: Value) -> Value {
 
 /// Returns the keys of a listing, over all of its pages.
 fn listed(client: &mut Client, query: &str) -> Vec<String> {
-    let (mut keys, mut from) = (Vec::new(), String::new());
-    loop {
-        let page = client.get(&format!("/v1/claims?limit=2&{query}{from}")).expect(200);
-        let items = page["items"].as_array().unwrap().clone();
-        keys.extend(items.iter().map(|claim| text(claim, "key").to_owned()));
-        let Some(token) = page["next_page_token"].as_str() else { break };
-        from = format!("&page_token={token}");
-    }
+    let claims = client.pages(&format!("/v1/claims?limit=2&{query}")).concat();
+    let mut keys: Vec<_> = claims.iter().map(|claim| text(claim, "key").to_owned()).collect();
     keys.sort_unstable();
     keys
 }

@@ -109,16 +109,7 @@ fn claims_are_listed_by_filter_and_page() {
         let body = json!({"namespace": "ns", "pool": "warm", "key": format!("k{i}"), "tenant": tenant});
         client.post("/v1/claims", &body).expect(201);
     }
-    let list = |client: &mut Client, query: &str| {
-        let mut claims = Vec::new();
-        let mut path = format!("/v1/claims?limit=2&{query}");
-        loop {
-            let page = client.get(&path).expect(200);
-            claims.extend(page["items"].as_array().unwrap().iter().cloned());
-            let Value::String(token) = &page["next_page_token"] else { return claims };
-            path = format!("/v1/claims?limit=2&{query}&page_token={token}");
-        }
-    };
+    let list = |client: &mut Client, query: &str| client.pages(&format!("/v1/claims?limit=2&{query}")).concat();
     let all = list(&mut client, "namespace=ns");
     assert_eq!(all.len(), 5);
     assert_eq!(list(&mut client, "namespace=ns&pool=warm&tenant=x").len(), 3);

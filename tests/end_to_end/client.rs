@@ -117,6 +117,25 @@ impl Client {
         self.request("GET", path, b"")
     }
 
+    /// Fetches a listing, and returns the items of each of its pages.
+    pub fn pages(&mut self, path: &str) -> Vec<Vec<Value>> {
+        let (mut pages, mut from) = (Vec::new(), path.to_owned());
+        loop {
+            let mut page = self.get(&from).expect(200);
+            pages.push(page["items"].as_array_mut().map(std::mem::take).expect("a page has items"));
+            let Some(token) = page["next_page_token"].as_str() else { return pages };
+            let joint = if path.contains('?') { '&' } else { '?' };
+            from = format!("{path}{joint}page_token={token}");
+        }
+    }
+
+    /// Reads a series of `/metrics`; 0 while it is absent.
+    pub fn metric(&mut self, series: &str) -> u64 {
+        let page = self.get("/metrics");
+        let number = page.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        number.map_or(0, |number| number.parse::<f64>().unwrap() as u64)
+    }
+
     pub fn delete(&mut self, path: &str) -> Response {
         self.request("DELETE", path, b"")
     }

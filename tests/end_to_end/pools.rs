@@ -126,17 +126,10 @@ fn pools_are_listed_page_by_page() {
     for i in 0..7 {
         client.put(&format!("/v1/pools/ns/p{i}"), &json!({"shards": 1})).expect(201);
     }
-    let mut names = Vec::new();
-    let mut path = "/v1/pools?limit=3".to_owned();
-    loop {
-        let page = client.get(&path).expect(200);
-        let items = page["items"].as_array().unwrap();
-        assert!(items.len() <= 3);
-        names.extend(items.iter().map(|pool| pool["name"].as_str().unwrap().to_owned()));
-        let Value::String(token) = &page["next_page_token"] else { break };
-        path = format!("/v1/pools?limit=3&page_token={token}");
-    }
-    names.sort();
+    let pages = client.pages("/v1/pools?limit=3");
+    assert!(pages.iter().all(|items| items.len() <= 3));
+    let mut names: Vec<_> = pages.iter().flatten().map(|pool| pool["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
     assert_eq!(names, ["p0", "p1", "p2", "p3", "p4", "p5", "p6"]);
 }
 

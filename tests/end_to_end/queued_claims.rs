@@ -29,10 +29,8 @@ fn queued(server: &Server, path: &'static str, body: Value, key: &str) -> JoinHa
     begun
 }
 
-fn waiters(client: &mut Client) -> String {
-    let scrape = client.get("/metrics");
-    let line = scrape.text().lines().find(|line| line.starts_with(r#"hotpool_claims_pending{pool="ns/warm"}"#));
-    line.expect("the gauge").rsplit(' ').next().unwrap().to_owned()
+fn pending(client: &mut Client) -> u64 {
+    client.metric(r#"hotpool_claims_pending{pool="ns/warm"}"#)
 }
 
 fn full() -> (TempDir, Server, Client, Value) {
@@ -54,7 +52,7 @@ fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     let expected = json!({"key": "b", "tenant": "default", "namespace": "ns", "pools": ["warm"], "reason": "pool_exhausted",
         "priority": 0, "ahead": 1, "waited_ms": null, "left_ms": null});
     assert_eq!(view, expected);
-    assert_eq!(waiters(&mut client), "2");
+    assert_eq!(pending(&mut client), 2);
     // A claim without a wait fails at once; a queued one has nothing that could be confirmed.
     client.post("/v1/claims", &waits("c", 0)).expect_error(429, "RESOURCE_EXHAUSTED", Some("pool_exhausted"), None);
     client.post("/v1/claims", &waits("a", 0)).expect_error(409, "FAILED_PRECONDITION", Some("state"), None);
@@ -72,7 +70,7 @@ fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
     client.post("/v1/claims/ns/a:release", &json!({"fence": created["fence"]})).expect(200);
     let created = second.join().unwrap().expect(201)["claim"].take();
     assert_eq!((created.get("priority"), created.get("preemptible")), (None, None));
-    assert_eq!(waiters(&mut client), "0");
+    assert_eq!(pending(&mut client), 0);
 }
 
 #[test]
@@ -86,14 +84,14 @@ fn q02_a_client_that_disconnects_leaves_the_queue() {
         let body = body.to_string();
         let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
         leaves.send(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
-        until("it waits", || waiters(&mut client) != "1");
+        until("it waits", || pending(&mut client) != 1);
         drop(leaves);
-        until("it has left", || waiters(&mut client) == "1");
+        until("it has left", || pending(&mut client) == 1);
     }
     client.get("/v1/claims/ns/gone").expect_error(404, "NOT_FOUND", None, None);
     client.post("/v1/claims/ns/held:release", &json!({"fence": held["fence"]})).expect(200);
     assert_eq!(stays.join().unwrap().expect(201)["claim"]["key"], "stays");
-    assert_eq!(waiters(&mut client), "0");
+    assert_eq!(pending(&mut client), 0);
 }
 
 /// Starts a service whose request timeout is 200 ms.

@@ -72,17 +72,9 @@ fn a_namespace_quota_applies_to_tenants_without_their_own_and_all_are_listed() {
     client.put(ACME, &json!({"claims": 2})).expect(201);
     claim(&mut client, "acme", "b").expect(201);
     client.put("/v1/quotas/other/t", &json!({})).expect(201);
-    let mut names = Vec::new();
-    let mut path = "/v1/quotas?limit=2".to_owned();
-    loop {
-        let page = client.get(&path).expect(200);
-        let name = |item: &Value| {
-            format!("{}/{}", item["namespace"].as_str().unwrap(), item["tenant"].as_str().unwrap_or("-"))
-        };
-        names.extend(page["items"].as_array().unwrap().iter().map(name));
-        let Some(token) = page["next_page_token"].as_str() else { break };
-        path = format!("/v1/quotas?limit=2&page_token={token}");
-    }
+    let name =
+        |item: &Value| format!("{}/{}", item["namespace"].as_str().unwrap(), item["tenant"].as_str().unwrap_or("-"));
+    let names: Vec<_> = client.pages("/v1/quotas?limit=2").iter().flatten().map(name).collect();
     assert_eq!(names, ["ns/-", "ns/acme", "other/t"]);
     assert_eq!(client.delete("/v1/quotas/ns").expect(200), json!({}));
     assert_eq!(quota(&client.get("/v1/quotas/ns"), 200), json!({"namespace": "ns", "source": "none", "weight": 1}));

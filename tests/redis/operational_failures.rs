@@ -71,9 +71,7 @@ fn claim(client: &mut Client, pool: &str, key: &str) -> u16 {
 
 /// Number of acknowledged renewals.
 fn renewals(client: &mut Client) -> u64 {
-    let metrics = client.get("/metrics");
-    let line = metrics.text().lines().find(|line| line.starts_with("hotpool_store_renewals_total{outcome=\"ok\"}"));
-    line.and_then(|line| line.rsplit(' ').next()).map_or(0, |count| count.parse().unwrap())
+    client.metric(r#"hotpool_store_renewals_total{outcome="ok"}"#)
 }
 
 /// Waits for a renewal, of which a lease has three.

@@ -3,11 +3,11 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::time::{Duration, Instant};
 
-use super::wire::{Wire, frame, metric, text, with_pool, with_pool_in};
+use super::wire::{Wire, frame, text, with_pool, with_pool_in};
 use crate::server::until;
 
 fn ended(client: &mut crate::client::Client, reason: &str) -> u64 {
-    metric(client, &format!(r#"hotpool_resp_connections_ended_total{{reason="{reason}"}}"#))
+    client.metric(&format!(r#"hotpool_resp_connections_ended_total{{reason="{reason}"}}"#))
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_client_that_never_reads_is_dropped() {
     let (_dir, _server, mut client, mut good) = with_pool_in(1, &waits);
     let wire = Wire::connect(good.stream().peer_addr().unwrap());
     let mut to = wire.stream().try_clone().unwrap();
-    let before = metric(&mut client, "process_resident_memory_bytes");
+    let before = client.metric("process_resident_memory_bytes");
     // A few bytes request a large reply.
     let chunk = frame("COMMAND DOCS").repeat(100);
     let begun = Instant::now();
@@ -120,7 +120,7 @@ fn a_client_that_never_reads_is_dropped() {
     };
     assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
     assert_eq!(ended(&mut client, "slow_reader"), 1);
-    let after = metric(&mut client, "process_resident_memory_bytes");
+    let after = client.metric("process_resident_memory_bytes");
     assert!(after < before + (32 << 20), "{before} -> {after}");
     assert_eq!(good.reply_text("PING"), "PONG");
 }
@@ -174,7 +174,7 @@ fn large_commands_share_a_budget() {
     };
     let response = rejected.unwrap().rest();
     assert!(response.is_empty() || response.starts_with("-OVERLOADED "), "{response}");
-    assert!(metric(&mut client, "process_resident_memory_bytes") < 900 << 20);
+    assert!(client.metric("process_resident_memory_bytes") < 900 << 20);
     // Small commands need no permit.
     assert!(good.reply_text("CLAIM ns/warm KEY a").starts_with("[a "));
     // A client that leaves frees its permit.

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use redis::{ConnectionLike as _, Value, cmd, pipe};
 
-use super::wire::{metric, with_pool};
+use super::wire::with_pool;
 
 fn program(name: &str, port: u16, arguments: &[&str]) -> String {
     let output = Command::new(name)
@@ -53,12 +53,12 @@ fn redis_benchmark_loads_it() {
         assert!(response.contains("requests per second"), "{response}");
         assert!(!response.contains("WARNING") && !response.to_lowercase().contains("error"), "{response}");
     }
-    assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="claim",outcome="OK"}"#), 20_000);
+    assert_eq!(client.metric(r#"hotpool_resp_commands_total{command="claim",outcome="OK"}"#), 20_000);
     assert!(wire.reply_text("POOLS").contains("reserved 20000"), "every one of them holds a worker");
     let release = ["-c", "50", "-n", "10000", "-P", "16", "-r", "1000", "-q", "RELEASE", "ns", "__rand_int__", "*"];
     let response = program("redis-benchmark", port, &release);
     assert!(response.contains("requests per second"), "{response}");
-    assert_eq!(metric(&mut client, r#"hotpool_resp_commands_total{command="release",outcome="OK"}"#), 10_000);
+    assert_eq!(client.metric(r#"hotpool_resp_commands_total{command="release",outcome="OK"}"#), 10_000);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::wire::{self, Wire, metric, text, texts, with_pool};
+use super::wire::{self, Wire, text, texts, with_pool};
 
 #[test]
 fn a_claim_lives_and_ends() {
@@ -26,7 +26,7 @@ fn a_claim_lives_and_ends() {
     client.get("/v1/claims/ns/a").expect(404);
     let series =
         |command, outcome| format!(r#"hotpool_resp_commands_total{{command="{command}",outcome="{outcome}"}}"#);
-    let mut counted = |command, outcome| metric(&mut client, &series(command, outcome));
+    let mut counted = |command, outcome| client.metric(&series(command, outcome));
     assert_eq!((counted("claim", "OK"), counted("release", "OK"), counted("release", "FENCED")), (2, 2, 1));
     assert_eq!((counted("confirm", "OK"), counted("confirm", "NOTFOUND"), counted("renew", "OK")), (1, 1, 2));
 }
@@ -100,7 +100,7 @@ fn a_batch_is_answered_claim_by_claim() {
     let made = texts(&wire.call("CLAIMS 1 ns/warm"));
     assert_eq!(made[0].split(' ').next().unwrap().len(), 37);
     let series = r#"hotpool_resp_commands_total{command="claims",outcome="OK"}"#;
-    assert_eq!(metric(&mut client, series), 4);
+    assert_eq!(client.metric(series), 4);
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn an_unknown_command_gets_a_hint() {
     );
     assert_eq!(wire.reply_text("PING"), "PONG");
     let series = r#"hotpool_resp_commands_total{command="unknown",outcome="ERR"}"#;
-    assert_eq!(metric(&mut client, series), 8);
+    assert_eq!(client.metric(series), 8);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::{Shutdown, SocketAddr};
 
 use redis::Value;
 
-use super::wire::{Wire, frame, metric, text, with_pool};
+use super::wire::{Wire, frame, text, with_pool};
 use crate::client::Client;
 use crate::server::until;
 
@@ -17,7 +17,7 @@ fn send_and_half_close(address: SocketAddr, commands: &[&str]) -> Wire {
 }
 
 fn waiting(client: &mut Client) -> u64 {
-    metric(client, r#"hotpool_claims_pending{pool="ns/warm"}"#)
+    client.metric(r#"hotpool_claims_pending{pool="ns/warm"}"#)
 }
 
 fn is_held(client: &mut Client, key: &str) -> bool {
@@ -122,7 +122,7 @@ fn c12_a_claim_whose_answer_arrived_is_kept_after_a_reset() {
     // The reply is in the client's socket buffer, so the client's end is a reset.
     wire.stream().peek(&mut [0; 1]).unwrap();
     drop(wire);
-    until("the connection is over", || metric(&mut client, "hotpool_resp_connections") == 1);
+    until("the connection is over", || client.metric("hotpool_resp_connections") == 1);
     assert!(is_held(&mut client, "k"));
 }
 
@@ -170,7 +170,7 @@ fn c12_claims_of_a_deep_connection_whose_client_is_gone_are_rolled_back() {
             drop(wire);
         });
         until("all claims are rolled back", || {
-            metric(&mut client, "hotpool_resp_connections") == 1 && all_are_idle(&mut client, pool)
+            client.metric("hotpool_resp_connections") == 1 && all_are_idle(&mut client, pool)
         });
     }
 }

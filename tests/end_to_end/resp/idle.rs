@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::wire::{Wire, metric, text, with_pool_in};
+use super::wire::{Wire, text, with_pool_in};
 
 const IDLE: usize = 2_000;
 const ENDED: &str = r#"hotpool_resp_connections_ended_total{reason="idle"}"#;
@@ -24,7 +24,7 @@ fn h06_idle_connections_end_and_used_ones_stay() {
     for wire in idle.iter_mut().step_by(2) {
         assert_eq!(wire.reply_text("PING"), "PONG");
     }
-    while metric(&mut client, ENDED) < IDLE as u64 {
+    while client.metric(ENDED) < IDLE as u64 {
         assert_eq!(busy.reply_text("PING"), "PONG");
         assert_eq!(holder.reply_text("PING"), "PONG");
     }
@@ -33,7 +33,7 @@ fn h06_idle_connections_end_and_used_ones_stay() {
     }
     assert_eq!(holder.reply_text("RELEASE ns a *"), "1");
     assert!(text(&waiting.receive()).starts_with("[b "));
-    assert_eq!(metric(&mut client, ENDED), IDLE as u64);
+    assert_eq!(client.metric(ENDED), IDLE as u64);
 }
 
 /// Transactions may be silent for longer than other connections, but not forever.
@@ -45,7 +45,7 @@ fn h06_a_transaction_that_is_silent_for_four_timeouts_is_discarded() {
     assert_eq!(transaction.reply_text("MULTI"), "OK");
     let begun = Instant::now();
     assert_eq!(transaction.reply_text("CLAIM ns/warm KEY a RESERVE 0"), "QUEUED");
-    while metric(&mut client, ENDED) < 1 {
+    while client.metric(ENDED) < 1 {
         assert_eq!(other.reply_text("PING"), "PONG");
         // The pace of the busy transaction: slower than a command may queue up, faster than the timeout.
         sleep(Duration::from_millis(100));

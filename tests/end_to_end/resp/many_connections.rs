@@ -1,6 +1,6 @@
 //! Large numbers of connections at a time.
 
-use super::wire::{Wire, metric, with_pool, with_pool_in};
+use super::wire::{Wire, with_pool, with_pool_in};
 use crate::server::until;
 
 #[test]
@@ -17,7 +17,7 @@ fn ten_thousand_idle_connections_take_little_memory() {
         }
     }
     let (_dir, server, mut client, mut good) = with_pool(1);
-    let before = metric(&mut client, "process_resident_memory_bytes");
+    let before = client.metric("process_resident_memory_bytes");
     let address = server.resp.unwrap();
     let mut idle: Vec<Wire> = (0..IDLE).map(|_| Wire::connect(address)).collect();
     for wire in &mut idle {
@@ -25,13 +25,13 @@ fn ten_thousand_idle_connections_take_little_memory() {
         let response = wire.reply_text("CLAIM ns/warm KEY a");
         assert!(response.starts_with("[a "), "{response}");
     }
-    let after = metric(&mut client, "process_resident_memory_bytes");
+    let after = client.metric("process_resident_memory_bytes");
     let each = (after - before) / IDLE as u64;
     assert!(each < 16 << 10, "{each} bytes a connection");
-    assert_eq!(metric(&mut client, "hotpool_resp_connections"), IDLE as u64 + 1);
+    assert_eq!(client.metric("hotpool_resp_connections"), IDLE as u64 + 1);
     assert_eq!(good.reply_text("RELEASE ns a *"), "1");
     drop(idle);
-    until("one connection is left", || metric(&mut client, "hotpool_resp_connections") <= 1);
+    until("one connection is left", || client.metric("hotpool_resp_connections") <= 1);
     assert_eq!(good.reply_text("PING"), "PONG");
 }
 
@@ -48,10 +48,10 @@ fn an_excess_connection_gets_an_error_and_is_counted() {
     }
     // HTTP has its own limit.
     let series = r#"hotpool_resp_connections_ended_total{reason="too_many"}"#;
-    assert_eq!(metric(&mut client, series), 2);
+    assert_eq!(client.metric(series), 2);
     assert!(first.reply_text("INFO").contains("connected_clients:3\r\nmaxclients:3\r\n"));
     // A returned permit can be taken.
     held.pop();
-    until("two connections are left", || metric(&mut client, "hotpool_resp_connections") <= 2);
+    until("two connections are left", || client.metric("hotpool_resp_connections") <= 2);
     assert_eq!(Wire::connect(address).reply_text("PING"), "PONG");
 }

@@ -5,7 +5,8 @@ use std::thread;
 
 use redis::Value;
 
-use super::wire::{Wire, frame, metric, text, texts, with_pool};
+use super::wire::{Wire, frame, text, texts, with_pool};
+use crate::client::Client;
 use crate::server::until;
 
 /// Sends all commands at once, and reads as many replies.
@@ -133,19 +134,19 @@ fn b03_a_batch_of_claims_updates_each_worker_once() {
     let (_dir, _server, mut client, mut wire) = with_pool(0);
     client.put("/v1/pools/ns/big", &serde_json::json!({"mode": "shared", "shards": 1, "ack": "memory"})).expect(201);
     wire.call("REGISTER ns/big g SLOTS 1000");
-    let touches = |client: &mut _| metric(client, r#"hotpool_worker_updates_total{pool="ns/big"}"#);
-    let before = touches(&mut client);
+    let updates = |client: &mut Client| client.metric(r#"hotpool_worker_updates_total{pool="ns/big"}"#);
+    let before = updates(&mut client);
     let claims: Vec<String> = (0..100).map(|i| format!("CLAIM ns/big KEY k{i} SLOTS 1")).collect();
     let answers = all(&mut wire, &claims.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(answers.iter().all(|answer| answer.starts_with('[')), "{answers:?}");
     // The pipeline is one run in general; a few if the system split the bytes.
-    let run = touches(&mut client) - before;
+    let run = updates(&mut client) - before;
     assert!((1..=10).contains(&run), "{run}");
-    let before = touches(&mut client);
+    let before = updates(&mut client);
     for i in 100..120 {
         wire.call(&format!("CLAIM ns/big KEY k{i} SLOTS 1"));
     }
-    assert_eq!(touches(&mut client) - before, 20, "one by one it is one each");
+    assert_eq!(updates(&mut client) - before, 20, "one by one it is one each");
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn q02_a_queued_claim_delays_no_reply_and_ends_with_its_client() {
     let mut other = Wire::connect(address);
     assert!(other.reply_text("CLAIM ns/warm KEY c WAIT 30").starts_with("-NOCAPACITY pool_exhausted "));
     other.send(&frame("CLAIM ns/warm KEY d WAIT 20000"));
-    let waiting = |client: &mut _| metric(client, r#"hotpool_claims_pending{pool="ns/warm"}"#);
+    let waiting = |client: &mut Client| client.metric(r#"hotpool_claims_pending{pool="ns/warm"}"#);
     until("both wait", || waiting(&mut client) >= 2);
     // Further input does not end the wait; the end of the client does.
     other.send(&frame("PING"));
@@ -197,7 +198,7 @@ fn q02_a_queued_claim_delays_no_reply_and_ends_with_its_client() {
 fn a_shutdown_does_not_wait_for_queued_claims() {
     let (_dir, server, mut client, mut wire) = with_pool(0);
     wire.send(&frame("CLAIM ns/warm WAIT 60000"));
-    until("it waits", || metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#) >= 1);
+    until("it waits", || client.metric(r#"hotpool_claims_pending{pool="ns/warm"}"#) >= 1);
     drop(client);
     let begun = std::time::Instant::now();
     assert_eq!(server.stop().code(), Some(0));
@@ -236,6 +237,6 @@ fn a_million_commands_in_one_pipeline() {
     sender.join().unwrap();
     assert_eq!(answers, MILLION);
     // The memory is freed: the process is small again.
-    let memory = metric(&mut client, "process_resident_memory_bytes");
+    let memory = client.metric("process_resident_memory_bytes");
     assert!(memory < 512 << 20, "{memory}");
 }

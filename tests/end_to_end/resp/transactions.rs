@@ -1,6 +1,6 @@
 //! Transactions from `MULTI` to `EXEC`: all commands with their replies, or none of them.
 
-use super::wire::{Wire, frame, metric, text, texts, with_pool};
+use super::wire::{Wire, frame, text, texts, with_pool};
 use crate::client::Client;
 
 const ABORTED: &str = "-EXECABORT Transaction discarded because of previous errors.";
@@ -53,7 +53,7 @@ fn c14_a_transaction_is_answered_as_its_commands_would_be() {
     assert_eq!(response[6], "PONG");
     assert_eq!(held(&mut client), ["c", "d"]);
     let series = |command| format!(r#"hotpool_resp_commands_total{{command="{command}",outcome="OK"}}"#);
-    let counted = ["multi", "exec", "claim"].map(|command| metric(&mut client, &series(command)));
+    let counted = ["multi", "exec", "claim"].map(|command| client.metric(&series(command)));
     assert_eq!(counted, [2, 2, 3]);
 }
 
@@ -184,7 +184,7 @@ fn c14_no_command_waits_within_a_transaction() {
     let response: Vec<String> = (0..5).map(|_| text(&wire.receive())).collect();
     let full = "-NOCAPACITY pool_exhausted no worker that the request allows is free";
     assert_eq!(response[4], format!("[PONG {full} [{full}]]"));
-    assert_eq!(metric(&mut client, r#"hotpool_claims_pending{pool="ns/warm"}"#), 0);
+    assert_eq!(client.metric(r#"hotpool_claims_pending{pool="ns/warm"}"#), 0);
     assert_eq!(other.reply_text("RELEASE ns held *"), "1");
     assert!(other.reply_text("CLAIM ns/warm KEY d").starts_with("[d "));
 }

@@ -138,10 +138,3 @@ pub fn with_pool_in(workers: usize, environment: &[(&str, &str)]) -> (TempDir, S
 pub fn with_pool(workers: usize) -> (TempDir, Server, Client, Wire) {
     with_pool_in(workers, &[])
 }
-
-/// Reads a counter or gauge of the service.
-pub fn metric(client: &mut Client, series: &str) -> u64 {
-    let page = client.get("/metrics");
-    let line = page.text().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.map_or(0, |number| number.parse::<f64>().unwrap() as u64)
-}
