@@ -136,7 +136,7 @@ fn q05_no_wake_up_is_lost_when_a_run_takes_less_than_all() {
     two_push_one_drains(1);
 }
 
-/// A thread that pushes while nobody runs the shard runs it inline, as the service does: never two at once, and
+/// A thread that pushes while no other thread runs the shard runs it inline, as the service does: never two at once, and
 /// nothing is left behind. It failed when the right was returned before the run had ended.
 #[test]
 fn q05_a_pusher_runs_the_shard_and_only_one_at_a_time() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hotpool::engine::placement::bin_packing::ResourceAllocation;
 use hotpool::model::{PlacementPolicy, WorkerId};
 
-use crate::shared_pool_helpers::{cards, shared, sized};
+use crate::shared_pool_helpers::{gpus, shared, sized};
 use crate::world::{World, name};
 
 /// More workers than debug builds check after every event: there the fault would end the shard at once.
@@ -32,16 +32,16 @@ async fn l1_a_mismatch_of_resources_or_gpus_moves_the_gauge_until_it_is_repaired
     let world = World::on_memory().await;
     let workers = (0..WORKERS).map(|i| sized(&format!("w{i}"), 8_000, Some(("T4", 2)))).collect();
     world.shared(shared(1, PlacementPolicy::BestFit), workers).await;
-    world.share("k", &cards(&["T4"], 1, 500)).await.unwrap();
+    world.share("k", &gpus(&["T4"], 1, 500)).await.unwrap();
     wait_for_audit(&world).await;
     assert_eq!(gauge(&world, "p"), 0.0, "a claim explains its share");
     let cores = ResourceAllocation { cpu_milli: 1, ..ResourceAllocation::default() };
-    let card = ResourceAllocation { gpu_milli: 1, gpu_mask: 0b10, ..ResourceAllocation::default() };
-    for (expected, id, share) in [(1.0, "w1500", cores), (2.0, "w2999", card)] {
+    let gpu = ResourceAllocation { gpu_milli: 1, gpu_mask: 0b10, ..ResourceAllocation::default() };
+    for (expected, id, share) in [(1.0, "w1500", cores), (2.0, "w2999", gpu)] {
         let worker = WorkerId::new(id).unwrap();
         world.s.inject_step(&name("p"), 0, move |shard| shard.inject_mismatch(&worker, &share));
         // A shard audits as long as something has changed.
-        let other = world.share(&format!("k{expected}"), &cards(&["T4"], 1, 1_000)).await.unwrap().claim;
+        let other = world.share(&format!("k{expected}"), &gpus(&["T4"], 1, 1_000)).await.unwrap().claim;
         world.s.release(&other.id, other.fence).await.unwrap();
         wait_for_audit(&world).await;
         assert_eq!(gauge(&world, "p"), expected, "{share:?}");
@@ -58,5 +58,5 @@ async fn l1_a_mismatch_of_resources_or_gpus_moves_the_gauge_until_it_is_repaired
         world.s.delete_worker(&name("p"), &WorkerId::new(id).unwrap()).await.unwrap();
     }
     wait_for_audit(&world).await;
-    assert_eq!(gauge(&world, "p"), 0.0, "those that were wrong are gone");
+    assert_eq!(gauge(&world, "p"), 0.0, "the mismatched workers are deleted");
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{PlacementPolicy, WorkerId};
 
-use crate::shared_pool_helpers::{cards, cpu, request_for, shared, sized};
+use crate::shared_pool_helpers::{cpu, gpus, request_for, shared, sized};
 use crate::world::{World, done, ids_on};
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn b01_a_bad_item_affects_no_other_and_the_order_is_kept() {
     world
         .shared(shared(4, PlacementPolicy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 2_000, None)).collect())
         .await;
-    let (bad, good) = (cards(&["T4"], 2, 500), cpu(1_000));
+    let (bad, good) = (gpus(&["T4"], 2, 500), cpu(1_000));
     let batch = (0..9).map(|i| request_for("p", &format!("k{i}"), if i % 4 == 1 { &bad } else { &good })).collect();
     let outcomes = world.s.claim_batch(batch).await;
     for (i, outcome) in outcomes.iter().enumerate() {

@@ -274,6 +274,6 @@ async fn c16_a_gang_member_may_not_exceed_the_limits_of_its_pool() {
     let spec = ClaimSpec::default();
     let constraints =
         Some(Box::new(ClaimConstraints { spec, require_same_resources: true, ..ClaimConstraints::default() }));
-    let again = ClaimRequest { constraints: constraints, ..member("a", Some(20_001)) };
+    let again = ClaimRequest { constraints, ..member("a", Some(20_001)) };
     assert_eq!(world.s.claim(again).await, Err(too_long(20_000)), "also of a key that is held");
 }

@@ -196,7 +196,7 @@ impl Wake for Inject {
             // Done by a thread of no runtime: a task woken by this one would wait behind this very run.
             let gate = Arc::clone(&self.gate);
             std::thread::spawn(move || gate.open_gate()).join().unwrap();
-            // The watch runs after the writer has notified its shards. Seldom the runtime keeps a task behind this very
+            // The watch runs after the writer has notified its shards. Rarely the runtime keeps a task behind this very
             // run on the same thread; then the store makes progress after it, and the replies must be sent all the
             // same.
             let begun = std::time::Instant::now();

@@ -10,7 +10,7 @@ use hotpool::model::{
     AckLevel, ClaimId, Fence, GpuCapacity, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
 };
 
-use crate::shared_pool_helpers::{cards, cpu, request_for};
+use crate::shared_pool_helpers::{cpu, gpus, request_for};
 use crate::world::{FULL, World, done, name, request, spec, worker};
 
 const WORKERS: usize = 10_000;
@@ -109,14 +109,14 @@ async fn w07_a_request_above_every_worker_is_unsatisfiable_however_many_capaciti
         assert_eq!(claim(cpu(most_cpu + 1)).await, unsatisfiable, "{shards} shards");
         assert_eq!(claim(ResourceRequirements { memory_bytes: most_memory + 1, ..nothing() }).await, unsatisfiable);
         assert_eq!(claim(ResourceRequirements { slots: most_slots + 1, ..nothing() }).await, unsatisfiable);
-        assert_eq!(claim(cards(&[], 3, 1_000)).await, unsatisfiable);
+        assert_eq!(claim(gpus(&[], 3, 1_000)).await, unsatisfiable);
         let on_no_single_one = ResourceRequirements { memory_bytes: most_memory, ..cpu(most_cpu) };
         assert_eq!(claim(on_no_single_one).await, Err(FULL), "amounts are not combined");
         let largest = format!("w{}", WORKERS - 1);
         assert_eq!(claim(cpu(most_cpu)).await, Ok(largest.clone()));
-        assert_eq!(claim(cards(&[], 2, 1_000)).await.as_deref(), Ok("w0"));
+        assert_eq!(claim(gpus(&[], 2, 1_000)).await.as_deref(), Ok("w0"));
         assert_eq!(claim(cpu(most_cpu)).await, Err(FULL), "one fits, and is busy");
         world.s.delete_worker(&name("p"), &WorkerId::new(&largest).unwrap()).await.unwrap();
-        assert_eq!(claim(cpu(most_cpu)).await, unsatisfiable, "the largest has gone, of {shards} shards");
+        assert_eq!(claim(cpu(most_cpu)).await, unsatisfiable, "the largest is deleted, {shards} shards");
     }
 }

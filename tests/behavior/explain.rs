@@ -194,7 +194,7 @@ async fn an_explanation_rejects_bad_requests_and_names_silent_shards() {
     until("it is away", async || world.shards("p").await[1].state == "loading").await;
     let said = world.s.explain(request("p", "k")).await.unwrap();
     assert_eq!((said.pools[0].silent_shards, said.pools[0].survey.workers), (1, 3));
-    assert_eq!(said.outcome, world.s.claim(request("p", "k")).await.map(|_| unreachable!("nobody is idle")));
+    assert_eq!(said.outcome, world.s.claim(request("p", "k")).await.map(|_| unreachable!("no worker is idle")));
     assert_eq!(said.outcome, Err(RequestError::Unavailable(UnavailableReason::Loading)));
     world.gate().open_gate();
 }

@@ -220,7 +220,7 @@ async fn w02_a_lost_claim_is_remembered_for_a_while() {
     world.s.delete_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
     assert_eq!(world.state("k").await, ClaimState::Lost);
     world.s.release(&id("k"), fence).await.unwrap();
-    assert_eq!(world.state("k").await, ClaimState::Lost, "to release what is gone changes nothing");
+    assert_eq!(world.state("k").await, ClaimState::Lost, "the release of an ended claim changes nothing");
     world.pass(limits::ENDED_CLAIMS_MS - 1).await;
     assert_eq!(world.state("k").await, ClaimState::Lost);
     world.pass(1).await;

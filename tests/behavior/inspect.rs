@@ -99,8 +99,7 @@ async fn h07_workers_and_claims_are_shown_with_all_stored_fields() {
         ..ClaimSpec::default()
     };
     let constraints = Some(Box::new(ClaimConstraints { spec: kept, ..ClaimConstraints::default() }));
-    let share =
-        ClaimRequest { ttl_ms: Some(MINUTE), reserve_ms: Some(0), constraints: constraints, ..request("all", "share") };
+    let share = ClaimRequest { ttl_ms: Some(MINUTE), reserve_ms: Some(0), constraints, ..request("all", "share") };
     world.s.claim(share).await.unwrap();
 
     world.pool("p", spec(2, AckLevel::Durable), &["w1", "w2", "w3", "w4", "w5"]).await;
@@ -139,7 +138,7 @@ async fn h07_workers_and_claims_are_shown_with_all_stored_fields() {
     assert_eq!([&claim["priority"], &claim["preemptible"]], [&json!(9), &json!(true)]);
     assert_eq!([&claim["labels"]["job"], &claim["resources"]["gpu"]["milli"]], [&json!("x"), &json!(500)]);
     assert!(claim["created_at_ms"].is_u64() && claim["activated_at_ms"].is_u64(), "{claim}");
-    assert_eq!(claim["gpus"].as_array().unwrap().len(), 1, "which of its worker's cards");
+    assert_eq!(claim["gpus"].as_array().unwrap().len(), 1, "which of its worker's GPUs");
     let beats = [&row["heartbeat_ttl_ms"], &workers(&found, "p")[named.worker.spec.id.as_str()]["heartbeat_ttl_ms"]];
     assert_eq!(beats, [&Value::Null, &json!(MINUTE)], "only one of them ever sent a heartbeat");
     let lasting = &workers(&found, "p")[active.worker.spec.id.as_str()]["held"][0];

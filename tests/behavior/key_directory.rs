@@ -1,4 +1,4 @@
-//! Callers that disconnect, and claims that move: the key directory keeps no key that nobody decides.
+//! Callers that disconnect, and claims that move: the key directory keeps no key whose claim is never decided.
 
 use hotpool::model::AckLevel;
 use hotpool::model::request_error::RequestError;

@@ -10,7 +10,7 @@ use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 
 use crate::queued_claims::waiting;
-use crate::shared_pool_helpers::{cards, cpu, shared, sized};
+use crate::shared_pool_helpers::{cpu, gpus, shared, sized};
 use crate::world::{World, done, id, name, request, spec, until, worker};
 
 const CLAIMS: RequestError = RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Claims));
@@ -110,12 +110,12 @@ async fn q01_resources_are_charged_as_requested_and_resized() {
     let a = world.share("a", &cpu(4_000)).await.unwrap();
     assert_eq!(world.share("b", &cpu(2_001)).await, Err(CPU));
     world.share("b", &cpu(1_000)).await.unwrap();
-    world.share("g", &cards(&[], 2, 1_000)).await.unwrap();
+    world.share("g", &gpus(&[], 2, 1_000)).await.unwrap();
     assert_eq!(
-        world.share("h", &cards(&[], 1, 501)).await,
+        world.share("h", &gpus(&[], 1, 501)).await,
         Err(RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Gpu)))
     );
-    world.share("h", &cards(&[], 1, 500)).await.unwrap();
+    world.share("h", &gpus(&[], 1, 500)).await.unwrap();
     assert_eq!(world.used(), ResourceUsage { claims: 4, cpu_milli: 5_000, memory_bytes: 0, gpu_milli: 2_500 });
     // Above the quota, and above the worker's capacity: both change nothing.
     assert_eq!(world.s.resize(&id("a"), a.claim.fence, cpu(5_001)).await, Err(CPU));

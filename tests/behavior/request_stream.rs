@@ -159,7 +159,7 @@ async fn claims_of_a_caller_that_leaves_are_rolled_back_wherever_they_are() {
         world.held().await,
         [("disclosed".to_owned(), disclosed.claim.worker.spec.id.to_string(), disclosed.claim.fence)]
     );
-    until("nobody waits", async || world.is_vacant("waits")).await;
+    until("no claim waits", async || world.is_vacant("waits")).await;
 }
 
 /// A claim without a reservation time would never end otherwise.

@@ -173,7 +173,7 @@ async fn c10_a_deadline_does_not_wait_for_a_mailbox_that_never_empties() {
         }
         drop(busy);
         let shard_handle = shard_handle(&world, "p");
-        until("the crowd is gone", async || shard_handle.queue_depth() == 0).await;
+        until("the mailbox is empty", async || shard_handle.queue_depth() == 0).await;
         let decided = crowd.decided.load(Ordering::Relaxed);
         assert!(crowd.seen_vacant.load(Ordering::Relaxed), "still reserved after {decided} requests");
         assert!(decided <= MAILBOX_SLOTS, "of {crowd_size}, {decided} went before the deadline");

@@ -17,7 +17,7 @@ pub fn cpu(cpu_milli: u64) -> ResourceRequirements {
     ResourceRequirements { cpu_milli, ..ResourceRequirements::default() }
 }
 
-pub fn cards(models: &[&str], count: u32, milli: u32) -> ResourceRequirements {
+pub fn gpus(models: &[&str], count: u32, milli: u32) -> ResourceRequirements {
     let models = models.iter().map(|&model| model.into()).collect();
     ResourceRequirements { gpu: Some(GpuRequest { models, count, milli }), ..ResourceRequirements::default() }
 }

@@ -1,5 +1,5 @@
 //! Shared pools over all their shards: what a claim holds, what is free, and that no claim is
-//! rejected as exhausted in vain.
+//! rejected as exhausted while its resources are free.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use hotpool::model::{
     WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
 };
 
-use crate::shared_pool_helpers::{cards, cpu, held, request_for, shared, sized};
+use crate::shared_pool_helpers::{cpu, gpus, held, request_for, shared, sized};
 use crate::world::{FULL, Seeded, World, id, ids_on, name, worker};
 
 const WORKER_EXHAUSTED: RequestError = RequestError::Exhausted(ExhaustionReason::Worker);
@@ -21,7 +21,7 @@ async fn c04_the_same_key_with_other_resources_finds_the_claim_or_is_rejected() 
         .shared(shared(4, PlacementPolicy::BestFit), (0..4).map(|i| sized(&format!("w{i}"), 8_000, None)).collect())
         .await;
     let first = world.share("k", &cpu(1_000)).await.unwrap().claim;
-    for other in [cpu(1_000), cpu(4_000), cpu(1 << 40), cards(&["none"], 1, 500)] {
+    for other in [cpu(1_000), cpu(4_000), cpu(1 << 40), gpus(&["none"], 1, 500)] {
         let again = world.share("k", &other).await.unwrap();
         assert_eq!((again.created, &again.claim), (false, &first), "unchanged, whatever is requested");
         let mut request = request_for("p", "k", &other);
@@ -59,9 +59,9 @@ async fn c08_after_300_steps_nothing_is_held() {
         for step in 0..300 {
             let resources = match dice.below(5) {
                 0 => cpu(100 + dice.below(6_000)),
-                1 => cards(&["T4", "A10"], 1, 1 + dice.below(1_000) as u32),
-                2 => cards(&[], 1 + dice.below(3) as u32, 1_000),
-                3 => ResourceRequirements { cpu_milli: dice.below(4_000), ..cards(&["A10"], 1, 500) },
+                1 => gpus(&["T4", "A10"], 1, 1 + dice.below(1_000) as u32),
+                2 => gpus(&[], 1 + dice.below(3) as u32, 1_000),
+                3 => ResourceRequirements { cpu_milli: dice.below(4_000), ..gpus(&["A10"], 1, 500) },
                 _ => cpu(500),
             };
             let picked = keys.iter().nth(dice.below(keys.len().max(1) as u64) as usize);
@@ -96,28 +96,28 @@ async fn c08_after_300_steps_nothing_is_held() {
                 }
             }
             // No worker grants more than it has, no GPU is granted twice, and the rest is free.
-            let (mut cpu_held, mut cards_held) = (0, 0);
+            let (mut cpu_held, mut gpus_held) = (0, 0);
             let mut on: BTreeMap<String, (u64, [u32; 8])> = BTreeMap::new();
             let claims = world.all_held().await;
             assert_eq!(claims.len(), keys.len());
             for claim in &claims {
-                let (cpu, of_cards) = on.entry(claim.worker.spec.id.to_string()).or_default();
+                let (cpu, gpus_used) = on.entry(claim.worker.spec.id.to_string()).or_default();
                 let resources = held(claim);
                 *cpu += resources.cpu_milli;
                 cpu_held += resources.cpu_milli;
                 let gpu = resources.gpu.as_ref();
                 assert_eq!(claim.gpu_mask.unwrap().count_ones(), gpu.map_or(0, |gpu| gpu.count));
-                for card in (0..8).filter(|card| claim.gpu_mask.unwrap() & (1 << card) != 0) {
-                    of_cards[card] += gpu.unwrap().milli;
-                    cards_held += u64::from(gpu.unwrap().milli);
+                for at in (0..8).filter(|at| claim.gpu_mask.unwrap() & (1 << at) != 0) {
+                    gpus_used[at] += gpu.unwrap().milli;
+                    gpus_held += u64::from(gpu.unwrap().milli);
                 }
             }
-            for (worker, (cpu, of_cards)) in on {
+            for (worker, (cpu, gpus_used)) in on {
                 let count = whole[&worker].gpu.as_ref().map_or(0, |gpu| gpu.count as usize);
                 assert!(cpu <= whole[&worker].cpu_milli, "{worker} gives {cpu}");
-                assert!(of_cards.iter().enumerate().all(|(at, &milli)| milli <= if at < count { 1_000 } else { 0 }));
+                assert!(gpus_used.iter().enumerate().all(|(at, &milli)| milli <= if at < count { 1_000 } else { 0 }));
             }
-            assert_eq!(world.left().await, (all.0 - cpu_held, all.1 - cards_held), "L1");
+            assert_eq!(world.left().await, (all.0 - cpu_held, all.1 - gpus_held), "L1");
         }
         assert!(seen.iter().all(|&seen| seen > 0), "each kind of step was taken: {seen:?}");
         for (key, fence) in keys {
@@ -134,18 +134,18 @@ async fn c08_after_300_steps_nothing_is_held() {
 async fn w05_resources_being_released_are_held() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
-    let first = world.share("a", &ResourceRequirements { cpu_milli: 3_000, ..cards(&[], 1, 600) }).await.unwrap().claim;
+    let first = world.share("a", &ResourceRequirements { cpu_milli: 3_000, ..gpus(&[], 1, 600) }).await.unwrap().claim;
     let other = world.share("b", &cpu(500)).await.unwrap().claim;
     world.s.begin_release(&id("a"), first.fence).await.unwrap();
     assert_eq!(world.share("c", &cpu(1_000)).await, Err(FULL));
-    assert_eq!(world.share("c", &cards(&[], 1, 500)).await, Err(FULL));
+    assert_eq!(world.share("c", &gpus(&[], 1, 500)).await, Err(FULL));
     assert_eq!(world.s.resize(&id("a"), first.fence, cpu(1)).await, Err(RequestError::Releasing));
     assert_eq!(world.left().await, (500, 400));
     // Other claims on the worker continue meanwhile.
     world.s.resize(&id("b"), other.fence, cpu(1_000)).await.unwrap();
     world.s.release(&id("a"), first.fence).await.unwrap();
     assert_eq!(world.left().await, (3_000, 1_000));
-    world.share("c", &cards(&[], 1, 500)).await.unwrap();
+    world.share("c", &gpus(&[], 1, 500)).await.unwrap();
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn w07_a_worker_gets_no_claim_for_resources_that_it_did_not_report() {
     for never in [
         ResourceRequirements { slots: 1, ..ResourceRequirements::default() },
         ResourceRequirements { memory_bytes: 1, ..cpu(1) },
-        cards(&[], 1, 1),
+        gpus(&[], 1, 1),
         cpu(2_001),
     ] {
         assert_eq!(world.share("k", &never).await, Err(RequestError::Unsatisfiable), "{never:?}");
@@ -186,7 +186,7 @@ async fn p02_the_preferred_model_is_found_in_whichever_shard() {
     let mut n = 0;
     let mut model = async |models: &[&str], milli| {
         n += 1;
-        let allocated = world.allocate(&format!("k{n}"), &cards(models, 1, milli)).await;
+        let allocated = world.allocate(&format!("k{n}"), &gpus(models, 1, milli)).await;
         allocated.map(|(worker, _)| worker[..1].to_owned())
     };
     for _ in 0..6 {
@@ -218,9 +218,9 @@ async fn p02_claims_without_gpus_leave_gpus_free() {
         world.s.release(&id("k1"), world.s.get_claim(&id("k1")).await.unwrap().fence).await.unwrap();
         let batch = (0..4).map(|i| request_for("p", &format!("b{i}"), &cpu(1_000))).collect();
         let taken = world.s.claim_batch(batch).await;
-        let on_cards =
+        let on_gpus =
             taken.into_iter().filter(|taken| taken.as_ref().unwrap().claim.worker.spec.id.as_str().starts_with('g'));
-        assert_eq!(on_cards.count(), 2, "{policy:?}");
+        assert_eq!(on_gpus.count(), 2, "{policy:?}");
     }
     // Switched off, best fit takes the fullest worker, which has GPUs.
     let world = World::on_memory().await;
@@ -261,7 +261,7 @@ async fn p03_workers_are_filled_exactly() {
 async fn p06_held_claims_stay_valid_when_capacity_changes() {
     let world = World::on_memory().await;
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 2)))]).await;
-    let requirements = ResourceRequirements { cpu_milli: 3_000, ..cards(&["T4"], 1, 1_000) };
+    let requirements = ResourceRequirements { cpu_milli: 3_000, ..gpus(&["T4"], 1, 1_000) };
     let first = world.share("k", &requirements).await.unwrap().claim;
     world.share("l", &cpu(1_000)).await.unwrap();
     assert_eq!(
@@ -274,7 +274,7 @@ async fn p06_held_claims_stay_valid_when_capacity_changes() {
     let view = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
     assert!(view.overcommitted && view.claims.len() == 2);
     assert_eq!(world.share("k", &requirements).await.unwrap().claim.fence, first.fence);
-    assert_eq!(world.share("m", &cards(&[], 1, 1)).await, Err(FULL), "a GPU is free, and the worker is not offered");
+    assert_eq!(world.share("m", &gpus(&[], 1, 1)).await, Err(FULL), "a GPU is free, and the worker is not offered");
     assert_eq!(world.left().await, (0, 0));
     // A claim that shrinks makes it fit again, one that grows does not.
     assert_eq!(
@@ -284,12 +284,12 @@ async fn p06_held_claims_stay_valid_when_capacity_changes() {
             message: "must fit the capacity of the claim's worker; release the claim and claim again for more".into(),
         })
     );
-    let shrunk = ResourceRequirements { cpu_milli: 2_500, ..cards(&["T4"], 1, 1_000) };
+    let shrunk = ResourceRequirements { cpu_milli: 2_500, ..gpus(&["T4"], 1, 1_000) };
     world.s.resize(&id("k"), first.fence, shrunk).await.unwrap();
     let view = world.s.get_worker(&name("p"), &WorkerId::new("w").unwrap()).await.unwrap();
     assert!(!view.overcommitted);
     assert_eq!(world.left().await, (0, 1_000));
-    world.share("m", &cards(&[], 1, 1)).await.unwrap();
+    world.share("m", &gpus(&[], 1, 1)).await.unwrap();
 }
 
 /// Every field of a resize counts: one that names another GPU model than the claim holds is rejected, and says so.
@@ -299,9 +299,9 @@ async fn c08_a_resize_to_another_gpu_model_is_rejected() {
         let world = World::on_memory().await;
         let shared = PoolSpec { mode: policy_mode(policy), ..shared(1, policy) };
         world.shared(shared, vec![sized("w", 4_000, Some(("T4", 2)))]).await;
-        let requirements = ResourceRequirements { cpu_milli: 1_000, ..cards(&["A10", "T4"], 1, 1_000) };
+        let requirements = ResourceRequirements { cpu_milli: 1_000, ..gpus(&["A10", "T4"], 1, 1_000) };
         let claim = world.share("k", &requirements).await.unwrap().claim;
-        let other = |models: &[&str], milli| ResourceRequirements { cpu_milli: 1_000, ..cards(models, 1, milli) };
+        let other = |models: &[&str], milli| ResourceRequirements { cpu_milli: 1_000, ..gpus(models, 1, milli) };
         for (models, milli) in [(&["A10"][..], 1_000), (&["A10"][..], 500), (&["H100", "A10"][..], 1_000)] {
             let refused = world.s.resize(&id("k"), claim.fence, other(models, milli)).await;
             let Err(RequestError::Invalid { field, message }) = &refused else { panic!("{models:?}: {refused:?}") };
@@ -342,26 +342,26 @@ async fn n1_no_claim_is_rejected_while_a_worker_has_capacity() {
             let resources = match dice.below(4) {
                 0 => ResourceRequirements {
                     cpu_milli: dice.below(500),
-                    ..cards(&["T4"], 1, 1 + dice.below(1_000) as u32)
+                    ..gpus(&["T4"], 1, 1 + dice.below(1_000) as u32)
                 },
-                1 => ResourceRequirements { cpu_milli: 100, ..cards(&[], 1 + dice.below(4) as u32, 1_000) },
+                1 => ResourceRequirements { cpu_milli: 100, ..gpus(&[], 1 + dice.below(4) as u32, 1_000) },
                 2 => cpu(100 + 100 * dice.below(38)),
                 _ => cpu(100),
             };
-            let fits = |(cpu, cards): &(u64, Vec<u32>)| {
+            let fits = |(cpu, gpus): &(u64, Vec<u32>)| {
                 *cpu >= resources.cpu_milli
                     && resources.gpu.as_ref().is_none_or(|gpu| {
-                        cards.iter().filter(|&&milli| milli >= gpu.milli).count() >= gpu.count as usize
+                        gpus.iter().filter(|&&milli| milli >= gpu.milli).count() >= gpu.count as usize
                     })
             };
             match world.allocate(&format!("k{n}"), &resources).await {
-                Ok((worker, of_cards)) => {
+                Ok((worker, gpus_used)) => {
                     granted += 1;
                     let free = left.get_mut(&worker).unwrap();
                     assert!(fits(free), "{worker} had too little free for {resources:?}");
                     free.0 -= resources.cpu_milli;
-                    for card in (0..64).filter(|card| of_cards & (1 << card) != 0) {
-                        free.1[card] -= resources.gpu.as_ref().unwrap().milli;
+                    for at in (0..64).filter(|at| gpus_used & (1 << at) != 0) {
+                        free.1[at] -= resources.gpu.as_ref().unwrap().milli;
                     }
                 }
                 Err(FULL) => {
@@ -383,15 +383,15 @@ async fn s01_a_restart_restores_the_same_gpus_and_free_resources() {
     world.shared(shared(4, PlacementPolicy::Fgd), workers).await;
     for i in 0..20 {
         let resources = match i % 4 {
-            0 => cards(&["T4"], 1, 300),
-            1 => ResourceRequirements { cpu_milli: 2_000, ..cards(&["A10", "T4"], 2, 1_000) },
+            0 => gpus(&["T4"], 1, 300),
+            1 => ResourceRequirements { cpu_milli: 2_000, ..gpus(&["A10", "T4"], 2, 1_000) },
             2 => cpu(1_500),
-            _ => cards(&[], 1, 700),
+            _ => gpus(&[], 1, 700),
         };
         if let Ok(taken) = world.share(&format!("k{i}"), &resources).await {
             if i % 5 == 0 {
                 // There may be too little capacity for it.
-                let _ = world.s.resize(&id(&format!("k{i}")), taken.claim.fence, cards(&[], 1, 1_000)).await;
+                let _ = world.s.resize(&id(&format!("k{i}")), taken.claim.fence, gpus(&[], 1, 1_000)).await;
             }
             if i % 7 == 0 {
                 world.s.release(&id(&format!("k{i}")), taken.claim.fence).await.unwrap();
@@ -423,7 +423,7 @@ async fn w04_a_heartbeat_covers_each_claim_of_its_worker() {
     world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, Some(("T4", 1)))]).await;
     let mut fences = Vec::new();
     for key in ["a", "b", "c"] {
-        let request = ClaimRequest { reserve_ms: None, ..request_for("p", key, &cards(&[], 1, 200)) };
+        let request = ClaimRequest { reserve_ms: None, ..request_for("p", key, &gpus(&[], 1, 200)) };
         fences.push(world.s.claim(request).await.unwrap().claim.fence);
     }
     let named = |keys: &[usize]| keys.iter().map(|&at| (["a", "b", "c"][at], fences[at])).collect::<Vec<_>>();

@@ -169,12 +169,7 @@ async fn c11_a_preferred_node_stays_preferred_beside_a_worker_near_its_end() {
         for key in ["a", "b", "c"] {
             let constraints = ClaimConstraints { nodes_preferred: vec!["near".into()], ..ClaimConstraints::default() };
             let constraints = Some(Box::new(constraints));
-            let request = ClaimRequest {
-                reserve_ms: Some(0),
-                ttl_ms: Some(60_000),
-                constraints: constraints,
-                ..request("p", key)
-            };
+            let request = ClaimRequest { reserve_ms: Some(0), ttl_ms: Some(60_000), constraints, ..request("p", key) };
             taken.push(world.s.claim(request).await.unwrap().claim.worker.spec.id.to_string());
         }
         assert_eq!(taken[0], "stays0", "{policy:?}");

@@ -311,7 +311,7 @@ impl World {
 pub async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is().await {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::task::yield_now().await;
     }
 }

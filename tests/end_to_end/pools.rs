@@ -134,7 +134,7 @@ fn pools_are_listed_page_by_page() {
 }
 
 #[test]
-fn operators_can_look() {
+fn operators_can_inspect_a_service() {
     let (_dir, _server, mut client) = with_pool(1);
     client.get("/healthz").expect(200);
     assert_eq!(client.get("/readyz").expect(200)["ready"], true);

@@ -117,7 +117,7 @@ impl Request {
     }
 }
 
-/// Requests of all sorts: often with one constraint only, seldom with all.
+/// Requests of all sorts: often with one constraint only, rarely with all.
 pub fn request() -> impl Strategy<Value = Request> {
     let selector = prop_oneof![2 => Just(None), 3 => (0..SELECTORS.len()).prop_map(Some)];
     let nodes = prop_oneof![

@@ -242,7 +242,7 @@ async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_granted_any() {
         (fence_floor, fence_ceiling)
     };
     assert_eq!(take(Some(100)).await, (0, 0));
-    assert_eq!(take(None).await, (0, 100), "whoever gives out none");
+    assert_eq!(take(None).await, (0, 100), "the takeover of an owner that hands out none");
     assert_eq!(take(Some(200)).await, (0, 100), "leaves it as it was");
     assert_eq!(take(Some(300)).await, (100, 200));
     assert_eq!(take(Some(400)).await, (200, 300));

@@ -23,8 +23,8 @@ impl Harness {
         let (resources, fence) = (request(number), self.fence);
         let wants = PlacementConstraints { gang, ..wants(&resources, filter) };
         let passes = |harness: &Self, worker: &Worker| {
-            let cards = wants.gpus != GpuFilter::NoGpus || worker.spec.capacity.gpu.is_none();
-            !worker.cordoned && cards && wants.allows(&worker.spec) && {
+            let fits_gpus = wants.gpus != GpuFilter::NoGpus || worker.spec.capacity.gpu.is_none();
+            !worker.cordoned && fits_gpus && wants.allows(&worker.spec) && {
                 let id = worker.spec.id.as_str();
                 harness.has_capacity(id, &resources, None)
             }
@@ -193,13 +193,13 @@ impl Harness {
             let named = to.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
             named.is_empty() || model.as_ref().is_some_and(|model| named.contains(model))
         };
-        let cards = match (&from.gpu, &to.gpu) {
+        let same_gpus = match (&from.gpu, &to.gpu) {
             (_, None) => true,
             (None, Some(_)) => false,
             (Some(from), Some(to)) => allows(&claim.model) && to.count <= from.count && to.milli <= from.milli,
         };
         let amounts = |of: &ResourceRequirements| [of.cpu_milli, of.memory_bytes, of.slots];
-        let shrinks = cards && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
+        let shrinks = same_gpus && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
         let (answer, _) = {
             let mut effects = Vec::new();
             let event = Event::Resize { place: claim.handle, resources: to.clone(), to: () };

@@ -48,7 +48,7 @@ pub struct Harness {
 #[derive(Debug, Clone, PartialEq)]
 pub struct FreeResources {
     pub amounts: [i128; 3],
-    pub cards: Vec<i64>,
+    pub gpus: Vec<i64>,
 }
 
 impl Harness {
@@ -96,7 +96,7 @@ impl Harness {
     pub fn free(&self, id: &str) -> FreeResources {
         let capacity = &self.workers[id].spec.capacity;
         let mut amounts = [capacity.cpu_milli, capacity.memory_bytes, capacity.slots].map(i128::from);
-        let mut cards = vec![1_000_i64; capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize)];
+        let mut gpus = vec![1_000_i64; capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize)];
         for claim in self.claims.values().filter(|claim| claim.worker == id) {
             let ResourceRequirements { cpu_milli, memory_bytes, slots, gpu } = &claim.resources;
             for (free, amount) in amounts.iter_mut().zip([cpu_milli, memory_bytes, slots]) {
@@ -106,13 +106,13 @@ impl Harness {
             assert_eq!(claim.gpu_mask.count_ones(), gpu.as_ref().map_or(0, |gpu| gpu.count));
             for kind in (0..64).filter(|kind| claim.gpu_mask & (1 << kind) != 0) {
                 // A GPU that a later registration does not have has nothing free.
-                if cards.len() <= kind {
-                    cards.resize(kind + 1, 0);
+                if gpus.len() <= kind {
+                    gpus.resize(kind + 1, 0);
                 }
-                cards[kind] -= milli;
+                gpus[kind] -= milli;
             }
         }
-        FreeResources { amounts, cards }
+        FreeResources { amounts, gpus }
     }
 
     pub fn has_capacity(&self, id: &str, number: &ResourceRequirements, without: Option<&str>) -> bool {
@@ -122,17 +122,17 @@ impl Harness {
             let back = [claim.resources.cpu_milli, claim.resources.memory_bytes, claim.resources.slots];
             free.amounts.iter_mut().zip(back).for_each(|(free, amount)| *free += i128::from(amount));
             let milli = claim.resources.gpu.as_ref().map_or(0, |gpu| i64::from(gpu.milli));
-            let cards = free.cards.iter_mut().enumerate().filter(|(kind, _)| claim.gpu_mask & (1 << kind) != 0);
-            cards.for_each(|(_, free)| *free += milli);
+            let gpus = free.gpus.iter_mut().enumerate().filter(|(kind, _)| claim.gpu_mask & (1 << kind) != 0);
+            gpus.for_each(|(_, free)| *free += milli);
         }
-        let overcommitted = free.amounts.iter().any(|&free| free < 0) || free.cards.iter().any(|&free| free < 0);
-        let cards = number.gpu.as_ref().is_none_or(|gpu| {
+        let overcommitted = free.amounts.iter().any(|&free| free < 0) || free.gpus.iter().any(|&free| free < 0);
+        let fits_gpus = number.gpu.as_ref().is_none_or(|gpu| {
             let model = worker.spec.capacity.gpu.as_ref().map(|gpu| &gpu.model);
             model.is_some_and(|model| gpu.models.is_empty() || gpu.models.contains(model))
-                && free.cards.iter().filter(|&&free| free >= i64::from(gpu.milli)).count() >= gpu.count as usize
+                && free.gpus.iter().filter(|&&free| free >= i64::from(gpu.milli)).count() >= gpu.count as usize
         });
         let needed = [number.cpu_milli, number.memory_bytes, number.slots].map(i128::from);
-        !overcommitted && cards && free.amounts.iter().zip(needed).all(|(&free, needed)| free >= needed)
+        !overcommitted && fits_gpus && free.amounts.iter().zip(needed).all(|(&free, needed)| free >= needed)
     }
 
     /// Claims that are not provisional.
@@ -150,7 +150,7 @@ impl Harness {
         for (id, worker) in &self.workers {
             let snapshot = self.shard.find_worker(&WorkerId::new(id).unwrap()).expect("it is registered");
             let free = self.free(id);
-            let overcommitted = free.amounts.iter().any(|&free| free < 0) || free.cards.iter().any(|&free| free < 0);
+            let overcommitted = free.amounts.iter().any(|&free| free < 0) || free.gpus.iter().any(|&free| free < 0);
             assert_eq!(snapshot.conditions.overcommitted, overcommitted, "{id}: {free:?}");
             assert_eq!(snapshot.registration.spec, worker.spec);
             let mut keys: Vec<_> = snapshot.claims.iter().map(|(id, _)| id.key().to_owned()).collect();

@@ -162,7 +162,7 @@ async fn s06_a_damaged_header_makes_every_shard_unreadable_that_could_be_concern
         assert_eq!(one(&store, rows(new, 0, 1, "x")).await, Gap, "{name}");
         assert_eq!(one(&store, install(new, 1, 1, 0, "n")).await, Applied, "{name}");
         for (shard, at) in [(A, 3), (C, 1)] {
-            assert_eq!(one(&store, install(shard, at, 1, 0, "mended")).await, Applied, "{name}");
+            assert_eq!(one(&store, install(shard, at, 1, 0, "repaired")).await, Applied, "{name}");
         }
         // The other log entries are removed, the damaged one stays as long as the file.
         for n in 0..8 {
@@ -174,7 +174,7 @@ async fn s06_a_damaged_header_makes_every_shard_unreadable_that_could_be_concern
         let other = ShardKey { pool: 9, shard: 4 };
         let still = load(&store, &[other]).await[&other].0.is_err();
         assert!(still || name == "missing", "{name}: what may have held its rows is kept");
-        assert_eq!(state(&store, A).await, is(3, "mended"), "{name}");
+        assert_eq!(state(&store, A).await, is(3, "repaired"), "{name}");
     }
 }
 
@@ -202,8 +202,8 @@ async fn s06_damaged_chunks_and_bases_make_only_their_shard_unreadable() {
         assert_eq!(complaints(dir.path()).await, [None, Some(expected.to_owned()), None]);
         let store = opened(dir.path()).await;
         assert_eq!(one(&store, rows(B, 4, 5, "x")).await, Gap);
-        assert_eq!(one(&store, install(B, 9, 1, 0, "mended")).await, Applied);
-        assert_eq!(state(&store, B).await, is(9, "mended"));
+        assert_eq!(one(&store, install(B, 9, 1, 0, "repaired")).await, Applied);
+        assert_eq!(state(&store, B).await, is(9, "repaired"));
     }
 }
 
