@@ -1,4 +1,4 @@
-//! Constraints of a claim: labels, nodes, one worker, a class, pools in order, resources; and when the holder of a key
+//! Constraints of a claim: labels, nodes, one worker, a class, resources; and when the holder of a key
 //! satisfies another request.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use hotpool::model::{
     AckLevel, ClaimRequest, ClaimSpec, GpuCapacity, Labels, PoolSpec, WorkerCapacity, WorkerId, WorkerSpec,
 };
 
-use crate::world::{Claimed, FULL, LOADING, Seeded, World, done, id, ids_on, name, request, spec, until, worker};
+use crate::world::{Claimed, FULL, Seeded, World, done, id, ids_on, name, request, spec, worker};
 
 const NODE_LOCALITY: RequestError = RequestError::Exhausted(ExhaustionReason::NodeLocality);
 const NO_POOL: RequestError = RequestError::Exhausted(ExhaustionReason::NoEligiblePool);
@@ -18,7 +18,7 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
     pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-fn in_zone(id: &str, zone: &str) -> WorkerSpec {
+pub fn in_zone(id: &str, zone: &str) -> WorkerSpec {
     WorkerSpec { labels: labels(&[("zone", zone)]), ..worker(id) }
 }
 
@@ -26,7 +26,7 @@ fn on_node(id: &str, node: &str) -> WorkerSpec {
     WorkerSpec { node: Some(node.into()), ..worker(id) }
 }
 
-fn cpu(cpu_milli: u64) -> WorkerCapacity {
+pub fn cpu(cpu_milli: u64) -> WorkerCapacity {
     WorkerCapacity { cpu_milli, ..WorkerCapacity::default() }
 }
 
@@ -38,42 +38,42 @@ fn nodes(names: &[&str]) -> Vec<Arc<str>> {
     names.iter().map(|&name| name.into()).collect()
 }
 
-fn selecting(selector: &str) -> ClaimConstraints {
+pub fn selecting(selector: &str) -> ClaimConstraints {
     ClaimConstraints { selector: Some(selector.into()), ..ClaimConstraints::default() }
 }
 
-fn requiring(resources: WorkerCapacity) -> ClaimConstraints {
+pub fn requiring(resources: WorkerCapacity) -> ClaimConstraints {
     ClaimConstraints {
         spec: ClaimSpec { resources: resources.into(), ..ClaimSpec::default() },
         ..ClaimConstraints::default()
     }
 }
 
-fn listed(pools: &[&str]) -> PoolChoice {
+pub fn listed(pools: &[&str]) -> PoolChoice {
     PoolChoice::Listed(pools.iter().map(|pool| name(pool)).collect())
 }
 
 /// Builds a claim with these candidate pools.
-fn from_pools(pools: PoolChoice, key: &str, constraints: ClaimConstraints) -> ClaimRequest {
+pub fn from_pools(pools: PoolChoice, key: &str, constraints: ClaimConstraints) -> ClaimRequest {
     ClaimRequest { pools, constraints: Some(Box::new(constraints)), ..request("unused", key) }
 }
 
-fn request_with(pool: &str, key: &str, constraints: ClaimConstraints) -> ClaimRequest {
+pub fn request_with(pool: &str, key: &str, constraints: ClaimConstraints) -> ClaimRequest {
     from_pools(name(pool).into(), key, constraints)
 }
 
-async fn add(world: &World, pool: &str, workers: Vec<WorkerSpec>) {
+pub async fn add(world: &World, pool: &str, workers: Vec<WorkerSpec>) {
     for registered in world.s.register_batch(&name(pool), workers.into_iter().map(Into::into).collect()).await.unwrap()
     {
         registered.unwrap();
     }
 }
 
-async fn worker_of(world: &World, request: ClaimRequest) -> Result<String, RequestError> {
+pub async fn worker_of(world: &World, request: ClaimRequest) -> Result<String, RequestError> {
     world.s.claim(request).await.map(|taken| taken.claim.worker.spec.id.to_string())
 }
 
-fn invalid(answer: Claimed, field: &str) {
+pub fn invalid(answer: Claimed, field: &str) {
     match answer {
         Err(RequestError::Invalid { field: named, .. }) => assert_eq!(named, field),
         other => panic!("{field}: {other:?}"),
@@ -241,71 +241,6 @@ async fn p01_a_pinned_worker_is_the_only_candidate() {
 }
 
 #[tokio::test]
-async fn p04_an_exhausted_pool_falls_back_to_the_next_in_order_and_to_no_other() {
-    let world = World::on_store().await;
-    world.pool("a", spec(2, AckLevel::Durable), &["a1", "a2"]).await;
-    world.pool("b", PoolSpec { reserve_ms: 10_000, ..spec(4, AckLevel::Durable) }, &["b1"]).await;
-    world.pool("c", spec(1, AckLevel::Durable), &["c1"]).await;
-    let order = || listed(&["b", "a"]);
-    let plain = |key: &str, pools| ClaimRequest { pools, ..request("unused", key) };
-    let first = world.s.claim(plain("k1", order())).await.unwrap();
-    assert_eq!((first.claim.pool.pool(), first.claim.worker.spec.id.as_str()), ("b", "b1"));
-    let mut took = Vec::new();
-    for key in ["k2", "k3"] {
-        took.push(worker_of(&world, plain(key, order())).await.unwrap());
-    }
-    took.sort();
-    assert_eq!(took, ["a1", "a2"]);
-    assert_eq!(world.s.claim(plain("k4", order())).await, Err(FULL), "c was not allowed");
-    assert_eq!(world.counts("c").await, (1, 0, 0));
-    assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (3, 0));
-    // The first pool has free capacity again and is preferred again.
-    world.s.release(&id("k1"), first.claim.fence).await.unwrap();
-    assert_eq!(worker_of(&world, plain("k5", order())).await.as_deref(), Ok("b1"));
-    // The reservation time is that of the granting pool: `b`'s ends first.
-    world.pass(10_000).await;
-    assert_eq!((world.counts("b").await, world.counts("a").await), ((1, 0, 0), (0, 2, 2)));
-    // The whole batch, filling each pool before the next is tried.
-    world.pass(30_000).await;
-    let all = listed(&["a", "b", "c"]);
-    let answers = world.s.claim_batch((0..6).map(|i| plain(&format!("n{i}"), all.clone())).collect()).await;
-    assert_eq!(answers.iter().flatten().count(), 4);
-    assert_eq!(answers.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL, FULL]);
-    // Above the limit of one of the pools, and an empty list.
-    invalid(world.s.claim(ClaimRequest { reserve_ms: Some(20_000), ..plain("k6", order()) }).await, "reserve_ms");
-    invalid(world.s.claim(plain("k6", listed(&[]))).await, "pools");
-    invalid(world.s.claim(plain("k6", listed(&["a", "b", "a"]))).await, "pools[2]");
-    invalid(world.s.claim(plain("k6", listed(&["a", "none"]))).await, "pools[1]");
-    invalid(world.s.claim(plain("k6", PoolChoice::Selected("a,".into()))).await, "pool_selector");
-}
-
-#[tokio::test]
-async fn p04_an_unavailable_pool_blocks_no_claim_and_is_not_called_exhausted() {
-    let world = World::on_store().await;
-    world.pool("unavailable", spec(1, AckLevel::Memory), &["a1", "a2"]).await;
-    world.pool("b", spec(1, AckLevel::Memory), &["b1"]).await;
-    let first = world.hold("unavailable", "first").await;
-    world.stored("unavailable").await;
-    world.gate().hold_all();
-    // According to its last published bound it has no idle worker.
-    world.hold("unavailable", "tail").await;
-    world.s.inject_panic(&name("unavailable"), 0);
-    until("it is loading", async || world.shards("unavailable").await[0].state == "loading").await;
-    let plain = |key: &str| ClaimRequest { pools: listed(&["unavailable", "b"]), ..request("unused", key) };
-    assert_eq!(worker_of(&world, plain("k1")).await.as_deref(), Ok("b1"));
-    assert_eq!(world.s.claim(plain("k2")).await, Err(LOADING));
-    let by_selector = from_pools(listed(&["unavailable", "b"]), "k2", selecting("!zone"));
-    assert_eq!(world.s.claim(by_selector).await, Err(LOADING));
-    let large = from_pools(listed(&["unavailable", "b"]), "k2", requiring(cpu(1)));
-    assert_eq!(world.s.claim(large).await, Err(LOADING), "who knows what it has");
-    world.gate().open_gate();
-    until("it serves again", async || world.shards("unavailable").await[0].state == "serving").await;
-    assert_eq!(world.s.claim(plain("k2")).await, Err(FULL));
-    world.s.release(&id("first"), first).await.unwrap();
-    assert!(worker_of(&world, plain("k2")).await.is_ok_and(|id| id.starts_with('a')));
-}
-
-#[tokio::test]
 async fn p05_required_nodes_restrict_and_preferred_nodes_rank() {
     let world = World::on_memory().await;
     world.pool("p", spec(8, AckLevel::Durable), &[]).await;
@@ -363,33 +298,6 @@ async fn p06_held_claims_stay_valid_when_capacity_changes() {
     add(&world, "p", vec![in_zone("w", "b")]).await;
     assert_eq!(same().await, Err(RequestError::Unsatisfiable), "rolled back, and no worker fits it");
     assert_eq!(world.counts("p").await, (1, 0, 0));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p07_an_exhausted_pool_does_not_starve_others() {
-    let world = World::on_memory().await;
-    world.pool("full", spec(4, AckLevel::Durable), &["f"]).await;
-    world.pool("p", spec(4, AckLevel::Durable), &[]).await;
-    add(&world, "p", (0..200).map(|i| in_zone(&format!("w{i}"), "a")).collect()).await;
-    world.hold("full", "holder").await;
-    let constraints = |pool: &str, i: usize| match i % 2 {
-        0 => request(pool, &format!("{pool}-{i}")),
-        _ => request_with(pool, &format!("{pool}-{i}"), selecting("!zone")),
-    };
-    let mut hammering = Vec::new();
-    for i in 0..2_000 {
-        let (s, refused) = (world.s.clone(), constraints("full", i));
-        hammering.push(tokio::spawn(async move { s.claim(refused).await }));
-        if i % 10 == 0 {
-            let from_both = from_pools(listed(&["full", "p"]), &format!("k{i}"), selecting("zone=a"));
-            assert!(worker_of(&world, from_both).await.unwrap().starts_with('w'));
-        }
-    }
-    for refused in hammering {
-        let full = done(refused).await;
-        assert!(full == Err(FULL), "{full:?}");
-    }
-    assert_eq!(world.counts("p").await, (0, 200, 200));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod accounting_mismatch;
 mod adoption;
 mod agents;
 mod batches;
+mod candidate_pools;
 mod catalog;
 mod claim_batching;
 mod claim_constraints;

@@ -1,0 +1,101 @@
+//! P04, P07: candidate pools of a claim, in order, while some of them are exhausted or unavailable.
+
+use hotpool::model::claim_request::PoolChoice;
+use hotpool::model::{AckLevel, ClaimRequest, PoolSpec};
+
+use crate::claim_constraints::{
+    add, cpu, from_pools, in_zone, invalid, listed, request_with, requiring, selecting, worker_of,
+};
+use crate::world::{FULL, LOADING, World, done, id, name, request, spec, until};
+
+#[tokio::test]
+async fn p04_an_exhausted_pool_falls_back_to_the_next_in_order_and_to_no_other() {
+    let world = World::on_store().await;
+    world.pool("a", spec(2, AckLevel::Durable), &["a1", "a2"]).await;
+    world.pool("b", PoolSpec { reserve_ms: 10_000, ..spec(4, AckLevel::Durable) }, &["b1"]).await;
+    world.pool("c", spec(1, AckLevel::Durable), &["c1"]).await;
+    let order = || listed(&["b", "a"]);
+    let plain = |key: &str, pools| ClaimRequest { pools, ..request("unused", key) };
+    let first = world.s.claim(plain("k1", order())).await.unwrap();
+    assert_eq!((first.claim.pool.pool(), first.claim.worker.spec.id.as_str()), ("b", "b1"));
+    let mut took = Vec::new();
+    for key in ["k2", "k3"] {
+        took.push(worker_of(&world, plain(key, order())).await.unwrap());
+    }
+    took.sort();
+    assert_eq!(took, ["a1", "a2"]);
+    assert_eq!(world.s.claim(plain("k4", order())).await, Err(FULL), "c was not allowed");
+    assert_eq!(world.counts("c").await, (1, 0, 0));
+    assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (3, 0));
+    // The first pool has free capacity again and is preferred again.
+    world.s.release(&id("k1"), first.claim.fence).await.unwrap();
+    assert_eq!(worker_of(&world, plain("k5", order())).await.as_deref(), Ok("b1"));
+    // The reservation time is that of the granting pool: `b`'s ends first.
+    world.pass(10_000).await;
+    assert_eq!((world.counts("b").await, world.counts("a").await), ((1, 0, 0), (0, 2, 2)));
+    // The whole batch, filling each pool before the next is tried.
+    world.pass(30_000).await;
+    let all = listed(&["a", "b", "c"]);
+    let answers = world.s.claim_batch((0..6).map(|i| plain(&format!("n{i}"), all.clone())).collect()).await;
+    assert_eq!(answers.iter().flatten().count(), 4);
+    assert_eq!(answers.into_iter().filter_map(Result::err).collect::<Vec<_>>(), [FULL, FULL]);
+    // Above the limit of one of the pools, and an empty list.
+    invalid(world.s.claim(ClaimRequest { reserve_ms: Some(20_000), ..plain("k6", order()) }).await, "reserve_ms");
+    invalid(world.s.claim(plain("k6", listed(&[]))).await, "pools");
+    invalid(world.s.claim(plain("k6", listed(&["a", "b", "a"]))).await, "pools[2]");
+    invalid(world.s.claim(plain("k6", listed(&["a", "none"]))).await, "pools[1]");
+    invalid(world.s.claim(plain("k6", PoolChoice::Selected("a,".into()))).await, "pool_selector");
+}
+
+#[tokio::test]
+async fn p04_an_unavailable_pool_blocks_no_claim_and_is_not_called_exhausted() {
+    let world = World::on_store().await;
+    world.pool("unavailable", spec(1, AckLevel::Memory), &["a1", "a2"]).await;
+    world.pool("b", spec(1, AckLevel::Memory), &["b1"]).await;
+    let first = world.hold("unavailable", "first").await;
+    world.stored("unavailable").await;
+    world.gate().hold_all();
+    // According to its last published bound it has no idle worker.
+    world.hold("unavailable", "tail").await;
+    world.s.inject_panic(&name("unavailable"), 0);
+    until("it is loading", async || world.shards("unavailable").await[0].state == "loading").await;
+    let plain = |key: &str| ClaimRequest { pools: listed(&["unavailable", "b"]), ..request("unused", key) };
+    assert_eq!(worker_of(&world, plain("k1")).await.as_deref(), Ok("b1"));
+    assert_eq!(world.s.claim(plain("k2")).await, Err(LOADING));
+    let by_selector = from_pools(listed(&["unavailable", "b"]), "k2", selecting("!zone"));
+    assert_eq!(world.s.claim(by_selector).await, Err(LOADING));
+    let large = from_pools(listed(&["unavailable", "b"]), "k2", requiring(cpu(1)));
+    assert_eq!(world.s.claim(large).await, Err(LOADING), "its capacity is unknown");
+    world.gate().open_gate();
+    until("it serves again", async || world.shards("unavailable").await[0].state == "serving").await;
+    assert_eq!(world.s.claim(plain("k2")).await, Err(FULL));
+    world.s.release(&id("first"), first).await.unwrap();
+    assert!(worker_of(&world, plain("k2")).await.is_ok_and(|id| id.starts_with('a')));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p07_an_exhausted_pool_does_not_starve_others() {
+    let world = World::on_memory().await;
+    world.pool("full", spec(4, AckLevel::Durable), &["f"]).await;
+    world.pool("p", spec(4, AckLevel::Durable), &[]).await;
+    add(&world, "p", (0..200).map(|i| in_zone(&format!("w{i}"), "a")).collect()).await;
+    world.hold("full", "holder").await;
+    let constraints = |pool: &str, i: usize| match i % 2 {
+        0 => request(pool, &format!("{pool}-{i}")),
+        _ => request_with(pool, &format!("{pool}-{i}"), selecting("!zone")),
+    };
+    let mut begun = Vec::new();
+    for i in 0..2_000 {
+        let (s, refused) = (world.s.clone(), constraints("full", i));
+        begun.push(tokio::spawn(async move { s.claim(refused).await }));
+        if i % 10 == 0 {
+            let from_both = from_pools(listed(&["full", "p"]), &format!("k{i}"), selecting("zone=a"));
+            assert!(worker_of(&world, from_both).await.unwrap().starts_with('w'));
+        }
+    }
+    for refused in begun {
+        let full = done(refused).await;
+        assert!(full == Err(FULL), "{full:?}");
+    }
+    assert_eq!(world.counts("p").await, (0, 200, 200));
+}
