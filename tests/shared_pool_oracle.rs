@@ -46,7 +46,7 @@ proptest! {
             let id = WorkerId::new(&id).unwrap();
             harness.on(Event::WorkerCommand { id, command: WorkerCommand::Uncordon, to: () });
         }
-        let sums = harness.shard.free_summary().unwrap().map(|(sum, _)| (sum.cpu_milli, sum.memory_bytes, sum.gpu_milli));
+        let sums = harness.shard.free_summary().unwrap().map(|(sum, _)| (sum.amounts.cpu_milli, sum.amounts.memory_bytes, sum.amounts.gpu_milli));
         let all = |amount: fn(&WorkerCapacity) -> u64| harness.workers.values().map(|worker| u128::from(amount(&worker.spec.capacity))).sum::<u128>();
         prop_assert_eq!(sums[0].0 + sums[1].0, all(|capacity| capacity.cpu_milli));
         prop_assert_eq!(sums[0].1 + sums[1].1, all(|capacity| capacity.memory_bytes));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::placement::bin_packing::ResourceTotals;
 use super::workers::schedulability::UnschedulableSummary;
-use crate::model::{MaxCapacity, WorkerCapacity};
+use crate::model::{ResourceVector, WorkerCapacity};
 
 /// Workers with one capacity vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,19 +41,14 @@ impl CapacityUsage {
 struct AmountIndex([BTreeMap<u64, u32>; 4]);
 
 impl AmountIndex {
-    fn of(capacity: &WorkerCapacity) -> [u64; 4] {
-        let gpus = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count.into());
-        [capacity.cpu_milli, capacity.memory_bytes, capacity.slots, gpus]
-    }
-
     fn add(&mut self, capacity: &WorkerCapacity) {
-        for (counts, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
+        for (counts, amount) in self.0.iter_mut().zip(ResourceVector::from(capacity).to_array()) {
             *counts.entry(amount).or_default() += 1;
         }
     }
 
     fn remove(&mut self, capacity: &WorkerCapacity) {
-        for (counts, amount) in self.0.iter_mut().zip(Self::of(capacity)) {
+        for (counts, amount) in self.0.iter_mut().zip(ResourceVector::from(capacity).to_array()) {
             let count = counts.get_mut(&amount).expect("an amount that is removed was added");
             *count -= 1;
             if *count == 0 {
@@ -62,10 +57,10 @@ impl AmountIndex {
         }
     }
 
-    fn largest(&self) -> MaxCapacity {
-        let [cpu_milli, memory_bytes, slots, gpus] =
+    fn largest(&self) -> ResourceVector {
+        let [cpu_milli, memory_bytes, slots, gpu_milli] =
             self.0.each_ref().map(|counts| counts.last_key_value().map_or(0, |(&amount, _)| amount));
-        MaxCapacity { cpu_milli, memory_bytes, slots, gpus }
+        ResourceVector { cpu_milli, memory_bytes, slots, gpu_milli }
     }
 }
 
@@ -274,7 +269,7 @@ impl CapacityAccounting {
     }
 
     /// Largest amount of each resource that any worker has, used or not.
-    pub fn max_capacity(&self) -> MaxCapacity {
+    pub fn max_capacity(&self) -> ResourceVector {
         self.amounts.largest()
     }
 

@@ -9,61 +9,37 @@ use std::sync::Arc;
 
 use super::NIL;
 use super::effect::EngineReply;
+use super::placement::bin_packing::{FreeResources, NO_MODEL};
 use super::placement::constraints::{GpuFilter, PlacementConstraints, PlacementFailure};
 use super::shard::Shard;
 use crate::limits;
 use crate::model::unschedulable_bits;
 use crate::model::{
-    FilterReason, Millis, NearMiss, ResourceAmounts, ResourceRequirements, WorkerRegistration, WorkerSurvey,
+    FilterReason, GpuRequest, Millis, NearMiss, ResourceAmounts, ResourceRequirements, WorkerRegistration, WorkerSurvey,
 };
 
-/// Resources of a worker that a claim can have: its capacity if exclusive, its free resources if shared.
-#[derive(Debug, Default)]
-struct FreeAmounts {
-    cpu_milli: u64,
-    memory_bytes: u64,
-    slots: u64,
-    /// Free thousandths of each GPU, most first.
-    gpus: Vec<u16>,
+/// Free resources as an explanation shows them: the GPUs that are wholly free, and the most of any one.
+fn shown_amounts(free: &FreeResources) -> ResourceAmounts {
+    let FreeResources { cpu_milli, memory_bytes, slots, ref gpus, .. } = *free;
+    let (gpu, gpu_milli) = (free.idle_gpus().into(), gpus.first().copied().map_or(0, u64::from));
+    ResourceAmounts { cpu_milli, memory_bytes, slots, gpu, gpu_milli }
 }
 
-impl FreeAmounts {
-    fn amounts(&self) -> ResourceAmounts {
-        let whole = self.gpus.iter().take_while(|&&milli| u32::from(milli) == limits::GPU_MILLI).count();
-        ResourceAmounts {
-            cpu_milli: self.cpu_milli,
-            memory_bytes: self.memory_bytes,
-            slots: self.slots,
-            gpu: whole as u64,
-            gpu_milli: self.gpus.first().copied().map_or(0, u64::from),
-        }
-    }
-
-    /// Resources that a claim lacks on this worker, and a rank by how little that is.
-    fn shortfall(&self, requested: &ResourceRequirements) -> (ResourceAmounts, (u32, u64)) {
-        let mut short = ResourceAmounts {
-            cpu_milli: requested.cpu_milli.saturating_sub(self.cpu_milli),
-            memory_bytes: requested.memory_bytes.saturating_sub(self.memory_bytes),
-            slots: requested.slots.saturating_sub(self.slots),
-            ..ResourceAmounts::default()
-        };
-        let have = self.amounts();
-        let mut amounts = [requested.cpu_milli, requested.memory_bytes, requested.slots, 0, 0];
-        if let Some(gpu) = &requested.gpu {
-            if gpu.milli == limits::GPU_MILLI {
-                amounts[3] = gpu.count.into();
-                short.gpu = amounts[3].saturating_sub(have.gpu);
-            } else {
-                amounts[4] = gpu.milli.into();
-                short.gpu_milli = amounts[4].saturating_sub(have.gpu_milli);
-            }
-        }
-        let missing =
-            short.parts().map(|(_, amount, _)| amount).into_iter().zip(amounts).filter(|(amount, _)| *amount > 0);
-        let millionths = |(amount, of): (u64, u64)| (u128::from(amount) * 1_000_000 / u128::from(of)) as u64;
-        let rank = missing.fold((0, 0), |(kinds, sum), part| (kinds + 1, sum + millionths(part)));
-        (short, rank)
-    }
+/// Resources that a claim lacks on a worker with these free, and a rank by how little that is.
+fn shortfall(free: ResourceAmounts, requested: &ResourceRequirements) -> (ResourceAmounts, (u32, u64)) {
+    let ResourceRequirements { cpu_milli, memory_bytes, slots, ref gpu } = *requested;
+    let (gpu, gpu_milli): (u64, u64) = match gpu {
+        Some(GpuRequest { count, milli: limits::GPU_MILLI, .. }) => ((*count).into(), 0),
+        Some(GpuRequest { milli, .. }) => (0, (*milli).into()),
+        None => (0, 0),
+    };
+    let requested = ResourceAmounts { cpu_milli, memory_bytes, slots, gpu, gpu_milli };
+    let short = requested.zip_map(free, u64::saturating_sub);
+    let amounts = short.parts().into_iter().zip(requested.parts()).map(|(short, of)| (short.1, of.1));
+    let missing = amounts.filter(|(amount, _)| *amount > 0);
+    let millionths = |(amount, of): (u64, u64)| (u128::from(amount) * 1_000_000 / u128::from(of)) as u64;
+    let rank = missing.fold((0, 0), |(kinds, sum), part| (kinds + 1, sum + millionths(part)));
+    (short, rank)
 }
 
 /// First resource of which a worker has too little.
@@ -137,10 +113,10 @@ impl Shard {
             return;
         }
         let free = self.free_amounts(at);
-        let (short, rank) = free.shortfall(requested);
+        let (short, rank) = shortfall(free, requested);
         let late_reason = self.filtered_after_fit(at, until_ms);
         if late_reason.is_none() {
-            survey.most_free.merge_max(&free.amounts());
+            survey.most_free = survey.most_free.zip_map(free, u64::max);
         }
         match (first_shortage(&short), late_reason) {
             (None, None) => survey.fits += 1,
@@ -207,19 +183,11 @@ impl Shard {
             .or_else(|| reserved.then_some(FilterReason::Reserved))
     }
 
-    fn free_amounts(&self, at: u32) -> FreeAmounts {
-        if let Some(shared) = &self.shared {
-            let free = shared.fleet.free(at);
-            let gpus = free.gpus.to_vec();
-            return FreeAmounts { cpu_milli: free.cpu_milli, memory_bytes: free.memory_bytes, slots: free.slots, gpus };
-        }
-        let capacity = &self.workers.registration(at).spec.capacity;
-        let count = capacity.gpu.as_ref().map_or(0, |gpu| gpu.count as usize);
-        FreeAmounts {
-            cpu_milli: capacity.cpu_milli,
-            memory_bytes: capacity.memory_bytes,
-            slots: capacity.slots,
-            gpus: vec![limits::GPU_MILLI as u16; count],
+    /// Resources of a worker that a claim can have: its capacity if exclusive, its free resources if shared.
+    fn free_amounts(&self, at: u32) -> ResourceAmounts {
+        match &self.shared {
+            Some(shared) => shown_amounts(shared.fleet.free(at)),
+            None => shown_amounts(&FreeResources::unallocated(&self.workers.registration(at).spec.capacity, NO_MODEL)),
         }
     }
 }

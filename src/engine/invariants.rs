@@ -6,7 +6,7 @@ use super::placement::bin_packing::{FleetIndex, ResourceTotals};
 use super::shard::Shard;
 use super::workers::liveness::notes;
 use super::workers::schedulability::UnschedulableSummary;
-use crate::model::MaxCapacity;
+use crate::model::ResourceVector;
 use crate::model::unschedulable_bits;
 
 #[cfg(debug_assertions)]
@@ -130,11 +130,11 @@ impl Shard {
     }
 
     fn check_capacity(&self, recount: &WorkerRecount) -> Result<(), InvariantViolation> {
-        let (mut total, mut largest) = (ResourceTotals::default(), MaxCapacity::default());
+        let (mut total, mut largest) = (ResourceTotals::default(), ResourceVector::default());
         let mut sums = (0, 0, 0);
         for usage in self.accounting.usages() {
             (0..usage.workers).for_each(|_| total.add_capacity(&usage.capacity));
-            largest = largest.max(MaxCapacity::from(&usage.capacity));
+            largest = largest.max(ResourceVector::from(&usage.capacity));
             sums.0 += usage.workers as usize;
             sums.1 += usage.held as usize;
             sums.2 += usage.unschedulable as usize;

@@ -7,13 +7,13 @@ use super::claims::DisclosureState;
 use super::counters::ShardCounters;
 use super::effect::{ClaimGrant, WorkerSnapshot};
 use super::event::ClaimHandle;
-use super::placement::bin_packing::{MaxFree, ResourceTotals};
+use super::placement::bin_packing::ResourceTotals;
 use super::shard::Shard;
 use super::workers::schedulability::UnschedulableSummary;
 use crate::limits;
 use crate::model::{
-    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, MaxCapacity, Millis, ResourceUsage, Seq, WorkerId,
-    WorkerRegistration, WorkerSpec,
+    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, Millis, ResourceAmounts, ResourceUsage, ResourceVector, Seq,
+    WorkerId, WorkerRegistration, WorkerSpec,
 };
 
 /// Slice of a list that is read in one visit of the shard.
@@ -106,7 +106,7 @@ impl Shard {
 
     /// Largest amount of each resource that any worker has. Changes only with [`Self::capacity_version`].
     #[must_use]
-    pub fn max_capacity(&self) -> MaxCapacity {
+    pub fn max_capacity(&self) -> ResourceVector {
         self.accounting.max_capacity()
     }
 
@@ -125,14 +125,8 @@ impl Shard {
     /// Total capacity of the workers; as many claims as there are workers.
     #[must_use]
     pub fn total_usage(&self) -> ResourceUsage {
-        let saturated = |amount: u128| u64::try_from(amount).unwrap_or(u64::MAX);
-        let ResourceTotals { workers, cpu_milli, memory_bytes, gpu_milli, .. } = *self.accounting.total();
-        ResourceUsage {
-            claims: workers,
-            cpu_milli: saturated(cpu_milli),
-            memory_bytes: saturated(memory_bytes),
-            gpu_milli: saturated(gpu_milli),
-        }
+        let ResourceTotals { workers, amounts } = *self.accounting.total();
+        ResourceUsage::new(workers, amounts.saturate())
     }
 
     /// Lower bound of the time at which [`Event::Tick`](super::Event::Tick) changes something, if it ever does.
@@ -356,7 +350,7 @@ impl Shard {
     /// Free resources of the schedulable workers in a shared pool, in sum and at most: those without GPUs and those
     /// with.
     #[must_use]
-    pub fn free_summary(&self) -> Option<[(ResourceTotals, MaxFree); 2]> {
+    pub fn free_summary(&self) -> Option<[(ResourceTotals, ResourceAmounts); 2]> {
         let fleet = &self.shared.as_ref()?.fleet;
         let ([without, with], [most_without, most_with]) = (fleet.totals(), fleet.max_free());
         Some([(without, most_without), (with, most_with)])

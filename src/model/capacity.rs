@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{check_name, present, some_object};
 use crate::limits;
+use crate::model::ResourceVector;
 use crate::model::request_error::RequestError;
 
 /// Capacity of a worker. A resource that was not reported is 0, so no claim that needs it fits.
@@ -71,52 +72,7 @@ impl WorkerCapacity {
         let has_gpus = |required: &GpuCapacity| {
             self.gpu.as_ref().is_some_and(|gpu| gpu.model == required.model && gpu.count >= required.count)
         };
-        self.cpu_milli >= required.cpu_milli
-            && self.memory_bytes >= required.memory_bytes
-            && self.slots >= required.slots
-            && required.gpu.as_ref().is_none_or(has_gpus)
-    }
-}
-
-/// Largest amount of each resource on any of several workers. No single worker needs to have all of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MaxCapacity {
-    /// Largest amount of thousandths of cores.
-    pub cpu_milli: u64,
-    /// Largest amount of bytes of memory.
-    pub memory_bytes: u64,
-    /// Largest number of slots, in the unit of the pool.
-    pub slots: u64,
-    /// Largest number of GPUs, of any model.
-    pub gpus: u64,
-}
-
-impl From<&WorkerCapacity> for MaxCapacity {
-    fn from(capacity: &WorkerCapacity) -> Self {
-        let WorkerCapacity { cpu_milli, memory_bytes, slots, ref gpu } = *capacity;
-        Self { cpu_milli, memory_bytes, slots, gpus: gpu.as_ref().map_or(0, |gpu| gpu.count.into()) }
-    }
-}
-
-impl MaxCapacity {
-    /// Largest amounts of both sets of workers.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self {
-            cpu_milli: self.cpu_milli.max(other.cpu_milli),
-            memory_bytes: self.memory_bytes.max(other.memory_bytes),
-            slots: self.slots.max(other.slots),
-            gpus: self.gpus.max(other.gpus),
-        }
-    }
-
-    /// Whether no requested amount exceeds the largest. If one does, no worker is large enough; otherwise one may be.
-    #[must_use]
-    pub fn may_fit(self, requested: &ResourceRequirements) -> bool {
-        self.cpu_milli >= requested.cpu_milli
-            && self.memory_bytes >= requested.memory_bytes
-            && self.slots >= requested.slots
-            && requested.gpu.as_ref().is_none_or(|requested| self.gpus >= requested.count.into())
+        ResourceVector::from(required).fits_in(self.into()) && required.gpu.as_ref().is_none_or(has_gpus)
     }
 }
 

@@ -181,13 +181,16 @@ impl ResourceAmounts {
         ]
     }
 
-    /// Replaces each amount by the larger of both.
-    pub fn merge_max(&mut self, other: &Self) {
-        self.cpu_milli = self.cpu_milli.max(other.cpu_milli);
-        self.memory_bytes = self.memory_bytes.max(other.memory_bytes);
-        self.slots = self.slots.max(other.slots);
-        self.gpu = self.gpu.max(other.gpu);
-        self.gpu_milli = self.gpu_milli.max(other.gpu_milli);
+    /// Results of `f` for each amount and that of `other`.
+    #[must_use]
+    pub fn zip_map(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            cpu_milli: f(self.cpu_milli, other.cpu_milli),
+            memory_bytes: f(self.memory_bytes, other.memory_bytes),
+            slots: f(self.slots, other.slots),
+            gpu: f(self.gpu, other.gpu),
+            gpu_milli: f(self.gpu_milli, other.gpu_milli),
+        }
     }
 }
 
@@ -259,7 +262,7 @@ impl WorkerSurvey {
         self.fits += other.fits;
         self.too_small += other.too_small;
         self.filtered.iter_mut().zip(other.filtered).for_each(|(sum, more)| *sum += more);
-        self.most_free.merge_max(&other.most_free);
+        self.most_free = self.most_free.zip_map(other.most_free, u64::max);
         other.nearest.into_iter().for_each(|miss| self.add_near_miss(miss));
     }
 }

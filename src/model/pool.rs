@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GpuRequest, Labels, Millis, PoolName, ResourceRequirements, Seq, UnschedulableCounts, WorkerCapacity, check_labels,
+    GpuRequest, Labels, Millis, PoolName, ResourceRequirements, ResourceVector, Seq, UnschedulableCounts, check_labels,
     check_name, present, some_object, unique_keys,
 };
 use crate::limits;
@@ -388,9 +388,9 @@ pub struct PoolStatus {
     /// name.
     pub version: u64,
     /// Total capacity of the workers. GPUs by model are in `gpus`.
-    pub capacity: WorkerCapacity,
+    pub capacity: ResourceVector,
     /// Total that can be claimed: of idle workers; in a shared pool, the free resources of schedulable workers.
-    pub free: WorkerCapacity,
+    pub free: ResourceVector,
     /// Totals of GPUs, by model.
     pub gpus: BTreeMap<String, GpuTotals>,
     /// Status of each shard.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ClaimSpec, Millis, present};
+use super::{ClaimSpec, Millis, ResourceVector, present};
 use crate::limits;
 use crate::model::request_error::RequestError;
 
@@ -50,16 +50,18 @@ impl QuotaResource {
 }
 
 impl ResourceUsage {
-    /// Limit that is never reached.
-    pub const UNBOUNDED: Self =
-        Self { claims: u64::MAX, cpu_milli: u64::MAX, memory_bytes: u64::MAX, gpu_milli: u64::MAX };
-
     /// Usage by one claim with this spec.
     #[must_use]
     pub fn of_claim(spec: Option<&ClaimSpec>) -> Self {
         let Some(ClaimSpec { resources, .. }) = spec else { return Self { claims: 1, ..Self::default() } };
-        let gpu_milli = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
-        Self { claims: 1, cpu_milli: resources.cpu_milli, memory_bytes: resources.memory_bytes, gpu_milli }
+        Self::new(1, resources.into())
+    }
+
+    /// Usage by this number of claims with these amounts together; slots are not counted.
+    #[must_use]
+    pub const fn new(claims: u64, amounts: ResourceVector) -> Self {
+        let ResourceVector { cpu_milli, memory_bytes, gpu_milli, .. } = amounts;
+        Self { claims, cpu_milli, memory_bytes, gpu_milli }
     }
 
     /// Amounts in the order of [`QuotaResource::ALL`].

@@ -14,7 +14,7 @@ use crate::engine::ShardConfig;
 use crate::limits;
 use crate::metrics::ShardState;
 use crate::model::request_error::{Precondition, RequestError, UnavailableReason};
-use crate::model::{PoolName, PoolSpec, PoolStatus, Seq, ShardStatus, WorkerCapacity};
+use crate::model::{PoolName, PoolSpec, PoolStatus, ResourceVector, Seq, ShardStatus};
 use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::row::PoolRow;
 use crate::scheduler::caller::with_current_caller;
@@ -320,8 +320,8 @@ impl Scheduler {
             name: pool.name.clone(),
             spec: (*spec).clone(),
             version,
-            capacity: WorkerCapacity::default(),
-            free: WorkerCapacity::default(),
+            capacity: ResourceVector::default(),
+            free: ResourceVector::default(),
             gpus: BTreeMap::new(),
             shards: Vec::with_capacity(reports.len()),
         };
@@ -360,10 +360,8 @@ fn add_accounting(status: &mut PoolStatus, report: &ShardReport) {
     for usage in &report.accounting {
         let free = if report.claimable.is_some() { 0 } else { usage.free() };
         for (sum, workers) in [(&mut status.capacity, usage.workers), (&mut status.free, free)] {
-            let workers = u64::from(workers);
-            sum.cpu_milli = sum.cpu_milli.saturating_add(usage.capacity.cpu_milli.saturating_mul(workers));
-            sum.memory_bytes = sum.memory_bytes.saturating_add(usage.capacity.memory_bytes.saturating_mul(workers));
-            sum.slots = sum.slots.saturating_add(usage.capacity.slots.saturating_mul(workers));
+            let amounts = ResourceVector::from(&usage.capacity);
+            *sum = sum.saturating_add(amounts.map(|amount| amount.saturating_mul(workers.into())));
         }
         if let Some(gpu) = &usage.capacity.gpu {
             let gpus = status.gpus.entry(gpu.model.to_string()).or_default();
@@ -373,10 +371,7 @@ fn add_accounting(status: &mut PoolStatus, report: &ShardReport) {
         }
     }
     if let Some(claimable) = &report.claimable {
-        let (sum, more) = (&mut status.free, &claimable.capacity);
-        sum.cpu_milli = sum.cpu_milli.saturating_add(more.cpu_milli);
-        sum.memory_bytes = sum.memory_bytes.saturating_add(more.memory_bytes);
-        sum.slots = sum.slots.saturating_add(more.slots);
+        status.free = status.free.saturating_add(claimable.amounts);
         for (model, idle, milli) in claimable.gpus.iter().filter(|(_, _, milli)| *milli > 0) {
             let gpus = status.gpus.entry(model.to_string()).or_default();
             (gpus.free, gpus.free_milli) = (gpus.free + idle, gpus.free_milli + milli);

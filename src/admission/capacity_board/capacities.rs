@@ -16,7 +16,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::limits;
-use crate::model::{MaxCapacity, ResourceRequirements, WorkerCapacity};
+use crate::model::{ResourceRequirements, ResourceVector, WorkerCapacity};
 use crate::shard::ShardSet;
 
 /// Capacities of a pool's workers, per shard and merged.
@@ -38,7 +38,7 @@ struct CapacityCounts {
     /// Number of shards with too many capacities to publish.
     overflowing: usize,
     /// Largest amounts by shard, published in any case.
-    largest: Box<[MaxCapacity]>,
+    largest: Box<[ResourceVector]>,
 }
 
 /// Merged view of the pool that queries read.
@@ -49,7 +49,7 @@ struct KnownCapacities {
     /// Whether the pool has any worker.
     has_workers: bool,
     /// Largest amounts over all shards.
-    largest: MaxCapacity,
+    largest: ResourceVector,
     models: Vec<Arc<str>>,
     /// Distinct capacities; `None` above [`limits::CAPACITIES_MAX`].
     capacities: Option<Vec<WorkerCapacity>>,
@@ -62,7 +62,7 @@ impl WorkerCapacities {
         Self {
             by_shard: (0..shards).map(|_| ArcSwapOption::from_pointee(Vec::new())).collect(),
             counted: Mutex::new(CapacityCounts {
-                largest: vec![MaxCapacity::default(); shards.into()].into(),
+                largest: vec![ResourceVector::default(); shards.into()].into(),
                 ..CapacityCounts::default()
             }),
             known: ArcSwap::from_pointee(known),
@@ -71,7 +71,7 @@ impl WorkerCapacities {
 
     /// Publishes the distinct capacities of a shard's workers, `None` if there are too many, and the largest amounts
     /// among them in any case.
-    pub fn publish(&self, shard: u16, capacities: Option<Vec<WorkerCapacity>>, largest: MaxCapacity) {
+    pub fn publish(&self, shard: u16, capacities: Option<Vec<WorkerCapacity>>, largest: ResourceVector) {
         let mut counted = self.counted.lock();
         let after = capacities.map(Arc::new);
         let before = self.by_shard[shard as usize].swap(after.clone());
@@ -97,7 +97,7 @@ impl WorkerCapacities {
         }
         match &known.capacities {
             Some(capacities) if known.complete => capacities.iter().any(passes),
-            _ => known.largest.may_fit(requested),
+            _ => ResourceVector::from(requested).fits_in(known.largest),
         }
     }
 
@@ -180,7 +180,7 @@ impl CapacityCounts {
         KnownCapacities {
             complete: self.overflowing == 0,
             has_workers: !self.shards.is_empty() || self.overflowing > 0,
-            largest: self.largest.iter().copied().fold(MaxCapacity::default(), MaxCapacity::max),
+            largest: self.largest.iter().copied().fold(ResourceVector::default(), ResourceVector::max),
             models: self.models.keys().cloned().collect(),
             capacities,
         }
@@ -211,9 +211,9 @@ mod tests {
         ]
     }
 
-    fn largest(numbers: &[u16]) -> MaxCapacity {
-        let amounts = numbers.iter().map(|&number| MaxCapacity::from(&capacity(number)));
-        amounts.fold(MaxCapacity::default(), MaxCapacity::max)
+    fn largest(numbers: &[u16]) -> ResourceVector {
+        let amounts = numbers.iter().map(|&number| ResourceVector::from(&capacity(number)));
+        amounts.fold(ResourceVector::default(), ResourceVector::max)
     }
 
     proptest! {

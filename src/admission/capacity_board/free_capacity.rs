@@ -10,9 +10,9 @@ use crossbeam::utils::CachePadded;
 use smallvec::SmallVec;
 
 use super::nth_bit;
-use crate::engine::placement::bin_packing::{GPU_MILLI, MaxFree, ResourceTotals, cores_per_gpu};
+use crate::engine::placement::bin_packing::{GPU_MILLI, ResourceTotals, cores_per_gpu};
 use crate::engine::{GpuFilter, PlacementConstraints};
-use crate::model::ResourceRequirements;
+use crate::model::{ResourceAmounts, ResourceRequirements, ResourceVector};
 
 #[derive(Debug, Default)]
 struct PublishedFree {
@@ -21,10 +21,7 @@ struct PublishedFree {
     slots: AtomicU64,
     gpu_milli: AtomicU16,
     idle_gpus: AtomicU16,
-    sum_cpu_milli: AtomicU64,
-    sum_memory_bytes: AtomicU64,
-    sum_slots: AtomicU64,
-    sum_gpu_milli: AtomicU64,
+    sum: ResourceVector<AtomicU64>,
 }
 
 /// Shards that are drawn at random before all of them are scanned.
@@ -52,19 +49,15 @@ impl FreeCapacity {
     }
 
     /// Publishes the free resources of a shard, before its replies leave.
-    pub fn publish(&self, shard: u16, free: &[(ResourceTotals, MaxFree); 2]) {
+    pub fn publish(&self, shard: u16, free: &[(ResourceTotals, ResourceAmounts); 2]) {
         let put = |to: &AtomicU64, amount: u64| to.store(amount, Ordering::Relaxed);
-        let sum = |to: &AtomicU64, amount: u128| put(to, u64::try_from(amount).unwrap_or(u64::MAX));
         for (part, (total, max)) in self.0[shard as usize].iter().zip(free) {
             put(&part.cpu_milli, max.cpu_milli);
             put(&part.memory_bytes, max.memory_bytes);
             put(&part.slots, max.slots);
-            part.gpu_milli.store(max.gpu_milli, Ordering::Relaxed);
-            part.idle_gpus.store(max.idle_gpus, Ordering::Relaxed);
-            sum(&part.sum_cpu_milli, total.cpu_milli);
-            sum(&part.sum_memory_bytes, total.memory_bytes);
-            sum(&part.sum_slots, total.slots);
-            sum(&part.sum_gpu_milli, total.gpu_milli);
+            part.gpu_milli.store(max.gpu_milli as u16, Ordering::Relaxed);
+            part.idle_gpus.store(max.gpu as u16, Ordering::Relaxed);
+            part.sum.each_ref().zip_map(total.amounts.saturate(), put);
         }
     }
 
@@ -88,27 +81,20 @@ impl FreeCapacity {
     fn cores_per_gpu(&self, shard: u16, constraints: &PlacementConstraints) -> f64 {
         let get = |amount: &AtomicU64| amount.load(Ordering::Relaxed);
         let cores =
-            self.parts(shard, constraints).iter().fold(0_u64, |sum, part| sum.saturating_add(get(&part.sum_cpu_milli)));
-        cores_per_gpu(cores, get(&self.0[shard as usize][1].sum_gpu_milli))
+            self.parts(shard, constraints).iter().fold(0_u64, |sum, part| sum.saturating_add(get(&part.sum.cpu_milli)));
+        cores_per_gpu(cores, get(&self.0[shard as usize][1].sum.gpu_milli))
     }
 
-    /// Total free resources of these shards: cores, memory, slots, thousandths of GPUs.
+    /// Total free resources of these shards.
     #[must_use]
-    pub fn total(&self, shards: impl Iterator<Item = u16>) -> [u64; 4] {
-        shards.fold([0; 4], |sum, shard| {
-            let BatchBudget(parts) = self.budget(shard);
-            std::array::from_fn(|i| parts.iter().fold(sum[i], |sum: u64, part| sum.saturating_add(part[i])))
-        })
+    pub fn total(&self, shards: impl Iterator<Item = u16>) -> ResourceVector {
+        shards.flat_map(|shard| self.budget(shard).0).sum()
     }
 
     /// Free resources that one batch may request from the shard.
     pub fn budget(&self, shard: u16) -> BatchBudget {
-        BatchBudget(std::array::from_fn(|i| {
-            let part = &self.0[shard as usize][i];
-            let get = |amount: &AtomicU64| amount.load(Ordering::Relaxed);
-            let [cpu, memory] = [get(&part.sum_cpu_milli), get(&part.sum_memory_bytes)];
-            [cpu, memory, get(&part.sum_slots), get(&part.sum_gpu_milli)]
-        }))
+        let load = |part: &PublishedFree| part.sum.each_ref().map(|amount| amount.load(Ordering::Relaxed));
+        BatchBudget(self.0[shard as usize].each_ref().map(load))
     }
 
     /// Picks the shard to ask next from the bit set `open`: the preferred one of two that may fit the claim and that
@@ -186,9 +172,9 @@ impl PublishedFree {
     }
 }
 
-/// Remaining budget of a shard while a batch is divided: cores, memory, slots and GPUs, without and with GPUs.
+/// Remaining budget of a shard while a batch is divided: of workers without GPUs, and of those with.
 #[derive(Debug, Clone, Copy)]
-pub struct BatchBudget([[u64; 4]; 2]);
+pub struct BatchBudget([ResourceVector; 2]);
 
 impl BatchBudget {
     /// Takes the request of the claim from the half that would serve it. Returns false if the budget does not cover
@@ -196,25 +182,18 @@ impl BatchBudget {
     pub fn try_take(&mut self, constraints: &PlacementConstraints) -> bool {
         let Some(spec) = &constraints.spec else { return true };
         let requested = &spec.resources;
-        let gpus = requested.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
-        let amounts = [requested.cpu_milli, requested.memory_bytes, requested.slots, gpus];
         let parts = match (&requested.gpu, &constraints.gpus) {
             (Some(_), _) | (_, GpuFilter::Model(_)) => &mut self.0[1..],
             (None, GpuFilter::NoGpus) => &mut self.0[..1],
             (None, GpuFilter::Any) => &mut self.0[..],
         };
-        let enough = |part: &&mut [u64; 4]| part.iter().zip(amounts).all(|(free, amount)| *free >= amount);
-        let Some(part) = parts.iter_mut().find(enough) else { return false };
-        part.iter_mut().zip(amounts).for_each(|(free, amount)| *free -= amount);
-        true
+        let amounts = ResourceVector::from(requested);
+        parts.iter_mut().find_map(|part| part.checked_sub(amounts).map(|remaining| *part = remaining)).is_some()
     }
 
-    /// Budget as one number, weighted like [`crate::engine::placement::bin_packing::FreeResources::weight`].
+    /// Budget as one number ([`ResourceVector::weight`]).
     fn weight(&self) -> u128 {
-        let weight_of = |[cpu, memory, slots, gpus]: [u64; 4]| {
-            u128::from(cpu) + u128::from(memory >> 22) + u128::from(slots) * 1_000 + u128::from(gpus) * 16
-        };
-        self.0.into_iter().map(weight_of).sum()
+        self.0.iter().map(|part| part.map(u128::from).weight()).sum()
     }
 }
 
@@ -242,9 +221,10 @@ mod tests {
         let board = CapacityBoard::new(free.len() as u16, PoolMode::Shared);
         for (shard, cpu_milli) in (0..).zip(free) {
             let (workers, cpu_milli) = (u64::from(cpu_milli.is_some()), cpu_milli.unwrap_or(0));
-            let sum = ResourceTotals { workers, cpu_milli: cpu_milli.into(), ..ResourceTotals::default() };
-            let max = MaxFree { cpu_milli, ..MaxFree::default() };
-            board.publish_free(shard, &[(sum, max), (ResourceTotals::default(), MaxFree::default())]);
+            let amounts = ResourceVector { cpu_milli: cpu_milli.into(), ..ResourceVector::default() };
+            let sum = ResourceTotals { workers, amounts };
+            let max = ResourceAmounts { cpu_milli, ..ResourceAmounts::default() };
+            board.publish_free(shard, &[(sum, max), (ResourceTotals::default(), ResourceAmounts::default())]);
         }
         board
     }

@@ -19,13 +19,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crossbeam::utils::CachePadded;
 use smallvec::SmallVec;
 
-use crate::engine::placement::bin_packing::{MaxFree, ResourceTotals};
+use crate::engine::placement::bin_packing::ResourceTotals;
 
 use self::affinity_hints::AffinityHints;
 pub use self::capacities::WorkerCapacities;
 pub use self::free_capacity::{BatchBudget, FreeCapacity, ShardPreference};
 use crate::engine::PlacementConstraints;
-use crate::model::{PoolMode, ResourceUsage};
+use crate::model::{PoolMode, ResourceAmounts, ResourceUsage};
 use crate::shard::ShardSet;
 
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl CapacityBoard {
     }
 
     /// Publishes the free resources of a shard in a shared pool, in addition to [`Self::publish`].
-    pub fn publish_free(&self, shard: u16, free: &[(ResourceTotals, MaxFree); 2]) {
+    pub fn publish_free(&self, shard: u16, free: &[(ResourceTotals, ResourceAmounts); 2]) {
         if let Some(capacity) = &self.free {
             capacity.publish(shard, free);
             let open = free.iter().any(|(sum, _)| sum.workers > 0);

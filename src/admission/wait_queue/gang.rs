@@ -19,7 +19,7 @@ use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::pool_registry::Pool;
 use crate::limits;
 use crate::model::request_error::ExhaustionReason;
-use crate::model::{ClaimId, Millis};
+use crate::model::{ClaimId, Millis, ResourceVector};
 
 /// Wakes the driver of a queued gang.
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ pub(super) struct GangWaker {
     guard: Mutex<Option<DequeueGuard>>,
     /// Whether the gang was dequeued and not requeued since.
     busy: AtomicBool,
-    /// Total request: workers, or cores, memory, slots and thousandths of GPUs.
-    request: (usize, [u64; 4]),
+    /// Total request: number of workers in exclusive pools, resources in shared ones.
+    request: (usize, ResourceVector),
     /// Engine time before which the gang is not tried again, and the length of that pause.
     backoff: Mutex<(Millis, Millis)>,
 }
@@ -47,7 +47,7 @@ impl GangWaker {
     /// Whether the pools have enough free resources in total.
     fn may_fit(&self, pools: &[Arc<Pool>]) -> bool {
         let (workers, amounts) = self.request;
-        let (mut idle, mut free, mut shared) = (0, [0_u64; 4], false);
+        let (mut idle, mut free, mut shared) = (0, ResourceVector::default(), false);
         for pool in pools {
             match pool.board.free() {
                 None => {
@@ -55,12 +55,11 @@ impl GangWaker {
                 }
                 Some(capacity) => {
                     shared = true;
-                    let more = capacity.total(pool.board.open_shards());
-                    free.iter_mut().zip(more).for_each(|(free, more)| *free = free.saturating_add(more));
+                    free = free.saturating_add(capacity.total(pool.board.open_shards()));
                 }
             }
         }
-        if shared { free.iter().zip(amounts).all(|(free, required)| *free >= required) } else { idle >= workers }
+        if shared { amounts.fits_in(free) } else { idle >= workers }
     }
 
     /// Whether the gang pauses after a failed attempt.
@@ -149,7 +148,7 @@ impl QueuedGang {
         members: Vec<ClaimId>,
         priority: u16,
         pools: &[Arc<Pool>],
-        request: (usize, [u64; 4]),
+        request: (usize, ResourceVector),
         reason: ExhaustionReason,
         wait_ms: Range<Millis>,
     ) -> Option<Self> {

@@ -57,8 +57,8 @@ pub(in crate::api) struct PoolJson<'a> {
     workers: WorkerCounts,
     unschedulable: UnschedulableCounts,
     claims: ClaimCounts,
-    capacity: &'a WorkerCapacity,
-    free: &'a WorkerCapacity,
+    capacity: WorkerCapacity,
+    free: WorkerCapacity,
     gpus: BTreeMap<&'a str, GpuCounts>,
     /// Absent in listings, where a page could take hundreds of megabytes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,8 +87,8 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
             },
             unschedulable: counts.unschedulable,
             claims: ClaimCounts { reserved: counts.reserved, active: counts.active, releasing: counts.releasing },
-            capacity: &pool.capacity,
-            free: &pool.free,
+            capacity: pool.capacity.into(),
+            free: pool.free.into(),
             gpus: pool.gpus.iter().map(|(model, sum)| (model.as_str(), sum.into())).collect(),
             shards: None,
         }

@@ -8,7 +8,7 @@ use crate::engine::event::ClaimHandle;
 use crate::engine::placement::bin_packing::ResourceAllocation;
 use crate::engine::placement::constraints::{GpuFilter, PlacementFailure};
 use crate::engine::shard::Shard;
-use crate::model::{ClaimSpec, ClaimState, GpuRequest, ResourceRequirements};
+use crate::model::{ClaimSpec, ClaimState, GpuRequest, ResourceRequirements, ResourceVector};
 
 /// Lowest `count` set bits of a GPU mask.
 fn lowest_bits(mask: u64, count: u32) -> u64 {
@@ -33,7 +33,7 @@ fn is_shrink(from: &ResourceRequirements, to: &ResourceRequirements, granted: Op
             same_model && to.count <= from.count && to.milli <= from.milli
         }
     };
-    gpus && to.cpu_milli <= from.cpu_milli && to.memory_bytes <= from.memory_bytes && to.slots <= from.slots
+    gpus && ResourceVector::from(to).fits_in(from.into())
 }
 
 /// Whether a GPU request accepts this model.

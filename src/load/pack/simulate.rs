@@ -134,8 +134,8 @@ impl ShardedPlacement {
 
     fn free_cores_per_gpu(&self, shard: usize, need: &ResourceRequest) -> f64 {
         let [without_gpus, with] = self.shards[shard].0.totals();
-        let cores = with.cpu_milli + if need.gpu_count == 0 { without_gpus.cpu_milli } else { 0 };
-        cores_per_gpu(cores as u64, with.gpu_milli as u64)
+        let cores = with.amounts.cpu_milli + if need.gpu_count == 0 { without_gpus.amounts.cpu_milli } else { 0 };
+        cores_per_gpu(cores as u64, with.amounts.gpu_milli as u64)
     }
 }
 

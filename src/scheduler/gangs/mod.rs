@@ -28,7 +28,7 @@ use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
 use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
-use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, WorkerCapacity};
+use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, ResourceVector};
 use crate::shard::{PendingClaim, ReplyBatch, ReplySender};
 
 use self::commit::GangDecision;
@@ -180,8 +180,7 @@ impl Scheduler {
             .filter_map(|request| request.constraints.as_ref())
             .map(|constraints| constraints.spec.priority)
             .max();
-        let required =
-            (requests.len(), total_request(requests).map(|amount| u64::try_from(amount).unwrap_or(u64::MAX)));
+        let required = (requests.len(), total_request(requests));
         let members = requests.iter().map(|request| request.id.clone()).collect();
         QueuedGang::new(dispatch, members, priority.unwrap_or(0), &pools, required, reason, wait_range)
     }
@@ -343,8 +342,7 @@ impl Scheduler {
         }
         let pools = self.dispatch().pools.load_full();
         let numbers: BTreeSet<u32> = members.iter().flat_map(|member| member.pools.iter().copied()).collect();
-        let (mut workers, mut shared) = (0, false);
-        let (mut capacity, mut gpu_milli) = (WorkerCapacity::default(), 0_u64);
+        let (mut workers, mut capacity, mut shared) = (0, ResourceVector::default(), false);
         for pool in numbers.into_iter().filter_map(|number| pools.by_number(number)) {
             let status = self.status(pool).await;
             if status.shards.iter().any(|shard| shard.state != ShardState::Serving.as_str()) {
@@ -353,18 +351,9 @@ impl Scheduler {
             }
             shared |= status.spec.mode == PoolMode::Shared;
             workers += status.counts().total;
-            capacity.cpu_milli = capacity.cpu_milli.saturating_add(status.capacity.cpu_milli);
-            capacity.memory_bytes = capacity.memory_bytes.saturating_add(status.capacity.memory_bytes);
-            capacity.slots = capacity.slots.saturating_add(status.capacity.slots);
-            gpu_milli += status.gpus.values().map(|gpu| gpu.total * u64::from(crate::limits::GPU_MILLI)).sum::<u64>();
+            capacity = capacity.saturating_add(status.capacity);
         }
-        let requested = total_request(requests);
-        let capacity = [capacity.cpu_milli, capacity.memory_bytes, capacity.slots, gpu_milli];
-        let fits = if shared {
-            requested.iter().zip(capacity).all(|(&requested, capacity)| u128::from(capacity) >= requested)
-        } else {
-            workers >= requests.len() as u64
-        };
+        let fits = if shared { total_request(requests).fits_in(capacity) } else { workers >= requests.len() as u64 };
         if fits {
             return rejections;
         }
@@ -384,17 +373,10 @@ fn gang_ref(pool: &Pool, id: Fence) -> GangRef {
     GangRef { id, pool: pool.uid, shard: candidates.clone().find(is_serving).unwrap_or((id % shards) as u16) }
 }
 
-/// Total request of a gang: cores, memory, slots, thousandths of GPUs.
-fn total_request(requests: &[ClaimRequest]) -> [u128; 4] {
-    let resources = requests
-        .iter()
-        .filter_map(|request| request.constraints.as_ref())
-        .map(|constraints| &constraints.spec.resources);
-    resources.fold([0; 4], |sum, resources| {
-        let gpu_milli = resources.gpu.as_ref().map_or(0, |gpu| u64::from(gpu.count) * u64::from(gpu.milli));
-        let amounts = [resources.cpu_milli, resources.memory_bytes, resources.slots, gpu_milli];
-        std::array::from_fn(|i| sum[i] + u128::from(amounts[i]))
-    })
+/// Total request of a gang.
+fn total_request(requests: &[ClaimRequest]) -> ResourceVector {
+    let constraints = requests.iter().filter_map(|request| request.constraints.as_ref());
+    constraints.map(|constraints| ResourceVector::from(&constraints.spec.resources)).sum()
 }
 
 /// Reason for which a gang can wait; `None` if it is done or waiting is of no use.

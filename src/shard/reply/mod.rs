@@ -12,7 +12,7 @@ use crate::admission::key_directory::ShardRef;
 use crate::engine::{CapacityUsage, ClaimGrant, ListingSlice, PlacementFailure, WorkerSnapshot};
 use crate::model::request_error::RequestError;
 use crate::model::{
-    ClaimId, ClearResult, IdleWorker, Millis, RunningClaim, ShardStatus, WorkerCapacity, WorkerRegistration,
+    ClaimId, ClearResult, IdleWorker, Millis, ResourceVector, RunningClaim, ShardStatus, WorkerRegistration,
     WorkerSurvey,
 };
 
@@ -87,8 +87,8 @@ pub struct ShardReport {
 /// Resources of schedulable workers that can be claimed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimableCapacity {
-    /// Free cores, memory and slots.
-    pub capacity: WorkerCapacity,
+    /// Free amounts of all workers together.
+    pub amounts: ResourceVector,
     /// Idle GPUs and free thousandths of GPUs, per model.
     pub gpus: Vec<(Arc<str>, u64, u64)>,
 }

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use super::ShardRunner;
-use crate::engine::placement::bin_packing::ResourceTotals;
 use crate::engine::{ClaimGrant, ListedClaim, ListingSlice, UnschedulableSummary};
 use crate::limits;
 use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{ClaimId, ShardStatus, WorkerCapacity, WorkerId};
+use crate::model::{ClaimId, ShardStatus, WorkerId};
 use crate::shard::command::{ExplainQuery, ShardClaimFilter};
 use crate::shard::reply::{ClaimAnswer, ClaimableCapacity, ReplyPayload, ShardOutcome, ShardReport};
 
@@ -33,18 +32,9 @@ impl ShardRunner {
 
     /// Resources that can be claimed, if the pool is shared.
     fn claimable(&self) -> Option<ClaimableCapacity> {
-        let totals = self.shard.free_summary()?.map(|(sum, _)| sum);
-        let total = |amount: fn(&ResourceTotals) -> u128| {
-            u64::try_from(totals.iter().map(amount).sum::<u128>()).unwrap_or(u64::MAX)
-        };
-        let capacity = WorkerCapacity {
-            cpu_milli: total(|sum| sum.cpu_milli),
-            memory_bytes: total(|sum| sum.memory_bytes),
-            slots: total(|sum| sum.slots),
-            gpu: None,
-        };
+        let amounts = self.shard.free_summary()?.into_iter().map(|(sum, _)| sum.amounts.saturate()).sum();
         let gpus = self.shard.free_gpus().map(|(model, idle, milli)| (Arc::clone(model), idle, milli)).collect();
-        Some(ClaimableCapacity { capacity, gpus })
+        Some(ClaimableCapacity { amounts, gpus })
     }
 
     pub(super) fn explain(&mut self, query: &ExplainQuery) -> ShardOutcome {

@@ -5,7 +5,7 @@ use std::hash::{Hash as _, Hasher as _};
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::model::{Millis, WorkerCapacity};
+use crate::model::{Millis, ResourceVector, WorkerCapacity};
 
 /// Thousandths of a whole GPU.
 pub const GPU_MILLI: u16 = 1_000;
@@ -107,15 +107,21 @@ impl FreeResources {
                 || self.gpus.get(request.gpu_count as usize - 1).is_some_and(|&milli| milli >= request.gpu_milli))
     }
 
-    /// Free amounts in one number: thousandths of cores, where 4 MiB of memory count as one, a slot as 1,000 and a
-    /// thousandth of a GPU as 16 (one GPU goes with 16 cores and 4 GiB with one core, as clouds sell them).
+    /// Free amounts, the GPUs together.
+    #[must_use]
+    pub fn amounts(&self) -> ResourceVector {
+        let Self { cpu_milli, memory_bytes, slots, .. } = *self;
+        ResourceVector { cpu_milli, memory_bytes, slots, gpu_milli: self.free_gpu_milli().into() }
+    }
+
+    /// Free amounts in one number ([`ResourceVector::weight`]).
     ///
     /// A claim takes the same off the weight on every worker, so "leaves the least behind" is the smallest weight
     /// among those that fit: an order that does not depend on the request, which makes an index possible.
     #[must_use]
     pub fn weight(&self) -> u64 {
         // At most 2^53 + 2^31 + 1000 * 2^53 + 2^20: no sum overflows.
-        self.cpu_milli + (self.memory_bytes >> 22) + self.slots * 1_000 + u64::from(self.free_gpu_milli()) * 16
+        self.amounts().weight()
     }
 
     /// Position in the index, near vectors with similar amounts of everything. A point of a Z-order curve (Morton,

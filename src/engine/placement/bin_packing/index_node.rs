@@ -4,7 +4,7 @@ use super::free_index::Key;
 use super::free_resources::{FreeResources, GPU_MILLI, ResourceRequest};
 use crate::engine::NIL;
 use crate::engine::placement::expiries::NEVER;
-use crate::model::Millis;
+use crate::model::{Millis, ResourceAmounts};
 
 /// Entries of a node: few enough to be compared in one pass.
 pub const FANOUT: usize = 16;
@@ -112,10 +112,15 @@ impl FreeBounds {
         self.max_sort_key = self.max_sort_key.max(other.max_sort_key);
     }
 
-    /// Upper bounds in full units: cores, memory, slots, one GPU, wholly free GPUs.
-    pub fn upper_amounts(&self) -> (u64, u64, u64, u16, u16) {
-        let (cpu, memory) = (upper_bound(self.cpu_milli, 1), upper_bound(self.memory, MEMORY_UNIT));
-        (cpu, memory, upper_bound(self.slots, 1), self.gpu_milli, self.idle_gpus)
+    /// Upper bounds in full units.
+    pub fn upper_amounts(&self) -> ResourceAmounts {
+        ResourceAmounts {
+            cpu_milli: upper_bound(self.cpu_milli, 1),
+            memory_bytes: upper_bound(self.memory, MEMORY_UNIT),
+            slots: upper_bound(self.slots, 1),
+            gpu: self.idle_gpus.into(),
+            gpu_milli: self.gpu_milli.into(),
+        }
     }
 }
 

@@ -38,4 +38,4 @@ pub use free_resources::{
 };
 pub use pick::{FitStrategy, PlacementDecision};
 pub use request_mix::{COVERAGE_PERCENT, RequestShape, most_frequent};
-pub use total_free::{MaxFree, ResourceTotals, cores_per_gpu};
+pub use total_free::{ResourceTotals, cores_per_gpu};

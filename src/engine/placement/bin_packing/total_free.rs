@@ -7,21 +7,15 @@ use super::free_index::FreeIndex;
 use super::free_resources::{FreeResources, NO_MODEL};
 use super::index_node::FreeBounds;
 use crate::engine::invariants::InvariantViolation;
-use crate::model::WorkerCapacity;
+use crate::model::{ResourceAmounts, ResourceVector, WorkerCapacity};
 
 /// Sum of the resources of some workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResourceTotals {
     /// Number of workers in the sum.
     pub workers: u64,
-    /// Sum of thousandths of cores.
-    pub cpu_milli: u128,
-    /// Sum of bytes of memory.
-    pub memory_bytes: u128,
-    /// Sum of the workers' slots.
-    pub slots: u128,
-    /// Sum of thousandths of GPUs.
-    pub gpu_milli: u128,
+    /// Sum of their resources.
+    pub amounts: ResourceVector<u128>,
 }
 
 /// Free GPUs of one model on offered workers.
@@ -101,35 +95,14 @@ impl ResourceTotals {
 
     pub(super) fn add(&mut self, free: &FreeResources) {
         self.workers += 1;
-        self.cpu_milli += u128::from(free.cpu_milli);
-        self.memory_bytes += u128::from(free.memory_bytes);
-        self.slots += u128::from(free.slots);
-        self.gpu_milli += u128::from(free.free_gpu_milli());
+        self.amounts = self.amounts.zip_map(free.amounts(), |sum, amount| sum + u128::from(amount));
     }
 
     pub(super) fn subtract(&mut self, free: &FreeResources) {
         debug_assert!(self.workers > 0, "L1: a worker is subtracted from an empty sum");
         self.workers -= 1;
-        self.cpu_milli -= u128::from(free.cpu_milli);
-        self.memory_bytes -= u128::from(free.memory_bytes);
-        self.slots -= u128::from(free.slots);
-        self.gpu_milli -= u128::from(free.free_gpu_milli());
+        self.amounts = self.amounts.zip_map(free.amounts(), |sum, amount| sum - u128::from(amount));
     }
-}
-
-/// Largest free amount on any one of some workers, for each resource.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct MaxFree {
-    /// Thousandths of cores, at most.
-    pub cpu_milli: u64,
-    /// Bytes of memory, at most.
-    pub memory_bytes: u64,
-    /// Slots of a worker, at most.
-    pub slots: u64,
-    /// Thousandths of one GPU, at most.
-    pub gpu_milli: u16,
-    /// Wholly free GPUs of a worker, at most.
-    pub idle_gpus: u16,
 }
 
 impl FleetIndex {
@@ -141,12 +114,11 @@ impl FleetIndex {
 
     /// Largest free amounts of the offered workers: those without GPUs, and those with.
     #[must_use]
-    pub fn max_free(&self) -> [MaxFree; 2] {
+    pub fn max_free(&self) -> [ResourceAmounts; 2] {
         let max_of = |orders: &[FreeIndex]| {
             let mut bounds = FreeBounds::NONE;
             orders.iter().filter_map(FreeIndex::bounds).for_each(|other| bounds.merge_max(&other));
-            let (cpu_milli, memory_bytes, slots, gpu_milli, idle_gpus) = bounds.upper_amounts();
-            MaxFree { cpu_milli, memory_bytes, slots, gpu_milli, idle_gpus }
+            bounds.upper_amounts()
         };
         let (without, with) = self.orders.split_at(self.orders.len().min(1));
         [max_of(without), max_of(with)]
