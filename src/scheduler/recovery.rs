@@ -7,6 +7,7 @@
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::error::Error;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -16,7 +17,9 @@ use ractor::ActorCell;
 use crate::admission::dispatch::{ClaimDispatcher, InDoubtGang, InDoubtMember};
 use crate::admission::key_directory::{KeyHolder, PendingWrite, ShardRef};
 use crate::admission::pool_registry::Pool;
-use crate::engine::{ClaimHandle, Effect, Event, GangAction, ResumePoint, Shard, ShardConfig, ShardReplay};
+use crate::engine::{
+    ClaimHandle, Effect, Event, GangAction, ReplayError, ResumePoint, Shard, ShardConfig, ShardReplay,
+};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::GangRef;
 use crate::model::request_error::RequestError;
@@ -24,7 +27,7 @@ use crate::model::{ClaimId, ClaimSpec, Fence, HASH_VERSION, Millis, PoolName, Po
 use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::journal::Outbox;
 use crate::persist::row::{self, PoolRow, RowFrames, RowKind};
-use crate::persist::store::{FenceSpan, ShardKey, StoreError};
+use crate::persist::store::{FenceSpan, ShardDamage, ShardKey, StoreError};
 use crate::scheduler::ownership;
 use crate::shard::{self, ShardHandle};
 
@@ -207,9 +210,18 @@ struct RecoveredShard {
     pool: Arc<Pool>,
     handle: Arc<ShardHandle>,
     /// Recovered shard, or the reason why it must not serve together with what could be read of it.
-    shard: Result<Shard, (String, Box<Shard>)>,
+    shard: Result<Shard, (UnreadableShard, Box<Shard>)>,
     /// Claims whose keys are held elsewhere.
     relinquished: Vec<ClaimHandle>,
+}
+
+/// Reason for which a shard must not serve.
+#[derive(Debug, thiserror::Error)]
+enum UnreadableShard {
+    #[error(transparent)]
+    Store(#[from] ShardDamage),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
 }
 
 /// Error in a row of the catalogue.
@@ -217,10 +229,6 @@ struct RecoveredShard {
 enum CatalogueRowError {
     #[error(transparent)]
     Row(#[from] row::RowError),
-    #[error("the row of a pool has the id {0:?}, which is not a number")]
-    PoolId(String),
-    #[error("the row {0:?} of a shard is in the catalogue")]
-    ShardRow(String),
     #[error("the row of a pool has the name {name:?}: {error}")]
     PoolName { name: String, error: RequestError },
     #[error("pool {name} uses version {version} of the worker hash, and this build {HASH_VERSION}")]
@@ -263,11 +271,11 @@ async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::Cat
     let loaded = dispatch.journal.store().load(vec![ShardKey::CATALOG], Box::new(sink)).await?;
     let (rows, error) = std::mem::take(&mut *read.lock());
     let applied_seq = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
-    let damaged = |error: String| StoreError::Unusable(format!("the catalogue is damaged: {error}"));
+    let damaged = |error: &dyn Error| StoreError::Unusable(format!("the catalogue is damaged: {error}"));
     match (applied_seq, error) {
         (Ok(applied_seq), None) => Ok((applied_seq, rows)),
-        (Err(error), _) => Err(damaged(error)),
-        (_, Some(error)) => Err(damaged(error.to_string())),
+        (Err(error), _) => Err(damaged(&error)),
+        (_, Some(error)) => Err(damaged(&error)),
     }
 }
 
@@ -278,7 +286,7 @@ fn take_row(
     let frame = frame?;
     match (frame.kind, frame.body) {
         (RowKind::Pool, body) => {
-            let uid: u64 = frame.id.parse().map_err(|_| CatalogueRowError::PoolId(frame.id.to_owned()))?;
+            let uid: u64 = frame.id.parse().map_err(|_| row::RowError::Id("pool", frame.id.to_owned()))?;
             match body {
                 Some(body) => drop(rows.pools.insert(uid, row::decode_pool(frame.id, body)?)),
                 None => drop(rows.pools.remove(&uid)),
@@ -289,7 +297,7 @@ fn take_row(
         }
         (RowKind::Quota, None) => drop(rows.quotas.remove(frame.id)),
         (RowKind::Worker | RowKind::Shard | RowKind::Gang, _) => {
-            return Err(CatalogueRowError::ShardRow(frame.id.to_owned()));
+            return Err(row::RowError::OfShard(frame.id.to_owned()).into());
         }
     }
     Ok(())
@@ -315,8 +323,7 @@ async fn load(
     };
     let keys = shards.iter().map(|(_, handle)| handle.outbox.key()).collect();
     let loaded = dispatch.journal.store().load(keys, Box::new(sink)).await?;
-    let mut loaded: HashMap<ShardKey, Result<u64, String>> =
-        loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
+    let mut loaded: HashMap<_, _> = loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
     let mut replays = std::mem::take(&mut *replays.lock());
     let recovered = shards.into_iter().map(|(pool, handle)| {
         let key = handle.outbox.key();
@@ -340,8 +347,9 @@ async fn load(
                 }
                 Ok(shard)
             }
-            (Err(error), Ok(shard)) => Err((error, Box::new(shard))),
-            (Err(error), Err((_, shard))) | (Ok(_), Err((error, shard))) => Err((error, shard)),
+            (Err(damage), Ok(shard)) => Err((damage.into(), Box::new(shard))),
+            (Err(damage), Err((_, shard))) => Err((damage.into(), shard)),
+            (Ok(_), Err((error, shard))) => Err((error.into(), shard)),
         };
         RecoveredShard { pool, handle, shard, relinquished: Vec::new() }
     });
