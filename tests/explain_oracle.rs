@@ -381,7 +381,7 @@ fn p02_each_filter_is_named() {
     let spec = |resources| Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() }));
     let explained = |harness: &Harness, wants: &PlacementConstraints| {
         let survey = harness.survey(wants, LONG_MS, 2);
-        let counted = FilterReason::ALL.into_iter().filter(|reason| survey.count(*reason) > 0);
+        let counted = FilterReason::ALL.iter().copied().filter(|reason| survey.count(*reason) > 0);
         let counted: Vec<_> = counted.map(|reason| (reason.as_str(), survey.count(reason))).collect();
         (survey.fits, counted)
     };

@@ -48,7 +48,7 @@ impl Driver {
             }
         }
         let counted = self.shard.unschedulable();
-        for reason in UnschedulableReason::ALL {
+        for &reason in UnschedulableReason::ALL {
             let of = |counts: &BTreeMap<&str, u64>| counts.get(reason.as_str()).copied().unwrap_or(0);
             let expected = (of(&by_each), of(&by_first));
             assert_eq!(
