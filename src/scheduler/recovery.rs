@@ -1,6 +1,6 @@
 //! Recovery: turns rows into shards, before any mailbox opens, at start and after a panic.
 //!
-//! At start: take the store over under a fresh epoch ([`acquire_ownership`]), read the catalogue, read all shards in
+//! At start: take the store over under a fresh epoch ([`acquire_ownership`]), read the catalog, read all shards in
 //! one pass, replay and check each, rebuild the key directory, raise the fence ceiling, serve. A shard that cannot be
 //! read or violates an invariant is refused by name; the others serve. If two shards hold a key (freed in one but not
 //! stored, claimed and stored in the other), the higher fence keeps it and the other claim is relinquished.
@@ -96,8 +96,8 @@ async fn read<'a, T>(
 
 /// Result of a recovery at start.
 pub struct RecoveredState {
-    /// Catalogue of pools and quotas.
-    pub catalogue: Arc<PoolCatalog>,
+    /// Catalog of pools and quotas.
+    pub catalog: Arc<PoolCatalog>,
     /// Pools whose deletion was in progress.
     pub deleting: Vec<Arc<Pool>>,
     /// Committed gangs that are forgotten once their members are stored.
@@ -107,14 +107,14 @@ pub struct RecoveredState {
 /// Reads everything from the store, which this process owns, and starts the shards.
 ///
 /// # Errors
-/// Fails if the store cannot be read at all, or the catalogue is damaged.
+/// Fails if the store cannot be read at all, or the catalog is damaged.
 pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) -> Result<RecoveredState, StoreError> {
-    let (applied_seq, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
+    let (applied_seq, rows) = read(dispatch, || read_catalog(dispatch).boxed()).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
     for row in rows.quotas.values() {
         let quota: Quota = serde_json::from_str(&row.quota_json)
-            .map_err(|e| StoreError::Unusable(format!("the catalogue's quota of {}: {e}", row.name)))?;
+            .map_err(|e| StoreError::Unusable(format!("the catalog's quota of {}: {e}", row.name)))?;
         dispatch.keys.tenants.set_quota(&row.name, Some(quota));
     }
     for row in rows.pools.values() {
@@ -130,7 +130,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     warn_total_shards(dispatch);
     // Keyed by name from now on; ids identify rows only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
-    let catalogue = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
+    let catalog = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
     let shards = pools.iter().flat_map(|pool| pool.shards.iter().map(|handle| (Arc::clone(pool), Arc::clone(handle))));
     let shards: Vec<_> = shards.collect();
     let mut recovered = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
@@ -144,7 +144,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     futures::stream::iter(recovered)
         .for_each_concurrent(CONCURRENT_STARTS, |recovered| open(Arc::clone(dispatch), recovered, supervisor.clone()))
         .await;
-    Ok(RecoveredState { catalogue, deleting, gangs })
+    Ok(RecoveredState { catalog, deleting, gangs })
 }
 
 /// Restarts a shard that panicked, from the store and the tail in its journal. Its handle refuses commands until it
@@ -224,9 +224,9 @@ enum UnreadableShard {
     Replay(#[from] ReplayError),
 }
 
-/// Error in a row of the catalogue.
+/// Error in a row of the catalog.
 #[derive(Debug, thiserror::Error)]
-enum CatalogueRowError {
+enum CatalogRowError {
     #[error(transparent)]
     Row(#[from] row::RowError),
     #[error("the row of a pool has the name {name:?}: {error}")]
@@ -239,25 +239,25 @@ enum CatalogueRowError {
     PoolSpec { name: PoolName, error: RequestError },
 }
 
-fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), CatalogueRowError> {
+fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), CatalogRowError> {
     let name =
-        PoolName::parse(&row.name).map_err(|error| CatalogueRowError::PoolName { name: row.name.clone(), error })?;
+        PoolName::parse(&row.name).map_err(|error| CatalogRowError::PoolName { name: row.name.clone(), error })?;
     if row.hash_version != HASH_VERSION {
-        return Err(CatalogueRowError::HashVersion { name, version: row.hash_version });
+        return Err(CatalogRowError::HashVersion { name, version: row.hash_version });
     }
     let spec: PoolSpec = match serde_json::from_str(&row.spec_json) {
         Ok(spec) => spec,
-        Err(error) => return Err(CatalogueRowError::PoolJson { name, error }),
+        Err(error) => return Err(CatalogRowError::PoolJson { name, error }),
     };
     match spec.with_defaults() {
         Ok(spec) => Ok((name, spec)),
-        Err(error) => Err(CatalogueRowError::PoolSpec { name, error }),
+        Err(error) => Err(CatalogRowError::PoolSpec { name, error }),
     }
 }
 
-async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::CatalogRows), StoreError> {
-    /// Rows of the catalogue, and the first error in one of them.
-    type Read = (catalog::CatalogRows, Option<CatalogueRowError>);
+async fn read_catalog(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::CatalogRows), StoreError> {
+    /// Rows of the catalog, and the first error in one of them.
+    type Read = (catalog::CatalogRows, Option<CatalogRowError>);
     let read: Arc<Mutex<Read>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
@@ -271,7 +271,7 @@ async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::Cat
     let loaded = dispatch.journal.store().load(vec![ShardKey::CATALOG], Box::new(sink)).await?;
     let (rows, error) = std::mem::take(&mut *read.lock());
     let applied_seq = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
-    let damaged = |error: &dyn Error| StoreError::Unusable(format!("the catalogue is damaged: {error}"));
+    let damaged = |error: &dyn Error| StoreError::Unusable(format!("the catalog is damaged: {error}"));
     match (applied_seq, error) {
         (Ok(applied_seq), None) => Ok((applied_seq, rows)),
         (Err(error), _) => Err(damaged(&error)),
@@ -282,7 +282,7 @@ async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::Cat
 fn take_row(
     rows: &mut catalog::CatalogRows,
     frame: Result<row::RowFrame<'_>, row::RowError>,
-) -> Result<(), CatalogueRowError> {
+) -> Result<(), CatalogRowError> {
     let frame = frame?;
     match (frame.kind, frame.body) {
         (RowKind::Pool, body) => {
