@@ -380,8 +380,8 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
         let this_shard = recovered.handle.shard;
         let Ok(shard) = &mut recovered.shard else { continue };
         let members: Vec<(GangRef, ClaimId, ClaimHandle)> =
-            shard.provisional().map(|(gang, id, place)| (gang, id.clone(), place)).collect();
-        for (gang, id, place) in members {
+            shard.provisional().map(|(gang, id, handle)| (gang, id.clone(), handle)).collect();
+        for (gang, id, handle) in members {
             let home = ShardKey { pool: gang.pool, shard: gang.shard };
             if homes.get(&home).is_some_and(|committed| committed.contains(&gang.id)) {
                 // The first member of a gang in this shard commits all of them.
@@ -391,13 +391,13 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
                     &mut Vec::new(),
                 );
             } else if unread.contains(&home) {
-                let spec = shard.grant(place).and_then(|grant| grant.spec);
-                dispatch.keys.recover_unreadable(id.clone(), this_shard, place.fence, spec);
-                let member = InDoubtMember { id, ticket: None, shard: this_shard, fence: place.fence };
+                let spec = shard.grant(handle).and_then(|grant| grant.spec);
+                dispatch.keys.recover_unreadable(id.clone(), this_shard, handle.fence, spec);
+                let member = InDoubtMember { id, ticket: None, shard: this_shard, fence: handle.fence };
                 let gang_in_doubt = in_doubt.entry(gang.id).or_insert(InDoubtGang { home: gang, members: Vec::new() });
                 gang_in_doubt.members.push(member);
             } else {
-                recovered.relinquished.push(place);
+                recovered.relinquished.push(handle);
             }
         }
     }
@@ -418,23 +418,22 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
                     // repeated.
                     let members: HashMap<ClaimId, HeldKey> = shard
                         .provisional()
-                        .map(|(_, id, place)| (id.clone(), (place, shard.grant(place).and_then(|grant| grant.spec))))
+                        .map(|(_, id, handle)| (id.clone(), (handle, shard.grant(handle).and_then(|grant| grant.spec))))
                         .collect();
                     held.extend(members.clone());
                     dispatch.keys.rebind_shard(|shard| shard == this_shard, Some(&mut held));
                     held.retain(|id, _| !members.contains_key(id));
                 }
-                let enter = |(id, (place, spec))| {
-                    dispatch.keys.recover(id, KeyHolder { shard: this_shard, handle: place }, spec)
-                };
+                let enter =
+                    |(id, (handle, spec))| dispatch.keys.recover(id, KeyHolder { shard: this_shard, handle }, spec);
                 losers.extend(held.into_iter().filter_map(enter));
             }
             Err((_, readable)) => {
                 if recovered.handle.restarts() > 0 {
                     dispatch.keys.rebind_shard(|shard| shard == this_shard, None);
                 }
-                let enter = |(id, (place, spec)): (ClaimId, HeldKey)| {
-                    dispatch.keys.recover_unreadable(id, this_shard, place.fence, spec)
+                let enter = |(id, (handle, spec)): (ClaimId, HeldKey)| {
+                    dispatch.keys.recover_unreadable(id, this_shard, handle.fence, spec)
                 };
                 losers.extend(held_keys(readable).filter_map(enter));
             }
@@ -523,13 +522,13 @@ type HeldKey = (ClaimHandle, Option<Arc<ClaimSpec>>);
 /// of its record.
 fn relinquish_claims(
     shard: &mut Shard,
-    places: impl Iterator<Item = ClaimHandle>,
+    handles: impl Iterator<Item = ClaimHandle>,
     now_ms: Millis,
 ) -> VecDeque<(Seq, ClaimId)> {
     let mut effects: Vec<Effect<()>> = Vec::new();
     let mut ended = VecDeque::new();
-    for place in places {
-        shard.handle_event(Event::Relinquish { place }, now_ms, &mut effects);
+    for handle in handles {
+        shard.handle_event(Event::Relinquish { handle }, now_ms, &mut effects);
         for effect in effects.drain(..) {
             if let Effect::ClaimEnded { id, .. } = effect {
                 ended.push_back((shard.seq(), id));
