@@ -90,8 +90,8 @@ impl Bench {
             affinity,
             reserve_ms: 0,
             ttl_ms: 0,
-            wants: None,
-            reservation_ticket: 0,
+            constraints: None,
+            reservation_ticket: None,
             to: (),
         };
         self.shard.handle_event(event, 1, &mut self.effects);
@@ -128,7 +128,7 @@ impl Bench {
                 self.shard.prefetch(victims.iter().copied(), ids.iter().map(ClaimId::hash64));
             }
             for (place, id) in victims.drain(..).zip(ids.drain(..)) {
-                self.shard.handle_event(Event::Release { place, to: () }, 1, &mut self.effects);
+                self.shard.handle_event(Event::Release { handle: place, to: () }, 1, &mut self.effects);
                 self.claim(id);
             }
             self.shard.discard_changes();

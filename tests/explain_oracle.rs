@@ -168,11 +168,11 @@ impl Harness {
             Step::Claim(request) => self.claim(&request),
             Step::Release { nth } if !self.handles.is_empty() => {
                 let handle = self.handles[usize::from(nth) % self.handles.len()];
-                self.apply(Event::Release { place: handle, to: () });
+                self.apply(Event::Release { handle, to: () });
             }
             Step::Abandon { nth } if !self.handles.is_empty() => {
                 let handle = self.handles[usize::from(nth) % self.handles.len()];
-                self.apply(Event::BeginRelease { place: handle, releasing_ms: 1, to: () });
+                self.apply(Event::BeginRelease { handle, releasing_ms: 1, to: () });
                 self.now_ms += 2;
                 self.apply(Event::Tick);
             }
@@ -234,8 +234,8 @@ impl Harness {
             affinity,
             reserve_ms: 0,
             ttl_ms: needs_ms,
-            wants: Some(Arc::new(wants.clone())),
-            reservation_ticket: 0,
+            constraints: Some(Arc::new(wants.clone())),
+            reservation_ticket: None,
             to: (),
         };
         match self.apply(event) {
@@ -247,7 +247,7 @@ impl Harness {
                 assert!(survey.fits > 0, "{id} is not counted: {survey:?}");
                 self.handles.push(handle);
                 // It was among those that fit: without its claim it is counted.
-                self.apply(Event::Release { place: handle, to: () });
+                self.apply(Event::Release { handle, to: () });
                 let only = PlacementConstraints { worker: Some(id.clone()), ..wants };
                 assert_eq!(self.survey(&only, needs_ms, 4_096).fits, 1);
                 self.claim_again(&only, affinity, needs_ms);
@@ -283,8 +283,16 @@ impl Harness {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
         let wants = Some(Arc::new(wants.clone()));
-        let event =
-            Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, wants, reservation_ticket: 0, to: () };
+        let event = Event::Claim {
+            id,
+            fence,
+            affinity,
+            reserve_ms: 0,
+            ttl_ms: needs_ms,
+            constraints: wants,
+            reservation_ticket: None,
+            to: (),
+        };
         let EngineReply::Granted(grant) = self.apply(event) else { panic!("the survey said that it fits") };
         self.handles.push(grant.handle);
     }
@@ -381,7 +389,7 @@ fn p02_each_filter_is_named() {
     let spec = |resources| Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() }));
     let explained = |harness: &Harness, wants: &PlacementConstraints| {
         let survey = harness.survey(wants, LONG_MS, 2);
-        let counted = FilterReason::ALL.into_iter().filter(|reason| survey.count(*reason) > 0);
+        let counted = FilterReason::ALL.iter().copied().filter(|reason| survey.count(*reason) > 0);
         let counted: Vec<_> = counted.map(|reason| (reason.as_str(), survey.count(reason))).collect();
         (survey.fits, counted)
     };

@@ -64,8 +64,16 @@ impl Fleet {
         let (fence, before) = (self.fence, self.shard.search_steps());
         let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
         let wants = wants.map(Arc::new);
-        let event =
-            Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, wants, reservation_ticket: 0, to: () };
+        let event = Event::Claim {
+            id,
+            fence,
+            affinity: fence,
+            reserve_ms: 0,
+            ttl_ms,
+            constraints: wants,
+            reservation_ticket: None,
+            to: (),
+        };
         let handle = match self.on(event) {
             Some(EngineReply::Granted(grant)) => Some(grant.handle),
             Some(EngineReply::NoCapacity | EngineReply::NotPlaced(_)) => None,
@@ -106,7 +114,7 @@ fn c11_a_claim_skips_workers_that_end_too_soon() {
                 if !shared {
                     continue;
                 }
-                fleet.on(Event::Release { place: handle, to: () });
+                fleet.on(Event::Release { handle, to: () });
             }
             for number in (0..workers).filter(|&number| outlives(number)) {
                 fleet.command(number, WorkerCommand::Cordon);
@@ -174,7 +182,7 @@ fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
     let handles: Vec<ClaimHandle> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
     // Holes, so that a slice is one of ordinals and not of claims.
     for handle in handles.iter().filter(|handle| handle.fence % 7 == 0) {
-        fleet.on(Event::Release { place: *handle, to: () });
+        fleet.on(Event::Release { handle: *handle, to: () });
     }
     let fence = |id: &ClaimId| id.key()[1..].parse::<u64>().unwrap();
     type FenceFilter = fn(u64) -> bool;
@@ -244,7 +252,7 @@ fn c10_deadlines_that_pass_together_are_handled_in_slices() {
     (0..CLAIMS as u32).for_each(|number| fleet.register(number, None));
     for _ in 0..CLAIMS {
         let handle = fleet.claim(None, 100).0.unwrap();
-        fleet.on(Event::ReplySent { place: handle, at_ms: 1 });
+        fleet.on(Event::ReplySent { handle, at_ms: 1 });
     }
     let mut ended = Vec::new();
     for run in 1..=4 {

@@ -37,7 +37,7 @@ proptest! {
         }
         let handles: Vec<ClaimHandle> = harness.claims.values().map(|claim| claim.handle).collect();
         for handle in handles {
-            harness.on(Event::Release { place: handle, to: () });
+            harness.on(Event::Release { handle, to: () });
         }
         prop_assert_eq!(harness.shard.held(), 0);
         harness.restart();
@@ -93,8 +93,16 @@ fn p03_one_worker_is_filled_exactly() {
         for fence in 1..=count {
             let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
             let wants = Some(Arc::clone(&wants));
-            let event =
-                Event::Claim { id, fence, affinity: 0, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () };
+            let event = Event::Claim {
+                id,
+                fence,
+                affinity: 0,
+                reserve_ms: 0,
+                ttl_ms: 0,
+                constraints: wants,
+                reservation_ticket: None,
+                to: (),
+            };
             shard.handle_event(event, 1, &mut effects);
         }
         shard.check().unwrap();
@@ -142,7 +150,7 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
         Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 10, to: () }
     };
     let wants = || Arc::new(wants(&ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() }, 0));
-    let reserve = |ticket| Event::Reserve { ticket, wants: wants(), evict: None, until_ms: 100, to: () };
+    let reserve = |ticket| Event::Reserve { ticket, constraints: wants(), evict: None, until_ms: 100, to: () };
     let reserved = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
     on(register("w0"), 1);
     let beat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
@@ -155,8 +163,16 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     on(Event::CancelReservation { ticket: 1 }, 21);
     let id = ClaimId::new("ns", "default", "k").unwrap();
     let wants = Some(wants());
-    let claim =
-        Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () };
+    let claim = Event::Claim {
+        id,
+        fence: 1,
+        affinity: 7,
+        reserve_ms: 0,
+        ttl_ms: 0,
+        constraints: wants,
+        reservation_ticket: None,
+        to: (),
+    };
     let rejected = Some(Effect::Reply { to: (), answer: EngineReply::NotPlaced(PlacementFailure::Busy) });
     assert_eq!(on(claim, 21), rejected, "w1 is reserved for the second");
 }

@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use hotpool::persist::store::redb::RedbStore;
 use hotpool::persist::store::{
-    FenceSpan, LoadedShard, OwnershipRecord, ShardKey, Store, StoreError, WriteBatch, WriteKind, WriteOutcome,
+    FenceSpan, LoadedShard, OwnershipRecord, ShardDamage, ShardKey, Store, StoreError, WriteBatch, WriteKind,
+    WriteOutcome,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -26,7 +27,7 @@ const B: ShardKey = ShardKey { pool: 7, shard: 1 };
 const C: ShardKey = ShardKey { pool: 8, shard: 0 };
 
 /// Result of a load: for each shard its sequence number and its concatenated rows.
-type Found = BTreeMap<ShardKey, (Result<u64, String>, Vec<u8>)>;
+type Found = BTreeMap<ShardKey, (Result<u64, ShardDamage>, Vec<u8>)>;
 
 fn dir() -> TempDir {
     tempfile::tempdir().expect("a directory")

@@ -92,10 +92,18 @@ fn pick_lasting_half(workers: u32) -> u64 {
         fence += 1;
         let id = ClaimId::new("bench", "default", "key").expect("a name");
         let wants = None;
-        let claim =
-            Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () };
+        let claim = Event::Claim {
+            id,
+            fence,
+            affinity: 7,
+            reserve_ms: 0,
+            ttl_ms: 0,
+            constraints: wants,
+            reservation_ticket: None,
+            to: (),
+        };
         let Some(EngineReply::Granted(grant)) = handle(shard, claim) else { panic!("there is an idle worker") };
-        handle(shard, Event::Release { place: grant.handle, to: () });
+        handle(shard, Event::Release { handle: grant.handle, to: () });
     };
     time_of(&mut shard, 1_000, raise_fence, |shard| {
         assert!(black_box(shard.preview_placement(None, 8, NEEDS_MS, 1)).is_ok());
@@ -124,7 +132,16 @@ fn filtered(claims: u32) -> u64 {
         let (fence, wants) = (u64::from(n) + 1, None);
         handle(
             &mut shard,
-            Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () },
+            Event::Claim {
+                id,
+                fence,
+                affinity: 7,
+                reserve_ms: 0,
+                ttl_ms: 0,
+                constraints: wants,
+                reservation_ticket: None,
+                to: (),
+            },
         );
     }
     time(100, || assert!(black_box(shard.claims_from(0, 100, |claim| claim.id.tenant() == "nobody")).rows.is_empty()))

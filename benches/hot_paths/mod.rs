@@ -42,8 +42,16 @@ pub fn held() -> Engine {
 pub fn claim(mut engine: Engine) -> Engine {
     for (fence, id) in (1..).zip(engine.ids.drain(..)) {
         let affinity = id.hash64();
-        let event =
-            Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants: None, reservation_ticket: 0, to: () };
+        let event = Event::Claim {
+            id,
+            fence,
+            affinity,
+            reserve_ms: 0,
+            ttl_ms: 0,
+            constraints: None,
+            reservation_ticket: None,
+            to: (),
+        };
         engine.shard.handle_event(event, 1, &mut engine.effects);
     }
     for effect in engine.effects.drain(..) {
@@ -65,7 +73,7 @@ pub fn batch(engine: Engine) -> Engine {
 /// Releases the claims one after the other.
 pub fn release(mut engine: Engine) -> Engine {
     for place in engine.held.drain(..) {
-        engine.shard.handle_event(Event::Release { place, to: () }, 1, &mut engine.effects);
+        engine.shard.handle_event(Event::Release { handle: place, to: () }, 1, &mut engine.effects);
     }
     engine.effects.clear();
     engine

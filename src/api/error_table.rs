@@ -64,7 +64,7 @@ impl ErrorStatus {
 
     /// Looks up the code, status and reason of an error.
     #[must_use]
-    pub const fn from_error(error: &RequestError) -> Self {
+    pub fn from_error(error: &RequestError) -> Self {
         let (code, status, reason) = match error {
             RequestError::Invalid { .. } => (ErrorCode::InvalidArgument, 400, None),
             RequestError::NotFound(_) => (ErrorCode::NotFound, 404, None),

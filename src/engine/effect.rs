@@ -56,14 +56,14 @@ pub enum Effect<R> {
         /// Identity of the committed claim.
         id: ClaimId,
         /// Handle of the committed claim.
-        place: ClaimHandle,
+        handle: ClaimHandle,
     },
     /// Reports that a claim was readopted from a worker's report and holds its key.
     ClaimAdopted {
         /// Identity of the readopted claim.
         id: ClaimId,
         /// Handle of the readopted claim.
-        place: ClaimHandle,
+        handle: ClaimHandle,
     },
 }
 

@@ -1,5 +1,6 @@
 //! Inputs of a shard: requests, deadlines and recovery actions.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::placement::constraints::PlacementConstraints;
@@ -104,35 +105,35 @@ pub enum Event<R> {
         /// Time for which it may stay active without a renewal; 0: the pool's default.
         ttl_ms: Millis,
         /// Constraints on the worker; none: any worker will do.
-        wants: Option<Arc<PlacementConstraints>>,
-        /// Ticket of a waiting claim that may have a reservation; 0: none.
-        reservation_ticket: u64,
+        constraints: Option<Arc<PlacementConstraints>>,
+        /// Ticket of a waiting claim that may have a reservation.
+        reservation_ticket: Option<NonZeroU64>,
         /// Port that receives the reply.
         to: R,
     },
-    /// Acquires the key that `place` holds once more.
+    /// Acquires the key that `handle` holds once more.
     Reacquire {
         /// Handle of the claim that holds the key.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Whether the request accepts the pool. If not, a reserved claim is rolled back, and an active one is a
         /// conflict.
-        satisfies: bool,
+        accepts_pool: bool,
         /// Constraints on the worker; none: any worker will do.
-        wants: Option<Arc<PlacementConstraints>>,
+        constraints: Option<Arc<PlacementConstraints>>,
         /// Port that receives the reply.
         to: R,
     },
     /// Confirms that the holder has started.
     Confirm {
         /// Handle of the claim to confirm.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Port that receives the reply.
         to: R,
     },
     /// Renews a claim that its holder still needs.
     Renew {
         /// Handle of the claim to renew.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// New time to live without a renewal, within the rules of the pool; none: unchanged.
         ttl_ms: Option<Millis>,
         /// Port that receives the reply.
@@ -141,7 +142,7 @@ pub enum Event<R> {
     /// Changes the resources that a claim holds of its worker.
     Resize {
         /// Handle of the claim to resize.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Total resources of the claim from now on.
         resources: ResourceRequirements,
         /// Port that receives the reply.
@@ -150,23 +151,23 @@ pub enum Event<R> {
     /// Releases a claim. Also completes what [`Event::BeginRelease`] began.
     Release {
         /// Handle of the claim to release.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Port that receives the reply.
         to: R,
     },
     /// Begins a release: the worker has to be cleaned up before it can be used again.
     BeginRelease {
         /// Handle of the claim to release.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Time limit of the clean-up. After it the claim ends all the same, and its worker is suspect.
         releasing_ms: Millis,
         /// Port that receives the reply.
         to: R,
     },
-    /// Reads the claim at `place`.
+    /// Reads the claim at `handle`.
     Get {
         /// Handle of the claim to read.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Port that receives the reply.
         to: R,
     },
@@ -174,7 +175,7 @@ pub enum Event<R> {
     /// that an earlier reply started moves with it, unless the holder has confirmed since.
     ReplySent {
         /// Handle of the disclosed claim.
-        place: ClaimHandle,
+        handle: ClaimHandle,
         /// Engine time at which the reply was sent.
         at_ms: Millis,
     },
@@ -182,12 +183,12 @@ pub enum Event<R> {
     /// other reply disclosed it.
     Rollback {
         /// Handle of the granted claim.
-        place: ClaimHandle,
+        handle: ClaimHandle,
     },
     /// Ends the claim unconditionally: its key is held elsewhere under a higher fence (recovery).
     Relinquish {
         /// Handle of the claim to give up.
-        place: ClaimHandle,
+        handle: ClaimHandle,
     },
     /// Acts on this shard's members of a gang, or on the gang's row.
     Gang {
@@ -203,7 +204,7 @@ pub enum Event<R> {
         /// Ticket of the waiting claim.
         ticket: u64,
         /// Constraints on the worker.
-        wants: Arc<PlacementConstraints>,
+        constraints: Arc<PlacementConstraints>,
         /// Policy for evictions on its behalf; none: no evictions, capacity is kept as it comes free.
         evict: Option<EvictionPolicy>,
         /// Engine time until which the claim would need the worker.

@@ -57,7 +57,7 @@ pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, ReportedClaim};
 pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
 pub use placement::reservations::EvictionPolicy;
-pub use replay::{ResumePoint, ShardReplay};
+pub use replay::{ReplayError, ResumePoint, ShardReplay};
 pub use shard::Shard;
 pub use shard_config::ShardConfig;
 pub use views::{ListedClaim, ListingSlice};

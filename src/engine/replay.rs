@@ -10,14 +10,16 @@ use super::claims::timestamps::ClaimTimestamps;
 use super::claims::{Claim, DisclosureFlags};
 use super::dirty_rows::RowChanges;
 use super::event::ClaimHandle;
+use super::invariants::InvariantViolation;
 use super::shard::{Shard, saturating_millis};
 use super::shard_config::ShardConfig;
 use super::workers::liveness::notes;
 use crate::limits;
 use crate::model::GangRef;
+use crate::model::request_error::RequestError;
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimId, ClaimState, ClaimTimes, Fence, Millis, Seq, WorkerCapacity, WorkerId, WorkerRegistration};
-use crate::persist::row::{self, ClaimRow, RowFrames, RowKind, ShardRow, WorkerRow};
+use crate::persist::row::{self, ClaimRow, RowError, RowFrames, RowKind, ShardRow, WorkerRow};
 
 /// Point at which a loaded shard resumes.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +38,47 @@ pub struct ResumePoint {
     pub restarted: bool,
 }
 
+/// Reason for which the rows of a shard do not make one that may serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// Row that cannot be read.
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// Deletion of the row that no shard is without.
+    #[error("the shard's own row was deleted")]
+    HeaderDeleted,
+    /// Invalid id of a worker.
+    #[error(transparent)]
+    WorkerId(#[from] RequestError),
+    /// Worker whose GPU model is one too many for the shard.
+    #[error("worker {0} exceeds the limit of {max} GPU models in a shard", max = limits::SHARD_MODELS_MAX)]
+    GpuModels(WorkerId),
+    /// Worker whose row has bits of reasons that are unknown, with all of them.
+    #[error("W1: worker {0} is unschedulable for reasons that this build does not know: {1}")]
+    UnschedulableBits(WorkerId, u32),
+    /// Worker with more claims than possible, and both numbers.
+    #[error("L1: worker {0} has {1} claims, at most {2} are possible")]
+    Claims(WorkerId, usize, usize),
+    /// Worker with a claim whose key or tenant is invalid.
+    #[error("worker {0} has a claim with an invalid name: {1}")]
+    ClaimName(WorkerId, RequestError),
+    /// Worker with a claim whose fence is none.
+    #[error("worker {0} has a claim with an invalid fence: {1}")]
+    ClaimFence(WorkerId, Fence),
+    /// Worker with a claim that requested another number of GPUs than it has in its set.
+    #[error("L2: a claim on worker {0} requested {1} GPUs and holds the set {2:b}")]
+    ClaimGpus(WorkerId, u32, u64),
+    /// Index of a shard that no gang can have as its home.
+    #[error("invalid home shard of a gang: {0}")]
+    GangShard(u32),
+    /// Version of a row above the sequence number of the shard.
+    #[error("V1: a row has version {0}, the shard {1}")]
+    RowVersion(Seq, Seq),
+    /// Violated invariant of the shard that was read.
+    #[error(transparent)]
+    Invariant(#[from] InvariantViolation),
+}
+
 /// Builder of a shard from its rows.
 #[derive(Debug)]
 pub struct ShardReplay {
@@ -45,7 +88,7 @@ pub struct ShardReplay {
     /// Count of unclean stops before which each worker was verified, by ordinal.
     vouched: Vec<u64>,
     /// First error; later rows are read all the same, so that their keys are known.
-    first_error: Option<String>,
+    first_error: Option<ReplayError>,
 }
 
 impl ShardReplay {
@@ -64,7 +107,7 @@ impl ShardReplay {
     /// Replays rows. Errors are kept for [`Self::finish`].
     pub fn rows(&mut self, frames: &[u8]) {
         for frame in RowFrames::new(frames) {
-            let replayed = frame.map_err(|e| e.to_string()).and_then(|frame| match frame.kind {
+            let replayed = frame.map_err(ReplayError::from).and_then(|frame| match frame.kind {
                 RowKind::Worker => self.worker(frame.id, frame.body),
                 RowKind::Gang => match frame.id.parse() {
                     Ok(id) => {
@@ -74,16 +117,16 @@ impl ShardReplay {
                         }
                         Ok(())
                     }
-                    Err(_) => Err(format!("the row of a gang has an invalid id: {:?}", frame.id)),
+                    Err(_) => Err(RowError::Id("gang", frame.id.to_owned()).into()),
                 },
-                RowKind::Pool | RowKind::Quota => Err("a catalog row among the rows of a shard".into()),
+                RowKind::Pool | RowKind::Quota => Err(RowError::OfCatalog(frame.id.to_owned()).into()),
                 RowKind::Shard => match frame.body.map(row::decode_shard) {
                     Some(Ok(header)) => {
                         self.header = header;
                         Ok(())
                     }
-                    Some(Err(error)) => Err(error.to_string()),
-                    None => Err("the shard's own row was deleted".into()),
+                    Some(Err(error)) => Err(error.into()),
+                    None => Err(ReplayError::HeaderDeleted),
                 },
             });
             if let Err(error) = replayed {
@@ -92,8 +135,8 @@ impl ShardReplay {
         }
     }
 
-    fn worker(&mut self, id: &str, body: Option<&[u8]>) -> Result<(), String> {
-        let worker = WorkerId::new(id).map_err(|e| e.to_string())?;
+    fn worker(&mut self, id: &str, body: Option<&[u8]>) -> Result<(), ReplayError> {
+        let worker = WorkerId::new(id)?;
         let known = self.shard.workers.find(&worker);
         let Some(body) = body else {
             if let Some(at) = known {
@@ -103,10 +146,10 @@ impl ShardReplay {
             }
             return Ok(());
         };
-        let row = row::decode_worker(id, body).map_err(|e| e.to_string())?;
-        let spec = row.to_spec(id).map_err(|e| e.to_string())?;
+        let row = row::decode_worker(id, body)?;
+        let spec = row.to_spec(id)?;
         if self.shard.shared.as_mut().is_some_and(|shared| !shared.register_model(&spec.capacity)) {
-            return Err(format!("worker {id} exceeds the limit of {} GPU models in a shard", limits::SHARD_MODELS_MAX));
+            return Err(ReplayError::GpuModels(worker));
         }
         let usage_index = self.shard.accounting.add_worker(&spec.capacity);
         let registration = Arc::new(WorkerRegistration { spec });
@@ -126,12 +169,7 @@ impl ShardReplay {
         hot.unschedulable_bits = u8::try_from(row.unschedulable_bits)
             .ok()
             .filter(|stored| stored & !unschedulable_bits::PERSISTED == 0)
-            .ok_or_else(|| {
-                format!(
-                    "W1: worker {id} is unschedulable for reasons that this build does not know: {}",
-                    row.unschedulable_bits
-                )
-            })?;
+            .ok_or(ReplayError::UnschedulableBits(worker, row.unschedulable_bits))?;
         if row.deleted {
             self.shard.accounting.remove_idle(usage_index);
         }
@@ -148,23 +186,23 @@ impl ShardReplay {
         self.claims(at, &row)
     }
 
-    fn claims(&mut self, at: u32, row: &WorkerRow) -> Result<(), String> {
+    fn claims(&mut self, at: u32, row: &WorkerRow) -> Result<(), ReplayError> {
         let id = || self.shard.workers.registration(at).spec.id.clone();
         assert_eq!(self.shard.workers.get(at).claim, NIL, "V1: a replaced row keeps its claims");
         let limit = if self.shard.shared.is_some() { limits::WORKER_CLAIMS_MAX as usize } else { 1 };
         if row.claims.len() > limit || (row.deleted && !row.claims.is_empty()) {
-            return Err(format!("L1: worker {} has {} claims, at most {limit} are possible", id(), row.claims.len()));
+            return Err(ReplayError::Claims(id(), row.claims.len(), limit));
         }
         // The first in the row is the head of the list, so it is linked last.
         row.claims.iter().rev().try_for_each(|claim| self.claim(at, claim))
     }
 
-    fn claim(&mut self, at: u32, claim: &ClaimRow) -> Result<(), String> {
+    fn claim(&mut self, at: u32, claim: &ClaimRow) -> Result<(), ReplayError> {
         let id = || self.shard.workers.registration(at).spec.id.clone();
         let key = ClaimId::new(&self.namespace, &claim.tenant, &claim.key)
-            .map_err(|e| format!("worker {} has a claim with an invalid name: {e}", id()))?;
+            .map_err(|error| ReplayError::ClaimName(id(), error))?;
         if claim.fence == 0 || claim.fence > limits::FENCE_MAX {
-            return Err(format!("worker {} has a claim with an invalid fence: {}", id(), claim.fence));
+            return Err(ReplayError::ClaimFence(id(), claim.fence));
         }
         let state = match (claim.active, claim.releasing) {
             (false, _) => ClaimState::Reserved,
@@ -175,14 +213,9 @@ impl ShardReplay {
         let gpu_count = spec.as_ref().and_then(|spec| spec.resources.gpu.as_ref()).map_or(0, |gpu| gpu.count);
         let shared = self.shard.shared.is_some();
         if shared && claim.gpu_mask.count_ones() != gpu_count {
-            return Err(format!(
-                "L2: a claim on worker {} requested {gpu_count} GPUs and holds the set {:b}",
-                id(),
-                claim.gpu_mask
-            ));
+            return Err(ReplayError::ClaimGpus(id(), gpu_count, claim.gpu_mask));
         }
-        let gang_shard = u16::try_from(claim.gang_shard)
-            .map_err(|_| format!("invalid home shard of a gang: {}", claim.gang_shard))?;
+        let gang_shard = u16::try_from(claim.gang_shard).map_err(|_| ReplayError::GangShard(claim.gang_shard))?;
         let timestamps = match state {
             ClaimState::Reserved => ClaimTimestamps::reserved(claim.created_at_ms, saturating_millis(claim.reserve_ms)),
             _ => ClaimTimestamps::started(ClaimTimes::new(claim.created_at_ms, claim.activated_at_ms)),
@@ -291,7 +324,7 @@ impl ShardReplay {
     ///
     /// # Errors
     /// The first error, and the shard as far as it could be read: it must not serve, but its keys are known.
-    pub fn finish(mut self, resume: ResumePoint) -> Result<Shard, (String, Box<Shard>)> {
+    pub fn finish(mut self, resume: ResumePoint) -> Result<Shard, (ReplayError, Box<Shard>)> {
         let ResumePoint { seq: at, now_ms, .. } = resume;
         self.resume_header(resume);
         self.resume_liveness(resume);
@@ -303,7 +336,7 @@ impl ShardReplay {
         for worker in shard.workers.iter_from(0) {
             let hot = shard.workers.get(worker);
             if hot.version() > at {
-                self.first_error.get_or_insert(format!("V1: a row has version {}, the shard {at}", hot.version()));
+                self.first_error.get_or_insert(ReplayError::RowVersion(hot.version(), at));
             }
             if hot.deleted {
                 tombstones.push((hot.version(), worker));
@@ -335,7 +368,7 @@ impl ShardReplay {
                 shard.start_state_timer(handle, now_ms);
             }
         }
-        match self.first_error.or_else(|| self.shard.check().err().map(|violation| violation.to_string())) {
+        match self.first_error.or_else(|| self.shard.check().err().map(ReplayError::from)) {
             None => Ok(self.shard),
             Some(error) => Err((error, Box::new(self.shard))),
         }

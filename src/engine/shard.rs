@@ -2,6 +2,7 @@
 //! counts it, advances the sequence number and marks the worker's row dirty for the journal; nothing else does.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -104,7 +105,7 @@ impl Shard {
     #[inline(always)]
     fn decide<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         let (to, answer) = match event {
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants: constraints, reservation_ticket, to } => {
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_ticket, to } => {
                 let ttl_ms = match self.effective_ttl(ttl_ms) {
                     Ok(ttl_ms) => ttl_ms,
                     Err(max_ms) => {
@@ -134,31 +135,31 @@ impl Shard {
                     Err(answer) => (to, answer),
                 }
             }
-            Event::Release { place, to } => {
-                self.release(place, effects);
+            Event::Release { handle, to } => {
+                self.release(handle, effects);
                 (to, EngineReply::Released)
             }
-            Event::Reacquire { place, satisfies, wants: constraints, to } => {
-                (to, self.reacquire(place, satisfies, constraints.as_deref(), effects))
+            Event::Reacquire { handle, accepts_pool, constraints, to } => {
+                (to, self.reacquire(handle, accepts_pool, constraints.as_deref(), effects))
             }
-            Event::Confirm { place, to } => (to, self.confirm(place, now_ms)),
-            Event::Get { place, to } => (to, self.disclose(place)),
-            Event::ReplySent { place, at_ms } => return self.reply_sent(place, at_ms),
-            Event::Rollback { place } => return self.rollback(place, effects),
-            Event::Relinquish { place } => {
-                self.end_claim(place, EndReason::RolledBack, effects);
+            Event::Confirm { handle, to } => (to, self.confirm(handle, now_ms)),
+            Event::Get { handle, to } => (to, self.disclose(handle)),
+            Event::ReplySent { handle, at_ms } => return self.reply_sent(handle, at_ms),
+            Event::Rollback { handle } => return self.rollback(handle, effects),
+            Event::Relinquish { handle } => {
+                self.end_claim(handle, EndReason::RolledBack, effects);
                 return;
             }
             Event::Tick => return self.expire_due(now_ms, effects),
-            Event::Reserve { ticket, wants: constraints, evict, until_ms, to } => {
+            Event::Reserve { ticket, constraints, evict, until_ms, to } => {
                 (to, self.reserve_worker(ticket, &constraints, evict, until_ms, now_ms))
             }
             Event::CancelReservation { ticket } => return self.cancel_reservation(ticket),
-            Event::Renew { place, ttl_ms, to } => (to, self.renew(place, ttl_ms, now_ms)),
-            Event::Resize { place, resources, to } => (to, self.resize(place, resources)),
+            Event::Renew { handle, ttl_ms, to } => (to, self.renew(handle, ttl_ms, now_ms)),
+            Event::Resize { handle, resources, to } => (to, self.resize(handle, resources)),
             Event::Gang { id, action, to } => (to, self.apply_gang_action(id, action, effects)),
-            Event::BeginRelease { place, releasing_ms, to } => {
-                self.begin_release(place, releasing_ms, now_ms);
+            Event::BeginRelease { handle, releasing_ms, to } => {
+                self.begin_release(handle, releasing_ms, now_ms);
                 (to, EngineReply::Released)
             }
             Event::Heartbeat { id, beat, to } => (to, self.heartbeat(&id, beat, now_ms, effects)),
@@ -178,12 +179,12 @@ impl Shard {
         &mut self,
         affinity: u64,
         fence: Fence,
-        reservation_ticket: u64,
+        reservation_ticket: Option<NonZeroU64>,
         until_ms: Millis,
         constraints: Option<&PlacementConstraints>,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
-        if reservation_ticket > 0
-            && let Some(redeemed) = self.redeem_reservation(reservation_ticket, constraints, until_ms)
+        if let Some(ticket) = reservation_ticket
+            && let Some(redeemed) = self.redeem_reservation(ticket.get(), constraints, until_ms)
         {
             return redeemed;
         }

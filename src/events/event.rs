@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::model::{ClaimId, ClaimTimes, Fence, Millis, WorkerRegistration};
 
 /// Kind of change that an event reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum PoolEventKind {
     /// A worker was granted to a claim.
     Claimed,
@@ -27,35 +30,18 @@ pub enum PoolEventKind {
 
 impl PoolEventKind {
     /// Every kind, in wire order.
-    pub const ALL: [Self; 8] = [
-        Self::Claimed,
-        Self::Released,
-        Self::Lost,
-        Self::Registered,
-        Self::Deleted,
-        Self::Cordoned,
-        Self::Uncordoned,
-        Self::Draining,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// Name of the kind on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Claimed => "claimed",
-            Self::Released => "released",
-            Self::Lost => "lost",
-            Self::Registered => "registered",
-            Self::Deleted => "deleted",
-            Self::Cordoned => "cordoned",
-            Self::Uncordoned => "uncordoned",
-            Self::Draining => "draining",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
 /// Reason of an event, where it differs from the usual one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum PoolEventReason {
     /// Claimed: the worker reported a claim whose record was lost.
     Adopted,
@@ -68,6 +54,7 @@ pub enum PoolEventReason {
     /// Released: the worker no longer runs the claim.
     Missing,
     /// Released: the claim was rolled back undisclosed, or its key is held elsewhere.
+    #[strum(serialize = "given_back")]
     RolledBack,
     /// Deleted: the worker had been lost for as long as the pool keeps lost workers.
     Lost,
@@ -75,21 +62,12 @@ pub enum PoolEventReason {
 
 impl PoolEventReason {
     /// Every reason, in wire order.
-    pub const ALL: [Self; 7] =
-        [Self::Adopted, Self::Reserve, Self::Ttl, Self::Releasing, Self::Missing, Self::RolledBack, Self::Lost];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// Name of the reason on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Adopted => "adopted",
-            Self::Reserve => "reserve",
-            Self::Ttl => "ttl",
-            Self::Releasing => "releasing",
-            Self::Missing => "missing",
-            Self::RolledBack => "given_back",
-            Self::Lost => "lost",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -35,8 +35,9 @@ impl ClaimSpec {
 }
 
 /// State in the lifecycle of a claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ClaimState {
     /// Held until its deadline, unless confirmed.
     Reserved,
@@ -54,13 +55,8 @@ impl ClaimState {
 
     /// Name of the state on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Reserved => "reserved",
-            Self::Active => "active",
-            Self::Releasing => "releasing",
-            Self::Lost => "lost",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -13,8 +13,9 @@ use crate::limits;
 use crate::model::request_error::RequestError;
 
 /// Use of workers by the claims of a pool. Never changes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum PoolMode {
     /// Claims take whole workers.
     #[default]
@@ -53,15 +54,6 @@ impl PlacementPolicy {
 }
 
 impl PoolMode {
-    /// Name of the mode on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Exclusive => "exclusive",
-            Self::Shared => "shared",
-        }
-    }
-
     /// Policy of a pool whose specification omits it.
     #[must_use]
     pub const fn default_policy(self) -> PlacementPolicy {
@@ -69,6 +61,12 @@ impl PoolMode {
             Self::Exclusive => PlacementPolicy::Lifo,
             Self::Shared => PlacementPolicy::BestFit,
         }
+    }
+
+    /// Name of the mode on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

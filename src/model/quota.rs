@@ -1,6 +1,7 @@
 //! Quotas: the resources that a tenant may hold at a time, and its weight in queues.
 
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray};
 
 use super::{ClaimSpec, Millis, ResourceVector, present};
 use crate::limits;
@@ -21,31 +22,30 @@ pub struct ResourceUsage {
 }
 
 /// Amount that a quota limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum QuotaResource {
     /// Number of live claims.
     Claims,
     /// Amount in thousandths of cores.
+    #[strum(serialize = "cpu_milli")]
     Cpu,
     /// Amount in bytes of memory.
+    #[strum(serialize = "memory_bytes")]
     Memory,
     /// Amount in thousandths of GPUs.
+    #[strum(serialize = "gpu_milli")]
     Gpu,
 }
 
 impl QuotaResource {
     /// All amounts, in the order of [`ResourceUsage::to_array`].
-    pub const ALL: [Self; 4] = [Self::Claims, Self::Cpu, Self::Memory, Self::Gpu];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// Name of the field in a quota.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Claims => "claims",
-            Self::Cpu => "cpu_milli",
-            Self::Memory => "memory_bytes",
-            Self::Gpu => "gpu_milli",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -135,7 +135,7 @@ impl Quota {
     /// `Invalid` naming the field.
     pub fn check(&self) -> Result<(), RequestError> {
         let amounts = [self.claims, self.cpu_milli, self.memory_bytes, self.gpu_milli];
-        for (resource, amount) in QuotaResource::ALL.into_iter().zip(amounts) {
+        for (resource, amount) in QuotaResource::ALL.iter().zip(amounts) {
             if amount.is_some_and(|amount| amount > limits::AMOUNT_MAX) {
                 return Err(RequestError::invalid(
                     resource.as_str(),

@@ -173,7 +173,8 @@ pub enum Precondition {
 }
 
 /// Kind of object that was not found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "snake_case")]
 pub enum ObjectKind {
     /// Pool with that name.
     Pool,
@@ -185,23 +186,15 @@ pub enum ObjectKind {
     Quota,
 }
 
-impl std::fmt::Display for ObjectKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Pool => "pool",
-            Self::Worker => "worker",
-            Self::Claim => "claim",
-            Self::Quota => "quota",
-        })
-    }
-}
-
 /// Capacity that is exhausted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum ExhaustionReason {
     /// No acceptable worker is free.
+    #[strum(serialize = "pool_exhausted")]
     Pool,
     /// The claim's worker has too little free.
+    #[strum(serialize = "pool_exhausted")]
     Worker,
     /// Free workers only outside of the required nodes.
     NodeLocality,
@@ -214,13 +207,8 @@ pub enum ExhaustionReason {
 impl ExhaustionReason {
     /// Name of the reason on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pool | Self::Worker => "pool_exhausted",
-            Self::NodeLocality => "node_locality",
-            Self::NoEligiblePool => "no_eligible_pool",
-            Self::Quota(_) => "quota",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -240,7 +228,8 @@ impl std::fmt::Display for ExhaustionReason {
 }
 
 /// Cause of a temporary failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum UnavailableReason {
     /// Full queue, or a store that lags too far behind: slow down and retry.
     Overloaded,
@@ -251,19 +240,15 @@ pub enum UnavailableReason {
     /// Store that another process owns now.
     Fenced,
     /// Service that is shutting down.
+    #[strum(serialize = "loading")]
     Stopping,
 }
 
 impl UnavailableReason {
     /// Name of the cause on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Overloaded => "overloaded",
-            Self::Loading | Self::Stopping => "loading",
-            Self::Store => "store",
-            Self::Fenced => "fenced",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Reasons for which workers are unschedulable, and numbers of workers by reason.
 
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray};
 
 /// Reason for which a worker is unschedulable. A worker may have several; the first of them, in this order, decides
 /// which count it is in while it has no claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum UnschedulableReason {
     /// Drained by its operator, for the rest of this incarnation.
     Draining,
@@ -24,21 +26,12 @@ pub enum UnschedulableReason {
 
 impl UnschedulableReason {
     /// All reasons, the one that counts first in front.
-    pub const ALL: [Self; 7] =
-        [Self::Draining, Self::Cordoned, Self::Lost, Self::Suspect, Self::Ended, Self::Stopping, Self::Reserved];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// Name of the reason on the wire.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Draining => "draining",
-            Self::Cordoned => "cordoned",
-            Self::Lost => "lost",
-            Self::Suspect => "suspect",
-            Self::Ended => "ended",
-            Self::Stopping => "stopping",
-            Self::Reserved => "reserved",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -31,7 +31,7 @@ pub const UNTRUSTED: u8 = SUSPECT | UNVERIFIED;
 #[must_use = "an iterator does nothing by itself"]
 pub fn reasons(bits: u8) -> impl Iterator<Item = UnschedulableReason> {
     let visible = if bits & DRAINING != 0 { bits & !CORDONED } else { bits };
-    UnschedulableReason::ALL.into_iter().filter(move |reason| visible & bit(*reason) != 0)
+    UnschedulableReason::ALL.iter().copied().filter(move |reason| visible & bit(*reason) != 0)
 }
 
 const fn bit(reason: UnschedulableReason) -> u8 {

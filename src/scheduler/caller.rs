@@ -100,7 +100,8 @@ impl Serialize for RequestId {
 }
 
 /// Interface through which a change was requested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum ChangeSource {
     /// HTTP with JSON bodies.
     Http,
@@ -113,12 +114,8 @@ pub enum ChangeSource {
 impl ChangeSource {
     /// Name of the source in the log.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Grpc => "grpc",
-            Self::Configuration => "configuration",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -70,7 +70,7 @@ pub struct Scheduler {
 struct SchedulerInner {
     dispatch: Arc<ClaimDispatcher>,
     started: AtomicBool,
-    catalogue: OnceLock<Arc<PoolCatalog>>,
+    catalog: OnceLock<Arc<PoolCatalog>>,
     supervisor: OnceLock<ActorCell>,
     /// Serialises changes of pools and quotas.
     pool_change_lock: tokio::sync::Mutex<()>,
@@ -140,7 +140,7 @@ impl Scheduler {
             shared: Arc::new(SchedulerInner {
                 dispatch: Arc::new(dispatch),
                 started: AtomicBool::new(false),
-                catalogue: OnceLock::new(),
+                catalog: OnceLock::new(),
                 supervisor: OnceLock::new(),
                 pool_change_lock: tokio::sync::Mutex::new(()),
                 tasks: Mutex::default(),
@@ -194,8 +194,8 @@ impl Scheduler {
         recovery::acquire_ownership(dispatch).await?;
         // Begins before the records are read, because reading may take longer than the lease.
         self.spawn(ownership::renew_loop(Arc::clone(dispatch)));
-        let RecoveredState { catalogue, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
-        let _ = self.shared.catalogue.set(catalogue);
+        let RecoveredState { catalog, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
+        let _ = self.shared.catalog.set(catalog);
         self.spawn(self.clone().forget_gangs(gangs));
         for writer in 0..dispatch.journal.writer_count() {
             self.spawn(Arc::clone(&dispatch.journal).run(writer));
@@ -254,7 +254,7 @@ impl Scheduler {
         }
         let outboxes: Vec<Arc<Outbox>> = handles()
             .map(|handle| Arc::clone(&handle.outbox))
-            .chain(self.shared.catalogue.get().map(|catalogue| Arc::clone(catalogue.outbox())))
+            .chain(self.shared.catalog.get().map(|catalog| Arc::clone(catalog.outbox())))
             .collect();
         let flushed = dispatch.journal.wait_flushed(outboxes).await;
         for handle in handles() {

@@ -124,15 +124,15 @@ impl Scheduler {
             return Err(Precondition::PoolLimit.into());
         }
         self.check_total_shards(spec.shards)?;
-        let catalogue = self.catalogue()?;
+        let catalog = self.catalog()?;
         // A row without a pool belongs to a deletion that continues after a restart and removes the row last.
-        if catalogue.find(&name).is_some() {
+        if catalog.find(&name).is_some() {
             return Err(deletion_conflict());
         }
         // A fence, and therefore never used before.
         let uid = self.dispatch().allocate_fences(1).map_err(RequestError::Unavailable)?;
         let row = catalog::pool_row(uid, uid, &name, &spec);
-        self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.remove(uid)).await?;
+        self.change_catalog(catalog, |rows| rows.put(row), |rows| rows.remove(uid)).await?;
         let pool = recovery::make_pool(self.dispatch(), uid, uid, name, spec);
         if let Some(supervisor) = self.shared.supervisor.get() {
             recovery::open_pool_shards(self.dispatch(), &pool, supervisor).await;
@@ -165,16 +165,16 @@ impl Scheduler {
         if old.mode != spec.mode {
             return Err(Precondition::ModeImmutable { current: old.mode, requested: spec.mode }.into());
         }
-        let catalogue = self.catalogue()?;
+        let catalog = self.catalog()?;
         if *old == spec {
             // The row that undid a failed change may still be in flight.
-            return self.wait_for_catalog(catalogue, catalogue.outbox().appended_seq()).await;
+            return self.wait_for_catalog(catalog, catalog.outbox().appended_seq()).await;
         }
         // A fence, so it is above the previous version and is never reused.
         let version = self.dispatch().allocate_fences(1).map_err(RequestError::Unavailable)?;
         let row = catalog::pool_row(pool.uid, version, &pool.name, &spec);
         let row_before = catalog::pool_row(pool.uid, pool.versioned_spec().0, &pool.name, &old);
-        self.change_catalogue(catalogue, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
+        self.change_catalog(catalog, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
         let config = ShardConfig::from(&spec);
         // Set first: a shard that is being loaded starts from this specification.
         pool.set_spec(version, spec);
@@ -221,7 +221,7 @@ impl Scheduler {
         self.check_serving()?;
         let _one_at_a_time = self.shared.pool_change_lock.lock().await;
         let pool = self.pool(name)?;
-        let catalogue = self.catalogue()?;
+        let catalog = self.catalog()?;
         // Nothing new is accepted from here on, so the count below stays valid.
         pool.closing.store(true, Ordering::Release);
         let status = self.status(&pool).await;
@@ -239,7 +239,7 @@ impl Scheduler {
         }
         let (version, spec) = pool.versioned_spec();
         let row = |deleting| PoolRow { deleting, ..catalog::pool_row(pool.uid, version, &pool.name, &spec) };
-        let marked = self.change_catalogue(catalogue, |rows| rows.put(row(true)), |rows| rows.put(row(false))).await;
+        let marked = self.change_catalog(catalog, |rows| rows.put(row(true)), |rows| rows.put(row(false))).await;
         if let Err(error) = marked {
             pool.closing.store(false, Ordering::Release);
             return Err(error);
@@ -266,14 +266,14 @@ impl Scheduler {
         pool.event_log.close();
         self.dispatch().keys.forget_pool(pool.number);
         self.abort_gangs_of_pool(pool.uid).await;
-        if let Ok(catalogue) = self.catalogue() {
-            let removed = catalogue.remove(pool.uid);
-            catalogue.wait_stored(removed).await;
+        if let Ok(catalog) = self.catalog() {
+            let removed = catalog.remove(pool.uid);
+            catalog.wait_stored(removed).await;
         }
     }
 
-    pub(super) fn catalogue(&self) -> Result<&Arc<PoolCatalog>, RequestError> {
-        self.shared.catalogue.get().ok_or(RequestError::Unavailable(UnavailableReason::Loading))
+    pub(super) fn catalog(&self) -> Result<&Arc<PoolCatalog>, RequestError> {
+        self.shared.catalog.get().ok_or(RequestError::Unavailable(UnavailableReason::Loading))
     }
 
     /// Writes `change` and waits until it is stored. If that takes too long, `undo` is written after it: the change
@@ -282,22 +282,22 @@ impl Scheduler {
     ///
     /// # Errors
     /// `Store` or `Fenced`; the change is undone.
-    pub(super) async fn change_catalogue(
+    pub(super) async fn change_catalog(
         &self,
-        catalogue: &PoolCatalog,
+        catalog: &PoolCatalog,
         change: impl FnOnce(&PoolCatalog) -> Seq,
         undo: impl FnOnce(&PoolCatalog) -> Seq,
     ) -> Result<(), RequestError> {
-        let stored = self.wait_for_catalog(catalogue, change(catalogue)).await;
+        let stored = self.wait_for_catalog(catalog, change(catalog)).await;
         if stored.is_err() {
-            undo(catalogue);
+            undo(catalog);
         }
         stored
     }
 
-    async fn wait_for_catalog(&self, catalogue: &PoolCatalog, seq: Seq) -> Result<(), RequestError> {
+    async fn wait_for_catalog(&self, catalog: &PoolCatalog, seq: Seq) -> Result<(), RequestError> {
         let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
-        match tokio::time::timeout(limit, catalogue.wait_stored(seq)).await {
+        match tokio::time::timeout(limit, catalog.wait_stored(seq)).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(RequestError::Unavailable(UnavailableReason::Fenced)),
             Err(_) => Err(RequestError::Unavailable(UnavailableReason::Store)),

@@ -1,4 +1,4 @@
-//! Quotas: put, get, delete. Kept in the catalogue, and as durable as a pool.
+//! Quotas: put, get, delete. Kept in the catalog, and as durable as a pool.
 
 use super::Scheduler;
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
@@ -89,9 +89,9 @@ impl Scheduler {
             }
             _ => {}
         }
-        let catalogue = self.catalogue()?;
+        let catalog = self.catalog()?;
         let put = |rows: &PoolCatalog, quota: &Option<Quota>| rows.put_quota(name, quota.as_ref());
-        self.change_catalogue(catalogue, |rows| put(rows, &quota), |rows| put(rows, &before)).await?;
+        self.change_catalog(catalog, |rows| put(rows, &quota), |rows| put(rows, &before)).await?;
         tenants.set_quota(name, quota);
         self.dispatch().dispatch_quota_queues();
         Ok(before)

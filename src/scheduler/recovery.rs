@@ -1,12 +1,13 @@
 //! Recovery: turns rows into shards, before any mailbox opens, at start and after a panic.
 //!
-//! At start: take the store over under a fresh epoch ([`acquire_ownership`]), read the catalogue, read all shards in
+//! At start: take the store over under a fresh epoch ([`acquire_ownership`]), read the catalog, read all shards in
 //! one pass, replay and check each, rebuild the key directory, raise the fence ceiling, serve. A shard that cannot be
 //! read or violates an invariant is refused by name; the others serve. If two shards hold a key (freed in one but not
 //! stored, claimed and stored in the other), the higher fence keeps it and the other claim is relinquished.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::error::Error;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -16,7 +17,9 @@ use ractor::ActorCell;
 use crate::admission::dispatch::{ClaimDispatcher, InDoubtGang, InDoubtMember};
 use crate::admission::key_directory::{KeyHolder, PendingWrite, ShardRef};
 use crate::admission::pool_registry::Pool;
-use crate::engine::{ClaimHandle, Effect, Event, GangAction, ResumePoint, Shard, ShardConfig, ShardReplay};
+use crate::engine::{
+    ClaimHandle, Effect, Event, GangAction, ReplayError, ResumePoint, Shard, ShardConfig, ShardReplay,
+};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::GangRef;
 use crate::model::request_error::RequestError;
@@ -24,7 +27,7 @@ use crate::model::{ClaimId, ClaimSpec, Fence, HASH_VERSION, Millis, PoolName, Po
 use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::journal::Outbox;
 use crate::persist::row::{self, PoolRow, RowFrames, RowKind};
-use crate::persist::store::{FenceSpan, ShardKey, StoreError};
+use crate::persist::store::{FenceSpan, ShardDamage, ShardKey, StoreError};
 use crate::scheduler::ownership;
 use crate::shard::{self, ShardHandle};
 
@@ -93,8 +96,8 @@ async fn read<'a, T>(
 
 /// Result of a recovery at start.
 pub struct RecoveredState {
-    /// Catalogue of pools and quotas.
-    pub catalogue: Arc<PoolCatalog>,
+    /// Catalog of pools and quotas.
+    pub catalog: Arc<PoolCatalog>,
     /// Pools whose deletion was in progress.
     pub deleting: Vec<Arc<Pool>>,
     /// Committed gangs that are forgotten once their members are stored.
@@ -104,14 +107,14 @@ pub struct RecoveredState {
 /// Reads everything from the store, which this process owns, and starts the shards.
 ///
 /// # Errors
-/// Fails if the store cannot be read at all, or the catalogue is damaged.
+/// Fails if the store cannot be read at all, or the catalog is damaged.
 pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) -> Result<RecoveredState, StoreError> {
-    let (applied_seq, rows) = read(dispatch, || read_catalogue(dispatch).boxed()).await?;
+    let (applied_seq, rows) = read(dispatch, || read_catalog(dispatch).boxed()).await?;
     let mut pools = Vec::new();
     let mut deleting = Vec::new();
     for row in rows.quotas.values() {
         let quota: Quota = serde_json::from_str(&row.quota_json)
-            .map_err(|e| StoreError::Unusable(format!("the catalogue's quota of {}: {e}", row.name)))?;
+            .map_err(|e| StoreError::Unusable(format!("the catalog's quota of {}: {e}", row.name)))?;
         dispatch.keys.tenants.set_quota(&row.name, Some(quota));
     }
     for row in rows.pools.values() {
@@ -127,7 +130,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     warn_total_shards(dispatch);
     // Keyed by name from now on; ids identify rows only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
-    let catalogue = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
+    let catalog = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
     let shards = pools.iter().flat_map(|pool| pool.shards.iter().map(|handle| (Arc::clone(pool), Arc::clone(handle))));
     let shards: Vec<_> = shards.collect();
     let mut recovered = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
@@ -141,7 +144,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     futures::stream::iter(recovered)
         .for_each_concurrent(CONCURRENT_STARTS, |recovered| open(Arc::clone(dispatch), recovered, supervisor.clone()))
         .await;
-    Ok(RecoveredState { catalogue, deleting, gangs })
+    Ok(RecoveredState { catalog, deleting, gangs })
 }
 
 /// Restarts a shard that panicked, from the store and the tail in its journal. Its handle refuses commands until it
@@ -207,20 +210,25 @@ struct RecoveredShard {
     pool: Arc<Pool>,
     handle: Arc<ShardHandle>,
     /// Recovered shard, or the reason why it must not serve together with what could be read of it.
-    shard: Result<Shard, (String, Box<Shard>)>,
+    shard: Result<Shard, (UnreadableShard, Box<Shard>)>,
     /// Claims whose keys are held elsewhere.
     relinquished: Vec<ClaimHandle>,
 }
 
-/// Error in a row of the catalogue.
+/// Reason for which a shard must not serve.
 #[derive(Debug, thiserror::Error)]
-enum CatalogueRowError {
+enum UnreadableShard {
+    #[error(transparent)]
+    Store(#[from] ShardDamage),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+}
+
+/// Error in a row of the catalog.
+#[derive(Debug, thiserror::Error)]
+enum CatalogRowError {
     #[error(transparent)]
     Row(#[from] row::RowError),
-    #[error("the row of a pool has the id {0:?}, which is not a number")]
-    PoolId(String),
-    #[error("the row {0:?} of a shard is in the catalogue")]
-    ShardRow(String),
     #[error("the row of a pool has the name {name:?}: {error}")]
     PoolName { name: String, error: RequestError },
     #[error("pool {name} uses version {version} of the worker hash, and this build {HASH_VERSION}")]
@@ -231,25 +239,25 @@ enum CatalogueRowError {
     PoolSpec { name: PoolName, error: RequestError },
 }
 
-fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), CatalogueRowError> {
+fn parse_pool_row(row: &PoolRow) -> Result<(PoolName, PoolSpec), CatalogRowError> {
     let name =
-        PoolName::parse(&row.name).map_err(|error| CatalogueRowError::PoolName { name: row.name.clone(), error })?;
+        PoolName::parse(&row.name).map_err(|error| CatalogRowError::PoolName { name: row.name.clone(), error })?;
     if row.hash_version != HASH_VERSION {
-        return Err(CatalogueRowError::HashVersion { name, version: row.hash_version });
+        return Err(CatalogRowError::HashVersion { name, version: row.hash_version });
     }
     let spec: PoolSpec = match serde_json::from_str(&row.spec_json) {
         Ok(spec) => spec,
-        Err(error) => return Err(CatalogueRowError::PoolJson { name, error }),
+        Err(error) => return Err(CatalogRowError::PoolJson { name, error }),
     };
     match spec.with_defaults() {
         Ok(spec) => Ok((name, spec)),
-        Err(error) => Err(CatalogueRowError::PoolSpec { name, error }),
+        Err(error) => Err(CatalogRowError::PoolSpec { name, error }),
     }
 }
 
-async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::CatalogRows), StoreError> {
-    /// Rows of the catalogue, and the first error in one of them.
-    type Read = (catalog::CatalogRows, Option<CatalogueRowError>);
+async fn read_catalog(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::CatalogRows), StoreError> {
+    /// Rows of the catalog, and the first error in one of them.
+    type Read = (catalog::CatalogRows, Option<CatalogRowError>);
     let read: Arc<Mutex<Read>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
@@ -263,22 +271,22 @@ async fn read_catalogue(dispatch: &ClaimDispatcher) -> Result<(u64, catalog::Cat
     let loaded = dispatch.journal.store().load(vec![ShardKey::CATALOG], Box::new(sink)).await?;
     let (rows, error) = std::mem::take(&mut *read.lock());
     let applied_seq = loaded.into_iter().next().map_or(Ok(0), |loaded| loaded.at);
-    let damaged = |error: String| StoreError::Unusable(format!("the catalogue is damaged: {error}"));
+    let damaged = |error: &dyn Error| StoreError::Unusable(format!("the catalog is damaged: {error}"));
     match (applied_seq, error) {
         (Ok(applied_seq), None) => Ok((applied_seq, rows)),
-        (Err(error), _) => Err(damaged(error)),
-        (_, Some(error)) => Err(damaged(error.to_string())),
+        (Err(error), _) => Err(damaged(&error)),
+        (_, Some(error)) => Err(damaged(&error)),
     }
 }
 
 fn take_row(
     rows: &mut catalog::CatalogRows,
     frame: Result<row::RowFrame<'_>, row::RowError>,
-) -> Result<(), CatalogueRowError> {
+) -> Result<(), CatalogRowError> {
     let frame = frame?;
     match (frame.kind, frame.body) {
         (RowKind::Pool, body) => {
-            let uid: u64 = frame.id.parse().map_err(|_| CatalogueRowError::PoolId(frame.id.to_owned()))?;
+            let uid: u64 = frame.id.parse().map_err(|_| row::RowError::Id("pool", frame.id.to_owned()))?;
             match body {
                 Some(body) => drop(rows.pools.insert(uid, row::decode_pool(frame.id, body)?)),
                 None => drop(rows.pools.remove(&uid)),
@@ -289,7 +297,7 @@ fn take_row(
         }
         (RowKind::Quota, None) => drop(rows.quotas.remove(frame.id)),
         (RowKind::Worker | RowKind::Shard | RowKind::Gang, _) => {
-            return Err(CatalogueRowError::ShardRow(frame.id.to_owned()));
+            return Err(row::RowError::OfShard(frame.id.to_owned()).into());
         }
     }
     Ok(())
@@ -315,8 +323,7 @@ async fn load(
     };
     let keys = shards.iter().map(|(_, handle)| handle.outbox.key()).collect();
     let loaded = dispatch.journal.store().load(keys, Box::new(sink)).await?;
-    let mut loaded: HashMap<ShardKey, Result<u64, String>> =
-        loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
+    let mut loaded: HashMap<_, _> = loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
     let mut replays = std::mem::take(&mut *replays.lock());
     let recovered = shards.into_iter().map(|(pool, handle)| {
         let key = handle.outbox.key();
@@ -340,8 +347,9 @@ async fn load(
                 }
                 Ok(shard)
             }
-            (Err(error), Ok(shard)) => Err((error, Box::new(shard))),
-            (Err(error), Err((_, shard))) | (Ok(_), Err((error, shard))) => Err((error, shard)),
+            (Err(damage), Ok(shard)) => Err((damage.into(), Box::new(shard))),
+            (Err(damage), Err((_, shard))) => Err((damage.into(), shard)),
+            (Ok(_), Err((error, shard))) => Err((error.into(), shard)),
         };
         RecoveredShard { pool, handle, shard, relinquished: Vec::new() }
     });
@@ -372,8 +380,8 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
         let this_shard = recovered.handle.shard;
         let Ok(shard) = &mut recovered.shard else { continue };
         let members: Vec<(GangRef, ClaimId, ClaimHandle)> =
-            shard.provisional().map(|(gang, id, place)| (gang, id.clone(), place)).collect();
-        for (gang, id, place) in members {
+            shard.provisional().map(|(gang, id, handle)| (gang, id.clone(), handle)).collect();
+        for (gang, id, handle) in members {
             let home = ShardKey { pool: gang.pool, shard: gang.shard };
             if homes.get(&home).is_some_and(|committed| committed.contains(&gang.id)) {
                 // The first member of a gang in this shard commits all of them.
@@ -383,13 +391,13 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
                     &mut Vec::new(),
                 );
             } else if unread.contains(&home) {
-                let spec = shard.grant(place).and_then(|grant| grant.spec);
-                dispatch.keys.recover_unreadable(id.clone(), this_shard, place.fence, spec);
-                let member = InDoubtMember { id, ticket: None, shard: this_shard, fence: place.fence };
+                let spec = shard.grant(handle).and_then(|grant| grant.spec);
+                dispatch.keys.recover_unreadable(id.clone(), this_shard, handle.fence, spec);
+                let member = InDoubtMember { id, ticket: None, shard: this_shard, fence: handle.fence };
                 let gang_in_doubt = in_doubt.entry(gang.id).or_insert(InDoubtGang { home: gang, members: Vec::new() });
                 gang_in_doubt.members.push(member);
             } else {
-                recovered.relinquished.push(place);
+                recovered.relinquished.push(handle);
             }
         }
     }
@@ -410,23 +418,22 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
                     // repeated.
                     let members: HashMap<ClaimId, HeldKey> = shard
                         .provisional()
-                        .map(|(_, id, place)| (id.clone(), (place, shard.grant(place).and_then(|grant| grant.spec))))
+                        .map(|(_, id, handle)| (id.clone(), (handle, shard.grant(handle).and_then(|grant| grant.spec))))
                         .collect();
                     held.extend(members.clone());
                     dispatch.keys.rebind_shard(|shard| shard == this_shard, Some(&mut held));
                     held.retain(|id, _| !members.contains_key(id));
                 }
-                let enter = |(id, (place, spec))| {
-                    dispatch.keys.recover(id, KeyHolder { shard: this_shard, handle: place }, spec)
-                };
+                let enter =
+                    |(id, (handle, spec))| dispatch.keys.recover(id, KeyHolder { shard: this_shard, handle }, spec);
                 losers.extend(held.into_iter().filter_map(enter));
             }
             Err((_, readable)) => {
                 if recovered.handle.restarts() > 0 {
                     dispatch.keys.rebind_shard(|shard| shard == this_shard, None);
                 }
-                let enter = |(id, (place, spec)): (ClaimId, HeldKey)| {
-                    dispatch.keys.recover_unreadable(id, this_shard, place.fence, spec)
+                let enter = |(id, (handle, spec)): (ClaimId, HeldKey)| {
+                    dispatch.keys.recover_unreadable(id, this_shard, handle.fence, spec)
                 };
                 losers.extend(held_keys(readable).filter_map(enter));
             }
@@ -515,13 +522,13 @@ type HeldKey = (ClaimHandle, Option<Arc<ClaimSpec>>);
 /// of its record.
 fn relinquish_claims(
     shard: &mut Shard,
-    places: impl Iterator<Item = ClaimHandle>,
+    handles: impl Iterator<Item = ClaimHandle>,
     now_ms: Millis,
 ) -> VecDeque<(Seq, ClaimId)> {
     let mut effects: Vec<Effect<()>> = Vec::new();
     let mut ended = VecDeque::new();
-    for place in places {
-        shard.handle_event(Event::Relinquish { place }, now_ms, &mut effects);
+    for handle in handles {
+        shard.handle_event(Event::Relinquish { handle }, now_ms, &mut effects);
         for effect in effects.drain(..) {
             if let Effect::ClaimEnded { id, .. } = effect {
                 ended.push_back((shard.seq(), id));

@@ -115,7 +115,7 @@ impl Scheduler {
 impl RequestStream {
     /// Number of requests that may still be sent.
     #[must_use]
-    pub fn free_capacity(&self) -> usize {
+    pub fn remaining_slots(&self) -> usize {
         limits::STREAM_REQUESTS_MAX - (self.requests.len() - self.free_slots.len())
     }
 

@@ -14,7 +14,7 @@ impl ReasonCells {
     }
 
     pub(super) fn set(&self, counts: &UnschedulableCounts) {
-        for reason in UnschedulableReason::ALL {
+        for &reason in UnschedulableReason::ALL {
             // A shard numbers its workers with 32 bits.
             self.0[reason as usize].store(counts.get(reason) as u32, Ordering::Relaxed);
         }

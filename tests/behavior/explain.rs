@@ -38,7 +38,7 @@ async fn enlist(world: &World, pool: &str, workers: Vec<WorkerSpec>) {
 }
 
 fn counted(survey: &WorkerSurvey) -> Vec<(&'static str, u64)> {
-    let all = FilterReason::ALL.into_iter().filter(|why| survey.count(*why) > 0);
+    let all = FilterReason::ALL.iter().copied().filter(|why| survey.count(*why) > 0);
     all.map(|why| (why.as_str(), survey.count(why))).collect()
 }
 

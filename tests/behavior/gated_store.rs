@@ -248,7 +248,7 @@ impl GatedStore {
         self.state().rounds.clone()
     }
 
-    /// Key of a shard, taken from the catalogue's rows that passed.
+    /// Key of a shard, taken from the catalog's rows that passed.
     pub fn key(&self, pool: &str, shard: u16) -> ShardKey {
         ShardKey { pool: self.state().pools[pool], shard }
     }

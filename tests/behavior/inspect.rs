@@ -205,7 +205,7 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     let store: SharedStore = location.open();
     store.take_over(Uuid::now_v7()).await.unwrap();
     store.raise_fence_ceiling(FenceSpan { floor: 5, ceiling: 9 }).await.unwrap();
-    let (mut catalogue, mut shard) = (Vec::new(), Vec::new());
+    let (mut catalog, mut shard) = (Vec::new(), Vec::new());
     for kind in RowKind::ALL {
         match kind {
             RowKind::Pool => {
@@ -213,11 +213,11 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
                 let spec_json = serde_json::to_string(&spec).unwrap();
                 let row =
                     PoolRow { uid: 7, spec_json, hash_version: 1, deleting: true, name: "ns/p".into(), version: 9 };
-                row::put_pool(&mut catalogue, &row);
+                row::put_pool(&mut catalog, &row);
             }
             RowKind::Quota => {
                 let quota_json = serde_json::to_string(&Quota { claims: Some(1), ..Quota::default() }).unwrap();
-                row::put_quota(&mut catalogue, &QuotaRow { name: "ns/acme".into(), quota_json });
+                row::put_quota(&mut catalog, &QuotaRow { name: "ns/acme".into(), quota_json });
             }
             RowKind::Worker => row::put_deletion(&mut shard, RowKind::Worker, "gone"),
             RowKind::Shard => {
@@ -231,7 +231,7 @@ async fn h07_no_kind_of_row_is_unknown_to_inspect() {
     }
     let batch = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
     let of_pool = ShardKey { pool: 7, shard: 0 };
-    store.apply(vec![batch(ShardKey::CATALOG, catalogue), batch(of_pool, shard)]).await.unwrap();
+    store.apply(vec![batch(ShardKey::CATALOG, catalog), batch(of_pool, shard)]).await.unwrap();
     let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     assert_eq!(contents["quotas"][0]["name"], "ns/acme");
     let pool = &contents["pools"][0];
@@ -248,14 +248,14 @@ async fn h07_an_unreadable_row_is_reported() {
     let location = StoreLocation::empty();
     let store: SharedStore = location.open();
     store.take_over(Uuid::now_v7()).await.unwrap();
-    let (mut catalogue, mut stray) = (Vec::new(), Vec::new());
+    let (mut catalog, mut stray) = (Vec::new(), Vec::new());
     let spec_json = serde_json::to_string(&PoolSpec { shards: 1, ..PoolSpec::default() }).unwrap();
     let row = PoolRow { uid: 7, spec_json, hash_version: 1, name: "ns/p".into(), ..PoolRow::default() };
-    row::put_pool(&mut catalogue, &row);
+    row::put_pool(&mut catalog, &row);
     row::put_quota(&mut stray, &QuotaRow { name: "ns".into(), quota_json: "{}".into() });
     let batch = |shard, rows: Vec<u8>| WriteBatch { shard, from: 0, to: 1, kind: WriteKind::Rows(Bytes::from(rows)) };
     let of_pool = ShardKey { pool: 7, shard: 0 };
-    store.apply(vec![batch(ShardKey::CATALOG, catalogue), batch(of_pool, stray)]).await.unwrap();
+    store.apply(vec![batch(ShardKey::CATALOG, catalog), batch(of_pool, stray)]).await.unwrap();
     let contents = serde_json::to_value(inspect(&*store, None, RowDetail::Workers).await.unwrap()).unwrap();
     let error = contents["pools"][0]["shards"][0]["error"].as_str().unwrap_or_default();
     assert!(error.contains("catalog"), "{contents}");

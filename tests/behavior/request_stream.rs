@@ -61,7 +61,7 @@ async fn consecutive_requests_take_effect_in_order() {
     stream.add_claim(4, request("a", "x"));
     stream.add_claim(5, request("a", "late"));
     stream.send();
-    assert_eq!(stream.free_capacity() + 5, hotpool::limits::STREAM_REQUESTS_MAX);
+    assert_eq!(stream.remaining_slots() + 5, hotpool::limits::STREAM_REQUESTS_MAX);
     let full = FULL.to_string();
     let all = [
         completion(1, &full),
@@ -73,7 +73,7 @@ async fn consecutive_requests_take_effect_in_order() {
     let mut got = completed(&mut stream).await;
     got.sort_unstable();
     assert_eq!(got, all);
-    assert!(stream.is_empty() && stream.free_capacity() == hotpool::limits::STREAM_REQUESTS_MAX);
+    assert!(stream.is_empty() && stream.remaining_slots() == hotpool::limits::STREAM_REQUESTS_MAX);
     // The other operations on a claim, also where no shard can answer them.
     let fence = world.s.get_claim(&id("x")).await.unwrap().fence;
     stream.add_held_operation(1, id("x"), fence, ClaimVerb::Renew(None));
@@ -116,7 +116,7 @@ async fn a_request_that_times_out_is_abandoned_and_its_claim_rolled_back() {
     assert_eq!(words, [completion(1, &RequestError::DeadlineExceeded.to_string())]);
     assert!(!stream.contains(1) && stream.contains(2), "its number may be used again");
     assert_eq!(
-        stream.free_capacity() + 2,
+        stream.remaining_slots() + 2,
         hotpool::limits::STREAM_REQUESTS_MAX,
         "its entry stays until the shard replies"
     );
@@ -124,7 +124,7 @@ async fn a_request_that_times_out_is_abandoned_and_its_claim_rolled_back() {
     // The only worker went to the first claim, whose reply is not read.
     until("the second is answered", async || !completed(&mut stream).await.is_empty()).await;
     until("the first is rolled back", async || world.counts("a").await == (1, 0, 0)).await;
-    assert_eq!(stream.free_capacity(), hotpool::limits::STREAM_REQUESTS_MAX);
+    assert_eq!(stream.remaining_slots(), hotpool::limits::STREAM_REQUESTS_MAX);
     world.is_clean().await;
 }
 

@@ -118,9 +118,9 @@ async fn w11_explain_counts_a_worker_that_is_reserved_for_another_claim() {
     let explained = world.s.explain(request_for("p", "other", &cpu(1))).await.unwrap();
     let survey = &explained.pools[0].survey;
     let ruled_out: Vec<_> = FilterReason::ALL
-        .into_iter()
-        .filter(|why| survey.count(*why) > 0)
-        .map(|why| (why.as_str(), survey.count(why)))
+        .iter()
+        .map(|why| (why.as_str(), survey.count(*why)))
+        .filter(|(_, workers)| *workers > 0)
         .collect();
     assert_eq!((explained.outcome, survey.fits, &ruled_out[..]), (Err(FULL), 0, &[("reserved", 1)][..]));
     world.s.release(&small.id, small.fence).await.unwrap();

@@ -112,7 +112,7 @@ async fn p02_grpc_explains_the_same() {
     let missing = grpc.claims.explain_claim(proto::ExplainClaimRequest { claim: None }).await;
     crate::grpc::grpc_client::expect(missing, tonic::Code::InvalidArgument, None, Some("claim"));
     // The number of each reason has its name.
-    for (at, why) in hotpool::model::FilterReason::ALL.into_iter().enumerate() {
+    for (at, why) in hotpool::model::FilterReason::ALL.iter().copied().enumerate() {
         let by = proto::RuledOutBy::try_from(at as i32 + 1).unwrap();
         assert_eq!(by.as_str_name(), format!("RULED_OUT_BY_{}", why.as_str().to_uppercase()));
     }

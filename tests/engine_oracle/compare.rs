@@ -48,7 +48,7 @@ impl Driver {
             }
         }
         let counted = self.shard.unschedulable();
-        for reason in UnschedulableReason::ALL {
+        for &reason in UnschedulableReason::ALL {
             let of = |counts: &BTreeMap<&str, u64>| counts.get(reason.as_str()).copied().unwrap_or(0);
             let expected = (of(&by_each), of(&by_first));
             assert_eq!(
@@ -143,8 +143,16 @@ impl Driver {
             let mut effects = Vec::new();
             let request = Request::for_zone(i as usize);
             let wants = Some(request.wants());
-            let event =
-                Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, wants, reservation_ticket: 0, to: () };
+            let event = Event::Claim {
+                id,
+                fence,
+                affinity,
+                reserve_ms: 0,
+                ttl_ms: 0,
+                constraints: wants,
+                reservation_ticket: None,
+                to: (),
+            };
             replica.handle_event(event, self.now_ms, &mut effects);
             let term_ms = oracle.effective_ttl(0).unwrap();
             let candidates = oracle.candidates(affinity, self.now_ms + term_ms, &request);

@@ -161,7 +161,7 @@ impl Driver {
         let adopted_handles: Vec<ClaimHandle> = effects
             .iter()
             .filter_map(|effect| match effect {
-                Effect::ClaimAdopted { id, place: handle } => {
+                Effect::ClaimAdopted { id, handle } => {
                     assert_eq!(id.key(), format!("k{}", handle.fence));
                     Some(*handle)
                 }
@@ -248,13 +248,13 @@ impl Driver {
                 let handle = handle(at)?;
                 self.count_holder_contact(handle.fence);
                 let reply = self.oracle.renew(handle.fence, *ttl_ms, now_ms);
-                self.same(Event::Renew { place: handle, ttl_ms: *ttl_ms, to: () }, &[], Some(reply));
+                self.same(Event::Renew { handle, ttl_ms: *ttl_ms, to: () }, &[], Some(reply));
                 None
             }
             Op::BeginRelease { at, releasing_ms } => {
                 let handle = handle(at)?;
                 let changed = self.oracle.begin_release(handle.fence, *releasing_ms, now_ms);
-                let event = Event::BeginRelease { place: handle, releasing_ms: *releasing_ms, to: () };
+                let event = Event::BeginRelease { handle, releasing_ms: *releasing_ms, to: () };
                 self.same(event, &[], Some(Reply::Released));
                 Some(changed)
             }
@@ -292,7 +292,7 @@ impl Driver {
                 }
                 let wants = request.as_ref().map(Request::wants);
                 self.same(
-                    Event::Reacquire { place: handle, satisfies: *satisfies, wants, to: () },
+                    Event::Reacquire { handle, accepts_pool: *satisfies, constraints: wants, to: () },
                     &ended,
                     Some(reply),
                 );
@@ -305,7 +305,7 @@ impl Driver {
                 let reserved = self.oracle.claims.iter().any(|claim| is_reserved(&claim));
                 self.count_holder_contact(handle.fence);
                 let reply = self.oracle.confirm(handle.fence, now_ms);
-                self.same(Event::Confirm { place: handle, to: () }, &[], Some(reply));
+                self.same(Event::Confirm { handle, to: () }, &[], Some(reply));
                 Some(reserved)
             }
             Op::Release(at) => {
@@ -316,31 +316,31 @@ impl Driver {
                 let cleaned = worker.is_some();
                 let ended = self.oracle.release(worker, handle.fence);
                 *self.counts.entry("late cleanup").or_default() += usize::from(cleaned);
-                self.same(Event::Release { place: handle, to: () }, &ended, Some(Reply::Released));
+                self.same(Event::Release { handle, to: () }, &ended, Some(Reply::Released));
                 Some(!ended.is_empty() || cleaned)
             }
             Op::Get(at) => {
                 let handle = handle(at)?;
                 let reply = self.oracle.disclose(handle.fence);
-                self.same(Event::Get { place: handle, to: () }, &[], Some(reply));
+                self.same(Event::Get { handle, to: () }, &[], Some(reply));
                 Some(false)
             }
             Op::Rollback(at) => {
                 let handle = handle(at)?;
                 let ended = self.oracle.rollback(handle.fence);
-                self.same(Event::Rollback { place: handle }, &ended, None);
+                self.same(Event::Rollback { handle }, &ended, None);
                 Some(!ended.is_empty())
             }
             Op::ReplySent(at) => {
                 let handle = handle(at)?;
                 self.oracle.reply_sent(handle.fence, now_ms);
-                self.same(Event::ReplySent { place: handle, at_ms: now_ms }, &[], None);
+                self.same(Event::ReplySent { handle, at_ms: now_ms }, &[], None);
                 Some(false)
             }
             Op::Relinquish(at) => {
                 let handle = handle(at)?;
                 let ended = self.oracle.end(handle.fence, EndReason::RolledBack);
-                self.same(Event::Relinquish { place: handle }, &ended, None);
+                self.same(Event::Relinquish { handle }, &ended, None);
                 Some(!ended.is_empty())
             }
             Op::Tick(by) => {
@@ -373,7 +373,16 @@ impl Driver {
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
         let wants = requested.map(Request::wants);
-        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, wants, reservation_ticket: 0, to: () };
+        let event = Event::Claim {
+            id,
+            fence,
+            affinity,
+            reserve_ms,
+            ttl_ms,
+            constraints: wants,
+            reservation_ticket: None,
+            to: (),
+        };
         self.shard.handle_event(event, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);
@@ -422,7 +431,7 @@ impl Driver {
         // As a rule the reply is sent at once; some of the others are sent later, some never.
         if !fence.is_multiple_of(4) {
             self.oracle.reply_sent(fence, self.now_ms);
-            self.same(Event::ReplySent { place: handle, at_ms: self.now_ms }, &[], None);
+            self.same(Event::ReplySent { handle, at_ms: self.now_ms }, &[], None);
         }
     }
 

@@ -108,31 +108,31 @@ impl Recount {
                 let fence = self.fence;
                 let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
                 let wants = Some(wants(*slots));
-                let (affinity, reservation_ticket) = (1, *ticket);
+                let (affinity, reservation_ticket) = (1, std::num::NonZeroU64::new(*ticket));
                 let event = Event::Claim {
                     id,
                     fence,
                     affinity,
                     reserve_ms: 0,
                     ttl_ms: *ttl_ms,
-                    wants,
+                    constraints: wants,
                     reservation_ticket,
                     to: (),
                 };
                 if let Some(EngineReply::Granted(grant)) = self.apply(event) {
                     self.handles.push(grant.handle);
-                    self.apply(Event::ReplySent { place: grant.handle, at_ms: self.now_ms });
+                    self.apply(Event::ReplySent { handle: grant.handle, at_ms: self.now_ms });
                 }
             }
             Step::Release { nth } if !self.handles.is_empty() => {
                 let handle = self.handles.remove(nth % self.handles.len());
-                self.apply(Event::Release { place: handle, to: () });
+                self.apply(Event::Release { handle, to: () });
             }
             Step::Release { .. } => {}
             Step::Reserve { ticket, slots, evict } => {
                 let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700 });
                 let until_ms = self.now_ms + 500;
-                self.apply(Event::Reserve { ticket: *ticket, wants: wants(*slots), evict, until_ms, to: () });
+                self.apply(Event::Reserve { ticket: *ticket, constraints: wants(*slots), evict, until_ms, to: () });
             }
             Step::CancelReservation { ticket } => drop(self.apply(Event::CancelReservation { ticket: *ticket })),
             Step::Advance { ms } => {

@@ -277,7 +277,7 @@ fn a_pool_deleted_while_redis_is_unreachable_is_gone_when_it_is_back() {
     assert_eq!(claim(&mut client, "warm", "k"), 201);
     // After several renewals no deleted key has reappeared, and gaps are still closed.
     a_lease_goes_by(&mut client);
-    assert_eq!(redis.query::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalogue, the owner, five shards");
+    assert_eq!(redis.query::<Vec<String>>(&["KEYS", "hotpool:*"]).len(), 7, "the catalog, the owner, five shards");
     let _: () = redis.query(&["FLUSHALL"]);
     until("all rows are rewritten", || redis.query::<Vec<String>>(&["KEYS", "hotpool:*"]).len() == 7);
     assert_eq!(claim(&mut client, "other", "k2"), 201);

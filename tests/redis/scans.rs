@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use hotpool::persist::row::RowFrames;
 use hotpool::persist::store::redis::RedisStore;
-use hotpool::persist::store::{ShardKey, Store, StoreError, WriteOutcome};
+use hotpool::persist::store::{ShardDamage, ShardKey, Store, StoreError, WriteOutcome};
 use redis::Value;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -36,7 +36,7 @@ async fn filled(url: &str, dir: &TempDir) -> RedisStore {
 }
 
 /// Asserts that the shard was found at `at`, with rows 0 to `count`.
-fn holds(found: &(Result<u64, String>, BTreeMap<u64, u32>), at: u64, count: u64) {
+fn holds(found: &(Result<u64, ShardDamage>, BTreeMap<u64, u32>), at: u64, count: u64) {
     assert_eq!(found.0, Ok(at));
     let missing: Vec<u64> = (0..count).filter(|uid| !found.1.contains_key(uid)).collect();
     assert_eq!((missing.len(), found.1.len() as u64), (0, count), "missing, and found in all");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use hotpool::persist::row::{PoolRow, RowFrames, RowKind, put_deletion, put_pool};
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
-use hotpool::persist::store::{ShardKey, Store, WriteBatch, WriteKind, WriteOutcome};
+use hotpool::persist::store::{ShardDamage, ShardKey, Store, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::server::config;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -56,7 +56,7 @@ pub async fn one(store: &RedisStore, batch: WriteBatch) -> WriteOutcome {
 }
 
 /// Sequence number of a shard, and its rows by uid.
-pub type State = (Result<u64, String>, BTreeMap<u64, u32>);
+pub type State = (Result<u64, ShardDamage>, BTreeMap<u64, u32>);
 
 pub async fn load(store: &RedisStore, shard: ShardKey) -> State {
     let read: Arc<Mutex<BTreeMap<u64, u32>>> = Arc::default();

@@ -44,8 +44,8 @@ impl Harness {
             affinity: 7,
             reserve_ms: 0,
             ttl_ms: needs_ms,
-            wants: Some(Arc::new(wants.clone())),
-            reservation_ticket: 0,
+            constraints: Some(Arc::new(wants.clone())),
+            reservation_ticket: None,
             to: (),
         };
         let mut effects = Vec::new();
@@ -125,10 +125,10 @@ impl Harness {
             Step::Release { key } => {
                 if let Some(claim) = self.claims.get(id(key).key()).filter(|claim| claim.gang.is_none()) {
                     let handle = claim.handle;
-                    let (_, ended) = self.on(Event::Release { place: handle, to: () });
+                    let (_, ended) = self.on(Event::Release { handle, to: () });
                     assert_eq!(ended.len(), 1);
                     // A late duplicate changes nothing.
-                    let (_, ended) = self.on(Event::Release { place: handle, to: () });
+                    let (_, ended) = self.on(Event::Release { handle, to: () });
                     assert!(ended.is_empty());
                 }
             }
@@ -202,7 +202,7 @@ impl Harness {
         let shrinks = same_gpus && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
         let (answer, _) = {
             let mut effects = Vec::new();
-            let event = Event::Resize { place: claim.handle, resources: to.clone(), to: () };
+            let event = Event::Resize { handle: claim.handle, resources: to.clone(), to: () };
             self.shard.handle_event(event, self.now_ms, &mut effects);
             let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
             (answer, ())
@@ -233,7 +233,7 @@ impl Harness {
         // A worker is shown claims whose replies were sent.
         let handles: Vec<_> = self.disclosed().map(|(_, claim)| claim.handle).collect();
         for handle in handles {
-            self.on(Event::ReplySent { place: handle, at_ms: self.now_ms });
+            self.on(Event::ReplySent { handle, at_ms: self.now_ms });
         }
         let Some(worker) = self.workers.get(id.as_str()) else { return };
         let of: Vec<_> = self.disclosed().filter(|(_, claim)| claim.worker == id.as_str()).collect();

@@ -75,7 +75,7 @@ impl Harness {
                 Effect::ClaimEnded { id, fence, .. } => ended.push((id, fence)),
                 Effect::RetainEnded { .. } | Effect::WorkerLost { .. } | Effect::WorkerDeleted { .. } => {}
                 Effect::ClaimAdopted { .. } => panic!("no claim is readopted in a shared pool"),
-                Effect::ClaimCommitted { id, place: handle } => {
+                Effect::ClaimCommitted { id, handle } => {
                     let claim = self.claims.get_mut(id.key()).expect("only a live claim is committed");
                     assert_eq!(claim.handle, handle);
                     assert!(claim.gang.take().is_some(), "only a member is committed");

@@ -78,7 +78,7 @@ async fn complaints(dir: &Path) -> [Option<String>; 3] {
     let found = load(&store, &[A, B, C]).await;
     let sound = [(A, 3, "a0a1a2"), (B, 4, "[b][f]b2b3"), (C, 1, "c0")];
     sound.map(|(shard, at, rows)| match &found[&shard] {
-        (Err(why), _) => Some(why.clone()),
+        (Err(why), _) => Some(why.to_string()),
         (Ok(found), read) => {
             assert_eq!((*found, String::from_utf8_lossy(read)), (at, rows.into()), "{shard:?}");
             None

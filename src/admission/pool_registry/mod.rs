@@ -136,7 +136,7 @@ impl Pool {
         metrics.claims_rolled_back.raise_to(rolled_back);
         metrics.workers_idle.set(f64::from(idle));
         metrics.workers_busy.set(f64::from(busy));
-        for reason in UnschedulableReason::ALL {
+        for &reason in UnschedulableReason::ALL {
             let sum = |workers: fn(&ShardHandle, UnschedulableReason) -> u32| -> u64 {
                 self.shards.iter().map(|handle| u64::from(workers(handle, reason))).sum()
             };

@@ -133,8 +133,8 @@ impl<T> FairQueue<T> {
         self.unrank(request_class);
         let member = self.tenants.get_mut(&tenant).expect("a queued claim has a tenant");
         member.waiting -= 1;
-        let class = self.classes.get_mut(&request_class).expect("a waiter has a shape");
-        let subqueue = class.subqueues.get_mut(&(priority, tenant)).expect("a waiter has a lane");
+        let class = self.classes.get_mut(&request_class).expect("a queued claim has a class");
+        let subqueue = class.subqueues.get_mut(&(priority, tenant)).expect("a queued claim has a subqueue");
         let was_first = subqueue.first() == Some(&arrival);
         subqueue.remove(&arrival);
         let next = subqueue.first().copied();

@@ -76,7 +76,7 @@ impl ClaimStreamResponses {
             let status = || ApiError::from(UnavailableReason::Stopping).to_status();
             self.end = Some(Err(CallerContext::sync_scope_or_plain(self.caller.as_ref(), status)));
         }
-        while self.end.is_none() && self.requests.free_capacity() > 0 {
+        while self.end.is_none() && self.requests.remaining_slots() > 0 {
             match Pin::new(&mut self.input).poll_next(context) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.end = Some(Ok(())),
@@ -209,11 +209,11 @@ impl Stream for ClaimStreamResponses {
             if let Some(response) = this.responses.pop_front() {
                 return Poll::Ready(Some(Ok(response)));
             }
-            let was_full = this.requests.free_capacity() == 0;
+            let was_full = this.requests.remaining_slots() == 0;
             this.read_requests(context);
             this.collect_completions(context);
             // Capacity may become free without a response, and then nothing has read the input.
-            let can_read_more = was_full && this.requests.free_capacity() > 0;
+            let can_read_more = was_full && this.requests.remaining_slots() > 0;
             if this.responses.is_empty() && !can_read_more {
                 return match &mut this.end {
                     Some(end) if this.requests.is_empty() => Poll::Ready(std::mem::replace(end, Ok(())).err().map(Err)),

@@ -123,7 +123,7 @@ fn parse_states(text: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
     let state = |name: &str| {
         let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == name);
         found.ok_or_else(|| {
-            let known = ClaimState::HELD.map(ClaimState::as_str).join(", ");
+            let known = ClaimState::HELD.map(|state| state.as_str()).join(", ");
             ApiError::invalid(
                 "state",
                 format!("must be one or more of {known}, separated by commas, got {:?}", truncate(name)),

@@ -47,7 +47,7 @@ struct RuledOutJson<'a>(&'a WorkerSurvey);
 impl Serialize for RuledOutJson<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for reason in FilterReason::ALL.into_iter().filter(|reason| self.0.count(*reason) > 0) {
+        for reason in FilterReason::ALL.iter().copied().filter(|reason| self.0.count(*reason) > 0) {
             map.serialize_entry(reason.as_str(), &self.0.count(reason))?;
         }
         map.end()

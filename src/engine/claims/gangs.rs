@@ -107,7 +107,7 @@ impl Shard {
                     self.index_evictable(handle.claim);
                     self.record_change_in_batch(handle.worker);
                     let Some(id) = self.claims.get(handle).map(|claim| claim.id.clone()) else { continue };
-                    effects.push(Effect::ClaimCommitted { id: id.clone(), place: handle });
+                    effects.push(Effect::ClaimCommitted { id: id.clone(), handle });
                     committed.extend(self.grant(handle).map(|grant| (id, grant)));
                 }
                 self.end_batch();

@@ -16,7 +16,7 @@ impl Shard {
     pub(in crate::engine) fn reacquire<R>(
         &mut self,
         handle: ClaimHandle,
-        satisfies: bool,
+        accepts_pool: bool,
         constraints: Option<&PlacementConstraints>,
         effects: &mut Vec<Effect<R>>,
     ) -> EngineReply {
@@ -25,7 +25,7 @@ impl Shard {
             return self.releasing_reply(handle.claim);
         }
         let worker = &self.workers.registration(claim.worker).spec;
-        if satisfies && constraints.is_none_or(|constraints| constraints.allows(worker)) {
+        if accepts_pool && constraints.is_none_or(|constraints| constraints.allows(worker)) {
             return match constraints {
                 Some(constraints) if !constraints.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
                 _ => self.disclose(handle),

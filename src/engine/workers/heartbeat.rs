@@ -261,7 +261,7 @@ impl Shard {
         self.header.fence_max = self.header.fence_max.max(fence);
         self.counters.lifecycle.adopted += 1;
         self.record_change(at);
-        effects.push(Effect::ClaimAdopted { id: report.id, place: ClaimHandle { claim, worker: at, fence } });
+        effects.push(Effect::ClaimAdopted { id: report.id, handle: ClaimHandle { claim, worker: at, fence } });
     }
 
     /// Assigns an unclaimed worker to a claim, schedulable or not.

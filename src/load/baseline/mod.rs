@@ -144,7 +144,7 @@ impl BaselineTarget {
     /// Sets the slots of each worker; 0 if a claim takes a whole worker.
     pub(super) fn create(&self, slots: u32) -> Result<(), TargetError> {
         if slots > 0 && self.base.uses_idle_set() {
-            let scheme = self.base.kind.scheme();
+            let scheme = self.base.kind.into_str();
             return Err(target_error(format!("{scheme} grants whole workers only: use a pool without slots"), false));
         }
         self.base.slots.store(slots, Ordering::Relaxed);

@@ -1,9 +1,11 @@
 //! URLs of baselines on the command line.
 
 use hyper::http::uri::Authority;
+use strum::{IntoStaticStr, VariantArray};
 
 /// Methods of claiming on Redis without Hotpool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(prefix = "redis-", serialize_all = "snake_case", const_into_str)]
 pub enum BaselineKind {
     /// Reads every worker, picks one, and writes it under its version.
     Scan,
@@ -19,19 +21,7 @@ pub enum BaselineKind {
 
 impl BaselineKind {
     /// All methods, in the order of the documentation.
-    pub const ALL: [Self; 5] = [Self::Scan, Self::Spop, Self::Lock, Self::Batch, Self::Lua];
-
-    /// URL scheme, the part before `://`.
-    #[must_use]
-    pub const fn scheme(self) -> &'static str {
-        match self {
-            Self::Scan => "redis-scan",
-            Self::Spop => "redis-spop",
-            Self::Lock => "redis-lock",
-            Self::Batch => "redis-batch",
-            Self::Lua => "redis-lua",
-        }
-    }
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 }
 
 /// Baseline URL: `redis-KIND://HOST:PORT[,HOST:PORT...][?concurrent=N]`. The first host decides whether it is a
@@ -58,7 +48,7 @@ impl BaselineUrl {
 
     /// Parses the parts of a URL; `None` if they are invalid.
     pub(crate) fn read(scheme: &str, hosts: &str, query: Option<&str>) -> Option<Self> {
-        let kind = BaselineKind::ALL.into_iter().find(|kind| kind.scheme() == scheme)?;
+        let kind = BaselineKind::ALL.iter().copied().find(|kind| kind.into_str() == scheme)?;
         let host = |host: &str| {
             let host: Authority = host.parse().ok()?;
             host.port_u16().map(|_| host.to_string())
@@ -75,7 +65,7 @@ impl BaselineUrl {
 
 impl std::fmt::Display for BaselineUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}://{}", self.kind.scheme(), self.hosts.join(","))?;
+        write!(f, "{}://{}", self.kind.into_str(), self.hosts.join(","))?;
         if self.concurrent > 1 {
             write!(f, "?concurrent={}", self.concurrent)?;
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 
 use hotpool::engine::placement::bin_packing::FitStrategy;
 use hotpool::limits::SHARDS_MAX;
@@ -71,9 +72,10 @@ impl PackArgs {
 }
 
 /// Spelling of [`FitStrategy`] on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, IntoStaticStr, VariantArray)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum PolicyArg {
     /// The worker with the least free resources
     BestFit,
@@ -85,17 +87,7 @@ pub enum PolicyArg {
 
 impl PolicyArg {
     /// All policies in the order of charts.
-    pub const ALL: [Self; 3] = [Self::BestFit, Self::Spread, Self::Fgd];
-
-    /// Name of the policy on the command line.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::BestFit => "best_fit",
-            Self::Spread => "spread",
-            Self::Fgd => "fgd",
-        }
-    }
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 }
 
 impl From<PolicyArg> for FitStrategy {

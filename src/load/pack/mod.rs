@@ -33,12 +33,12 @@ pub fn run(args: &PackArgs) -> Result<PackReport> {
     let report = PackReport::new(&input, &result, serde_json::to_value(args)?);
     if let Some(file) = &args.plot {
         let mut curves = Vec::new();
-        for policy in PolicyArg::ALL {
+        for &policy in PolicyArg::ALL {
             if policy == args.policy {
-                curves.push((policy.as_str().to_owned(), report.curve.clone()));
+                curves.push((policy.into_str().to_owned(), report.curve.clone()));
             } else if !(args.protocol && policy == PolicyArg::Spread) {
                 let other = simulate_policy(args, &input, policy)?;
-                curves.push((policy.as_str().to_owned(), curve::curve(&other.points, input.gpus())));
+                curves.push((policy.into_str().to_owned(), curve::curve(&other.points, input.gpus())));
             }
         }
         let requests = args.requests.file_name().unwrap_or_default().to_string_lossy();
@@ -55,7 +55,7 @@ fn simulate_policy(args: &PackArgs, input: &PackInput, policy: PolicyArg) -> Res
         (false, _) => PlacementDecider::service(input, policy.into(), args.shards, mix)?,
     };
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len}")?.progress_chars("=> ");
-    let bar = ProgressBar::new(input.events.len() as u64).with_style(style).with_message(policy.as_str());
+    let bar = ProgressBar::new(input.events.len() as u64).with_style(style).with_message(policy.into_str());
     let result = simulate(input, &mut decider, |done| bar.set_position(done));
     bar.finish_and_clear();
     Ok(result)

@@ -97,6 +97,15 @@ pub enum RowError {
         /// Error of the decoder.
         cause: String,
     },
+    /// Id that is not a number, of an object that has one.
+    #[error("the row of a {0} has the id {1:?}, which is not a number")]
+    Id(&'static str, String),
+    /// Row of a pool or quota among those of a shard, with its id.
+    #[error("the row {0:?} of the catalog is in a shard")]
+    OfCatalog(String),
+    /// Row of a shard among those of the catalog, with its id.
+    #[error("the row {0:?} of a shard is in the catalog")]
+    OfShard(String),
 }
 
 /// Row that is borrowed from its frame.

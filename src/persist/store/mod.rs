@@ -25,12 +25,15 @@ use futures::future::{BoxFuture, FutureExt as _, ready};
 
 use crate::model::{Fence, Millis, Seq};
 
+mod damage;
 mod data_dir;
 pub mod inspect;
 pub mod memory;
 pub mod redb;
 #[cfg(feature = "redis")]
 pub mod redis;
+
+pub use self::damage::{DamagedRecord, ShardDamage};
 
 /// Key of a record stream: a pool's uid and the shard's index. Pool 0 is the catalog of pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,7 +131,7 @@ pub struct LoadedShard {
     /// Shard that was loaded.
     pub shard: ShardKey,
     /// Sequence number of the state (0 without rows), or the reason for which it cannot be read.
-    pub at: Result<Seq, String>,
+    pub at: Result<Seq, ShardDamage>,
 }
 
 /// Receiver of frames in the order of their replay: a later row of the same id replaces an earlier one.

@@ -17,7 +17,7 @@ pub(super) use self::difference::SpecDiff;
 use super::Scheduler;
 use crate::model::request_error::RequestError;
 use crate::model::{Millis, PoolName, WorkerCommand, WorkerId};
-use crate::scheduler::caller::{CallerContext, ChangeSource};
+use crate::scheduler::caller::CallerContext;
 
 /// Target of the lines, for selection with `RUST_LOG`.
 const TARGET: &str = "hotpool::change";
@@ -55,29 +55,18 @@ impl ChangeKind {
 }
 
 /// Result of an operator change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub(super) enum ChangeResult {
     Created,
     Replaced,
     /// Change without a difference, which is logged at debug only.
     Unchanged,
     Done,
+    #[strum(serialize = "refused")]
     Rejected,
     /// The change was begun, and its outcome is unknown.
     Unknown,
-}
-
-impl ChangeResult {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Replaced => "replaced",
-            Self::Unchanged => "unchanged",
-            Self::Done => "done",
-            Self::Rejected => "refused",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 /// Details of a change, logged in addition to kind and result.
@@ -212,7 +201,7 @@ impl ChangeLog {
             tracing::info!(
                 target: TARGET,
                 change = kind.as_str(),
-                result = result.as_str(),
+                result = result.into_str(),
                 more,
                 pool = pool.as_ref().map(PoolName::as_str),
                 peer = peer.map(|peer| peer.to_string()),
@@ -246,7 +235,7 @@ fn write_line(
             tracing::$write!(
                 target: TARGET,
                 change = kind.as_str(),
-                result = result.as_str(),
+                result = result.into_str(),
                 pool = pool.as_ref().map(PoolName::as_str),
                 worker = worker.as_ref().map(WorkerId::as_str),
                 quota = quota.as_deref(),
@@ -258,12 +247,12 @@ fn write_line(
                 settings = difference.as_ref().map(SpecDiff::settings),
                 before = difference.as_ref().and_then(SpecDiff::before),
                 error = error.as_deref(),
-                source = caller.map(|caller| caller.source).map(ChangeSource::as_str),
+                source = caller.map(|caller| caller.source.as_str()),
                 peer = caller.and_then(|caller| caller.peer).as_ref().map(SocketAddr::to_string),
                 request_id = caller.and_then(|caller| caller.request_id.as_ref()).map(ToString::to_string),
                 "{} {}",
                 kind.as_str(),
-                result.as_str()
+                result.into_str()
             )
         };
     }

@@ -1,5 +1,6 @@
 //! Claims and operations on held claims: translates each into an event, and the engine's reply into an outcome.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::{ReplyRoute, ShardRunner, rejection_of};
@@ -32,16 +33,15 @@ impl ShardRunner {
         };
         let (id, affinity, constraints) = (item.id.clone(), item.affinity, item.constraints().cloned());
         let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms.unwrap_or(0));
-        let reservation =
-            item.reservation_at(self.handle.shard).filter(|&ticket| self.shard.has_reservation(ticket)).unwrap_or(0);
+        let ticket = item.reservation_at(self.handle.shard).filter(|&ticket| self.shard.has_reservation(ticket));
         self.apply(Event::Claim {
             id,
             fence,
             affinity,
             reserve_ms,
             ttl_ms,
-            wants: constraints,
-            reservation_ticket: reservation,
+            constraints,
+            reservation_ticket: ticket.and_then(NonZeroU64::new),
             to: ReplyRoute::Claim(item),
         });
     }
@@ -57,10 +57,10 @@ impl ShardRunner {
     /// Changes the resources of a claim, if its worker has enough free and the tenant's quota allows it.
     pub(super) fn resize(&mut self, mut item: ClaimOp, resources: ResourceRequirements) {
         self.refresh_handle(&item.id, &mut item.handle);
-        let ClaimOp { id, handle: place, .. } = &item;
-        let (id, place) = (id.clone(), *place);
+        let ClaimOp { id, handle, .. } = &item;
+        let (id, handle) = (id.clone(), *handle);
         let requested = Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() });
-        let before = match self.dispatch.keys.resize(&id, place.fence, Some(Arc::clone(&requested))) {
+        let before = match self.dispatch.keys.resize(&id, handle.fence, Some(Arc::clone(&requested))) {
             Ok(before) => before,
             Err(exceeded) => {
                 let pending_writes = self.pending_writes(&id);
@@ -72,10 +72,10 @@ impl ShardRunner {
                 );
             }
         };
-        self.apply(Event::Resize { place, resources, to: ReplyRoute::Key(item) });
-        let held_spec = self.shard.grant(place).and_then(|grant| grant.spec);
+        self.apply(Event::Resize { handle, resources, to: ReplyRoute::Key(item) });
+        let held_spec = self.shard.grant(handle).and_then(|grant| grant.spec);
         if held_spec.is_none_or(|spec| spec.resources != requested.resources) {
-            self.dispatch.keys.revert_resize(&id, place.fence, before);
+            self.dispatch.keys.revert_resize(&id, handle.fence, before);
         }
     }
 
@@ -90,13 +90,7 @@ impl ShardRunner {
     pub(super) fn reserve(&mut self, request: Box<ReservationRequest>) {
         let until_ms = self.now_ms + request.duration_ms;
         let (ticket, constraints, evict) = (request.ticket(), Arc::clone(&request.constraints), request.evict);
-        self.apply(Event::Reserve {
-            ticket,
-            wants: constraints,
-            evict,
-            until_ms,
-            to: ReplyRoute::Reservation(request),
-        });
+        self.apply(Event::Reserve { ticket, constraints, evict, until_ms, to: ReplyRoute::Reservation(request) });
     }
 
     pub(super) fn reply_reservation(&self, request: Box<ReservationRequest>, answer: &EngineReply) {

@@ -156,20 +156,20 @@ impl ShardRunner {
             self.pool.metrics.claim_seconds.record(elapsed);
         }
         if !reply.send(outcome)
-            && let Some(place) = granted
+            && let Some(handle) = granted
         {
-            self.roll_back(place);
+            self.roll_back(handle);
         }
     }
 
     /// Starts the first deadline of a claim, as the reply that grants it is sent. Any other reply about the claim
     /// protects it from being rolled back.
     pub(super) fn start_deadline(&mut self, answer: &mut ClaimAnswer) {
-        let place = answer.grant.handle;
+        let handle = answer.grant.handle;
         if answer.created {
-            self.apply(Event::ReplySent { place, at_ms: self.now_ms });
+            self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
         } else {
-            self.shard.mark_referenced(place);
+            self.shard.mark_referenced(handle);
         }
         if answer.grant.state_ttl_ms().is_some() {
             self.fill_deadline(answer);
@@ -207,13 +207,13 @@ impl ShardRunner {
     /// Rolls back the claim that this reply granted. Other claims in the reply stay held, and their deadlines start
     /// now.
     fn on_undelivered(&mut self, outcome: &ShardOutcome, granted: Option<ClaimHandle>) {
-        if let Some(place) = granted {
-            self.roll_back(place);
+        if let Some(handle) = granted {
+            self.roll_back(handle);
         }
         match outcome {
             Ok(ReplyPayload::Gang(members)) => {
                 for (_, member) in members {
-                    self.apply(Event::ReplySent { place: member.grant.handle, at_ms: self.now_ms });
+                    self.apply(Event::ReplySent { handle: member.grant.handle, at_ms: self.now_ms });
                 }
             }
             Ok(ReplyPayload::Claim(answer)) if granted.is_none() => self.roll_back_orphan(answer.grant.handle),
@@ -222,30 +222,30 @@ impl ShardRunner {
     }
 
     /// Rolls back a claim after the last reply that protected it expired, if none was sent.
-    fn roll_back_orphan(&mut self, place: ClaimHandle) {
-        if !self.shard.is_orphan(place) {
+    fn roll_back_orphan(&mut self, handle: ClaimHandle) {
+        if !self.shard.is_orphan(handle) {
             return;
         }
         let mentions_claim = |answer: &PendingReply| match &answer.outcome {
-            Ok(ReplyPayload::Claim(answer)) => answer.grant.handle.fence == place.fence,
+            Ok(ReplyPayload::Claim(answer)) => answer.grant.handle.fence == handle.fence,
             _ => false,
         };
         if !self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies).any(mentions_claim) {
-            self.shard.end_orphan(place);
-            self.roll_back(place);
+            self.shard.end_orphan(handle);
+            self.roll_back(handle);
         }
     }
 
     /// Ends a claim whose grant reached nobody. A claim that was disclosed to others, or confirmed, stays held and its
     /// deadline starts now.
-    pub(super) fn roll_back(&mut self, place: ClaimHandle) {
-        if let Some(id) = self.shard.claim_id(place).filter(|_| self.shard.is_undisclosed(place)) {
-            self.rolled_back.push((id.clone(), place.fence));
+    pub(super) fn roll_back(&mut self, handle: ClaimHandle) {
+        if let Some(id) = self.shard.claim_id(handle).filter(|_| self.shard.is_undisclosed(handle)) {
+            self.rolled_back.push((id.clone(), handle.fence));
         } else {
-            self.shard.mark_orphan(place);
+            self.shard.mark_orphan(handle);
         }
-        self.apply(Event::Rollback { place });
-        self.apply(Event::ReplySent { place, at_ms: self.now_ms });
+        self.apply(Event::Rollback { handle });
+        self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
     }
 
     pub(super) fn clear_stored_ends(&mut self) {

@@ -16,15 +16,15 @@ impl ShardRunner {
     }
 
     /// Makes the key of a committed member held.
-    pub(super) fn committed(&mut self, id: &ClaimId, place: ClaimHandle) {
+    pub(super) fn committed(&mut self, id: &ClaimId, handle: ClaimHandle) {
         let Some(&ticket) = self.members.0.get(id) else { return };
-        let holder = KeyHolder { shard: self.handle.shard, handle: place };
-        let spec = self.shard.grant(place).and_then(|grant| grant.spec);
+        let holder = KeyHolder { shard: self.handle.shard, handle };
+        let spec = self.shard.grant(handle).and_then(|grant| grant.spec);
         let (duplicates, pending_writes) = self.dispatch.keys.set_committed(id, ticket, holder, spec.as_ref());
         self.members.1.extend(pending_writes);
         self.dispatch.ended_claims.remove_on_grant(id);
         self.created += 1;
-        self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, place)));
+        self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, handle)));
     }
 
     pub(super) fn reply_gang(&mut self, reply: ReplySender, act: GangAction, answer: EngineReply) {

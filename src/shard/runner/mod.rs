@@ -284,19 +284,19 @@ impl ShardRunner {
                 items.into_iter().for_each(|item| self.claim(item));
                 self.shard.end_batch();
             }
-            Command::Reacquire(item, place) => {
-                let (satisfies, wants) = (item.may_use(self.pool.number), item.accepts());
-                self.apply(Event::Reacquire { place, satisfies, wants, to: ReplyRoute::Claim(item) });
+            Command::Reacquire(item, handle) => {
+                let (accepts_pool, constraints) = (item.may_use(self.pool.number), item.accepts());
+                self.apply(Event::Reacquire { handle, accepts_pool, constraints, to: ReplyRoute::Claim(item) });
             }
             Command::Release(item) => self.release(item),
             Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
-            Command::Confirm(item) => self.apply_to_held(item, |place, to| Event::Confirm { place, to }),
-            Command::GetClaim(item) => self.apply_to_held(item, |place, to| Event::Get { place, to }),
-            Command::Renew(item, ttl_ms) => self.apply_to_held(item, |place, to| Event::Renew { place, ttl_ms, to }),
+            Command::Confirm(item) => self.apply_to_held(item, |handle, to| Event::Confirm { handle, to }),
+            Command::GetClaim(item) => self.apply_to_held(item, |handle, to| Event::Get { handle, to }),
+            Command::Renew(item, ttl_ms) => self.apply_to_held(item, |handle, to| Event::Renew { handle, ttl_ms, to }),
             Command::Resize(item, resources) => self.resize(item, *resources),
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(request) => self.reserve(request),
-            Command::Relinquish(place) => self.apply(Event::Relinquish { place }),
+            Command::Relinquish(handle) => self.apply(Event::Relinquish { handle }),
             Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => self.register_all(workers),
             Command::Heartbeat(workers) => {
@@ -353,7 +353,7 @@ impl ShardRunner {
 
     fn release(&mut self, item: ClaimOp) {
         self.releases += 1;
-        self.apply_to_held(item, |place, to| Event::Release { place, to });
+        self.apply_to_held(item, |handle, to| Event::Release { handle, to });
     }
 
     /// Applies an operation to a held claim.
@@ -378,8 +378,8 @@ impl ShardRunner {
                     let ended = EndedClaim { shard: self.handle.shard, pool: self.pool.name.clone(), grant };
                     self.dispatch.ended_claims.insert(id, ended, self.now_ms);
                 }
-                Effect::ClaimAdopted { id, place } => self.adopted(&id, place),
-                Effect::ClaimCommitted { id, place } => self.committed(&id, place),
+                Effect::ClaimAdopted { id, handle } => self.adopted(&id, handle),
+                Effect::ClaimCommitted { id, handle } => self.committed(&id, handle),
             }
         }
         self.effects = effects;

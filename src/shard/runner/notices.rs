@@ -18,8 +18,8 @@ impl ShardRunner {
     pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence)> {
         let answers = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
         let granted = answers.filter_map(|answer| {
-            let place = answer.granted?;
-            Some((self.shard.claim_id(place)?.clone(), place.fence))
+            let handle = answer.granted?;
+            Some((self.shard.claim_id(handle)?.clone(), handle.fence))
         });
         granted.chain(self.rolled_back.iter().cloned()).collect()
     }
@@ -28,15 +28,15 @@ impl ShardRunner {
     pub(super) fn on_notice(&mut self, notice: ShardNotice) {
         match notice {
             ShardNotice::Undelivered(id, fence) => {
-                if let Some(place) = self.find_held(&id, fence) {
-                    self.roll_back(place);
+                if let Some(handle) = self.find_held(&id, fence) {
+                    self.roll_back(handle);
                 }
             }
             ShardNotice::Config(config) => self.shard.set_config(&config, self.now_ms),
             // A handle of an earlier life belongs to no claim, or to the same one; and deadlines started over after
             // the panic.
-            ShardNotice::ReplySent(places, at_ms) => {
-                places.into_iter().for_each(|place| self.apply(Event::ReplySent { place, at_ms }));
+            ShardNotice::ReplySent(handles, at_ms) => {
+                handles.into_iter().for_each(|handle| self.apply(Event::ReplySent { handle, at_ms }));
             }
         }
     }
@@ -53,16 +53,16 @@ impl ShardRunner {
 
     /// Refreshes the handle in a command that outlived a panic: each life of the shard assigns new ordinals, and the
     /// command refers to the claim with its fence.
-    pub(super) fn refresh_handle(&self, id: &ClaimId, place: &mut ClaimHandle) {
-        if !self.shard.is_held(*place) {
-            self.find_current_handle(id, place);
+    pub(super) fn refresh_handle(&self, id: &ClaimId, handle: &mut ClaimHandle) {
+        if !self.shard.is_held(*handle) {
+            self.find_current_handle(id, handle);
         }
     }
 
     #[cold]
-    fn find_current_handle(&self, id: &ClaimId, place: &mut ClaimHandle) {
-        if let Some(current) = self.find_held(id, place.fence) {
-            *place = current;
+    fn find_current_handle(&self, id: &ClaimId, handle: &mut ClaimHandle) {
+        if let Some(current) = self.find_held(id, handle.fence) {
+            *handle = current;
         }
     }
 }

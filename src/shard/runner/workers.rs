@@ -36,7 +36,7 @@ impl ShardRunner {
 
     pub(super) fn begin_release(&mut self, item: ClaimOp) {
         let releasing_ms = self.pool.spec.load().releasing_ms;
-        self.apply_to_held(item, |place, to| Event::BeginRelease { place, releasing_ms, to });
+        self.apply_to_held(item, |handle, to| Event::BeginRelease { handle, releasing_ms, to });
     }
 
     pub(super) fn register_all(&mut self, workers: Vec<(RegistrationRequest, ReplySender)>) {
@@ -102,20 +102,20 @@ impl ShardRunner {
             .is_some_and(|shard_handle| shard_handle.push(Command::Relinquish(older.handle)).is_ok())
     }
 
-    pub(super) fn adopted(&mut self, id: &ClaimId, place: ClaimHandle) {
+    pub(super) fn adopted(&mut self, id: &ClaimId, handle: ClaimHandle) {
         let Some(index) = self.adoption_tickets.iter().position(|(acquired, _)| acquired == id) else {
             unreachable!("K1: only a key whose ticket was taken is adopted")
         };
         let (_, ticket) = self.adoption_tickets.swap_remove(index);
-        let holder = KeyHolder { shard: self.handle.shard, handle: place };
-        let grant = self.shard.grant(place);
+        let holder = KeyHolder { shard: self.handle.shard, handle };
+        let grant = self.shard.grant(handle);
         if let Some(grant) = &grant {
             self.record_claimed(id, grant, Some(PoolEventReason::Adopted));
         }
         let spec = grant.and_then(|grant| grant.spec);
         let (duplicates, _) = self.dispatch.keys.set_held(id, ticket, holder, spec.as_ref());
         self.dispatch.ended_claims.remove_on_grant(id);
-        self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, place)));
+        self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, handle)));
     }
 
     fn release_adoption_tickets(&mut self) {

@@ -119,7 +119,7 @@ impl From<&ClaimExplanation> for proto::ExplainClaimResponse {
 impl From<&PoolSurvey> for proto::PoolSurvey {
     fn from(of: &PoolSurvey) -> Self {
         let PoolSurvey { pool, silent_shards, survey } = of;
-        let counted = FilterReason::ALL.into_iter().filter(|reason| survey.count(*reason) > 0);
+        let counted = FilterReason::ALL.iter().copied().filter(|reason| survey.count(*reason) > 0);
         let near = |miss: &NearMiss| proto::NearMiss {
             worker: miss.worker.to_string(),
             node: miss.node.as_deref().map(str::to_owned),

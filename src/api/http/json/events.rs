@@ -60,7 +60,7 @@ impl<'a> EventJson<'a> {
                     activated_at_ms: times.activated_at_ms(),
                 });
                 let worker = event.worker.spec.id.as_str();
-                let reason = event.reason.map(crate::events::PoolEventReason::as_str);
+                let reason = event.reason.map(|reason| reason.as_str());
                 let details = EventDetailsJson::Event { at_ms: event.at_ms, worker, claim, shard: event.shard, reason };
                 (event.kind.as_str(), details)
             }

@@ -5,6 +5,7 @@ mod rows;
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -126,7 +127,7 @@ pub async fn inspect(store: &dyn Store, pool: Option<&str>, detail: RowDetail) -
 #[derive(Default)]
 struct LatestRows {
     bodies: BTreeMap<(ShardKey, RowKind, String), Vec<u8>>,
-    errors: BTreeMap<ShardKey, String>,
+    errors: BTreeMap<ShardKey, RowError>,
 }
 
 /// Reads the last state of these shards.
@@ -144,7 +145,7 @@ async fn read(store: &dyn Store, keys: Vec<ShardKey>) -> Result<(Vec<LoadedShard
                         None => drop(into.bodies.remove(&name)),
                     }
                 }
-                Err(error) => drop(into.errors.entry(key).or_insert_with(|| error.to_string())),
+                Err(error) => drop(into.errors.entry(key).or_insert(error)),
             }
         }
     };
@@ -160,24 +161,22 @@ struct StoredCatalog {
 }
 
 async fn read_catalog(store: &dyn Store) -> Result<StoredCatalog, StoreError> {
-    let damaged = |error: String| StoreError::Unusable(format!("the catalog is damaged: {error}"));
+    let damaged = |error: &dyn Error| StoreError::Unusable(format!("the catalog is damaged: {error}"));
     let (loaded, rows) = read(store, vec![ShardKey::CATALOG]).await?;
     for loaded in loaded {
-        loaded.at.map_err(damaged)?;
+        loaded.at.map_err(|error| damaged(&error))?;
     }
     if let Some(error) = rows.errors.into_values().next() {
-        return Err(damaged(error));
+        return Err(damaged(&error));
     }
     let mut catalog = StoredCatalog::default();
     for ((_, kind, id), body) in rows.bodies {
         let added = match kind {
             RowKind::Pool => row::decode_pool(&id, &body).map(|row| catalog.pools.push(row)),
             RowKind::Quota => row::decode_quota(&id, &body).map(|row| catalog.quotas.push(row)),
-            RowKind::Worker | RowKind::Shard | RowKind::Gang => {
-                return Err(damaged(format!("it holds the row {id:?} of a shard")));
-            }
+            RowKind::Worker | RowKind::Shard | RowKind::Gang => Err(RowError::OfShard(id)),
         };
-        added.map_err(|error| damaged(error.to_string()))?;
+        added.map_err(|error| damaged(&error))?;
     }
     Ok(catalog)
 }
@@ -195,8 +194,8 @@ async fn read_shards(
         .map(|LoadedShard { shard, at }| {
             let row_error = rows.errors.remove(&shard);
             let (seq, error) = match at {
-                Ok(seq) => (Some(seq), row_error),
-                Err(error) => (None, Some(error)),
+                Ok(seq) => (Some(seq), row_error.map(|error| error.to_string())),
+                Err(damage) => (None, Some(damage.to_string())),
             };
             ShardContents { shard: shard.shard, seq, error, ..ShardContents::default() }
         })
@@ -207,18 +206,17 @@ async fn read_shards(
     for ((key, kind, id), body) in headers.into_iter().chain(others) {
         let Some(shard) = contents.iter_mut().find(|shard| shard.shard == key.shard) else { continue };
         if let Err(error) = shard.add(kind, &id, &body, detail) {
-            shard.error.get_or_insert(error);
+            shard.error.get_or_insert_with(|| error.to_string());
         }
     }
     Ok(contents)
 }
 
 impl ShardContents {
-    fn add(&mut self, kind: RowKind, id: &str, body: &[u8], detail: RowDetail) -> Result<(), String> {
-        let text = |error: RowError| error.to_string();
+    fn add(&mut self, kind: RowKind, id: &str, body: &[u8], detail: RowDetail) -> Result<(), RowError> {
         match kind {
             RowKind::Worker => {
-                let worker = WorkerContents::of_row(id, row::decode_worker(id, body).map_err(text)?, self.unclean)?;
+                let worker = WorkerContents::of_row(id, row::decode_worker(id, body)?, self.unclean)?;
                 self.workers += u64::from(!worker.deleted);
                 self.held += worker.held.len() as u64;
                 if detail == RowDetail::Workers {
@@ -227,15 +225,11 @@ impl ShardContents {
             }
             RowKind::Shard => {
                 let ShardRow { fence_max, memory_acks: memory, reserve_ms, unclean_stops: unclean } =
-                    row::decode_shard(body).map_err(text)?;
+                    row::decode_shard(body)?;
                 (self.fence_max, self.memory, self.reserve_ms, self.unclean) = (fence_max, memory, reserve_ms, unclean);
             }
-            RowKind::Gang => self
-                .gangs
-                .push(id.parse().map_err(|_| format!("the row of a gang has the id {id:?}, which is not a number"))?),
-            RowKind::Pool | RowKind::Quota => {
-                return Err(format!("the shard holds the row {id:?} of the catalog"));
-            }
+            RowKind::Gang => self.gangs.push(id.parse().map_err(|_| RowError::Id("gang", id.to_owned()))?),
+            RowKind::Pool | RowKind::Quota => return Err(RowError::OfCatalog(id.to_owned())),
         }
         Ok(())
     }

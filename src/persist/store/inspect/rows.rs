@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimSpec, Labels, ResourceRequirements, WorkerCapacity};
-use crate::persist::row::{ClaimRow, ClaimSpecRow, WorkerRow};
+use crate::persist::row::{ClaimRow, ClaimSpecRow, RowError, WorkerRow};
 
 /// Worker, as stored in its row.
 #[derive(Debug, Serialize)]
@@ -110,8 +110,8 @@ impl WorkerContents {
     ///
     /// # Errors
     /// The row does not describe a worker.
-    pub(super) fn of_row(id: &str, row: WorkerRow, unclean: u64) -> Result<Self, String> {
-        let spec = row.to_spec(id).map_err(|error| error.to_string())?;
+    pub(super) fn of_row(id: &str, row: WorkerRow, unclean: u64) -> Result<Self, RowError> {
+        let spec = row.to_spec(id)?;
         let WorkerRow {
             incarnation,
             // These make up `spec.capacity`.

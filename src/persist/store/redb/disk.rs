@@ -13,7 +13,7 @@ use redb::{
 use uuid::Uuid;
 
 use super::super::data_dir::{self, io_error};
-use super::super::{ShardKey, StoreError};
+use super::super::{DamagedRecord, ShardDamage, ShardKey, StoreError};
 use super::file::{DiskFile, FILE, FILE_NEW, FILE_UNSYNCED, StoreDir};
 use super::record::{self, DiskRecord, DiskRecords, RecordKind, u64_at};
 use super::shard_index::{BaseSnapshot, LogPosition, ShardIndex};
@@ -205,7 +205,7 @@ fn scan(read: &ReadTransaction) -> Result<ShardIndex, Error> {
                 index.end.position = index.end.position.max(base.position);
                 index.base(shard, base);
             }
-            Err(flaw) => index.damaged(shard, format!("damaged base: {flaw}")),
+            Err(flaw) => index.damaged(shard, ShardDamage::Base(flaw)),
         }
     }
     scan_log(read, &mut index)?;
@@ -220,7 +220,7 @@ fn scan_log(read: &ReadTransaction, index: &mut ShardIndex) -> Result<(), Error>
         let (key, value) = entry?;
         location.position = key.value();
         if expected.is_some_and(|expected| expected != location.position) {
-            index.unreadable.insert(location.position - 1, "the entry is missing".into());
+            index.unreadable.insert(location.position - 1, DamagedRecord::Missing);
         }
         expected = Some(location.position + 1);
         for record in DiskRecords::new(value.value()) {
@@ -287,11 +287,11 @@ pub(super) fn base_record(shard: ShardKey, base: &BaseSnapshot) -> Vec<u8> {
     out
 }
 
-fn read_base(shard: ShardKey, blob: &[u8]) -> Result<BaseSnapshot, String> {
+fn read_base(shard: ShardKey, blob: &[u8]) -> Result<BaseSnapshot, DamagedRecord> {
     let record = DiskRecord::read_single(blob, RecordKind::Base)?;
     let body = record.body(RecordKind::Base)?;
     if record.shard != shard || body.len() != 20 {
-        return Err(format!("it names shard {} of pool {}", record.shard.shard, record.shard.pool));
+        return Err(DamagedRecord::OtherShard(record.shard.shard, record.shard.pool));
     }
     Ok(BaseSnapshot {
         epoch: record.epoch,

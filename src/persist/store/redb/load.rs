@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use redb::{Error, ReadTransaction};
 
-use super::super::{LoadedShard, RowSink, ShardKey};
+use super::super::{DamagedRecord, LoadedShard, RowSink, ShardDamage, ShardKey};
 use super::disk::{CHUNKS, ChunkKey, LOG};
 use super::record::{DiskRecord, DiskRecords, RecordKind};
 use super::shard_index::{BaseSnapshot, ShardIndex, ShardIndexEntry};
@@ -13,7 +13,7 @@ use crate::model::Seq;
 /// Shard that is being read: the state reached so far, or the reason for which it cannot be read.
 struct ShardLoad {
     entry: ShardIndexEntry,
-    at: Result<Seq, String>,
+    at: Result<Seq, ShardDamage>,
 }
 
 impl ShardLoad {
@@ -27,9 +27,9 @@ impl ShardLoad {
         self.entry.tail.map(|tail| tail.position)
     }
 
-    fn fail(&mut self, reason: String) {
+    fn fail(&mut self, damage: ShardDamage) {
         if self.at.is_ok() {
-            self.at = Err(reason);
+            self.at = Err(damage);
         }
     }
 
@@ -41,15 +41,14 @@ impl ShardLoad {
         }
         let rows = record.body(RecordKind::Rows).and_then(|rows| {
             let follows = record.from <= at && at < record.to;
-            let gap = || format!("it leads from {} to {}, the state is at {at}", record.from, record.to);
-            if follows { Ok(rows) } else { Err(gap()) }
+            if follows { Ok(rows) } else { Err(DamagedRecord::Gap { from: record.from, to: record.to, at }) }
         });
         self.at = match rows {
             Ok(rows) => {
                 sink(record.shard, rows);
                 Ok(record.to)
             }
-            Err(flaw) => Err(damaged(position, &flaw)),
+            Err(flaw) => Err(ShardDamage::Log(position, flaw)),
         };
     }
 }
@@ -70,7 +69,7 @@ impl ShardLoader {
             let at = entry.damage.clone().map_or(Ok(entry.base.map_or(0, |base| base.at)), Err);
             let mut load = ShardLoad { entry, at };
             if let Some((position, flaw)) = index.unreadable.range(load.floor()..).next() {
-                load.fail(damaged(*position, flaw));
+                load.fail(ShardDamage::Log(*position, flaw.clone()));
             }
             shards.insert(shard, load);
         }
@@ -89,7 +88,8 @@ impl ShardLoader {
             if let (Some(base), Ok(_)) = (load.entry.base, &load.at) {
                 match read_chunks(read, shard, &base, sink) {
                     Ok(Ok(())) => {}
-                    Ok(Err(flaw)) | Err(Error::Corrupted(flaw)) => load.fail(format!("damaged chunk: {flaw}")),
+                    Ok(Err(damage)) => load.fail(damage),
+                    Err(Error::Corrupted(text)) => load.fail(ShardDamage::CorruptedChunks(text)),
                     Err(error) => return Err(error),
                 }
             }
@@ -115,7 +115,7 @@ impl ShardLoader {
                 }
                 Err(flaw) => {
                     for load in self.shards.values_mut().filter(|load| load.floor() <= position) {
-                        load.fail(damaged(position, &flaw));
+                        load.fail(ShardDamage::Log(position, flaw.clone()));
                     }
                 }
             }
@@ -129,7 +129,7 @@ fn read_chunks(
     shard: ShardKey,
     base: &BaseSnapshot,
     sink: &mut RowSink,
-) -> Result<Result<(), String>, Error> {
+) -> Result<Result<(), ShardDamage>, Error> {
     let key = |number| -> ChunkKey { (shard.pool, shard.shard, base.epoch, base.generation, number) };
     let mut expected = 0;
     for entry in read.open_table(CHUNKS)?.range(key(0)..key(base.parts))? {
@@ -138,17 +138,13 @@ fn read_chunks(
             let name = (record.shard, record.epoch, record.from, record.to);
             let is_due =
                 found.value() == key(expected) && name == (shard, base.epoch, base.generation, u64::from(expected));
-            if is_due { record.body(RecordKind::Part) } else { Err("it is another chunk".into()) }
+            if is_due { record.body(RecordKind::Part) } else { Err(DamagedRecord::OtherChunk) }
         });
         match rows {
             Ok(rows) => sink(shard, rows),
-            Err(flaw) => return Ok(Err(format!("number {expected}: {flaw}"))),
+            Err(flaw) => return Ok(Err(ShardDamage::Chunk(expected, flaw))),
         }
         expected += 1;
     }
-    Ok(if expected == base.parts { Ok(()) } else { Err(format!("{expected} of {} are present", base.parts)) })
-}
-
-fn damaged(position: u64, flaw: &str) -> String {
-    format!("damaged record at log position {position}: {flaw}")
+    Ok(if expected == base.parts { Ok(()) } else { Err(ShardDamage::MissingChunks(expected, base.parts)) })
 }

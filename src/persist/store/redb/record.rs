@@ -7,7 +7,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::super::ShardKey;
+use super::super::{DamagedRecord, ShardKey};
 
 /// Version of a record's layout. The header keeps its shape in every version, so that a record names its shard to
 /// programs that cannot read its body; a change of the header is a change of [`super::disk::FORMAT`].
@@ -70,16 +70,16 @@ pub(super) fn write(
 
 impl<'a> DiskRecord<'a> {
     /// Splits the first record off.
-    fn split(blob: &'a [u8]) -> Result<(Self, &'a [u8]), String> {
+    fn split(blob: &'a [u8]) -> Result<(Self, &'a [u8]), DamagedRecord> {
         let Some((header, rest)) = blob.split_first_chunk::<HEADER_BYTES>() else {
-            return Err(format!("{} bytes, fewer than the {HEADER_BYTES} of a header", blob.len()));
+            return Err(DamagedRecord::Header(blob.len(), HEADER_BYTES));
         };
         if u64_at(header, CHECKSUMMED_BYTES) != xxh3_64(&header[..CHECKSUMMED_BYTES]) {
-            return Err("the checksum of a header does not match".into());
+            return Err(DamagedRecord::HeaderChecksum);
         }
         let length = u32::from_le_bytes([header[36], header[37], header[38], header[39]]) as usize;
         let Some((body, rest)) = rest.split_at_checked(length) else {
-            return Err(format!("a body of {length} bytes, of which {} are present", rest.len()));
+            return Err(DamagedRecord::Body(length, rest.len()));
         };
         let shard = ShardKey { pool: u64_at(header, 2), shard: u16::from_le_bytes([header[10], header[11]]) };
         let record = Self {
@@ -99,10 +99,10 @@ impl<'a> DiskRecord<'a> {
     ///
     /// # Errors
     /// Damage of the header or the body.
-    pub(super) fn read_single(blob: &'a [u8], kind: RecordKind) -> Result<Self, String> {
+    pub(super) fn read_single(blob: &'a [u8], kind: RecordKind) -> Result<Self, DamagedRecord> {
         let (record, rest) = Self::split(blob)?;
         if !rest.is_empty() {
-            return Err(format!("{} bytes after the record", rest.len()));
+            return Err(DamagedRecord::Trailing(rest.len()));
         }
         record.body(kind)?;
         Ok(record)
@@ -117,15 +117,15 @@ impl<'a> DiskRecord<'a> {
     ///
     /// # Errors
     /// Damage, another kind, or an unknown version.
-    pub(super) fn body(&self, kind: RecordKind) -> Result<&'a [u8], String> {
+    pub(super) fn body(&self, kind: RecordKind) -> Result<&'a [u8], DamagedRecord> {
         if self.version != VERSION {
-            return Err(format!("record version {} is unknown; this program reads version {VERSION}", self.version));
+            return Err(DamagedRecord::Version(self.version, VERSION));
         }
         if self.kind != kind as u8 {
-            return Err(format!("record kind {}, expected {}", self.kind, kind as u8));
+            return Err(DamagedRecord::Kind(self.kind, kind as u8));
         }
         if xxh3_64(self.body) != self.body_checksum {
-            return Err("the checksum of the rows does not match".into());
+            return Err(DamagedRecord::BodyChecksum);
         }
         Ok(self.body)
     }
@@ -144,7 +144,7 @@ impl<'a> DiskRecords<'a> {
 }
 
 impl<'a> Iterator for DiskRecords<'a> {
-    type Item = Result<DiskRecord<'a>, String>;
+    type Item = Result<DiskRecord<'a>, DamagedRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let split = DiskRecord::split(self.rest.take()?);

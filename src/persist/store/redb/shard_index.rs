@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::super::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
+use super::super::{DamagedRecord, ShardDamage, ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use crate::model::Seq;
 
 /// Size of the log below which no snapshot is due: a restart reads it in well under a second.
@@ -52,7 +52,7 @@ pub(super) struct ShardIndexEntry {
     /// Location of the first batch on top of the base.
     pub(super) tail: Option<LogPosition>,
     /// Reason for which the base cannot be read.
-    pub(super) damage: Option<String>,
+    pub(super) damage: Option<ShardDamage>,
 }
 
 /// Snapshot under way: sizes in bytes of the durable chunks, by number.
@@ -74,7 +74,7 @@ pub(super) struct ShardIndex {
     /// Location of the next log entry.
     pub(super) end: LogPosition,
     /// Log positions that cannot be read, so that their shards are unknown. They are kept for ever.
-    pub(super) unreadable: BTreeMap<u64, String>,
+    pub(super) unreadable: BTreeMap<u64, DamagedRecord>,
     snapshots: HashMap<ShardKey, PartialSnapshot>,
     /// Shards that may have chunks that nothing refers to.
     pub(super) orphan_chunks: BTreeSet<ShardKey>,
@@ -205,7 +205,7 @@ impl ShardIndex {
     }
 
     /// Marks the base of a shard as unreadable.
-    pub(super) fn damaged(&mut self, shard: ShardKey, damage: String) {
+    pub(super) fn damaged(&mut self, shard: ShardKey, damage: ShardDamage) {
         self.shards.insert(shard, ShardIndexEntry { damage: Some(damage), ..ShardIndexEntry::default() });
     }
 

@@ -52,21 +52,12 @@ impl From<ServerFault> for StoreError {
 }
 
 /// Mode in which a server must run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 enum ServerMode {
     Standalone,
     Cluster,
     Sentinel,
-}
-
-impl ServerMode {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Standalone => "standalone",
-            Self::Cluster => "cluster",
-            Self::Sentinel => "sentinel",
-        }
-    }
 }
 
 /// Address and credentials of one server.
@@ -240,7 +231,7 @@ impl RedisConnector {
         let field = |name: &str| about.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         // Valkey has its own name for the field.
         let mode = field("redis_mode").or_else(|| field("server_mode")).unwrap_or("standalone");
-        if mode != self.mode.as_str() {
+        if mode != self.mode.into_str() {
             let advice = match mode {
                 "cluster" => "redis-cluster://",
                 "sentinel" => "redis-sentinel://",
@@ -248,7 +239,7 @@ impl RedisConnector {
             };
             return Err(ServerFault::Unusable(format!(
                 "{self} is a {mode} server, not a {} one; its URL begins with {advice}",
-                self.mode.as_str()
+                self.mode.into_str()
             )));
         }
         let version = field("redis_version").unwrap_or("unknown");

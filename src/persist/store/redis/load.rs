@@ -15,7 +15,7 @@ use redis::{Value, cmd};
 use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::super::{LoadedShard, RowSink, ShardKey, StoreError};
+use super::super::{DamagedRecord, LoadedShard, RowSink, ShardDamage, ShardKey, StoreError};
 use super::connect::ServerFault;
 use super::keys;
 use super::nodes::{Answer, RedisCall, RedisNodes};
@@ -55,7 +55,7 @@ pub(super) async fn load(
     let mut results = Vec::with_capacity(shards.len());
     for probes in probes.chunks(PROBES_AT_ONCE) {
         for answer in nodes.call(probes).await? {
-            results.push(writes::parse_probe(answer?).map_err(StoreError::Unusable)?);
+            results.push(writes::parse_probe(answer?)?);
         }
     }
     let row_permits = Semaphore::new(ROWS_AT_ONCE as usize);
@@ -83,7 +83,7 @@ impl ShardReader<'_> {
             tokio::time::sleep(PAUSE).await;
             let answer = self.nodes.call(&[writes::probe(self.prefix, self.owner, shard)]).await?.pop();
             let missing = || Err(ServerFault::Unavailable("a call got no answer".to_owned()));
-            probe = writes::parse_probe(answer.unwrap_or_else(missing)?).map_err(StoreError::Unusable)?;
+            probe = writes::parse_probe(answer.unwrap_or_else(missing)?)?;
         }
         Ok(self.scan(shard, probe).await?)
     }
@@ -95,7 +95,7 @@ impl ShardReader<'_> {
             ShardProbe::Live { side, at, header, rows } => (side, at, header, rows),
             ShardProbe::Absent => return done(Ok(0), None),
             ShardProbe::Fenced { epoch } => return Ok(ShardRead::Fenced(epoch)),
-            ShardProbe::Damaged(reason) => return done(Err(reason), None),
+            ShardProbe::Damaged(damage) => return done(Err(damage), None),
         };
         let permits = u32::try_from(count).unwrap_or(u32::MAX).min(ROWS_AT_ONCE);
         let _permits = self.row_permits.acquire_many(permits).await.expect("the semaphore is never closed");
@@ -109,11 +109,11 @@ impl ShardReader<'_> {
             let scan = cmd("HSCAN").arg(key).arg(&cursor).arg("COUNT").arg(PAGE).take();
             let page = match self.nodes.call_on(&connection, &RedisCall { slot, cmd: scan, batch_bytes: None }).await? {
                 Ok(page) => page,
-                Err(error) => return done(Err(error.text), None),
+                Err(error) => return done(Err(ShardDamage::Server(error.text)), None),
             };
             cursor = match rows.add(&page) {
                 Ok(next) => next,
-                Err(flaw) => return done(Err(format!("{key}: {flaw}")), None),
+                Err(flaw) => return done(Err(ShardDamage::Key(key.to_owned(), flaw)), None),
             };
             if cursor == "0" {
                 break;
@@ -128,7 +128,7 @@ impl ShardReader<'_> {
         }
         match rows.flaw {
             None => done(Ok(at), Some(side)),
-            Some(flaw) => done(Err(format!("{key}: {flaw}")), None),
+            Some(flaw) => done(Err(ShardDamage::Key(key.to_owned(), flaw)), None),
         }
     }
 
@@ -145,7 +145,7 @@ impl ShardReader<'_> {
     ) -> Result<(), ServerFault> {
         let changed = || ServerFault::Unavailable(format!("{key} changed while it was read"));
         let generation = |header: &str| header.rsplit(' ').next().map(ToOwned::to_owned);
-        match writes::parse_probe(again).map_err(ServerFault::Unavailable)? {
+        match writes::parse_probe(again).map_err(|error| ServerFault::Unavailable(error.to_string()))? {
             ShardProbe::Live { side: now, header: then, rows: count, .. } if now == side && then == header => {
                 let differs =
                     || ServerFault::Unavailable(format!("{rows} rows of {key} were read, but it has {count}"));
@@ -169,18 +169,17 @@ struct ScannedRows {
     /// Hashes of the fields that were read.
     fields: HashSet<u128>,
     /// Error of the first field that is not a row.
-    flaw: Option<String>,
+    flaw: Option<DamagedRecord>,
 }
 
 impl ScannedRows {
     /// Adds one page of `HSCAN` and returns its cursor.
-    fn add(&mut self, page: &Value) -> Result<String, String> {
-        let unexpected = || "HSCAN returned an unexpected answer".to_owned();
-        let Value::Array(parts) = page else { return Err(unexpected()) };
-        let [cursor, Value::Array(fields)] = parts.as_slice() else { return Err(unexpected()) };
+    fn add(&mut self, page: &Value) -> Result<String, DamagedRecord> {
+        let Value::Array(parts) = page else { return Err(DamagedRecord::Page) };
+        let [cursor, Value::Array(fields)] = parts.as_slice() else { return Err(DamagedRecord::Page) };
         let mut frames = Vec::new();
         for pair in fields.chunks(2) {
-            let [Value::BulkString(field), Value::BulkString(body)] = pair else { return Err(unexpected()) };
+            let [Value::BulkString(field), Value::BulkString(body)] = pair else { return Err(DamagedRecord::Page) };
             if field == b"#" {
                 continue;
             }
@@ -190,7 +189,7 @@ impl ScannedRows {
             }
         }
         self.pages.push(frames);
-        Ok(text(cursor).ok_or_else(unexpected)?.to_owned())
+        Ok(text(cursor).ok_or(DamagedRecord::Page)?.to_owned())
     }
 }
 
@@ -217,7 +216,7 @@ mod tests {
         let mut rows = ScannedRows::default();
         assert_eq!(rows.add(&page("0", &["w:a", "junk", "w:b"])), Ok("0".to_owned()));
         assert_eq!(rows.fields.len(), 3, "Redis counts it too");
-        assert!(rows.flaw.is_some_and(|flaw| flaw.contains("junk")));
+        assert_eq!(rows.flaw, Some(DamagedRecord::Field("junk".to_owned())));
         assert!(rows.pages[0].windows(4).filter(|bytes| *bytes == b"body").count() == 2);
     }
 }

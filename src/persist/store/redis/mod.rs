@@ -190,7 +190,7 @@ impl RedisStore {
         // A renewal during the takeover would use the old epoch.
         let _exclusive = self.ownership_lock.lock().await;
         let read = self.ask(owner::read(self.prefix())).await?;
-        let record = owner::parse_record(&read).map_err(StoreError::Unusable)?;
+        let record = owner::parse_record(&read)?;
         let RedisOptions { standby, lease_ms, .. } = self.options;
         let candidate = TakeoverCandidate { node: self.node.clone(), standby, lease_ms };
         let now_ms = self.clock.mono_ns() / 1_000_000;
@@ -281,7 +281,7 @@ impl RedisStore {
                     continue;
                 }
             };
-            match writes::parse_probe(answer).map_err(StoreError::Unusable)? {
+            match writes::parse_probe(answer)? {
                 ShardProbe::Live { side, .. } => {
                     self.sides.lock().insert(shard, side);
                 }
@@ -318,7 +318,7 @@ impl RedisStore {
                 continue;
             }
             let outcome = match answers.next() {
-                Some(Ok(answer)) => writes::parse_outcome(answer).unwrap_or_else(|fault| self.unanswered(&fault)),
+                Some(Ok(answer)) => writes::parse_outcome(answer).unwrap_or_else(|error| self.unanswered(error.text())),
                 Some(Err(fault)) => self.unanswered(fault.text()),
                 None => self.unanswered("a batch got no answer"),
             };

@@ -14,7 +14,7 @@ use super::library;
 use super::nodes::RedisCall;
 use super::writes::text;
 use crate::model::{Fence, Millis};
-use crate::persist::store::{FenceSpan, MissingRecord, ShardKey};
+use crate::persist::store::{FenceSpan, MissingRecord, ShardKey, StoreError};
 
 /// Ownership record, as it was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -132,15 +132,17 @@ pub(super) fn read(prefix: &str) -> RedisCall {
 }
 
 /// Parses the answer to [`read`]; none: the record does not exist.
-pub(super) fn parse_record(value: &Value) -> Result<Option<OwnerRecord>, String> {
+pub(super) fn parse_record(value: &Value) -> Result<Option<OwnerRecord>, StoreError> {
     let fields: HashMap<String, String> = redis::from_redis_value(value.clone())
-        .map_err(|error| format!("the ownership record cannot be read: {error}"))?;
+        .map_err(|error| StoreError::Unusable(format!("the ownership record cannot be read: {error}")))?;
     if fields.is_empty() {
         return Ok(None);
     }
-    let number = |name: &str| -> Result<u64, String> {
+    let number = |name: &str| -> Result<u64, StoreError> {
         let text = fields.get(name).map_or("0", String::as_str);
-        text.parse().map_err(|_| format!("the field {name} of the ownership record is not a number: {text:?}"))
+        text.parse().map_err(|_| {
+            StoreError::Unusable(format!("the field {name} of the ownership record is not a number: {text:?}"))
+        })
     };
     let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
     Ok(Some(OwnerRecord {

@@ -9,7 +9,7 @@ use super::nodes::{Answer, RedisCall};
 use crate::limits;
 use crate::model::Seq;
 use crate::persist::row::{RowFrame, RowFrames, RowKind};
-use crate::persist::store::{ShardKey, WriteBatch};
+use crate::persist::store::{DamagedRecord, ShardDamage, ShardKey, StoreError, WriteBatch};
 
 /// Maximum number of values in one run: Lua unpacks at most some 8,000.
 const FIELDS_PER_RUN_MAX: usize = 4_000;
@@ -119,8 +119,8 @@ fn put_rows(cmd: &mut Cmd, mut frames: &[RowFrame]) {
 
 /// Turns a field (the letter of a row's kind, a colon, the row's id) and its value back into a frame. The error names a field
 /// that is not a row.
-pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
-    let unknown = || format!("the field {:?} is not a row", String::from_utf8_lossy(field));
+pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), DamagedRecord> {
+    let unknown = || DamagedRecord::Field(String::from_utf8_lossy(field).into_owned());
     let [letter, b':', id @ ..] = field else { return Err(unknown()) };
     let kind = RowKind::of_letter(*letter).ok_or_else(unknown)?;
     let id_len = u8::try_from(id.len()).map_err(|_| unknown())?;
@@ -133,19 +133,19 @@ pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), 
 }
 
 /// Parses the answer of the library to a batch.
-pub(super) fn parse_outcome(answer: Answer) -> Result<WriteOutcome, String> {
+pub(super) fn parse_outcome(answer: Answer) -> Result<WriteOutcome, StoreError> {
     let value = match answer {
         Ok(value) => value,
         // A key of another type has our name, so the rows are missing.
         Err(error) if error.code == "WRONGTYPE" => return Ok(WriteOutcome::Gap),
-        Err(error) => return Err(error.text),
+        Err(error) => return Err(StoreError::Unusable(error.text)),
     };
     match text(&value) {
         Some("ok") => Ok(WriteOutcome::Ok),
         Some("duplicate") => Ok(WriteOutcome::Duplicate),
         Some("gap") => Ok(WriteOutcome::Gap),
         Some("fenced") => Ok(WriteOutcome::Fenced),
-        _ => Err(format!("unexpected answer to a batch: {value:?}")),
+        _ => Err(StoreError::Unusable(format!("unexpected answer to a batch: {value:?}"))),
     }
 }
 
@@ -164,16 +164,16 @@ pub(super) enum ShardProbe {
     Fenced {
         epoch: u64,
     },
-    Damaged(String),
+    Damaged(ShardDamage),
 }
 
-pub(super) fn parse_probe(answer: Answer) -> Result<ShardProbe, String> {
+pub(super) fn parse_probe(answer: Answer) -> Result<ShardProbe, StoreError> {
     let value = match answer {
         Ok(value) => value,
-        Err(error) if error.code == "WRONGTYPE" => return Ok(ShardProbe::Damaged(error.text)),
-        Err(error) => return Err(error.text),
+        Err(error) if error.code == "WRONGTYPE" => return Ok(ShardProbe::Damaged(ShardDamage::Server(error.text))),
+        Err(error) => return Err(StoreError::Unusable(error.text)),
     };
-    let unexpected = || format!("unexpected answer to a probe: {value:?}");
+    let unexpected = || StoreError::Unusable(format!("unexpected answer to a probe: {value:?}"));
     let redis::Value::Array(parts) = &value else { return Err(unexpected()) };
     let [kind, detail, count @ ..] = parts.as_slice() else { return Err(unexpected()) };
     let (kind, detail) = (text(kind).ok_or_else(unexpected)?, text(detail).ok_or_else(unexpected)?);
@@ -191,7 +191,7 @@ pub(super) fn parse_probe(answer: Answer) -> Result<ShardProbe, String> {
             let epoch = detail.split(' ').next().and_then(|epoch| epoch.parse().ok()).ok_or_else(unexpected)?;
             Ok(ShardProbe::Fenced { epoch })
         }
-        "bad" => Ok(ShardProbe::Damaged(detail.to_owned())),
+        "bad" => Ok(ShardProbe::Damaged(ShardDamage::Server(detail.to_owned()))),
         _ => Err(unexpected()),
     }
 }

@@ -89,9 +89,9 @@ fn explanations() -> Value {
 
 /// Schema of worker counts, one for each [`FilterReason`] in its order.
 fn ruled_out() -> Value {
-    let of = FilterReason::ALL.map(|why| (why.as_str().to_owned(), count("Number of workers.")));
+    let of = FilterReason::ALL.iter().map(|why| (why.as_str().to_owned(), count("Number of workers.")));
     let description = "Workers that cannot take the claim, each under the first reason that applies, in this order. Reasons without workers are omitted.";
-    open_object(description, &[], Value::Object(of.into_iter().collect()))
+    open_object(description, &[], Value::Object(of.collect()))
 }
 
 #[rustfmt::skip]

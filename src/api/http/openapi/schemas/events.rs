@@ -8,7 +8,7 @@ use crate::limits;
 
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
-    let events: Vec<_> = ["started", "missed"].into_iter().chain(PoolEventKind::ALL.map(PoolEventKind::as_str)).collect();
+    let events: Vec<_> = ["started", "missed"].into_iter().chain(PoolEventKind::ALL.iter().map(|name| name.as_str())).collect();
     json!({
         "PoolEvent": open_object("Event of a pool. Events of the same worker arrive in order.", &["event", "position"], json!({
             "event": {"enum": events, "description": "started: all later events follow. missed: events before this one are lost. claimed, released: a claim got a worker, a claim has ended. lost: a worker is lost; with a key, a claim ended with its worker. registered: a worker was registered, or its description changed. deleted: a worker was deleted. cordoned, uncordoned, draining: a worker is no longer offered, is offered again, is no longer offered in this incarnation."},
@@ -20,7 +20,7 @@ pub(super) fn schemas() -> Value {
             "key": described("Name", "Key of the claim, if the event is about one."), "tenant": schema("Name"), "fence": number(limits::FENCE_MAX, "Fence of the claim."),
             "created_at_ms": count("Creation time of the claim, as in Claim; subtracted from at_ms of its end it gives the time it was held."),
             "activated_at_ms": count("Time at which the claim became active, as in Claim."),
-            "reason": {"enum": PoolEventReason::ALL.map(PoolEventReason::as_str), "description": "Reason of the event, if it is not the usual one. adopted: the worker reported a claim whose record was lost in a crash. For released: reserve, not confirmed in time; ttl, not renewed in time; releasing, not cleaned in time; missing, no longer reported by its worker; given_back, rolled back, because its response was not delivered, its key has a claim elsewhere, or its gang was rejected. For deleted: lost, the worker had been lost for lost_keep_ms."},
+            "reason": {"enum": PoolEventReason::ALL.iter().map(|name| name.as_str()).collect::<Vec<_>>(), "description": "Reason of the event, if it is not the usual one. adopted: the worker reported a claim whose record was lost in a crash. For released: reserve, not confirmed in time; ttl, not renewed in time; releasing, not cleaned in time; missing, no longer reported by its worker; given_back, rolled back, because its response was not delivered, its key has a claim elsewhere, or its gang was rejected. For deleted: lost, the worker had been lost for lost_keep_ms."},
         })),
     })
 }

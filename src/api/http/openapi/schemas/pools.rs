@@ -122,8 +122,8 @@ fn pool_patch() -> Value {
 
 /// Schema of worker counts, one for each [`UnschedulableReason`] in its order.
 fn unschedulable_counts() -> Value {
-    let of = UnschedulableReason::ALL.map(|reason| (reason.as_str().to_owned(), count("Number of workers.")));
-    let names = UnschedulableReason::ALL.map(UnschedulableReason::as_str);
+    let of = UnschedulableReason::ALL.iter().map(|reason| (reason.as_str().to_owned(), count("Number of workers.")));
+    let names: Vec<_> = UnschedulableReason::ALL.iter().map(|name| name.as_str()).collect();
     let about = "Workers that are not offered and hold no claim, each under the first reason that applies, in this order. Together with idle and busy workers they add up to the total.";
-    open_object(about, &names, Value::Object(of.into_iter().collect()))
+    open_object(about, &names, Value::Object(of.collect()))
 }
