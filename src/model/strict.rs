@@ -41,7 +41,7 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
 /// Deserializes a map without duplicate keys: a derived one would take the last.
 ///
 /// # Errors
-/// Errors of `T`; `duplicate field` for a key that is repeated.
+/// Errors of `T`; `is given twice` for the value of a key that is repeated.
 pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<BTreeMap<String, T>, D::Error> {
@@ -58,7 +58,8 @@ pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
             while let Some(key) = map.next_key::<String>()? {
                 match values.entry(key) {
                     Entry::Vacant(entry) => drop(entry.insert(map.next_value()?)),
-                    Entry::Occupied(entry) => return Err(duplicate_key_error(entry.key())),
+                    // As an error of the value, so that the path to it names the key.
+                    Entry::Occupied(_) => drop(map.next_value::<DuplicateKey>()?),
                 }
             }
             Ok(values)
@@ -67,9 +68,13 @@ pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer.deserialize_map(UniqueMapVisitor(PhantomData))
 }
 
-/// Error of a repeated key, worded as serde does for fields.
-fn duplicate_key_error<E: Error>(key: &str) -> E {
-    E::custom(format_args!("duplicate field `{key}`"))
+/// Value of a key that is repeated; fails whatever it is.
+struct DuplicateKey;
+
+impl<'de> Deserialize<'de> for DuplicateKey {
+    fn deserialize<D: Deserializer<'de>>(_deserializer: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom("is given twice"))
+    }
 }
 
 /// JSON value in which no object has a duplicate key.

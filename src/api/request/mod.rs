@@ -5,6 +5,7 @@ mod claims;
 mod lists;
 mod parse;
 mod parse_errors;
+mod parse_failure;
 mod pools;
 mod workers;
 

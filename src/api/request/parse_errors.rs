@@ -2,8 +2,8 @@
 //! parse, and parses it again to learn the path.
 
 use serde::Deserialize;
-use serde_json::error::Category;
 
+use super::parse_failure::{Explained, FailureSlot, JsonType, ParseFailure};
 use crate::api::error_table::ApiError;
 use crate::limits;
 
@@ -13,69 +13,62 @@ const ECHO_BYTES_MAX: usize = 100;
 /// Explains why `body` is not a `T`.
 #[cold]
 pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
+    let slot = FailureSlot::default();
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let (path, error) = match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+    let (path, failure) = match serde_path_to_error::deserialize::<_, T>(Explained::new(&mut reader, &slot)) {
         Err(error) => (error.path().to_string(), error.into_inner()),
         Ok(_) => match reader.end() {
-            Err(error) => (String::new(), error),
+            Err(error) => (String::new(), ParseFailure::Syntax(error.to_string())),
             Ok(()) => return ApiError::invalid("body", "could not be parsed"),
         },
     };
-    if error.classify() != Category::Data {
-        return ApiError::invalid("body", format!("is not valid JSON: {error}"));
-    }
-    let text = error.to_string();
-    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _position)| text);
     // serde_path_to_error writes the root as `.` and an unknown segment as `?`.
-    let path = path.trim_matches(['.', '?']);
-    let (field, message) = describe(path, text);
+    let (field, message) = describe(path.trim_matches(['.', '?']), failure);
     ApiError::invalid(truncate(if field.is_empty() { "body" } else { &field }), message)
 }
 
-/// Returns the field and the message for serde's error at `path`.
-fn describe(path: &str, text: &str) -> (String, String) {
+/// Returns the field and the message for a failure at `path`.
+fn describe(path: &str, failure: ParseFailure) -> (String, String) {
     let inside = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-    if let Some(name) = quoted(text, "missing field `") {
-        return (inside(name), "is required".to_owned());
-    }
-    if let Some(name) = quoted(text, "duplicate field `") {
-        return (inside(name), "is given twice".to_owned());
-    }
-    if let Some(name) = quoted(text, "unknown field `") {
-        let field = if path == name || path.ends_with(&format!(".{name}")) { path.to_owned() } else { inside(name) };
-        return (field, format!("unknown field; {}", known_names(text)));
-    }
-    if let Some(name) = quoted(text, "unknown variant `") {
-        return (path.to_owned(), format!("unknown value {:?}; {}", truncate(name), known_names(text)));
-    }
-    let mismatch = text.strip_prefix("invalid type: ").or_else(|| text.strip_prefix("invalid value: "));
-    // The caller's own text may contain the separator, so the last one counts.
-    if let Some((got, expected)) = mismatch.and_then(|rest| rest.rsplit_once(", expected ")) {
-        let got = got.trim_start_matches("integer ").trim_start_matches("floating point ");
-        return (path.to_owned(), format!("must be {}, got {}", expected_type(path, expected), truncate(got)));
-    }
-    (path.to_owned(), truncate(text))
-}
-
-fn quoted<'a>(text: &'a str, before: &str) -> Option<&'a str> {
-    let rest = text.strip_prefix(before)?;
-    let end = |mark| rest.split_once(mark).map(|(name, _)| name);
-    Some(end("`, expected ").or_else(|| end("`, there are no ")).unwrap_or_else(|| rest.trim_end_matches('`')))
-}
-
-/// Lists the names that serde expected, without backticks.
-fn known_names(text: &str) -> String {
-    let known = text.rsplit_once(", expected ").map_or("", |(_, known)| known);
-    let known = known.trim_start_matches("one of ").replace('`', "");
-    if known.is_empty() || known.starts_with("there are no") {
-        "none is known".to_owned()
-    } else {
-        format!("known: {known}")
+    match failure {
+        ParseFailure::MissingField(name) => (inside(name), "is required".to_owned()),
+        ParseFailure::DuplicateField(name) => (inside(name), "is given twice".to_owned()),
+        ParseFailure::UnknownField(name, known) => {
+            let field =
+                if path == name || path.ends_with(&format!(".{name}")) { path.to_owned() } else { inside(&name) };
+            (field, format!("unknown field; {}", known_names(known)))
+        }
+        ParseFailure::UnknownVariant(name, known) => {
+            (path.to_owned(), format!("unknown value {:?}; {}", truncate(&name), known_names(known)))
+        }
+        ParseFailure::Mismatch { got, expected } => {
+            (path.to_owned(), format!("must be {}, got {}", expected_value(path, expected), truncate(&got)))
+        }
+        ParseFailure::Syntax(error) => (String::new(), format!("is not valid JSON: {error}")),
+        ParseFailure::Check(message) => (path.to_owned(), truncate(&message)),
     }
 }
 
-/// Describes the type of a field, with its limit if it is a number.
-fn expected_type(path: &str, expected: &str) -> String {
+fn known_names(known: &[&str]) -> String {
+    if known.is_empty() { "none is known".to_owned() } else { format!("known: {}", known.join(", ")) }
+}
+
+/// Describes the values that a field takes, with the limit of a number.
+fn expected_value(path: &str, expected: Option<JsonType>) -> String {
+    let text = match expected {
+        Some(JsonType::WholeNumber) => return whole_number(path),
+        Some(JsonType::Text) => "a string",
+        Some(JsonType::Array) => "an array",
+        Some(JsonType::Object) => "an object",
+        Some(JsonType::Boolean) => "true or false",
+        Some(JsonType::Enumeration) => "one of its values, as a string",
+        None => "another value",
+    };
+    text.to_owned()
+}
+
+/// Describes the numbers that a field takes.
+fn whole_number(path: &str) -> String {
     let max = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a whole number, a power of two, 1..={}", limits::SHARDS_MAX),
         "count" => return format!("a whole number, 1..={}", limits::GPUS_MAX),
@@ -90,18 +83,7 @@ fn expected_type(path: &str, expected: &str) -> String {
         "fence" => limits::FENCE_MAX,
         _ => limits::AMOUNT_MAX,
     };
-    match expected {
-        "u16" | "u32" | "u64" | "usize" => format!("a whole number, 0..={max}"),
-        "a string" | "a borrowed string" | "str" => "a string".to_owned(),
-        "a sequence" => "an array".to_owned(),
-        "a map" => "an object".to_owned(),
-        "a boolean" => "true or false".to_owned(),
-        other if other.starts_with("struct ") => "an object".to_owned(),
-        other if other.starts_with("string or ") || other.contains("enum") => {
-            "one of its values, as a string".to_owned()
-        }
-        other => other.to_owned(),
-    }
+    format!("a whole number, 0..={max}")
 }
 
 /// Shortens a caller's text for use in an error message.
@@ -141,7 +123,7 @@ mod tests {
         );
         assert_eq!(
             explain(r#"{"namespace":"a","pool":"p","reserve_ms":18446744073709551616}"#),
-            "reserve_ms: must be a whole number, 0..=86400000, got `1.8446744073709552e+19`"
+            "reserve_ms: must be a whole number, 0..=86400000, got `1.8446744073709552e19`"
         );
         assert_eq!(
             explain(r#"{"namespace":"a","pool":"p","waits":1}"#),
@@ -150,7 +132,7 @@ mod tests {
         );
         assert_eq!(
             explain(r#"{"namespace":"a","pool":"p","ack":"never"}"#),
-            "ack: unknown value \"never\"; known: memory or durable"
+            "ack: unknown value \"never\"; known: memory, durable"
         );
         assert_eq!(explain(r#"{"namespace":"a","namespace":"b","pool":"p"}"#), "namespace: is given twice");
         assert_eq!(explain("[]"), "body: must be a JSON object");
@@ -192,10 +174,7 @@ mod tests {
             explain::<PoolSpec>(r#"{"shards":-1}"#),
             "shards: must be a whole number, a power of two, 1..=1024, got `-1`"
         );
-        assert_eq!(
-            explain::<PoolSpec>(r#"{"mode":"both"}"#),
-            "mode: unknown value \"both\"; known: exclusive or shared"
-        );
+        assert_eq!(explain::<PoolSpec>(r#"{"mode":"both"}"#), "mode: unknown value \"both\"; known: exclusive, shared");
         assert_eq!(
             explain::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","resources":{"gpu":{"milli":-1}}}"#),
             "resources.gpu.milli: must be a whole number, 1..=1000, got `-1`"
