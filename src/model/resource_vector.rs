@@ -6,7 +6,7 @@ use std::ops::{Add, Mul, Shr};
 use super::{ResourceRequirements, WorkerCapacity};
 use crate::limits;
 
-/// One amount of each resource: of a worker, of a claim, or of several together. GPUs are counted in thousandths,
+/// Amounts of all resources: of a worker, of a claim, or of several together. GPUs are counted in thousandths,
 /// whatever their model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResourceVector<T = u64> {
