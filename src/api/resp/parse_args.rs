@@ -238,7 +238,7 @@ fn ack(cursor: &mut ArgCursor<'_>) -> Result<AckLevel, ApiError> {
     } else if arg.eq_ignore_ascii_case(b"durable") {
         Ok(AckLevel::Durable)
     } else {
-        Err(ApiError::invalid("ack", format!("unknown value {:?}; known: memory or durable", escape_for_message(arg))))
+        Err(ApiError::invalid("ack", format!("unknown value {:?}; known: memory, durable", escape_for_message(arg))))
     }
 }
 
