@@ -1,4 +1,5 @@
-//! Memory that request bodies may take, on all edges together.
+//! Memory budget of request bodies, for all edges together. The edges enforce it as they read: `http/read_body.rs` and
+//! `grpc/unary_body.rs`.
 
 use super::error_table::{ApiError, ErrorStatus};
 
@@ -10,8 +11,7 @@ pub(in crate::api) const BODY_BUDGET_KIB: usize = 256 << 10;
 /// Error for a large body that does not fit into the budget.
 pub(in crate::api) fn body_budget_exceeded() -> ApiError {
     ApiError::overloaded(format!(
-        "bodies over {} KiB use up their budget of {} MiB, in which gRPC messages count eightfold; retry later, or send \
-         smaller batches",
+        "the memory for request bodies over {} KiB is used up ({} MiB in total); retry later, or send smaller batches",
         SMALL_BODY_BYTES >> 10,
         BODY_BUDGET_KIB >> 10
     ))

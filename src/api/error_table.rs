@@ -263,8 +263,8 @@ mod tests {
         };
         let table = [
             (
-                RequestError::invalid("key", "must be 1..=255 bytes, got 0"),
-                r#"400 {"error":{"code":"INVALID_ARGUMENT","field":"key","message":"must be 1..=255 bytes, got 0"}}"#,
+                RequestError::invalid("key", "must be 1 to 255 bytes, got 0"),
+                r#"400 {"error":{"code":"INVALID_ARGUMENT","field":"key","message":"must be 1 to 255 bytes, got 0"}}"#,
             ),
             (
                 RequestError::NotFound(ObjectKind::Claim),

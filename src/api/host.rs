@@ -113,7 +113,7 @@ pub enum HostNameError {
     NotOnlyName(String),
     /// Name or one of its labels has a wrong length or character.
     #[error(
-        "{0:?} is not a host name: 1..={HOST_BYTES_MAX} bytes, labels of 1..={HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] \
+        "{0:?} is not a host name: 1 to {HOST_BYTES_MAX} bytes, labels of 1 to {HOST_LABEL_BYTES_MAX} of [A-Za-z0-9_-] \
          separated by dots"
     )]
     Malformed(String),

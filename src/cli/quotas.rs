@@ -67,7 +67,7 @@ struct QuotaLimitArgs {
     /// Thousandths of GPUs that claims request
     #[arg(long, value_name = "N", value_parser = parse_amount)]
     gpu_milli: Option<u64>,
-    /// Weight beside other tenants while claims wait: 1..=1000
+    /// Weight beside other tenants while claims wait: 1 to 1000
     #[arg(long, value_name = "N")]
     weight: Option<u64>,
 }

@@ -122,7 +122,7 @@ impl LoadCommand {
     pub fn check(&self) -> Result<(), String> {
         let common = self.common();
         if !common.shards.is_power_of_two() || common.shards > SHARDS_MAX {
-            return Err(format!("--shards must be a power of two, 1..={SHARDS_MAX}"));
+            return Err(format!("--shards must be a power of two from 1 to {SHARDS_MAX}"));
         }
         if common.store.is_some() && common.target != TargetUrl::Inproc {
             return Err("--store is only valid with --target inproc: a service has its own store".into());

@@ -77,7 +77,7 @@ impl SweepArgs {
     /// Returns a message that names the option and its limit.
     pub fn check(&self) -> Result<(), String> {
         if !self.shards.is_power_of_two() || self.shards > SHARDS_MAX {
-            return Err(format!("--shards must be a power of two, 1..={SHARDS_MAX}"));
+            return Err(format!("--shards must be a power of two from 1 to {SHARDS_MAX}"));
         }
         Ok(())
     }

@@ -31,7 +31,7 @@ pub enum TargetUrl {
 
 fn wrong() -> String {
     "must be inproc, http://HOST:PORT, grpc://HOST:PORT, grpc-stream://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], or \
-     redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=1..=1000]"
+     redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000"
         .to_owned()
 }
 

@@ -59,7 +59,7 @@ impl WorkerCapacity {
         if let Some(gpu) = &self.gpu {
             check_name("gpu.model", &gpu.model).map_err(|error| error.with_field_prefix(name))?;
             if gpu.count == 0 || gpu.count > limits::GPUS_MAX {
-                let message = format!("must be 1..={}", limits::GPUS_MAX);
+                let message = format!("must be 1 to {}", limits::GPUS_MAX);
                 return Err(RequestError::invalid(format!("{name}.gpu.count"), message));
             }
         }
@@ -152,10 +152,10 @@ impl ResourceRequirements {
         let Some(GpuRequest { models, count, milli }) = &self.gpu else { return Ok(()) };
         let invalid = |field: &str, message: String| Err(RequestError::invalid(format!("{name}.gpu.{field}"), message));
         if *count == 0 || *count > limits::GPUS_MAX {
-            return invalid("count", format!("must be 1..={}", limits::GPUS_MAX));
+            return invalid("count", format!("must be 1 to {}", limits::GPUS_MAX));
         }
         if *milli == 0 || *milli > limits::GPU_MILLI {
-            return invalid("milli", format!("must be 1..={}: thousandths of each GPU", limits::GPU_MILLI));
+            return invalid("milli", format!("must be 1 to {}: thousandths of each GPU", limits::GPU_MILLI));
         }
         if *count > 1 && *milli != limits::GPU_MILLI {
             let whole = limits::GPU_MILLI;

@@ -1,4 +1,4 @@
-//! Constraints of a claim as its caller writes them, and checks of their limits.
+//! Requests for claims and their constraints, and checks of their limits.
 
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ impl PoolChoice {
     fn check(&self) -> Result<(), RequestError> {
         let Self::Listed(names) = self else { return Ok(()) };
         if names.is_empty() || names.len() > limits::CLAIM_POOLS_MAX {
-            let message = format!("must be 1..={} pools, got {}", limits::CLAIM_POOLS_MAX, names.len());
+            let message = format!("must be 1 to {} pools, got {}", limits::CLAIM_POOLS_MAX, names.len());
             return Err(RequestError::invalid("pools", message));
         }
         match (0..names.len()).find(|&i| names[..i].contains(&names[i])) {
@@ -136,7 +136,7 @@ impl ClaimConstraints {
             return Err(RequestError::invalid("node.preferred_then_wait.ms", message));
         }
         if self.spec.priority > limits::PRIORITY_MAX {
-            let message = format!("must be 0..={}, got {}", limits::PRIORITY_MAX, self.spec.priority);
+            let message = format!("must be 0 to {}, got {}", limits::PRIORITY_MAX, self.spec.priority);
             return Err(RequestError::invalid("priority", message));
         }
         if let Some(class) = &self.class {

@@ -306,7 +306,7 @@ mod tests {
         }
         let long = "x".repeat(256);
         let error = |text: &str| LabelSelector::parse(text).unwrap_err().to_string();
-        assert_eq!(error(&format!("{long}=b")), "byte 0: must be 1..=255 bytes, got 256");
+        assert_eq!(error(&format!("{long}=b")), "byte 0: must be 1 to 255 bytes, got 256");
         assert_eq!(error(&format!("a={long}")), "byte 2: a value must be at most 255 bytes");
         assert_eq!(error(&vec!["a"; 65].join(",")), "must be at most 64 terms");
         assert_eq!(error(&vec!["a"; 10_000].join(",")), "must be at most 4096 bytes, got 19999");

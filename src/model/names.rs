@@ -39,7 +39,7 @@ pub fn check_name(field: &'static str, value: &str) -> Result<(), RequestError> 
     if value.is_empty() || value.len() > limits::NAME_BYTES_MAX {
         return Err(RequestError::invalid(
             field,
-            format!("must be 1..={} bytes, got {}", limits::NAME_BYTES_MAX, value.len()),
+            format!("must be 1 to {} bytes, got {}", limits::NAME_BYTES_MAX, value.len()),
         ));
     }
     // Branchless in the common case that all bytes are allowed.
@@ -318,7 +318,7 @@ pub fn check_label_key(field: &'static str, key: &str) -> Result<(), RequestErro
     }
     if name.len() > limits::LABEL_NAME_BYTES_MAX || !is_inner(name.as_bytes(), |byte| NAME_BYTES[usize::from(*byte)]) {
         let message = format!(
-            "the part after the slash must be 1..={} bytes of [A-Za-z0-9._-] that begin and end with a letter or digit",
+            "the part after the slash must be 1 to {} bytes of [A-Za-z0-9._-] that begin and end with a letter or digit",
             limits::LABEL_NAME_BYTES_MAX
         );
         return Err(RequestError::invalid(field, message));

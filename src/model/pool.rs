@@ -99,7 +99,7 @@ pub enum AckLevel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PoolSpec {
-    /// Number of shards: a power of two, 1..=1024.
+    /// Number of shards: a power of two from 1 to 1024.
     pub shards: u16,
     /// Use of workers by claims.
     pub mode: PoolMode,
@@ -226,7 +226,7 @@ impl PoolSpec {
         }
         check_typical_requests(self)?;
         if !self.shards.is_power_of_two() || self.shards > limits::SHARDS_MAX {
-            let message = format!("must be a power of two, 1..={}, got {}", limits::SHARDS_MAX, self.shards);
+            let message = format!("must be a power of two from 1 to {}, got {}", limits::SHARDS_MAX, self.shards);
             return Err(RequestError::invalid("shards", message));
         }
         if let Some(class) = &self.class {
@@ -238,7 +238,7 @@ impl PoolSpec {
         }
         for (field, ttl_ms) in [("ttl_default_ms", self.ttl_default_ms), ("ttl_max_ms", self.ttl_max_ms)] {
             if ttl_ms.is_some_and(|ms| ms == 0 || ms > limits::TTL_MS_MAX) {
-                return Err(RequestError::invalid(field, format!("must be 1..={}", limits::TTL_MS_MAX)));
+                return Err(RequestError::invalid(field, format!("must be 1 to {}", limits::TTL_MS_MAX)));
             }
         }
         if let (Some(default_ms), Some(max_ms)) = (self.ttl_default_ms, self.ttl_max_ms)
@@ -265,7 +265,7 @@ impl PoolSpec {
         ];
         for (field, ms) in times {
             if ms == 0 || ms > limits::RESERVE_MS_MAX {
-                return Err(RequestError::invalid(field, format!("must be 1..={}", limits::RESERVE_MS_MAX)));
+                return Err(RequestError::invalid(field, format!("must be 1 to {}", limits::RESERVE_MS_MAX)));
             }
         }
         Ok(())
@@ -315,7 +315,7 @@ fn check_typical_requests(spec: &PoolSpec) -> Result<(), RequestError> {
             ResourceRequirements { cpu_milli: *cpu_milli, gpu: gpu.clone(), ..ResourceRequirements::default() };
         resources.check(&format!("typical_requests[{i}]"))?;
         if *weight == 0 || *weight > 1_000_000 {
-            return Err(RequestError::invalid(format!("typical_requests[{i}].weight"), "must be 1..=1000000"));
+            return Err(RequestError::invalid(format!("typical_requests[{i}].weight"), "must be 1 to 1000000"));
         }
     }
     Ok(())

@@ -144,7 +144,7 @@ impl Quota {
             }
         }
         if self.weight == 0 || self.weight > limits::WEIGHT_MAX {
-            return Err(RequestError::invalid("weight", format!("must be 1..={}", limits::WEIGHT_MAX)));
+            return Err(RequestError::invalid("weight", format!("must be 1 to {}", limits::WEIGHT_MAX)));
         }
         Ok(())
     }

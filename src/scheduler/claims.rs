@@ -277,7 +277,7 @@ pub(super) fn check_times(request: &ClaimRequest) -> Result<(), RequestError> {
 pub(super) fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), RequestError> {
     match ttl_ms {
         Some(ms) if ms == 0 || ms > limits::TTL_MS_MAX => {
-            Err(RequestError::invalid("ttl_ms", format!("must be 1..={}", limits::TTL_MS_MAX)))
+            Err(RequestError::invalid("ttl_ms", format!("must be 1 to {}", limits::TTL_MS_MAX)))
         }
         _ => Ok(()),
     }

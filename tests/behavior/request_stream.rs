@@ -87,7 +87,7 @@ async fn consecutive_requests_take_effect_in_order() {
     got.sort_unstable();
     let not_active = Precondition::ClaimNotActive.to_string();
     assert_eq!(got[..3], [completion(1, &not_active), completion(2, "Active"), completion(3, "Active on")]);
-    assert!(got[3].1.starts_with("must be 1..="), "{got:?}");
+    assert!(got[3].1.starts_with("must be 1 to "), "{got:?}");
     let gone = RequestError::NotFound(ObjectKind::Claim).to_string();
     assert_eq!(
         got[4..],

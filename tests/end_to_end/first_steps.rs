@@ -319,7 +319,7 @@ fn errors_in_a_file_are_reported_with_file_and_line() {
         &[],
     );
     for line in [
-        format!("{}server.max_connections: must be 1..=1000000, got 0", at(2)),
+        format!("{}server.max_connections: must be 1 to 1000000, got 0", at(2)),
         format!("{}store.wait: unknown field", at(5)),
         format!("{}pools[1].shards: must be a power of two", at(10)),
         format!("{}pools[1].labels.x: ", at(11)),

@@ -135,7 +135,7 @@ fn c10_a_claim_with_a_ttl_is_renewed() {
         let answer = claim(&mut client, json!({"key": "a", "ttl_ms": ttl_ms}));
         answer.expect_error(400, "INVALID_ARGUMENT", None, Some("ttl_ms"));
     }
-    assert!(claim(&mut client, json!({"key": "a", "ttl_ms": year})).text().contains("1..=2592000000"));
+    assert!(claim(&mut client, json!({"key": "a", "ttl_ms": year})).text().contains("1 to 2592000000"));
     let body = json!({"key": "a", "reserve_ms": 0, "ttl_ms": 3_600_000});
     let created = claim(&mut client, body).expect(201)["claim"].take();
     assert!(created["expires_at_ms"].as_u64().is_some());

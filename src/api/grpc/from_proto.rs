@@ -36,7 +36,7 @@ fn ack(number: i32) -> Result<Option<AckLevel>, ApiError> {
     })
 }
 
-/// Converts a claim of one worker.
+/// Converts a [`proto::TakeClaimRequest`].
 pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, ApiError> {
     let proto::TakeClaimRequest {
         namespace,
@@ -200,7 +200,7 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
 pub(super) fn limit(limit: Option<u32>) -> Result<usize, ApiError> {
     match limit.map_or(limits::PAGE_ITEMS_DEFAULT, |limit| limit as usize) {
         limit if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
-        _ => Err(ApiError::invalid("limit", format!("must be 1..={}", limits::PAGE_ITEMS_MAX))),
+        _ => Err(ApiError::invalid("limit", format!("must be 1 to {}", limits::PAGE_ITEMS_MAX))),
     }
 }
 

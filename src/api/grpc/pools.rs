@@ -40,7 +40,7 @@ impl PoolService for GrpcHandlers {
         let names = names.ok_or_else(|| ApiError::invalid("update_mask", "is required"))?;
         let patch = PoolPatch::from_fields(&spec, names, "update_mask")?;
         if version.is_some_and(|version| version > limits::FENCE_MAX) {
-            return Err(ApiError::invalid("version", format!("must be 0..={}", limits::FENCE_MAX)).into());
+            return Err(ApiError::invalid("version", format!("must be 0 to {}", limits::FENCE_MAX)).into());
         }
         let change = move |spec: &PoolSpec| {
             let changed = patch.apply_replace(spec)?;

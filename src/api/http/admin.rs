@@ -66,7 +66,7 @@ pub(super) async fn debug_shards(State(api): State<SharedState>) -> Response {
 pub(super) async fn route_not_found(request: Request) -> ApiError {
     let path = request.uri().path();
     if path.starts_with("/v1/") && path.ends_with('/') {
-        return ApiError::invalid("path", "must not end in a slash: names are 1..=255 bytes");
+        return ApiError::invalid("path", "must not end in a slash: names are 1 to 255 bytes");
     }
     ApiError::new(ErrorStatus::ROUTE, "no such route")
 }

@@ -143,7 +143,9 @@ impl QueryParams {
         let Some(text) = self.take("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
         match text.parse() {
             Ok(limit) if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
-            _ => Err(ApiError::invalid("limit", format!("must be a whole number, 1..={}", limits::PAGE_ITEMS_MAX))),
+            _ => {
+                Err(ApiError::invalid("limit", format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX)))
+            }
         }
     }
 
@@ -152,7 +154,10 @@ impl QueryParams {
         let Some(text) = self.take(name) else { return Ok(None) };
         match text.parse() {
             Ok(number) if number <= max && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(number)),
-            _ => Err(ApiError::invalid(name, format!("must be a whole number, 0..={max}, got {:?}", truncate(&text)))),
+            _ => Err(ApiError::invalid(
+                name,
+                format!("must be a whole number from 0 to {max}, got {:?}", truncate(&text)),
+            )),
         }
     }
 

@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn every_error_has_its_prefix() {
         let table = [
-            (RequestError::invalid("key", "must be 1..=255 bytes, got 0"), "BADREQ key must be 1..=255 bytes, got 0"),
+            (RequestError::invalid("key", "must be 1 to 255 bytes, got 0"), "BADREQ key must be 1 to 255 bytes, got 0"),
             (RequestError::NotFound(ObjectKind::Pool), "NOTFOUND pool not found"),
             (RequestError::FenceMismatch, "FENCED the fence is not the holder's"),
             (

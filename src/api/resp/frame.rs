@@ -24,10 +24,10 @@ const _: () = assert!(2 * limits::REPORTED_CLAIMS_MAX + 64 <= ARGS_MAX && limits
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// Number of arguments is invalid, or above [`ARGS_MAX`].
-    #[error("invalid multibulk length: must be 0..={ARGS_MAX}")]
+    #[error("invalid multibulk length: must be 0 to {ARGS_MAX}")]
     Count,
     /// Length of an argument is invalid, or above [`BULK_BYTES_MAX`].
-    #[error("invalid bulk length: must be 0..={BULK_BYTES_MAX}")]
+    #[error("invalid bulk length: must be 0 to {BULK_BYTES_MAX}")]
     Length,
     /// Argument is not a bulk string.
     #[error("expected '$', got {}", display_byte(*.0))]

@@ -56,7 +56,10 @@ impl<'a> ArgCursor<'a> {
         };
         let number = if arg.is_empty() { None } else { arg.iter().try_fold(0, add) };
         number.ok_or_else(|| {
-            ApiError::invalid(field, format!("must be a whole number, 0..={max}, got {:?}", escape_for_message(arg)))
+            ApiError::invalid(
+                field,
+                format!("must be a whole number from 0 to {max}, got {:?}", escape_for_message(arg)),
+            )
         })
     }
 
@@ -65,7 +68,7 @@ impl<'a> ArgCursor<'a> {
         let count = self.number(field, max as u64)?;
         match usize::try_from(count) {
             Ok(count) if count <= max => Ok(count),
-            _ => Err(ApiError::invalid(field, format!("must be a whole number, 0..={max}, got {count}"))),
+            _ => Err(ApiError::invalid(field, format!("must be a whole number from 0 to {max}, got {count}"))),
         }
     }
 
@@ -466,7 +469,9 @@ pub(super) fn pools(args: CommandArgs<'_>) -> Result<(Option<String>, usize), Ap
         }
     }
     match limit {
-        Some(0) => Err(ApiError::invalid("limit", format!("must be a whole number, 1..={}", limits::PAGE_ITEMS_MAX))),
+        Some(0) => {
+            Err(ApiError::invalid("limit", format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX)))
+        }
         limit => Ok((after, limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT))),
     }
 }

@@ -59,7 +59,7 @@ pub(in crate::cli) struct TakeArgs {
     /// Longest wait for capacity; default: no wait
     #[arg(long, value_name = "MS")]
     wait_ms: Option<u64>,
-    /// Priority among waiting claims: 0..=1000, the highest first
+    /// Priority among waiting claims: 0 to 1000, the highest first
     #[arg(long, value_name = "N")]
     priority: Option<u64>,
     /// Let a claim with a higher priority evict this one, in a pool that allows that

@@ -36,7 +36,7 @@ pub(super) struct SetPoolArgs {
 /// Specification with the given settings. The service knows defaults and limits.
 #[derive(Debug, Args, Serialize)]
 struct PoolSpecArgs {
-    /// Number of shards: a power of two, 1..=1024; never changes
+    /// Number of shards: a power of two from 1 to 1024; never changes
     #[arg(long, value_name = "N")]
     shards: Option<u64>,
     /// Use of workers by claims, whole or in parts; never changes

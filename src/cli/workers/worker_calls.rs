@@ -211,9 +211,12 @@ impl WorkerSelectionArgs {
         if context.output == OutputFormat::Table {
             let first = if has_unread { "the first " } else { "" };
             let failed = if calls.failed > 0 { format!(", {} failed", calls.failed) } else { String::new() };
-            let is_complete = calls.skipped == 0 && !has_unread;
-            let unchanged = if is_complete { "" } else { ", and the others were left unchanged" };
-            print(&format!("{matched} of {first}{read} workers match{failed}{unchanged}"))?;
+            let skipped = match calls.skipped {
+                0 => String::new(),
+                skipped => format!("; {skipped} matching workers were not tried"),
+            };
+            let unread = if has_unread { "; the remaining workers of the pool were not read" } else { "" };
+            print(&format!("{matched} of {first}{read} workers match{failed}{skipped}{unread}"))?;
         }
         calls.finish()
     }

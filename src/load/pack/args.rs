@@ -53,7 +53,7 @@ impl PackArgs {
     /// Returns a message that names the option and its limit.
     pub fn check(&self) -> Result<(), String> {
         if !self.shards.is_power_of_two() || self.shards > SHARDS_MAX {
-            return Err(format!("--shards must be a power of two, 1..={SHARDS_MAX}"));
+            return Err(format!("--shards must be a power of two from 1 to {SHARDS_MAX}"));
         }
         if self.protocol && self.policy == PolicyArg::Spread {
             return Err("--protocol needs --policy best_fit or fgd: no run with spread was published".into());

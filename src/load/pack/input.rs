@@ -206,7 +206,7 @@ fn request(file: &Path, row: usize, row_csv: RequestCsvRow, fleet: &FleetIndex) 
     }
     let gpu_milli = if row_csv.num_gpu == 0 { 0 } else { row_csv.gpu_milli.min(GPU_MILLI) };
     if row_csv.num_gpu > 0 && (gpu_milli == 0 || (row_csv.num_gpu > 1 && gpu_milli < GPU_MILLI)) {
-        return Err(invalid("gpu_milli must be 1..=1000, and 1000 with several GPUs"));
+        return Err(invalid("gpu_milli must be 1 to 1000, and 1000 with several GPUs"));
     }
     let model_spec = if row_csv.num_gpu == 0 { "" } else { row_csv.gpu_spec.as_str() };
     let models = model_spec.split('|').filter_map(|name| fleet.known_model(name)).collect();

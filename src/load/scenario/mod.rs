@@ -254,7 +254,7 @@ impl LoadScenario {
         let mut problems = Vec::new();
         let mut range = |key: &str, value: u64, min: u64, max: u64| {
             if !(min..=max).contains(&value) {
-                problems.push(format!("{key}: must be {min}..={max}, got {value}"));
+                problems.push(format!("{key}: must be {min} to {max}, got {value}"));
             }
         };
         range("pool.workers", self.pool.workers.into(), 1, 10_000_000);
@@ -267,7 +267,8 @@ impl LoadScenario {
             range("churn.workers", churn.workers.into(), 1, self.pool.workers.into());
         }
         if !self.pool.shards.is_power_of_two() || self.pool.shards > SHARDS_MAX {
-            problems.push(format!("pool.shards: must be a power of two, 1..={SHARDS_MAX}, got {}", self.pool.shards));
+            problems
+                .push(format!("pool.shards: must be a power of two from 1 to {SHARDS_MAX}, got {}", self.pool.shards));
         }
         for (n, phase) in self.phases.iter().enumerate() {
             let message = phase.problems(self.pool.slots);
@@ -364,14 +365,14 @@ impl ScenarioPhase {
             report(self.batch != 1 || self.gang, "trace: requires batch = 1 and no gang".into());
         }
         let fits = (1..=BATCH_ITEMS_MAX as u32).contains(&self.batch);
-        report(!fits, format!("batch: must be 1..={BATCH_ITEMS_MAX}, got {}", self.batch));
+        report(!fits, format!("batch: must be 1 to {BATCH_ITEMS_MAX}, got {}", self.batch));
         report(self.gang && self.batch == 1, "gang: requires a batch of at least 2".into());
         let shared = slots > 0;
         report(shared == self.sizes.is_empty(), "sizes: required for pools with slots, not allowed otherwise".into());
         for (n, size) in self.sizes.iter().enumerate() {
             let fits = (1..=slots.max(1)).contains(&size.slots);
-            report(!fits, format!("sizes[{n}].slots: must be 1..={slots}, got {}", size.slots));
-            report(size.weight == 0 || size.weight > 1_000, format!("sizes[{n}].weight: must be 1..=1000"));
+            report(!fits, format!("sizes[{n}].slots: must be 1 to {slots}, got {}", size.slots));
+            report(size.weight == 0 || size.weight > 1_000, format!("sizes[{n}].weight: must be 1 to 1000"));
         }
         problems
     }

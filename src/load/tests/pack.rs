@@ -221,7 +221,7 @@ fn invalid_files_are_rejected_by_name() {
     }
     let header = "cpu_milli,memory_mib,num_gpu,gpu_milli\n";
     for (line, word) in [
-        ("1,1,2,500", "gpu_milli must be 1..=1000"),
+        ("1,1,2,500", "gpu_milli must be 1 to 1000"),
         ("-1,1,0,0", "field 0: invalid digit"),
         ("1,99999999999999999,0,0", "exceeds the limits of a worker"),
         ("1,1,65,1000", "exceeds the limits of a worker"),

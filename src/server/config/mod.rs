@@ -270,7 +270,7 @@ impl Config {
         let mut problems = Vec::new();
         let mut range = |key: &str, value: u64, min: u64, max: u64| {
             if !(min..=max).contains(&value) {
-                problems.push(format!("{key}: must be {min}..={max}, got {value}"));
+                problems.push(format!("{key}: must be {min} to {max}, got {value}"));
             }
         };
         range("server.max_connections", server.max_connections as u64, 1, 1_000_000);

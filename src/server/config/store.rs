@@ -91,7 +91,7 @@ impl StoreConfig {
         let prefix = &self.key_prefix;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:".contains(&byte);
         if !(1..=64).contains(&prefix.len()) || !prefix.bytes().all(is_plain) {
-            problems.push(format!("store.key_prefix: must be 1..=64 bytes of [A-Za-z0-9._:-], got {prefix:?}"));
+            problems.push(format!("store.key_prefix: must be 1 to 64 bytes of [A-Za-z0-9._:-], got {prefix:?}"));
         }
         if self.lease_ms() < 3 * self.command_ms {
             let lease_ms_min = 3 * self.command_ms;

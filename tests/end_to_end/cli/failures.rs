@@ -41,7 +41,7 @@ fn wrong_usage_exits_with_64_and_a_hint() {
         ("pools show", "<NS/POOL>"),
         ("pools show warm", "must be NAMESPACE/POOL, as in demo/warm"),
         ("pools show a/b/c", "[A-Za-z0-9._-]"),
-        ("pools show /b", "must be 1..=255 bytes, got 0"),
+        ("pools show /b", "must be 1 to 255 bytes, got 0"),
         ("pools put demo/warm --shards four", "--shards"),
         ("pools put demo/warm --label tier", "must be KEY=VALUE"),
         ("pools ls --output xml", "[possible values: table, json]"),

@@ -81,7 +81,7 @@ fn quotas_are_set_shown_listed_and_deleted() {
     assert_eq!(all.row("ns/acme")[1..4], ["1", "of", "1"]);
     assert_eq!(server.cli("quotas ls -o json").json()["items"].as_array().unwrap().len(), 2);
     assert_eq!(server.cli("quotas show ns -o json").json()["quota"]["claims"], 9);
-    server.cli("quotas put ns --weight 0").failed(64, &["weight: ", "1..=1000"]);
+    server.cli("quotas put ns --weight 0").failed(64, &["weight: ", "1 to 1000"]);
     assert_eq!(server.cli("quotas rm ns/acme").stdout(), "ns/acme removed\n");
     server.cli("quotas rm ns/acme").failed(4, &["quota not found"]);
 }

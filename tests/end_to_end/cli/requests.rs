@@ -183,7 +183,7 @@ fn progress_before_an_unreadable_page_is_reported() {
     };
     let table = ran("table");
     let text_output = "demo/warm w00 draining\ndemo/warm w01 draining\n\
-                2 of the first 2 workers match, and the others were left unchanged\n";
+                2 of the first 2 workers match; the remaining workers of the pool were not read\n";
     assert_eq!((table.code, &*table.out), (Some(1), text_output), "{table:?}");
     assert!(table.err.contains("retry later"), "{table:?}");
     let json = ran("json");
@@ -198,8 +198,12 @@ fn workers_skipped_after_a_failure_are_reported() {
     assert_eq!((ran.code, &*ran.out), (Some(1), "16 of 16 workers match, 16 failed\n"), "{ran:?}");
     for next_page_token in [None, Some("w39")] {
         let ran = ran_while_overloaded(&drain, 40, next_page_token);
-        let first = if next_page_token.is_some() { "the first " } else { "" };
-        let expected = format!("40 of {first}40 workers match, 16 failed, and the others were left unchanged\n");
+        let (first, unread) = match next_page_token {
+            Some(_) => ("the first ", "; the remaining workers of the pool were not read"),
+            None => ("", ""),
+        };
+        let expected =
+            format!("40 of {first}40 workers match, 16 failed; 24 matching workers were not tried{unread}\n");
         assert_eq!((ran.code, &ran.out), (Some(1), &expected), "{ran:?}");
         assert_eq!(ran.err.lines().count(), CALLS, "every failed call is reported: {ran:?}");
     }
