@@ -1,4 +1,4 @@
-//! Claims: requests, states, and their representation in replies.
+//! Claims: their states, and what replies show of them.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -39,11 +39,11 @@ impl ClaimSpec {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum ClaimState {
-    /// Held until its deadline, unless confirmed.
+    /// Granted and not confirmed; ends at its deadline.
     Reserved,
     /// Confirmed and used by its holder.
     Active,
-    /// Released by its holder while its worker is cleaned up.
+    /// Being released, by its holder or after an eviction, while its worker is cleaned up.
     Releasing,
     /// Lost with its worker. Not live any more, only remembered for a while.
     Lost,

@@ -31,7 +31,7 @@ use crate::shard::{Command, PendingClaim, ReplyPayload, ShardOutcome};
 /// spread the batch.
 const SHARD_BATCH_MAX: usize = 64;
 
-/// Limits that the configuration sets.
+/// Settings of the scheduler.
 #[derive(Debug, Clone)]
 pub struct SchedulerSettings {
     /// Longest wait of a durable reply for the store, in milliseconds. After that it is `unavailable`, and a claim
@@ -50,7 +50,7 @@ impl Default for SchedulerSettings {
 
 /// Requests of a thread within one engine tick that are all timed.
 const TIMED_PER_TICK_MAX: u32 = 32;
-/// Interval of the timed requests beyond that: one of this many.
+/// Beyond those, one request in this many is timed.
 const SAMPLE_INTERVAL: u32 = 16;
 
 thread_local! {
@@ -78,7 +78,7 @@ pub struct ClaimDispatcher {
     pub fences: FenceGenerator,
     /// Journal that writes records to the store.
     pub journal: Arc<Journal>,
-    /// Limits that the configuration sets.
+    /// Settings of the scheduler.
     pub settings: SchedulerSettings,
     /// Set before a shutdown: calls are answered, but claims no longer wait.
     pub draining: AtomicBool,
@@ -221,20 +221,20 @@ impl ClaimDispatcher {
     /// is asked once. A claim that does not fit after all continues on its own.
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     fn route_shared(&self, pools: &PoolMap, items: Vec<Box<PendingClaim>>) {
-        let mut portions = BatchPortions::default();
+        let mut allotment = BatchAllotment::default();
         // Shard of the previous claim: as many as fit go to one shard, and so to few workers.
         let mut last: Option<ShardRef> = None;
         for mut item in items {
-            let picked = portion_shard(pools, &item, &mut portions, last);
+            let picked = allot_shard(pools, &item, &mut allotment, last);
             let Some(shard) = picked else {
                 self.route(item);
                 continue;
             };
             item.tried_shards.insert(shard.shard);
-            portions.items.entry(shard).or_default().push(item);
+            allotment.items.entry(shard).or_default().push(item);
             last = Some(shard);
         }
-        for (shard, group) in portions.items {
+        for (shard, group) in allotment.items {
             let Some(shard_handle) = pools.shard(shard) else { continue };
             if let Err((Command::Claims(group), reason)) = shard_handle.push(Command::Claims(group)) {
                 for mut item in group {
@@ -370,7 +370,7 @@ const EXHAUSTED_MAX: usize = 16;
 
 /// Groups of a batch by shard.
 #[derive(Default)]
-struct BatchPortions {
+struct BatchAllotment {
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     items: BTreeMap<ShardRef, Vec<Box<PendingClaim>>>,
     /// Remaining budget of each shard.
@@ -379,7 +379,7 @@ struct BatchPortions {
     exhausted: Vec<(u32, Arc<PlacementConstraints>)>,
 }
 
-impl BatchPortions {
+impl BatchAllotment {
     fn budget(&self, shard: ShardRef, free: &FreeCapacity) -> BatchBudget {
         self.budgets.get(&shard).copied().unwrap_or_else(|| free.budget(shard.shard))
     }
@@ -409,10 +409,10 @@ impl BatchPortions {
 }
 
 /// Picks the shard of a batch's group for a claim on a shared pool, and takes its request from the shard's budget.
-fn portion_shard(
+fn allot_shard(
     pools: &PoolMap,
     item: &PendingClaim,
-    portions: &mut BatchPortions,
+    allotment: &mut BatchAllotment,
     last: Option<ShardRef>,
 ) -> Option<ShardRef> {
     let pool = pools.by_number(item.pool)?;
@@ -425,20 +425,20 @@ fn portion_shard(
     let same_shard = last.filter(|last| last.pool == pool.number && !item.tried_shards.contains(last.shard));
     let same_shard =
         same_shard.filter(|last| preference != ShardPreference::MostFree && free.may_fit(last.shard, constraints));
-    if let Some(last) = same_shard.filter(|last| portions.try_take(*last, free, constraints)) {
+    if let Some(last) = same_shard.filter(|last| allotment.try_take(*last, free, constraints)) {
         return Some(last);
     }
-    if !portions.is_exhausted_for(pool.number, constraints) {
+    if !allotment.is_exhausted_for(pool.number, constraints) {
         let tie_break = item.tie_break.rotate_left(item.tried_shards.len() * 7);
-        let has_budget = |shard: u16| portions.budget(shard_ref(shard), free).try_take(constraints);
+        let has_budget = |shard: u16| allotment.budget(shard_ref(shard), free).try_take(constraints);
         if let Some(shard) =
             pool.board.pick_with_capacity(&item.tried_shards, constraints, tie_break, preference, has_budget)
         {
-            let fits = portions.try_take(shard_ref(shard), free, constraints);
+            let fits = allotment.try_take(shard_ref(shard), free, constraints);
             return fits.then_some(shard_ref(shard));
         }
         if item.tried_shards.is_empty() {
-            portions.mark_exhausted_for(pool.number, constraints);
+            allotment.mark_exhausted_for(pool.number, constraints);
         }
     }
     // The published resources are all allotted. Shards that may have more are asked all the same.

@@ -41,7 +41,7 @@ impl<T> NumberTable<T> {
         }
     }
 
-    /// Reserves a number that is not in use, and that was not in use among the last 2^19 of its slot.
+    /// Reserves a number that is not in use. A slot repeats a number only after 2^19 reuses.
     ///
     /// # Panics
     /// If more than [`SLOTS_MAX`] numbers exist at once, which the limit on pools excludes.

@@ -189,7 +189,7 @@ impl QueuedGang {
         Some(Self { queued, members, dispatch: Arc::clone(dispatch) })
     }
 
-    /// Waits until the gang may be tried. Returns false when its time is over.
+    /// Waits until the gang may be tried. Returns whether to try it; false at its deadline and on shutdown.
     pub async fn wait_until_dequeued(&self) -> bool {
         let Some(waker) = &self.queued.gang else { return false };
         loop {

@@ -76,7 +76,7 @@ impl Drop for DequeueGuard {
     }
 }
 
-/// A claim that is queued for capacity, in one queue per candidate pool.
+/// Claim that is queued for capacity, in one queue per candidate pool, or for its tenant's quota.
 #[derive(Debug)]
 pub struct QueuedClaim {
     item: Mutex<Option<Box<PendingClaim>>>,
@@ -175,7 +175,7 @@ struct WaitQueueState {
     queue: FairQueue<Arc<QueuedClaim>>,
     /// Number of times that capacity may have become free.
     generation: u64,
-    /// Engine time since which a claim is dequeued.
+    /// Engine time at which the claim being tried was dequeued.
     dequeue_since_ms: Option<Millis>,
     /// Starved claim for which a worker of a shared pool is reserved.
     starved: Option<ArrivalNumber>,

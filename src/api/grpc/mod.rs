@@ -55,7 +55,7 @@ use proto::pool_service_server::PoolServiceServer;
 use proto::quota_service_server::QuotaServiceServer;
 use proto::worker_service_server::WorkerServiceServer;
 
-/// Largest message to third-party services, in bytes: each message is a name.
+/// Largest message of the health and reflection services, in bytes: each message is a name.
 const NAME_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
 /// Method whose request is a stream of messages.
@@ -172,7 +172,7 @@ impl GrpcEdge {
         }
     }
 
-    /// Dispatches one call to a clone of its service, which costs a few counted references.
+    /// Dispatches one call to a clone of its service, which costs a few reference-count increments.
     async fn dispatch<B>(&self, request: Request<B>, permit: MessagePermit) -> Response<Body>
     where
         B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,

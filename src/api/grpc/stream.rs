@@ -1,6 +1,7 @@
 //! Claim stream: many requests of one call in flight, answered by id. There is no task and no timer for each request:
 //! whenever the stream is polled for responses, it reads requests, submits them together, and returns completed ones.
-//! So it does not read from a client that does not read, and requests in flight are limited twice.
+//! So it does not read from a client that does not read, and the requests in flight are bounded twice: by this
+//! backpressure, and by the slots of the [`RequestStream`].
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -153,7 +154,7 @@ impl ClaimStreamResponses {
             self.deadline = None;
             return;
         }
-        // No request is due before the first could be.
+        // The first request arrived no earlier than now, so none expires before `limit` has passed.
         let timer = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
         while timer.poll_unpin(context).is_ready() {
             let next_ms = self.requests.expire(completions);

@@ -45,7 +45,7 @@ pub struct Worker {
     pub deleted: bool,
     /// Reasons why it is unschedulable ([`unschedulable_bits`](crate::model::unschedulable_bits)).
     pub unschedulable_bits: u8,
-    /// Bits that point to entries elsewhere ([`super::workers::liveness::notes`]).
+    /// Bits that point to entries elsewhere ([`super::workers::liveness::lookup_flags`]).
     pub lookup_flags: u8,
 }
 
