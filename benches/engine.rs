@@ -127,8 +127,8 @@ impl Bench {
             if prefetch == PrefetchMode::On {
                 self.shard.prefetch(victims.iter().copied(), ids.iter().map(ClaimId::hash64));
             }
-            for (place, id) in victims.drain(..).zip(ids.drain(..)) {
-                self.shard.handle_event(Event::Release { handle: place, to: () }, 1, &mut self.effects);
+            for (handle, id) in victims.drain(..).zip(ids.drain(..)) {
+                self.shard.handle_event(Event::Release { handle, to: () }, 1, &mut self.effects);
                 self.claim(id);
             }
             self.shard.discard_changes();

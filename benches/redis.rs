@@ -358,26 +358,26 @@ fn flush(cluster: &Cluster) {
 
 fn main() {
     let selected: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let wants = |name: &str| selected.is_empty() || selected.iter().any(|selected| selected == name);
+    let is_selected = |name: &str| selected.is_empty() || selected.iter().any(|selected| selected == name);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let cluster = Cluster::start(3, 0, &[]);
     runtime.block_on(async {
-        if wants("baseline") {
+        if is_selected("baseline") {
             baseline(&cluster).await;
         }
-        if wants("alone") {
+        if is_selected("alone") {
             alone(&cluster).await;
         }
-        if wants("http") {
+        if is_selected("http") {
             http(&cluster).await;
         }
-        if wants("durable") {
+        if is_selected("durable") {
             durable(&cluster).await;
         }
-        if wants("spread") {
+        if is_selected("spread") {
             balance(&cluster).await;
         }
-        if wants("steady") {
+        if is_selected("steady") {
             for rate in [100_000, 200_000] {
                 flush(&cluster);
                 let dir = TempDir::new().expect("a directory");
@@ -385,7 +385,7 @@ fn main() {
                 steady("Redis", open(&cluster.url(), &dir), rate, LagSampling::On).await;
             }
         }
-        if wants("recovery") {
+        if is_selected("recovery") {
             recovery(&cluster, 1_000_000).await;
         }
     });

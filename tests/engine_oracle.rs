@@ -62,7 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
         16 => (0..5u8, reserve_ms(), ttl_ms(), prop::option::of(requests::request()))
             .prop_map(|(affinity, reserve_ms, ttl_ms, request)| Op::Claim { affinity, reserve_ms, ttl_ms, request }),
         3 => (past(), any::<bool>(), prop::option::of(prop_oneof![requests::request(), requests::size()]))
-            .prop_map(|(at, satisfies, request)| Op::Reacquire { at, satisfies, request }),
+            .prop_map(|(at, accepts_pool, request)| Op::Reacquire { at, accepts_pool, request }),
         3 => past().prop_map(Op::Confirm),
         6 => past().prop_map(Op::Release),
         1 => past().prop_map(Op::Get),

@@ -180,10 +180,10 @@ impl Harness {
         }
     }
 
-    fn survey(&self, wants: &PlacementConstraints, needs_ms: u64, chunk: u32) -> WorkerSurvey {
+    fn survey(&self, constraints: &PlacementConstraints, needs_ms: u64, chunk: u32) -> WorkerSurvey {
         let (mut all, mut from) = (WorkerSurvey::default(), Some(0));
         while let Some(at) = from {
-            let (survey, next) = self.shard.survey(Some(wants), needs_ms, self.now_ms, at, chunk);
+            let (survey, next) = self.shard.survey(Some(constraints), needs_ms, self.now_ms, at, chunk);
             all.merge(survey);
             from = next;
         }
@@ -197,12 +197,12 @@ impl Harness {
             return;
         }
         let spec = Some(Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() }));
-        let mut wants = PlacementConstraints { spec, ..PlacementConstraints::default() };
+        let mut constraints = PlacementConstraints { spec, ..PlacementConstraints::default() };
         match request.filter {
-            4 => wants.selector = Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
-            5 => wants.nodes = NodeSet::new(["n1".into()]),
-            6 => wants.worker = Some(WorkerId::new("w1").unwrap()),
-            7 => wants.worker = Some(WorkerId::new("w9").unwrap()),
+            4 => constraints.selector = Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
+            5 => constraints.nodes = NodeSet::new(["n1".into()]),
+            6 => constraints.worker = Some(WorkerId::new("w1").unwrap()),
+            7 => constraints.worker = Some(WorkerId::new("w9").unwrap()),
             _ => {}
         }
         let needs_ms = if request.long { LONG_MS } else { SHORT_MS };
@@ -214,16 +214,16 @@ impl Harness {
         let mut rows = Vec::new();
         self.shard.take_rows(&mut rows);
         self.shard.take_header();
-        let survey = self.survey(&wants, needs_ms, 4_096);
-        assert_eq!(self.survey(&wants, needs_ms, 2), survey, "slices give the same survey");
+        let survey = self.survey(&constraints, needs_ms, 4_096);
+        assert_eq!(self.survey(&constraints, needs_ms, 2), survey, "slices give the same survey");
         let affinity = u64::from(request.filter);
-        let preview = self.shard.preview_placement(Some(&wants), affinity, needs_ms, self.now_ms);
+        let preview = self.shard.preview_placement(Some(&constraints), affinity, needs_ms, self.now_ms);
         assert!(snapshot(&self.shard) == before && !self.shard.has_rows(), "explaining changes nothing");
         self.shard.check().unwrap();
         assert_eq!(survey.workers, self.shard.workers() as u64);
         assert_eq!(survey.fits + survey.filtered.iter().sum::<u64>(), survey.workers);
         if let Some(miss) = survey.nearest.first() {
-            self.check_near_miss(&wants, &miss.worker.clone(), miss.shortfall, needs_ms);
+            self.check_near_miss(&constraints, &miss.worker.clone(), miss.shortfall, needs_ms);
         }
 
         let fence = self.shard_fence();
@@ -234,7 +234,7 @@ impl Harness {
             affinity,
             reserve_ms: 0,
             ttl_ms: needs_ms,
-            constraints: Some(Arc::new(wants.clone())),
+            constraints: Some(Arc::new(constraints.clone())),
             reservation_ticket: None,
             to: (),
         };
@@ -248,7 +248,7 @@ impl Harness {
                 self.handles.push(handle);
                 // It was among those that fit: without its claim it is counted.
                 self.apply(Event::Release { handle, to: () });
-                let only = PlacementConstraints { worker: Some(id.clone()), ..wants };
+                let only = PlacementConstraints { worker: Some(id.clone()), ..constraints };
                 assert_eq!(self.survey(&only, needs_ms, 4_096).fits, 1);
                 self.claim_again(&only, affinity, needs_ms);
             }
@@ -279,17 +279,17 @@ impl Harness {
         self.fence
     }
 
-    fn claim_again(&mut self, wants: &PlacementConstraints, affinity: u64, needs_ms: u64) {
+    fn claim_again(&mut self, constraints: &PlacementConstraints, affinity: u64, needs_ms: u64) {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
-        let wants = Some(Arc::new(wants.clone()));
+        let constraints = Some(Arc::new(constraints.clone()));
         let event = Event::Claim {
             id,
             fence,
             affinity,
             reserve_ms: 0,
             ttl_ms: needs_ms,
-            constraints: wants,
+            constraints,
             reservation_ticket: None,
             to: (),
         };
@@ -300,7 +300,7 @@ impl Harness {
     /// Adds the shortfall to a worker, which then fits; then restores it.
     fn check_near_miss(
         &mut self,
-        wants: &PlacementConstraints,
+        constraints: &PlacementConstraints,
         id: &WorkerId,
         shortfall: ResourceAmounts,
         needs_ms: u64,
@@ -315,13 +315,13 @@ impl Harness {
         more.memory_bytes += shortfall.memory_bytes;
         more.slots += shortfall.slots;
         if shortfall.gpu > 0 {
-            let requested = wants.spec.as_ref().and_then(|spec| spec.resources.gpu.as_ref()).unwrap();
+            let requested = constraints.spec.as_ref().and_then(|spec| spec.resources.gpu.as_ref()).unwrap();
             let model = requested.models.first().cloned().unwrap_or_else(|| "T4".into());
             let gpu = more.gpu.get_or_insert(GpuCapacity { model, count: 0 });
             gpu.count += shortfall.gpu as u32;
         }
         let spec = WorkerSpec { capacity: more, ..snapshot.registration.spec.clone() };
-        let only = PlacementConstraints { worker: Some(id.clone()), ..wants.clone() };
+        let only = PlacementConstraints { worker: Some(id.clone()), ..constraints.clone() };
         let mut again = |spec| {
             let ends_ms = None;
             self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
@@ -387,8 +387,8 @@ fn p02_each_filter_is_named() {
         harness.register(&id(number), capacity(size), (number == 5).then_some(LONG_MS / 2));
     }
     let spec = |resources| Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() }));
-    let explained = |harness: &Harness, wants: &PlacementConstraints| {
-        let survey = harness.survey(wants, LONG_MS, 2);
+    let explained = |harness: &Harness, constraints: &PlacementConstraints| {
+        let survey = harness.survey(constraints, LONG_MS, 2);
         let counted = FilterReason::ALL.iter().copied().filter(|reason| survey.count(*reason) > 0);
         let counted: Vec<_> = counted.map(|reason| (reason.as_str(), survey.count(reason))).collect();
         (survey.fits, counted)
@@ -396,25 +396,31 @@ fn p02_each_filter_is_named() {
     let requested =
         |cpu_milli, memory_bytes, slots, gpu| spec(ResourceRequirements { cpu_milli, memory_bytes, slots, gpu });
     let gpu = |model: &str, count| Some(GpuRequest { models: vec![model.into()], count, milli: 1_000 });
-    let wants = |spec| PlacementConstraints { spec, ..PlacementConstraints::default() };
-    assert_eq!(explained(&harness, &wants(requested(8_000, 16, 0, None))), (3, vec![("cpu_milli", 2), ("expires", 1)]));
+    let constraints = |spec| PlacementConstraints { spec, ..PlacementConstraints::default() };
     assert_eq!(
-        explained(&harness, &wants(requested(1, 16, 4, None))),
+        explained(&harness, &constraints(requested(8_000, 16, 0, None))),
+        (3, vec![("cpu_milli", 2), ("expires", 1)])
+    );
+    assert_eq!(
+        explained(&harness, &constraints(requested(1, 16, 4, None))),
         (1, vec![("cpu_milli", 1), ("memory_bytes", 1), ("slots", 3)])
     );
-    assert_eq!(explained(&harness, &wants(requested(1, 0, 0, gpu("A10", 3)))), (0, vec![("gpu_model", 4), ("gpu", 2)]));
+    assert_eq!(
+        explained(&harness, &constraints(requested(1, 0, 0, gpu("A10", 3)))),
+        (0, vec![("gpu_model", 4), ("gpu", 2)])
+    );
     harness.apply(Event::WorkerCommand { id: id(0), command: WorkerCommand::Cordon, to: () });
     harness.apply(Event::WorkerCommand { id: id(1), command: WorkerCommand::Drain, to: () });
     let zone = PlacementConstraints {
         selector: Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
-        ..wants(requested(1, 0, 0, None))
+        ..constraints(requested(1, 0, 0, None))
     };
     // The byte of "w1" is odd.
     assert_eq!(explained(&harness, &zone), (2, vec![("cordoned", 1), ("draining", 1), ("selector", 2)]));
     let named = PlacementConstraints {
         worker: Some(id(3)),
         nodes: NodeSet::new(["n0".into(), "n1".into(), "n2".into()]),
-        ..wants(requested(1, 0, 0, None))
+        ..constraints(requested(1, 0, 0, None))
     };
     assert_eq!(
         explained(&harness, &named).0 + explained(&harness, &named).1.iter().map(|(_, count)| count).sum::<u64>(),
@@ -424,15 +430,15 @@ fn p02_each_filter_is_named() {
     harness.apply(Event::Delete { id: id(3), to: () });
     harness.apply(Event::Delete { id: id(5), to: () });
     let share = |milli| requested(0, 0, 0, Some(GpuRequest { models: Vec::new(), count: 1, milli }));
-    harness.claim_again(&wants(share(500)), 0, SHORT_MS);
-    harness.claim_again(&wants(share(800)), 0, SHORT_MS);
-    let survey = harness.survey(&wants(share(600)), SHORT_MS, 2);
+    harness.claim_again(&constraints(share(500)), 0, SHORT_MS);
+    harness.claim_again(&constraints(share(800)), 0, SHORT_MS);
+    let survey = harness.survey(&constraints(share(600)), SHORT_MS, 2);
     let near = &survey.nearest[0];
     assert_eq!(
         (survey.fits, near.describe().as_str(), survey.most_free.gpu_milli),
         (0, "short by 100 thousandths of a GPU on w4", 500)
     );
     assert_eq!(survey.too_small, 1, "the worker without GPUs");
-    let survey = harness.survey(&wants(requested(0, 0, 0, gpu("A10", 1))), SHORT_MS, 2);
+    let survey = harness.survey(&constraints(requested(0, 0, 0, gpu("A10", 1))), SHORT_MS, 2);
     assert_eq!(survey.nearest[0].describe(), "short by 1 GPU on w4");
 }

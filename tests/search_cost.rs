@@ -59,18 +59,18 @@ impl Fleet {
     }
 
     /// Handle that the claim was granted, and the steps that it took.
-    fn claim(&mut self, wants: Option<PlacementConstraints>, ttl_ms: u64) -> (Option<ClaimHandle>, u64) {
+    fn claim(&mut self, constraints: Option<PlacementConstraints>, ttl_ms: u64) -> (Option<ClaimHandle>, u64) {
         self.fence += 1;
         let (fence, before) = (self.fence, self.shard.search_steps());
         let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
-        let wants = wants.map(Arc::new);
+        let constraints = constraints.map(Arc::new);
         let event = Event::Claim {
             id,
             fence,
             affinity: fence,
             reserve_ms: 0,
             ttl_ms,
-            constraints: wants,
+            constraints,
             reservation_ticket: None,
             to: (),
         };
@@ -83,7 +83,7 @@ impl Fleet {
     }
 }
 
-fn wants(selector: Option<&str>) -> PlacementConstraints {
+fn constraints(selector: Option<&str>) -> PlacementConstraints {
     let resources = ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() };
     PlacementConstraints {
         selector: selector.map(|text| Arc::new(LabelSelector::parse(text).unwrap())),
@@ -105,8 +105,8 @@ fn c11_a_claim_skips_workers_that_end_too_soon() {
                 fleet.register(number, Some(if outlives(number) { 10 * NEEDS_MS } else { ends_ms }));
             }
             // Builds what the first claim of its kind does.
-            fleet.claim(Some(wants(Some("zone=a"))), 0);
-            let request = [Some(wants(None)), Some(wants(Some("zone in (a, b, c)"))), None];
+            fleet.claim(Some(constraints(Some("zone=a"))), 0);
+            let request = [Some(constraints(None)), Some(constraints(Some("zone in (a, b, c)"))), None];
             for request in request.into_iter().filter(|request| request.is_some() || !shared) {
                 let (handle, steps) = fleet.claim(request.clone(), NEEDS_MS);
                 let handle = handle.expect("four workers live for long enough");
@@ -119,12 +119,12 @@ fn c11_a_claim_skips_workers_that_end_too_soon() {
             for number in (0..workers).filter(|&number| outlives(number)) {
                 fleet.command(number, WorkerCommand::Cordon);
             }
-            for request in [Some(wants(None)), Some(wants(Some("zone!=a")))] {
+            for request in [Some(constraints(None)), Some(constraints(Some("zone!=a")))] {
                 let (handle, steps) = fleet.claim(request.clone(), NEEDS_MS);
                 assert_eq!(handle, None, "all end too soon");
                 assert!(steps <= STEPS_MAX, "{policy:?}: {steps} steps to reject a claim among {workers} workers");
             }
-            let (handle, _) = fleet.claim(Some(wants(None)), 0);
+            let (handle, _) = fleet.claim(Some(constraints(None)), 0);
             assert!(handle.is_some(), "a short claim is granted");
         }
     }
@@ -144,7 +144,7 @@ fn c11_distinct_vectors_that_end_too_soon_are_skipped_together() {
                 let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::with_id(id) };
                 fleet.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
             }
-            let (handle, steps) = fleet.claim(Some(wants(None)), NEEDS_MS);
+            let (handle, steps) = fleet.claim(Some(constraints(None)), NEEDS_MS);
             assert!(
                 handle.is_none() && steps <= STEPS_MAX,
                 "{policy:?}: {steps} steps among {workers} distinct vectors"
@@ -224,7 +224,7 @@ fn w08_a_list_of_workers_is_taken_in_slices() {
     let mut fleet = Fleet::new(PlacementPolicy::BestFit);
     (0..WORKERS).for_each(|number| fleet.register(number, None));
     for _ in 0..3_000 {
-        fleet.claim(Some(wants(None)), 0);
+        fleet.claim(Some(constraints(None)), 0);
     }
     for number in 500..4_500 {
         fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap(), to: () });
@@ -285,7 +285,7 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     }
     let claims = WORKERS as usize * EACH;
     for _ in 0..claims {
-        fleet.claim(Some(wants(None)), 0).0.expect("each worker fits eight claims");
+        fleet.claim(Some(constraints(None)), 0).0.expect("each worker fits eight claims");
     }
     let (mut ended, mut runs) = (0, 0);
     while fleet.shard.next_tick_ms().is_some_and(|at| at <= 200) {

@@ -20,7 +20,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
 use crate::oracle::Harness;
-use crate::steps::{Step, steps, wants};
+use crate::steps::{Step, constraints, steps};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
@@ -89,17 +89,17 @@ fn p03_one_worker_is_filled_exactly() {
         }
         effects.clear();
         let resources = ResourceRequirements { cpu_milli: each, ..ResourceRequirements::default() };
-        let wants = Arc::new(wants(&resources, 0));
+        let constraints = Arc::new(constraints(&resources, 0));
         for fence in 1..=count {
             let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
-            let wants = Some(Arc::clone(&wants));
+            let constraints = Some(Arc::clone(&constraints));
             let event = Event::Claim {
                 id,
                 fence,
                 affinity: 0,
                 reserve_ms: 0,
                 ttl_ms: 0,
-                constraints: wants,
+                constraints,
                 reservation_ticket: None,
                 to: (),
             };
@@ -149,8 +149,9 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
         let spec = WorkerSpec { capacity, ..WorkerSpec::with_id(WorkerId::new(id).unwrap()) };
         Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 10, to: () }
     };
-    let wants = || Arc::new(wants(&ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() }, 0));
-    let reserve = |ticket| Event::Reserve { ticket, constraints: wants(), evict: None, until_ms: 100, to: () };
+    let constraints =
+        || Arc::new(constraints(&ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() }, 0));
+    let reserve = |ticket| Event::Reserve { ticket, constraints: constraints(), evict: None, until_ms: 100, to: () };
     let reserved = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
     on(register("w0"), 1);
     let beat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
@@ -162,14 +163,14 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     assert_eq!(on(reserve(2), 21), reserved);
     on(Event::CancelReservation { ticket: 1 }, 21);
     let id = ClaimId::new("ns", "default", "k").unwrap();
-    let wants = Some(wants());
+    let constraints = Some(constraints());
     let claim = Event::Claim {
         id,
         fence: 1,
         affinity: 7,
         reserve_ms: 0,
         ttl_ms: 0,
-        constraints: wants,
+        constraints,
         reservation_ticket: None,
         to: (),
     };

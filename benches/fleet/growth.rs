@@ -74,9 +74,9 @@ fn pick_lasting_one(policy: PlacementPolicy, workers: u32) -> u64 {
     (0..workers).for_each(|n| register(&mut shard, n, (n > 0).then_some(NEAR_MS + u64::from(n % 5_000))));
     let resources = ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() };
     let spec = Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() }));
-    let wants = matches!(policy, PlacementPolicy::BestFit)
+    let constraints = matches!(policy, PlacementPolicy::BestFit)
         .then(|| PlacementConstraints { spec, ..PlacementConstraints::default() });
-    time(100, || assert!(black_box(shard.preview_placement(wants.as_ref(), 7, NEEDS_MS, 1)).is_ok()))
+    time(100, || assert!(black_box(shard.preview_placement(constraints.as_ref(), 7, NEEDS_MS, 1)).is_ok()))
 }
 
 /// Search under policy `random` when every second worker expires too soon. The fence selects among the others, so it
@@ -91,14 +91,14 @@ fn pick_lasting_half(workers: u32) -> u64 {
     let raise_fence = |shard: &mut Shard| {
         fence += 1;
         let id = ClaimId::new("bench", "default", "key").expect("a name");
-        let wants = None;
+        let constraints = None;
         let claim = Event::Claim {
             id,
             fence,
             affinity: 7,
             reserve_ms: 0,
             ttl_ms: 0,
-            constraints: wants,
+            constraints,
             reservation_ticket: None,
             to: (),
         };
@@ -129,7 +129,7 @@ fn filtered(claims: u32) -> u64 {
     for n in 0..claims {
         register(&mut shard, n, None);
         let id = ClaimId::new("bench", "default", &format!("key-{n:09}")).expect("a name");
-        let (fence, wants) = (u64::from(n) + 1, None);
+        let (fence, constraints) = (u64::from(n) + 1, None);
         handle(
             &mut shard,
             Event::Claim {
@@ -138,7 +138,7 @@ fn filtered(claims: u32) -> u64 {
                 affinity: 7,
                 reserve_ms: 0,
                 ttl_ms: 0,
-                constraints: wants,
+                constraints,
                 reservation_ticket: None,
                 to: (),
             },

@@ -72,8 +72,8 @@ pub fn batch(engine: Engine) -> Engine {
 
 /// Releases the claims one after the other.
 pub fn release(mut engine: Engine) -> Engine {
-    for place in engine.held.drain(..) {
-        engine.shard.handle_event(Event::Release { handle: place, to: () }, 1, &mut engine.effects);
+    for handle in engine.held.drain(..) {
+        engine.shard.handle_event(Event::Release { handle, to: () }, 1, &mut engine.effects);
     }
     engine.effects.clear();
     engine

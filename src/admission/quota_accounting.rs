@@ -160,7 +160,7 @@ impl Tenant {
 
     /// Schedules a retry of the claims that wait for the quota, at the next tick at the latest.
     pub fn queue_retry(self: &Arc<Self>) {
-        if self.wait_queue.has_waiters() && !self.is_retry_queued.swap(true, Ordering::AcqRel) {
+        if self.wait_queue.has_waiting() && !self.is_retry_queued.swap(true, Ordering::AcqRel) {
             self.retry_queue.push(Arc::clone(self));
         }
     }

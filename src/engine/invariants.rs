@@ -4,7 +4,7 @@
 use super::NIL;
 use super::placement::bin_packing::{FleetIndex, ResourceTotals};
 use super::shard::Shard;
-use super::workers::liveness::notes;
+use super::workers::liveness::lookup_flags;
 use super::workers::schedulability::UnschedulableSummary;
 use crate::model::ResourceVector;
 use crate::model::unschedulable_bits;
@@ -92,7 +92,7 @@ impl Shard {
         ensure(self.liveness_timers.get(at).is_some() == deadline.is_some(), || {
             format!("W1: worker {id} has the deadline {deadline:?}, but the timer says otherwise")
         })?;
-        let has_end = worker.lookup_flags & notes::ENDS != 0;
+        let has_end = worker.lookup_flags & lookup_flags::HAS_END != 0;
         let has_ended = worker.unschedulable_bits & unschedulable_bits::ENDED != 0;
         ensure(worker.deleted || (has_end && !has_ended) == liveness.ends_ms.is_some(), || {
             format!("W1: worker {id} has ended: {has_ended}, but its end of life says otherwise")

@@ -13,7 +13,7 @@ use super::event::ClaimHandle;
 use super::invariants::InvariantViolation;
 use super::shard::{Shard, saturating_millis};
 use super::shard_config::ShardConfig;
-use super::workers::liveness::notes;
+use super::workers::liveness::lookup_flags;
 use crate::limits;
 use crate::model::GangRef;
 use crate::model::request_error::RequestError;
@@ -181,7 +181,7 @@ impl ShardReplay {
         }
         if let Some(promised) = &row.promised {
             self.shard.liveness.get_mut(at).promised_capacity = Some(Box::new(WorkerCapacity::from(promised)));
-            self.shard.workers.get_mut(at).lookup_flags |= notes::CLAIM_NOTES;
+            self.shard.workers.get_mut(at).lookup_flags |= lookup_flags::HAS_CLAIM_NOTES;
         }
         self.claims(at, &row)
     }
@@ -308,7 +308,7 @@ impl ShardReplay {
                     shard.liveness.get_mut(at).ends_ms = Some(resume.now_ms + remaining_ms);
                     shard.index_expiry(at);
                 }
-                shard.workers.get_mut(at).lookup_flags |= notes::ENDS;
+                shard.workers.get_mut(at).lookup_flags |= lookup_flags::HAS_END;
             }
             shard.workers.get_mut(at).unschedulable_bits = reasons;
             if shard.liveness.get(at).ttl_ms > 0 && reasons & unschedulable_bits::LOST == 0 {

@@ -23,7 +23,7 @@ use super::placement::shared::SharedCapacity;
 use super::shard_config::ShardConfig;
 use super::timer_wheel::TimerWheel;
 use super::workers::WorkerTable;
-use super::workers::liveness::{LivenessTable, notes};
+use super::workers::liveness::{LivenessTable, lookup_flags};
 use crate::model::GangRef;
 use crate::model::{ClaimState, Fence, Millis};
 use crate::persist::row::ShardRow;
@@ -283,7 +283,7 @@ impl Shard {
         let hot = self.workers.get_mut(worker);
         debug_assert!(!hot.idle && !hot.deleted, "Q1: a worker is granted that is still idle, or deleted");
         debug_assert!(allocation.is_some() || hot.claim == NIL, "L1: an exclusive worker is granted twice");
-        hot.lookup_flags |= notes::GRANTED;
+        hot.lookup_flags |= lookup_flags::GRANTED;
         let (is_first, usage_index) = (hot.claim == NIL, hot.usage_index);
         match allocation {
             None => {

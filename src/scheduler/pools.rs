@@ -262,7 +262,7 @@ impl Scheduler {
         .await;
         self.dispatch().pools.remove(pool);
         // Records of a deleted pool must not hold back any reply.
-        pool.shards.iter().for_each(|handle| handle.outbox.notify_waiters());
+        pool.shards.iter().for_each(|handle| handle.outbox.notify_subscribers());
         pool.event_log.close();
         self.dispatch().keys.forget_pool(pool.number);
         self.abort_gangs_of_pool(pool.uid).await;

@@ -118,7 +118,7 @@ pub struct GangItem {
     /// Fence that identifies the gang.
     pub id: Fence,
     /// Action to take on the members in this shard.
-    pub act: GangAction,
+    pub action: GangAction,
     /// Tickets of the members that were granted here, for a commit.
     pub tickets: Vec<(ClaimId, KeyTicket)>,
     /// Sender of the reply to the gang's driver.
@@ -248,7 +248,7 @@ impl Command {
 
     /// Operations on held claims in the command.
     #[must_use]
-    pub fn key_items(&self) -> &[ClaimOp] {
+    pub fn claim_ops(&self) -> &[ClaimOp] {
         match self {
             Self::Release(item)
             | Self::Confirm(item)
@@ -263,7 +263,7 @@ impl Command {
 
     /// Handles of the held claims in the command.
     pub fn handles(&self) -> impl Iterator<Item = ClaimHandle> + Clone {
-        self.key_items().iter().map(|item| item.handle)
+        self.claim_ops().iter().map(|item| item.handle)
     }
 
     /// Number of fences that the command may need.

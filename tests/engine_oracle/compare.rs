@@ -142,14 +142,14 @@ impl Driver {
             let id = ClaimId::new("ns", "t", "replica").unwrap();
             let mut effects = Vec::new();
             let request = Request::for_zone(i as usize);
-            let wants = Some(request.wants());
+            let constraints = Some(request.constraints());
             let event = Event::Claim {
                 id,
                 fence,
                 affinity,
                 reserve_ms: 0,
                 ttl_ms: 0,
-                constraints: wants,
+                constraints,
                 reservation_ticket: None,
                 to: (),
             };

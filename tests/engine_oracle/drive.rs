@@ -281,18 +281,18 @@ impl Driver {
                 self.claim(affinity(*of), *reserve_ms, *ttl_ms, request.as_ref());
                 None
             }
-            Op::Reacquire { at, satisfies, request } => {
+            Op::Reacquire { at, accepts_pool, request } => {
                 let handle = handle(at)?;
                 let (ended, reply) =
-                    self.oracle.reacquire(handle.fence, *satisfies, request.as_ref().unwrap_or(&Request::default()));
+                    self.oracle.reacquire(handle.fence, *accepts_pool, request.as_ref().unwrap_or(&Request::default()));
                 match reply {
                     Reply::ResourceMismatch => self.count("resource mismatch"),
-                    Reply::ActiveConflict | Reply::RolledBack if *satisfies => self.count("constraints not met"),
+                    Reply::ActiveConflict | Reply::RolledBack if *accepts_pool => self.count("constraints not met"),
                     _ => {}
                 }
-                let wants = request.as_ref().map(Request::wants);
+                let constraints = request.as_ref().map(Request::constraints);
                 self.same(
-                    Event::Reacquire { handle, accepts_pool: *satisfies, constraints: wants, to: () },
+                    Event::Reacquire { handle, accepts_pool: *accepts_pool, constraints, to: () },
                     &ended,
                     Some(reply),
                 );
@@ -372,17 +372,9 @@ impl Driver {
         let (fence, key) = (self.fence, format!("k{}", self.fence));
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
-        let wants = requested.map(Request::wants);
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity,
-            reserve_ms,
-            ttl_ms,
-            constraints: wants,
-            reservation_ticket: None,
-            to: (),
-        };
+        let constraints = requested.map(Request::constraints);
+        let event =
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_ticket: None, to: () };
         self.shard.handle_event(event, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);

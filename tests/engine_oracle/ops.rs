@@ -49,7 +49,7 @@ pub enum Op {
     },
     Reacquire {
         at: prop::sample::Index,
-        satisfies: bool,
+        accepts_pool: bool,
         request: Option<Request>,
     },
     Confirm(prop::sample::Index),

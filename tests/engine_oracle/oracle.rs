@@ -344,9 +344,9 @@ impl Oracle {
         Reply::Held { worker: claim.worker.clone(), state: claim.state, deadline: claim.deadline }
     }
 
-    pub fn reacquire(&mut self, fence: u64, satisfies: bool, request: &Request) -> (Vec<Ended>, Reply) {
+    pub fn reacquire(&mut self, fence: u64, accepts_pool: bool, request: &Request) -> (Vec<Ended>, Reply) {
         let Some(claim) = self.claim(fence).cloned() else { return (Vec::new(), Reply::StaleHandle) };
-        let allowed = satisfies && request.allows(&claim.worker, self.workers[&claim.worker].kind);
+        let allowed = accepts_pool && request.allows(&claim.worker, self.workers[&claim.worker].kind);
         match claim.state {
             ClaimState::Releasing => (Vec::new(), Reply::Releasing),
             _ if allowed && request.require_same_resources && request.slots != claim.slots => {

@@ -71,7 +71,7 @@ impl Request {
     }
 
     /// Constraints in the form of the engine.
-    pub fn wants(&self) -> Arc<PlacementConstraints> {
+    pub fn constraints(&self) -> Arc<PlacementConstraints> {
         let label = ("slots".to_owned(), self.slots.to_string());
         let resources = ResourceRequirements { slots: self.slots.into(), ..ResourceRequirements::default() };
         Arc::new(PlacementConstraints {

@@ -44,7 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn wants(slots: u64) -> Arc<PlacementConstraints> {
+fn constraints(slots: u64) -> Arc<PlacementConstraints> {
     let resources = ResourceRequirements { slots, ..ResourceRequirements::default() };
     let spec = ClaimSpec { resources, preemptible: true, ..ClaimSpec::default() };
     Arc::new(PlacementConstraints { spec: Some(Arc::new(spec)), ..PlacementConstraints::default() })
@@ -107,7 +107,7 @@ impl Recount {
                 self.fence += 1;
                 let fence = self.fence;
                 let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
-                let wants = Some(wants(*slots));
+                let constraints = Some(constraints(*slots));
                 let (affinity, reservation_ticket) = (1, std::num::NonZeroU64::new(*ticket));
                 let event = Event::Claim {
                     id,
@@ -115,7 +115,7 @@ impl Recount {
                     affinity,
                     reserve_ms: 0,
                     ttl_ms: *ttl_ms,
-                    constraints: wants,
+                    constraints,
                     reservation_ticket,
                     to: (),
                 };
@@ -132,7 +132,13 @@ impl Recount {
             Step::Reserve { ticket, slots, evict } => {
                 let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700 });
                 let until_ms = self.now_ms + 500;
-                self.apply(Event::Reserve { ticket: *ticket, constraints: wants(*slots), evict, until_ms, to: () });
+                self.apply(Event::Reserve {
+                    ticket: *ticket,
+                    constraints: constraints(*slots),
+                    evict,
+                    until_ms,
+                    to: (),
+                });
             }
             Step::CancelReservation { ticket } => drop(self.apply(Event::CancelReservation { ticket: *ticket })),
             Step::Advance { ms } => {

@@ -11,7 +11,7 @@ use hotpool::model::GangRef;
 use hotpool::model::{ClaimId, ClaimState, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
 
 use crate::oracle::{Harness, OracleClaim, UNIX_MS, Worker};
-use crate::steps::{Step, id, request, wants, worker};
+use crate::steps::{Step, constraints, id, request, worker};
 
 impl Harness {
     pub fn claim_for(&mut self, key: u8, number: u8, filter: u8, needs_ms: u64, gang: Option<GangRef>) -> Option<u64> {
@@ -21,10 +21,10 @@ impl Harness {
         }
         self.fence += 1;
         let (resources, fence) = (request(number), self.fence);
-        let wants = PlacementConstraints { gang, ..wants(&resources, filter) };
+        let constraints = PlacementConstraints { gang, ..constraints(&resources, filter) };
         let passes = |harness: &Self, worker: &Worker| {
-            let fits_gpus = wants.gpus != GpuFilter::NoGpus || worker.spec.capacity.gpu.is_none();
-            !worker.cordoned && fits_gpus && wants.allows(&worker.spec) && {
+            let fits_gpus = constraints.gpus != GpuFilter::NoGpus || worker.spec.capacity.gpu.is_none();
+            !worker.cordoned && fits_gpus && constraints.allows(&worker.spec) && {
                 let id = worker.spec.id.as_str();
                 harness.has_capacity(id, &resources, None)
             }
@@ -44,7 +44,7 @@ impl Harness {
             affinity: 7,
             reserve_ms: 0,
             ttl_ms: needs_ms,
-            constraints: Some(Arc::new(wants.clone())),
+            constraints: Some(Arc::new(constraints.clone())),
             reservation_ticket: None,
             to: (),
         };

@@ -147,17 +147,17 @@ pub fn request(request: u8) -> ResourceRequirements {
     ResourceRequirements { cpu_milli, memory_bytes, slots, gpu }
 }
 
-pub fn wants(resources: &ResourceRequirements, filter: u8) -> PlacementConstraints {
+pub fn constraints(resources: &ResourceRequirements, filter: u8) -> PlacementConstraints {
     let spec = ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() };
-    let mut wants = PlacementConstraints { spec: Some(Arc::new(spec)), ..PlacementConstraints::default() };
+    let mut constraints = PlacementConstraints { spec: Some(Arc::new(spec)), ..PlacementConstraints::default() };
     match filter {
-        4 => wants.selector = Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
-        5 => wants.nodes = NodeSet::new(["n1".into()]),
-        6 => wants.worker = Some(WorkerId::new("w1").unwrap()),
-        7 => wants.gpus = GpuFilter::NoGpus,
+        4 => constraints.selector = Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
+        5 => constraints.nodes = NodeSet::new(["n1".into()]),
+        6 => constraints.worker = Some(WorkerId::new("w1").unwrap()),
+        7 => constraints.gpus = GpuFilter::NoGpus,
         _ => {}
     }
-    wants
+    constraints
 }
 
 pub fn id(key: u8) -> ClaimId {

@@ -12,7 +12,7 @@ type DemandKey = (ResourceRequirements, Option<String>, Vec<String>, &'static st
 
 impl WaitQueue {
     pub(super) fn queued_claims(&self) -> Vec<Arc<QueuedClaim>> {
-        self.lock().queue.iter().filter(|waiter| !waiter.newcomer).map(|waiter| Arc::clone(&waiter.item)).collect()
+        self.lock().queue.iter().filter(|entry| !entry.newcomer).map(|entry| Arc::clone(&entry.item)).collect()
     }
 }
 

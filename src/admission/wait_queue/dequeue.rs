@@ -248,9 +248,9 @@ impl ClaimDispatcher {
         }
         // The share of the first claim's tenant must be current before the claim counts as first.
         for _ in 0..SHARES_REFRESHED_MAX {
-            let Some(first) = state.queue.peek().map(|waiter| waiter.tenant) else { break };
+            let Some(first) = state.queue.peek().map(|entry| entry.tenant) else { break };
             state.refresh_share(first, pool.number, &total);
-            if state.queue.peek().is_some_and(|waiter| waiter.tenant == first) {
+            if state.queue.peek().is_some_and(|entry| entry.tenant == first) {
                 break;
             }
         }
@@ -259,7 +259,7 @@ impl ClaimDispatcher {
             Some(arrival) => state.queue.peek_arrival(arrival),
             None => state.queue.peek(),
         };
-        match next.map(|waiter| Arc::clone(&waiter.item)) {
+        match next.map(|entry| Arc::clone(&entry.item)) {
             Some(queued) => {
                 state.dequeue_since_ms = Some(now_ms);
                 NextCandidate::Candidate(queued, state.generation)
@@ -284,7 +284,7 @@ impl ClaimDispatcher {
         loop {
             let (queued, generation) = {
                 let mut state = queue.lock();
-                match state.queue.peek().map(|waiter| Arc::clone(&waiter.item)) {
+                match state.queue.peek().map(|entry| Arc::clone(&entry.item)) {
                     Some(queued) => (queued, state.generation),
                     None => {
                         // In the same critical section: a claim that is queued from now on finds the guard free.
@@ -450,7 +450,7 @@ fn may_fit_pool(pool: &Pool, item: &PendingClaim) -> bool {
     match pool.board.free() {
         None => pool.board.open_shards().next().is_some(),
         Some(free) => {
-            let fits = |wants| pool.board.open_shards().any(|shard| free.may_fit(shard, wants));
+            let fits = |constraints| pool.board.open_shards().any(|shard| free.may_fit(shard, constraints));
             item.all_constraints().any(fits)
         }
     }

@@ -56,7 +56,7 @@ struct TenantQueue {
 /// Fair queue of the claims that wait for a pool, or for a tenant's quota.
 #[derive(Debug)]
 pub struct FairQueue<T> {
-    waiters: HashMap<ArrivalNumber, QueueEntry<T>>,
+    entries: HashMap<ArrivalNumber, QueueEntry<T>>,
     classes: HashMap<u64, RequestClass>,
     /// First claim of each request class.
     ranked: BTreeSet<(QueueRank, u64)>,
@@ -70,7 +70,7 @@ pub struct FairQueue<T> {
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self {
-            waiters: HashMap::new(),
+            entries: HashMap::new(),
             classes: HashMap::new(),
             ranked: BTreeSet::new(),
             tenants: BTreeMap::new(),
@@ -85,27 +85,27 @@ impl<T> FairQueue<T> {
     /// Number of entries, newcomers included.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.waiters.len()
+        self.entries.len()
     }
 
     /// Whether the queue has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.waiters.is_empty()
+        self.entries.is_empty()
     }
 
     /// Number of entries of a tenant.
     #[must_use]
     pub fn waiting_of(&self, tenant: u64) -> usize {
-        self.tenants.get(&tenant).map_or(0, |member| member.waiting)
+        self.tenants.get(&tenant).map_or(0, |tenant_queue| tenant_queue.waiting)
     }
 
     /// Adds an entry to the queue.
-    pub fn insert(&mut self, waiter: QueueEntry<T>) {
-        let QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, .. } = waiter;
-        let member = self.tenants.entry(tenant).or_default();
-        member.waiting += 1;
-        member.subqueues.insert((request_class, priority));
+    pub fn insert(&mut self, entry: QueueEntry<T>) {
+        let QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, .. } = entry;
+        let tenant_queue = self.tenants.entry(tenant).or_default();
+        tenant_queue.waiting += 1;
+        tenant_queue.subqueues.insert((request_class, priority));
         self.unrank(request_class);
         let class = self.classes.entry(request_class).or_default();
         let subqueue = class.subqueues.entry((priority, tenant)).or_default();
@@ -123,30 +123,30 @@ impl<T> FairQueue<T> {
         if newcomer {
             self.newcomers.insert(arrival);
         }
-        self.waiters.insert(arrival, waiter);
+        self.entries.insert(arrival, entry);
     }
 
     /// Removes the entry with this arrival number.
     pub fn remove(&mut self, arrival: ArrivalNumber) -> Option<QueueEntry<T>> {
-        let waiter = self.waiters.remove(&arrival)?;
-        let QueueEntry { priority, tenant, request_class, due_ms, newcomer, .. } = waiter;
+        let entry = self.entries.remove(&arrival)?;
+        let QueueEntry { priority, tenant, request_class, due_ms, newcomer, .. } = entry;
         self.unrank(request_class);
-        let member = self.tenants.get_mut(&tenant).expect("a queued claim has a tenant");
-        member.waiting -= 1;
+        let tenant_queue = self.tenants.get_mut(&tenant).expect("a queued claim has a tenant");
+        tenant_queue.waiting -= 1;
         let class = self.classes.get_mut(&request_class).expect("a queued claim has a class");
         let subqueue = class.subqueues.get_mut(&(priority, tenant)).expect("a queued claim has a subqueue");
         let was_first = subqueue.first() == Some(&arrival);
         subqueue.remove(&arrival);
         let next = subqueue.first().copied();
         if was_first {
-            class.heads.remove(&((Reverse(priority), member.share, arrival), tenant));
+            class.heads.remove(&((Reverse(priority), tenant_queue.share, arrival), tenant));
             if let Some(next) = next {
-                class.heads.insert(((Reverse(priority), member.share, next), tenant));
+                class.heads.insert(((Reverse(priority), tenant_queue.share, next), tenant));
             }
         }
         if next.is_none() {
             class.subqueues.remove(&(priority, tenant));
-            member.subqueues.remove(&(request_class, priority));
+            tenant_queue.subqueues.remove(&(request_class, priority));
         }
         if class.subqueues.is_empty() {
             self.classes.remove(&request_class);
@@ -161,7 +161,7 @@ impl<T> FairQueue<T> {
         if newcomer {
             self.newcomers.remove(&arrival);
         }
-        Some(waiter)
+        Some(entry)
     }
 
     fn unrank(&mut self, request_class: u64) {
@@ -178,12 +178,12 @@ impl<T> FairQueue<T> {
 
     /// Updates the share of a tenant.
     pub fn set_share(&mut self, tenant: u64, share: u64) {
-        let Some(member) = self.tenants.get_mut(&tenant) else { return };
-        let before = std::mem::replace(&mut member.share, share);
+        let Some(tenant_queue) = self.tenants.get_mut(&tenant) else { return };
+        let before = std::mem::replace(&mut tenant_queue.share, share);
         if before == share {
             return;
         }
-        for (request_class, priority) in member.subqueues.clone() {
+        for (request_class, priority) in tenant_queue.subqueues.clone() {
             self.unrank(request_class);
             if let Some(class) = self.classes.get_mut(&request_class)
                 && let Some(&first) = class.subqueues.get(&(priority, tenant)).and_then(BTreeSet::first)
@@ -208,7 +208,7 @@ impl<T> FairQueue<T> {
         let may_fit = |(_, request_class): &&(QueueRank, u64)| !self.unplaceable.contains(request_class);
         let (_, request_class) = self.ranked.iter().take(CLASSES_SCANNED_MAX).find(may_fit)?;
         let ((.., arrival), _) = self.classes.get(request_class)?.heads.first()?;
-        self.waiters.get(arrival)
+        self.entries.get(arrival)
     }
 
     /// Arrival number of the first entry of all, whether it may fit or not.
@@ -221,7 +221,7 @@ impl<T> FairQueue<T> {
     /// Entry with this arrival number, if its request class may fit.
     #[must_use]
     pub fn peek_arrival(&self, arrival: ArrivalNumber) -> Option<&QueueEntry<T>> {
-        self.waiters.get(&arrival).filter(|waiter| !self.unplaceable.contains(&waiter.request_class))
+        self.entries.get(&arrival).filter(|entry| !self.unplaceable.contains(&entry.request_class))
     }
 
     /// Marks a request class as not fitting at present.
@@ -239,26 +239,26 @@ impl<T> FairQueue<T> {
     /// Up to `limit` entries that are due for a visit.
     pub fn due(&self, now_ms: Millis, limit: usize) -> impl Iterator<Item = &T> {
         let due = self.due.iter().take_while(move |(due_ms, _)| *due_ms <= now_ms).take(limit);
-        due.filter_map(|(_, arrival)| self.waiters.get(arrival)).map(|waiter| &waiter.item)
+        due.filter_map(|(_, arrival)| self.entries.get(arrival)).map(|entry| &entry.item)
     }
 
     /// Entries that do not wait.
     pub fn newcomers(&self) -> impl Iterator<Item = &T> {
-        self.newcomers.iter().filter_map(|arrival| self.waiters.get(arrival)).map(|waiter| &waiter.item)
+        self.newcomers.iter().filter_map(|arrival| self.entries.get(arrival)).map(|entry| &entry.item)
     }
 
     /// Number of claims ahead of this one at present: those with a higher priority, and of its own priority those that
     /// are served earlier if tenants alternate.
     #[must_use]
     pub fn count_ahead(&self, arrival: ArrivalNumber) -> Option<usize> {
-        let waiter = self.waiters.get(&arrival)?;
+        let entry = self.entries.get(&arrival)?;
         let (mut higher, mut own) = (0, 0);
         let mut level: HashMap<u64, usize> = HashMap::new();
         for class in self.classes.values() {
             for (&(priority, tenant), subqueue) in &class.subqueues {
-                match priority.cmp(&waiter.priority) {
+                match priority.cmp(&entry.priority) {
                     std::cmp::Ordering::Greater => higher += subqueue.len(),
-                    std::cmp::Ordering::Equal if tenant == waiter.tenant => own += subqueue.range(..arrival).count(),
+                    std::cmp::Ordering::Equal if tenant == entry.tenant => own += subqueue.range(..arrival).count(),
                     std::cmp::Ordering::Equal => *level.entry(tenant).or_default() += subqueue.len(),
                     std::cmp::Ordering::Less => {}
                 }
@@ -269,13 +269,13 @@ impl<T> FairQueue<T> {
 
     /// All entries, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &QueueEntry<T>> {
-        self.waiters.values()
+        self.entries.values()
     }
 
     /// Removes and returns all entries.
     pub fn drain(&mut self) -> Vec<QueueEntry<T>> {
         let all = std::mem::take(self);
-        all.waiters.into_values().collect()
+        all.entries.into_values().collect()
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
                     Step::Remove(which) => {
                         if !naive.all.is_empty() {
                             let (.., gone) = naive.all.remove(which % naive.all.len());
-                            prop_assert_eq!(queue.remove(gone).map(|waiter| waiter.item), Some(gone));
+                            prop_assert_eq!(queue.remove(gone).map(|entry| entry.item), Some(gone));
                             prop_assert!(queue.remove(gone).is_none());
                             naive.forget();
                         }
@@ -369,7 +369,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(queue.len(), naive.all.len());
-                prop_assert_eq!(queue.peek().map(|waiter| waiter.arrival), naive.next());
+                prop_assert_eq!(queue.peek().map(|entry| entry.arrival), naive.next());
                 for tenant in 0..4 {
                     let waiting = naive.all.iter().filter(|(_, existing, ..)| *existing == tenant).count();
                     prop_assert_eq!(queue.waiting_of(tenant), waiting);

@@ -8,7 +8,7 @@
 //! is *settled*: capacity that a newcomer finds then is of no use to any queued claim. Until then newcomers are queued
 //! too, if only for the rest of that scan.
 //!
-//! No wake-up is lost (`Q05`): a shard publishes first and then checks for waiters; a claim is queued first and then
+//! No wake-up is lost (`Q05`): a shard publishes first and then checks for queued claims; a claim is queued first and then
 //! tried once more, unless its request class has just been tried.
 
 mod claim_wait;
@@ -196,7 +196,7 @@ const SERVED_WINDOW_MS: Millis = 30_000;
 impl WaitQueue {
     /// Whether any claim waits here. Must be called after the change that may serve it became visible.
     #[must_use]
-    pub fn has_waiters(&self) -> bool {
+    pub fn has_waiting(&self) -> bool {
         fence(Ordering::SeqCst);
         self.waiting.load(Ordering::Relaxed) > 0
     }
@@ -240,12 +240,12 @@ impl WaitQueue {
     }
 
     /// Adds an entry to the queue.
-    fn insert(&self, waiter: QueueEntry<Arc<QueuedClaim>>) {
+    fn insert(&self, entry: QueueEntry<Arc<QueuedClaim>>) {
         let mut state = self.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let tenant = &waiter.item.tenant;
+        let tenant = &entry.item.tenant;
         state.tenants.entry(tenant.number).or_insert_with(|| Arc::clone(tenant));
-        state.queue.insert(waiter);
+        state.queue.insert(entry);
         self.dispatch_pending.store(true, Ordering::Release);
         drop(state);
         fence(Ordering::SeqCst);
@@ -269,7 +269,7 @@ impl WaitQueue {
     /// Removes and returns all claims.
     fn drain(&self) -> Vec<Arc<QueuedClaim>> {
         let mut state = self.lock();
-        let all: Vec<_> = state.queue.drain().into_iter().map(|waiter| waiter.item).collect();
+        let all: Vec<_> = state.queue.drain().into_iter().map(|entry| entry.item).collect();
         state.tenants.clear();
         self.waiting.fetch_sub(all.len(), Ordering::SeqCst);
         all

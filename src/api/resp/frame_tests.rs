@@ -91,14 +91,14 @@ proptest! {
     #[test]
     fn what_is_damaged_is_refused_or_read_as_a_library_does(
         commands in commands(),
-        place in any::<prop::sample::Index>(),
+        position in any::<prop::sample::Index>(),
         byte in prop_oneof![any::<u8>(), prop::sample::select(b"*$:+-_#%,\r\n0123456789".to_vec())],
         at in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
     ) {
         let mut input = encoded(&commands);
         prop_assume!(!input.is_empty());
-        let place = place.index(input.len());
-        input[place] = byte;
+        let position = position.index(input.len());
+        input[position] = byte;
         let whole = read(&input, &[]);
         prop_assert_eq!(&read(&input, &cuts(&input, at)), &whole);
         if let (taken, Ok(())) = whole && encoded(&taken).len() == input.len() {

@@ -7,7 +7,7 @@ use crate::engine::effect::{Effect, EndReason, EngineReply};
 use crate::engine::event::ClaimHandle;
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
-use crate::engine::workers::liveness::{TimedOutCleanup, notes};
+use crate::engine::workers::liveness::{TimedOutCleanup, lookup_flags};
 use crate::limits;
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Millis, TtlBounds};
@@ -202,7 +202,7 @@ impl Shard {
         self.gangs.remove_member(handle.claim);
         self.timers.cancel(handle.claim);
         let worker = self.workers.get_mut(claim.worker);
-        let has_notes = worker.lookup_flags & notes::CLAIM_NOTES != 0;
+        let has_notes = worker.lookup_flags & lookup_flags::HAS_CLAIM_NOTES != 0;
         debug_assert!(!worker.idle, "Q1: a worker is idle while its claim ends");
         if worker.claim == NIL {
             worker.idle_seq = self.changes.seq() + 1;

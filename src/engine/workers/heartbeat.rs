@@ -24,7 +24,7 @@
 
 use smallvec::SmallVec;
 
-use super::liveness::{TimedOutCleanup, notes};
+use super::liveness::{TimedOutCleanup, lookup_flags};
 use crate::engine::NIL;
 use crate::engine::claims::timestamps::ClaimTimestamps;
 use crate::engine::claims::{Claim, DisclosureFlags};
@@ -130,7 +130,7 @@ impl Shard {
         let set = if stop.is_empty() { 0 } else { unschedulable_bits::STOPPING };
         self.counters.lifecycle.revocations += stop.len() as u64;
         self.update_unschedulable(at, set, clear | (unschedulable_bits::STOPPING & !set));
-        if self.workers.get(at).lookup_flags & notes::CLAIM_NOTES != 0 {
+        if self.workers.get(at).lookup_flags & lookup_flags::HAS_CLAIM_NOTES != 0 {
             self.schedule(at);
         }
         stop
@@ -138,7 +138,7 @@ impl Shard {
 
     /// Handles a live claim that the worker reports.
     fn mark_reported(&mut self, handle: ClaimHandle, now_ms: Millis) {
-        if self.workers.get(handle.worker).lookup_flags & notes::CLAIM_NOTES != 0 {
+        if self.workers.get(handle.worker).lookup_flags & lookup_flags::HAS_CLAIM_NOTES != 0 {
             self.liveness.get_mut(handle.worker).unreported.remove(&handle.fence);
         }
         let Some(claim) = self.claims.get_mut(handle) else { return };
@@ -164,12 +164,12 @@ impl Shard {
         let unreported = &mut self.liveness.get_mut(handle.worker).unreported;
         // The first report that omits it counts, or a grace period that the pool shortened since.
         unreported.entry(handle.fence).and_modify(|(_, at)| *at = due.min(*at)).or_insert((handle, due));
-        self.workers.get_mut(handle.worker).lookup_flags |= notes::CLAIM_NOTES;
+        self.workers.get_mut(handle.worker).lookup_flags |= lookup_flags::HAS_CLAIM_NOTES;
     }
 
     /// Restarts the grace period of a claim that its worker never reported, after the holder confirmed or renewed it.
     pub(in crate::engine) fn reset_report_grace(&mut self, handle: ClaimHandle) {
-        let has_notes = self.workers.get(handle.worker).lookup_flags & notes::CLAIM_NOTES != 0;
+        let has_notes = self.workers.get(handle.worker).lookup_flags & lookup_flags::HAS_CLAIM_NOTES != 0;
         let never_reported = || self.claims.get(handle).is_some_and(|claim| !claim.reported);
         if has_notes
             && never_reported()
@@ -218,7 +218,7 @@ impl Shard {
                 && live.is_none_or(|live| live.fence < fence)
         };
         !worker.deleted
-            && worker.lookup_flags & notes::GRANTED == 0
+            && worker.lookup_flags & lookup_flags::GRANTED == 0
             && self.liveness.get(at).ended_fence_max < fence
             && (worker.claim == NIL || replaces_live())
     }

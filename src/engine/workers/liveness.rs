@@ -1,6 +1,6 @@
 //! Liveness of a worker: the state that only heartbeats, registrations and deadlines read, and what happens to a worker that
 //! falls silent or whose life ends. It is kept apart, so that claims do not load it into the cache; where the hot path must
-//! look something up here, a bit of [`notes`] says so.
+//! look something up here, a bit of [`lookup_flags`] says so.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Fence, Millis, WorkerCapacity};
 
 /// Bits in the hot part of a worker that point to its liveness.
-pub mod notes {
+pub mod lookup_flags {
     /// End of life is set: a claim must not need the worker for longer.
-    pub const ENDS: u8 = 1;
+    pub const HAS_END: u8 = 1;
     /// Liveness has an entry about the worker's claim.
-    pub const CLAIM_NOTES: u8 = 2;
+    pub const HAS_CLAIM_NOTES: u8 = 2;
     /// Grant since the shard was loaded: no lost claim can be readopted any more.
     pub const GRANTED: u8 = 4;
 }
@@ -155,7 +155,8 @@ impl Shard {
         }
         self.index_expiry(at);
         let worker = self.workers.get_mut(at);
-        worker.lookup_flags = (worker.lookup_flags & !notes::ENDS) | if ends_ms.is_some() { notes::ENDS } else { 0 };
+        worker.lookup_flags =
+            (worker.lookup_flags & !lookup_flags::HAS_END) | if ends_ms.is_some() { lookup_flags::HAS_END } else { 0 };
         let (set, clear) = if ended { (unschedulable_bits::ENDED, 0) } else { (0, unschedulable_bits::ENDED) };
         self.update_unschedulable(at, set, clear);
         self.schedule(at);
@@ -259,7 +260,7 @@ impl Shard {
             liveness.promised_capacity = None;
         }
         if is_unclaimed || (liveness.unreported.is_empty() && liveness.promised_capacity.is_none()) {
-            self.workers.get_mut(at).lookup_flags &= !notes::CLAIM_NOTES;
+            self.workers.get_mut(at).lookup_flags &= !lookup_flags::HAS_CLAIM_NOTES;
         }
         if removed {
             self.schedule(at);
@@ -273,13 +274,13 @@ impl Shard {
         let promised = liveness.promised_capacity.take().unwrap_or_else(|| Box::new(before.clone()));
         if !after.covers(&promised) {
             liveness.promised_capacity = Some(promised);
-            self.workers.get_mut(at).lookup_flags |= notes::CLAIM_NOTES;
+            self.workers.get_mut(at).lookup_flags |= lookup_flags::HAS_CLAIM_NOTES;
         }
     }
 
     /// Whether the worker's registered life lasts beyond `until_ms`.
     pub(in crate::engine) fn outlives(&self, at: u32, until_ms: Millis) -> bool {
-        self.workers.get(at).lookup_flags & notes::ENDS == 0
+        self.workers.get(at).lookup_flags & lookup_flags::HAS_END == 0
             || self.liveness.get(at).ends_ms.is_some_and(|ends_ms| ends_ms > until_ms)
     }
 }

@@ -73,7 +73,7 @@ pub struct Outbox {
     /// Whether the shard panicked when only it could close the gap.
     unrecoverable: AtomicBool,
     /// Outboxes of shards with replies that wait for records of this one; each is notified once.
-    waiters: Mutex<BTreeMap<ShardKey, Weak<Self>>>,
+    subscribers: Mutex<BTreeMap<ShardKey, Weak<Self>>>,
 }
 
 impl std::fmt::Debug for Outbox {
@@ -101,7 +101,7 @@ impl Outbox {
             needs_source: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
             unrecoverable: AtomicBool::new(false),
-            waiters: Mutex::default(),
+            subscribers: Mutex::default(),
         });
         journal.outboxes.insert(key, Arc::downgrade(&outbox));
         outbox
@@ -123,7 +123,7 @@ impl Outbox {
         self.incarnations.fetch_add(1, Ordering::Release);
         self.orphaned.store(false, Ordering::Release);
         self.applied.store(at, Ordering::Release);
-        self.notify_waiters();
+        self.notify_subscribers();
     }
 
     /// Key of the shard whose rows these are.
@@ -234,13 +234,13 @@ impl Outbox {
     /// Notifies the source of `other` as well when the store next moves on here: a reply there depends on a record of this
     /// shard. Check [`Self::applied_seq`] after this call: progress before it is not notified.
     pub fn notify_also(&self, other: &Arc<Self>) {
-        self.waiters.lock().insert(other.key, Arc::downgrade(other));
+        self.subscribers.lock().insert(other.key, Arc::downgrade(other));
     }
 
     /// Notifies the sources that wait for a record of this shard.
-    pub fn notify_waiters(&self) {
-        let waiters = std::mem::take(&mut *self.waiters.lock());
-        waiters.into_values().filter_map(|other| other.upgrade()).for_each(|other| other.notify_source());
+    pub fn notify_subscribers(&self) {
+        let subscribers = std::mem::take(&mut *self.subscribers.lock());
+        subscribers.into_values().filter_map(|other| other.upgrade()).for_each(|other| other.notify_source());
     }
 
     fn lock(&self) -> MutexGuard<'_, PendingRows> {
@@ -335,6 +335,6 @@ impl Outbox {
     pub(super) fn mark_unrecoverable(&self) {
         self.unrecoverable.store(true, Ordering::Release);
         self.journal.progress.notify_waiters();
-        self.notify_waiters();
+        self.notify_subscribers();
     }
 }

@@ -281,7 +281,7 @@ impl Journal {
         self.progress.notify_waiters();
         for outbox in advanced {
             outbox.notify_source();
-            outbox.notify_waiters();
+            outbox.notify_subscribers();
         }
         if snapshots.is_idle()
             && let Some(outbox) = self.store.snapshot_candidate().and_then(|key| self.outbox(key))

@@ -258,7 +258,7 @@ impl Scheduler {
         let handle = self.dispatch().pools.load().shard(shard).cloned();
         let handle = handle.ok_or(RequestError::NotFound(ObjectKind::Pool))?;
         let (reply, answer) = ReplySender::oneshot();
-        handle.push_or_reject(Command::Gang(Box::new(GangItem { id, act: action, tickets, reply })));
+        handle.push_or_reject(Command::Gang(Box::new(GangItem { id, action, tickets, reply })));
         recv_outcome(answer).await
     }
 

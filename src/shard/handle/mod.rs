@@ -50,12 +50,12 @@ thread_local! {
     static RUNS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Place where a pushed command runs.
+/// Mode in which a pushed command is run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum RunPlace {
-    /// Pushing thread, if no other thread runs the shard.
+enum RunMode {
+    /// Inline on the pushing thread, if no other thread runs the shard.
     Inline,
-    /// Actor of the shard, which is woken.
+    /// Left to the actor of the shard, which is woken.
     Actor,
 }
 
@@ -171,7 +171,7 @@ impl ShardHandle {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, if self.should_batch() { RunPlace::Actor } else { RunPlace::Inline })
+        self.enqueue(command, if self.should_batch() { RunMode::Actor } else { RunMode::Inline })
     }
 
     /// Whether so many replies wait for the store that requests should be batched: the actor lets them accumulate and
@@ -189,15 +189,15 @@ impl ShardHandle {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn post(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, RunPlace::Actor)
+        self.enqueue(command, RunMode::Actor)
     }
 
-    fn enqueue(&self, command: Command, place: RunPlace) -> Result<(), (Command, PushRejection)> {
+    fn enqueue(&self, command: Command, mode: RunMode) -> Result<(), (Command, PushRejection)> {
         if self.state() != ShardState::Serving {
             return Err((command, self.unavailable_reason()));
         }
         // A run within a run would have no bound.
-        let inline = place == RunPlace::Inline && !RUNS.get();
+        let inline = mode == RunMode::Inline && !RUNS.get();
         if inline && self.schedule.wake_needed() {
             self.run_inline(Some(command));
         } else {

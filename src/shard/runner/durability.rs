@@ -19,18 +19,18 @@ impl ShardRunner {
     /// Replies with the durability of the pool.
     pub(super) fn answer(
         &mut self,
-        reply: ReplySender,
+        sender: ReplySender,
         outcome: ShardOutcome,
         pending_writes: PendingWrites,
         granted: Option<ClaimHandle>,
     ) {
         let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
-        self.send_when_stored(reply, outcome, ack, pending_writes, granted);
+        self.send_when_stored(sender, outcome, ack, pending_writes, granted);
     }
 
     pub(super) fn send_when_stored(
         &mut self,
-        reply: ReplySender,
+        sender: ReplySender,
         outcome: ShardOutcome,
         ack: AckLevel,
         pending_writes: PendingWrites,
@@ -40,7 +40,7 @@ impl ShardRunner {
         if durable && self.pending_replies_len() >= limits::PENDING_REPLIES_MAX {
             // Claims are rejected before it comes to this. Other requests are carried out, but their replies do not
             // wait.
-            reply.send(Err(RequestError::Unavailable(UnavailableReason::Store)));
+            sender.send(Err(RequestError::Unavailable(UnavailableReason::Store)));
             self.on_undelivered(&outcome, granted);
             return;
         }
@@ -48,7 +48,7 @@ impl ShardRunner {
         let pending_writes = if durable { pending_writes } else { PendingWrites::new() };
         let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
         self.new_replies.push(PendingReply {
-            reply,
+            sender,
             outcome,
             seq,
             pending_writes,
@@ -64,20 +64,20 @@ impl ShardRunner {
     }
 
     /// Sends a new reply, or keeps it until the store has its records.
-    pub(super) fn send_or_await_store(&mut self, answer: PendingReply) {
-        if self.handle.outbox.applied_seq() < answer.seq {
-            self.awaiting_store.push_back(answer);
+    pub(super) fn send_or_await_store(&mut self, reply: PendingReply) {
+        if self.handle.outbox.applied_seq() < reply.seq {
+            self.awaiting_store.push_back(reply);
         } else {
-            self.send_or_await_shards(answer);
+            self.send_or_await_shards(reply);
         }
     }
 
     /// Sends a reply whose own record is stored, or keeps it until those of other shards are.
-    fn send_or_await_shards(&mut self, answer: PendingReply) {
-        if self.awaits_other_shards(&answer.pending_writes) {
-            self.awaiting_other_shards.push(answer);
+    fn send_or_await_shards(&mut self, reply: PendingReply) {
+        if self.awaits_other_shards(&reply.pending_writes) {
+            self.awaiting_other_shards.push(reply);
         } else {
-            self.send_reply(answer);
+            self.send_reply(reply);
         }
     }
 
@@ -109,7 +109,7 @@ impl ShardRunner {
         if self.keeps_rows && self.dispatch.journal.is_fenced() {
             let undeliverable: Vec<_> =
                 self.awaiting_store.drain(..).chain(self.awaiting_other_shards.drain(..)).collect();
-            undeliverable.into_iter().for_each(|answer| self.expire_reply(answer));
+            undeliverable.into_iter().for_each(|reply| self.expire_reply(reply));
             return;
         }
         if self.keeps_rows && !self.dispatch.journal.lease().is_valid() {
@@ -117,29 +117,29 @@ impl ShardRunner {
             return;
         }
         let applied = self.applied_seq;
-        while let Some(answer) = self.awaiting_store.pop_front_if(|answer| answer.seq <= applied) {
-            self.send_or_await_shards(answer);
+        while let Some(reply) = self.awaiting_store.pop_front_if(|reply| reply.seq <= applied) {
+            self.send_or_await_shards(reply);
         }
         if !self.awaiting_other_shards.is_empty() {
-            for answer in std::mem::take(&mut self.awaiting_other_shards) {
-                self.send_or_await_shards(answer);
+            for reply in std::mem::take(&mut self.awaiting_other_shards) {
+                self.send_or_await_shards(reply);
             }
         }
     }
 
-    pub(super) fn send_reply(&mut self, answer: PendingReply) {
-        let PendingReply { reply, mut outcome, granted, started_ns, .. } = answer;
+    pub(super) fn send_reply(&mut self, reply: PendingReply) {
+        let PendingReply { sender, mut outcome, granted, started_ns, .. } = reply;
         if self.keeps_rows
             && let Some(reason) = self.dispatch.journal.reply_blocker()
         {
-            reply.send(Err(RequestError::Unavailable(reason)));
+            sender.send(Err(RequestError::Unavailable(reason)));
             self.on_undelivered(&outcome, granted);
             return;
         }
         match &mut outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
-            Ok(ReplyPayload::Claim(answer)) if reply.is_part() => {
+            Ok(ReplyPayload::Claim(answer)) if sender.is_part() => {
                 if !answer.created {
                     self.shard.mark_referenced(answer.grant.handle);
                 }
@@ -155,7 +155,7 @@ impl ShardRunner {
             let elapsed = self.dispatch.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
-        if !reply.send(outcome)
+        if !sender.send(outcome)
             && let Some(handle) = granted
         {
             self.roll_back(handle);
@@ -184,24 +184,24 @@ impl ShardRunner {
 
     /// Expires replies that the store kept waiting for too long.
     pub(super) fn expire_replies(&mut self) {
-        let is_late = |answer: &PendingReply, now_ms: Millis| answer.until_ms <= now_ms;
-        while self.awaiting_store.front().is_some_and(|answer| is_late(answer, self.now_ms)) {
-            let Some(answer) = self.awaiting_store.pop_front() else { break };
-            self.expire_reply(answer);
+        let is_late = |reply: &PendingReply, now_ms: Millis| reply.until_ms <= now_ms;
+        while self.awaiting_store.front().is_some_and(|reply| is_late(reply, self.now_ms)) {
+            let Some(reply) = self.awaiting_store.pop_front() else { break };
+            self.expire_reply(reply);
         }
         if self.awaiting_other_shards.is_empty() {
             return;
         }
         let now_ms = self.now_ms;
-        for answer in self.awaiting_other_shards.extract_if(.., |answer| is_late(answer, now_ms)).collect::<Vec<_>>() {
-            self.expire_reply(answer);
+        for reply in self.awaiting_other_shards.extract_if(.., |reply| is_late(reply, now_ms)).collect::<Vec<_>>() {
+            self.expire_reply(reply);
         }
     }
 
-    pub(super) fn expire_reply(&mut self, answer: PendingReply) {
+    pub(super) fn expire_reply(&mut self, reply: PendingReply) {
         let reason = self.dispatch.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
-        answer.reply.send(Err(RequestError::Unavailable(reason)));
-        self.on_undelivered(&answer.outcome, answer.granted);
+        reply.sender.send(Err(RequestError::Unavailable(reason)));
+        self.on_undelivered(&reply.outcome, reply.granted);
     }
 
     /// Rolls back the claim that this reply granted. Other claims in the reply stay held, and their deadlines start
@@ -226,7 +226,7 @@ impl ShardRunner {
         if !self.shard.is_orphan(handle) {
             return;
         }
-        let mentions_claim = |answer: &PendingReply| match &answer.outcome {
+        let mentions_claim = |reply: &PendingReply| match &reply.outcome {
             Ok(ReplyPayload::Claim(answer)) => answer.grant.handle.fence == handle.fence,
             _ => false,
         };

@@ -9,9 +9,9 @@ use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender};
 
 impl ShardRunner {
     pub(super) fn gang(&mut self, item: GangItem) {
-        let GangItem { id, act, tickets, reply } = item;
+        let GangItem { id, action, tickets, reply } = item;
         self.members.0.extend(tickets);
-        self.apply(Event::Gang { id, action: act, to: ReplyRoute::Gang(reply, act) });
+        self.apply(Event::Gang { id, action, to: ReplyRoute::Gang(reply, action) });
         self.members.0.clear();
     }
 
@@ -27,7 +27,7 @@ impl ShardRunner {
         self.follow_ups.extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, handle)));
     }
 
-    pub(super) fn reply_gang(&mut self, reply: ReplySender, act: GangAction, answer: EngineReply) {
+    pub(super) fn reply_gang(&mut self, reply: ReplySender, action: GangAction, answer: EngineReply) {
         let pending_writes = std::mem::replace(&mut self.members.1, PendingWrites::new());
         let shard = self.handle.shard;
         let payload = match answer {
@@ -40,7 +40,8 @@ impl ShardRunner {
         };
         // Durable whatever the pool's ack: the next action of the gang relies on this one. Nothing relies on the
         // others.
-        let durable = self.keeps_rows && matches!(act, GangAction::Record | GangAction::Commit | GangAction::Retract);
+        let durable =
+            self.keeps_rows && matches!(action, GangAction::Record | GangAction::Commit | GangAction::Retract);
         let ack = if durable { AckLevel::Durable } else { AckLevel::Memory };
         self.send_when_stored(reply, Ok(payload), ack, pending_writes, None);
     }

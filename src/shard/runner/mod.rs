@@ -67,7 +67,7 @@ enum ReplyRoute {
 
 /// Reply that has not been sent.
 struct PendingReply {
-    reply: ReplySender,
+    sender: ReplySender,
     outcome: ShardOutcome,
     /// Sequence number of this shard that must be stored first.
     seq: Seq,
@@ -397,7 +397,7 @@ impl ShardRunner {
         match to {
             ReplyRoute::Claim(item) => self.reply_claim(item, answer),
             ReplyRoute::Key(item) => self.reply_key(item, answer),
-            ReplyRoute::Gang(reply, act) => self.reply_gang(reply, act, answer),
+            ReplyRoute::Gang(reply, action) => self.reply_gang(reply, action, answer),
             ReplyRoute::Reply(reply) => {
                 let (outcome, pending_writes) = self.worker_outcome(answer);
                 self.answer(reply, outcome, pending_writes, None);
@@ -418,7 +418,7 @@ impl ShardRunner {
         }
         self.serve_wait_queue();
         let mut new_replies = std::mem::take(&mut self.new_replies);
-        new_replies.drain(..).for_each(|answer| self.send_or_await_store(answer));
+        new_replies.drain(..).for_each(|reply| self.send_or_await_store(reply));
         self.new_replies = new_replies;
         self.expire_replies();
         if self.keeps_rows {
@@ -431,8 +431,8 @@ impl ShardRunner {
         }
         self.update_counters();
         self.publish_events();
-        let next_expiry = self.awaiting_store.front().map(|answer| answer.until_ms);
-        let next_blocked_expiry = self.awaiting_other_shards.iter().map(|answer| answer.until_ms).min();
+        let next_expiry = self.awaiting_store.front().map(|reply| reply.until_ms);
+        let next_blocked_expiry = self.awaiting_other_shards.iter().map(|reply| reply.until_ms).min();
         let next_audit = self.audit.is_pending(&self.shard).then_some(self.audited_ms + AUDIT_INTERVAL_MS);
         self.handle.set_answers_waiting(self.awaiting_store.len());
         self.handle.set_next_tick(
@@ -446,7 +446,7 @@ impl ShardRunner {
         let queue = &self.pool.wait_queue;
         let epoch = Some(self.shard.capacity_epoch());
         let raised = std::mem::replace(&mut self.capacity_epoch, epoch) != epoch;
-        if raised && queue.has_waiters() {
+        if raised && queue.has_waiting() {
             queue.retry_all();
         }
         for item in std::mem::take(&mut self.must_queue) {
@@ -490,5 +490,5 @@ impl ShardRunner {
 /// Arrival time of the first request in the command, if it is timed.
 fn started_ns(command: &Command) -> Option<NonZeroU64> {
     let item = command.claim_items().next().map(|item| item.started_ns);
-    item.or_else(|| command.key_items().first().map(|item| item.started_ns)).flatten()
+    item.or_else(|| command.claim_ops().first().map(|item| item.started_ns)).flatten()
 }

@@ -16,9 +16,9 @@ impl ShardRunner {
 
     /// Claims whose grants a panic keeps from their callers, or whose roll-back it undoes.
     pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence)> {
-        let answers = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
-        let granted = answers.filter_map(|answer| {
-            let handle = answer.granted?;
+        let replies = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
+        let granted = replies.filter_map(|reply| {
+            let handle = reply.granted?;
             Some((self.shard.claim_id(handle)?.clone(), handle.fence))
         });
         granted.chain(self.rolled_back.iter().cloned()).collect()

@@ -64,7 +64,7 @@ impl ScrapeCache {
     ) -> io::Result<Bytes> {
         let number = self.requests.fetch_add(1, Ordering::AcqRel);
         let mut turn = Arc::clone(&self.latest).lock_owned().await;
-        let nobody_waits = has_no_waiters(&turn);
+        let nobody_waits = is_uncontended(&turn);
         let latest = turn.slot_mut(coding).as_ref();
         if let Some(text) = latest.filter(|latest| number < latest.requests).map(|latest| latest.text.clone()) {
             if nobody_waits {
@@ -77,7 +77,7 @@ impl ScrapeCache {
         spawn_blocking(move || {
             let requests = requests.load(Ordering::Acquire);
             let text = Bytes::from(render()?);
-            match has_no_waiters(&turn) {
+            match is_uncontended(&turn) {
                 true => *turn = LatestRenderings::default(),
                 false => *turn.slot_mut(coding) = Some(ScrapeRendering { requests, text: text.clone() }),
             }
@@ -88,7 +88,7 @@ impl ScrapeCache {
 }
 
 /// Whether no request waits for the lock: only the cache and the current guard hold references.
-fn has_no_waiters(turn: &OwnedMutexGuard<LatestRenderings>) -> bool {
+fn is_uncontended(turn: &OwnedMutexGuard<LatestRenderings>) -> bool {
     Arc::strong_count(OwnedMutexGuard::mutex(turn)) <= 2
 }
 
