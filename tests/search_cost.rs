@@ -280,8 +280,8 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     let mut fleet = Fleet::new(PlacementPolicy::BestFit);
     for number in 0..WORKERS {
         fleet.register(number, None);
-        let beat = HeartbeatReport { incarnation: 0, seq: Some(1), claims: None, ttl_ms: 100 };
-        fleet.on(Event::Heartbeat { id: WorkerId::new(&format!("w{number}")).unwrap(), beat, to: () });
+        let heartbeat = HeartbeatReport { incarnation: 0, seq: Some(1), claims: None, ttl_ms: 100 };
+        fleet.on(Event::Heartbeat { id: WorkerId::new(&format!("w{number}")).unwrap(), heartbeat, to: () });
     }
     let claims = WORKERS as usize * EACH;
     for _ in 0..claims {

@@ -154,8 +154,8 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     let reserve = |ticket| Event::Reserve { ticket, constraints: constraints(), evict: None, until_ms: 100, to: () };
     let reserved = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
     on(register("w0"), 1);
-    let beat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
-    on(Event::Heartbeat { id: WorkerId::new("w0").unwrap(), beat, to: () }, 1);
+    let heartbeat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
+    on(Event::Heartbeat { id: WorkerId::new("w0").unwrap(), heartbeat, to: () }, 1);
     assert_eq!(on(reserve(1), 1), reserved);
     on(Event::Tick, 11);
     assert!(matches!(on(Event::Tick, 21), Some(Effect::WorkerDeleted { worker }) if worker.spec.id.as_str() == "w0"));

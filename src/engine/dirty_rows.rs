@@ -206,7 +206,7 @@ impl Shard {
             deleted: worker.deleted,
             claims: &claims,
             unschedulable_bits: worker.unschedulable_bits & unschedulable_bits::PERSISTED,
-            vouched: self.header.unclean_stops - u64::from(unverified),
+            verified_at_stop: self.header.unclean_stops - u64::from(unverified),
             heartbeat_ttl_ms: life.ttl_ms,
             promised: life.promised_capacity.as_deref(),
         };

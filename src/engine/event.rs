@@ -74,7 +74,7 @@ pub enum Event<R> {
         /// Id of the reporting worker.
         id: WorkerId,
         /// Contents of the heartbeat.
-        beat: HeartbeatReport,
+        heartbeat: HeartbeatReport,
         /// Port that receives the reply.
         to: R,
     },

@@ -86,7 +86,7 @@ pub struct ShardReplay {
     namespace: String,
     header: ShardRow,
     /// Count of unclean stops before which each worker was verified, by ordinal.
-    vouched: Vec<u64>,
+    verified_at_stop: Vec<u64>,
     /// First error; later rows are read all the same, so that their keys are known.
     first_error: Option<ReplayError>,
 }
@@ -99,7 +99,7 @@ impl ShardReplay {
             shard: Shard::new(rules, now_ms),
             namespace: namespace.into(),
             header: ShardRow::default(),
-            vouched: Vec::new(),
+            verified_at_stop: Vec::new(),
             first_error: None,
         }
     }
@@ -173,8 +173,8 @@ impl ShardReplay {
         if row.deleted {
             self.shard.accounting.remove_idle(usage_index);
         }
-        self.vouched.resize(self.vouched.len().max(at as usize + 1), 0);
-        self.vouched[at as usize] = row.vouched;
+        self.verified_at_stop.resize(self.verified_at_stop.len().max(at as usize + 1), 0);
+        self.verified_at_stop[at as usize] = row.verified_at_stop;
         self.shard.liveness.forget(at);
         if row.heartbeat_ttl_ms > 0 {
             self.shard.liveness.get_mut(at).ttl_ms = row.heartbeat_ttl_ms;
@@ -296,7 +296,7 @@ impl ShardReplay {
         let workers: Vec<u32> = shard.workers.iter_from(0).filter(|&at| !shard.workers.get(at).deleted).collect();
         for at in workers {
             let mut reasons = shard.workers.get(at).unschedulable_bits;
-            if self.vouched[at as usize] < shard.header.unclean_stops {
+            if self.verified_at_stop[at as usize] < shard.header.unclean_stops {
                 reasons |= unschedulable_bits::UNVERIFIED;
                 shard.quarantine_until_ms = resume.now_ms + self.header.reserve_ms;
             }

@@ -162,7 +162,7 @@ impl Shard {
                 self.begin_release(handle, releasing_ms, now_ms);
                 (to, EngineReply::Released)
             }
-            Event::Heartbeat { id, beat, to } => (to, self.heartbeat(&id, beat, now_ms, effects)),
+            Event::Heartbeat { id, heartbeat, to } => (to, self.heartbeat(&id, heartbeat, now_ms, effects)),
             Event::WorkerCommand { id, command, to } => (to, self.apply_command(&id, command, now_ms)),
             Event::ClearAll { to } => (to, self.clear_all(now_ms)),
             Event::Register { spec, ends_ms, claims, ttl_ms, to } => {

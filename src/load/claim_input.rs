@@ -54,7 +54,7 @@ pub struct ClaimParams {
 pub struct ClaimInput {
     /// Identity of the claim, never used before.
     pub id: ClaimId,
-    /// Hash of the affinity word: the function's, otherwise the key.
+    /// Hash of the affinity string: the function's, otherwise the key.
     pub affinity: u64,
     /// Parameters of the claim.
     pub params: ClaimParams,
@@ -73,7 +73,7 @@ impl ClaimInput {
         Self { id, affinity, params }
     }
 
-    /// Affinity word, unless it is the key.
+    /// Affinity string, unless it is the key.
     #[must_use]
     pub fn affinity_word(&self) -> Option<String> {
         self.params.function.map(affinity_word_of)

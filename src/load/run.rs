@@ -61,7 +61,7 @@ pub enum ArrivalModel {
 }
 
 impl RunPlan {
-    /// Tells whether one connection carries several outstanding requests.
+    /// Whether one connection carries several outstanding requests.
     fn multiplexing(&self, arrivals: &ArrivalModel) -> ConnectionSharing {
         match arrivals {
             ArrivalModel::ClosedLoop(in_flight, _) if *in_flight <= self.clients => ConnectionSharing::Single,

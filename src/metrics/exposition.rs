@@ -170,7 +170,7 @@ struct SeriesWriter<'a> {
 }
 
 impl SeriesWriter<'_> {
-    /// Whether the series is shown; `is_needed` tells whether it ever had a value other than 0.
+    /// Whether the series is shown; `is_needed` says whether it ever had a value other than 0.
     fn is_visible(&self, is_needed: impl FnOnce() -> bool) -> bool {
         match self.visibility {
             SeriesVisibility::WithPool => true,

@@ -27,8 +27,8 @@ fn running(claims: &[(&str, u64)]) -> Vec<RunningClaim> {
 }
 
 async fn report_claims(world: &World, worker: &str, claims: &[(&str, u64)]) -> HeartbeatResponse {
-    let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(running(claims)) };
-    world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap()
+    let heartbeat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(running(claims)) };
+    world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), heartbeat).await.unwrap()
 }
 
 /// Sets up `p` with the worker `a`, and the durable pool `q` with two others. Then the store accepts nothing more, and

@@ -121,8 +121,8 @@ async fn c16_a_worker_that_reports_a_reserved_claim_activates_it() {
     let taken = world.claim("p", "k").await.unwrap().claim;
     world.shift(HOUR.cast_signed()).await;
     let named = vec![RunningClaim { id: taken.id.clone(), fence: taken.fence }];
-    let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(named) };
-    let response = world.s.heartbeat(&name("p"), &WorkerId::new("w").unwrap(), beat).await.unwrap();
+    let heartbeat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(named) };
+    let response = world.s.heartbeat(&name("p"), &WorkerId::new("w").unwrap(), heartbeat).await.unwrap();
     let times = response.claims[0].times;
     assert!(
         times.created_at_ms() == taken.times.created_at_ms()

@@ -168,8 +168,8 @@ async fn c12_heartbeats_do_not_keep_a_batch_from_being_rolled_back() {
     assert_eq!(world.held().await.len(), 2);
     world.s.list_workers(&name("p"), None, 10).await.unwrap();
     for worker in ["v", "w"] {
-        let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
-        let response = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+        let heartbeat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
+        let response = world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), heartbeat).await.unwrap();
         assert!(response.claims.is_empty(), "{worker} is not to run anything yet");
     }
     begun.abort();

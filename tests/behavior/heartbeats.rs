@@ -22,8 +22,8 @@ impl World {
             .unwrap()
     }
 
-    pub async fn try_heartbeat(&self, worker: &str, beat: HeartbeatRequest) -> Result<HeartbeatResponse, RequestError> {
-        self.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await
+    pub async fn try_heartbeat(&self, worker: &str, heartbeat: HeartbeatRequest) -> Result<HeartbeatResponse, RequestError> {
+        self.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), heartbeat).await
     }
 
     pub async fn view_worker(&self, worker: &str) -> WorkerView {
@@ -85,8 +85,8 @@ async fn w04_a_late_heartbeat_changes_nothing() {
     };
     world.try_heartbeat("w", numbered(7, &[("k", fence)])).await.unwrap();
     let rows = world.rows("p").await;
-    for beat in [numbered(6, &[]), numbered(3, &[("other", 1)])] {
-        let response = world.try_heartbeat("w", beat).await.unwrap();
+    for heartbeat in [numbered(6, &[]), numbered(3, &[("other", 1)])] {
+        let response = world.try_heartbeat("w", heartbeat).await.unwrap();
         assert_eq!((response.claims.len(), response.stop.len()), (1, 0), "the response lists the current claims");
     }
     world.pass(59_999).await;
@@ -165,15 +165,15 @@ async fn w04_a_heartbeat_with_a_hundred_thousand_claims_is_rejected_by_name() {
     let world = one_worker().await;
     let many: Vec<RunningClaim> = (0..100_000).map(|i| RunningClaim { id: id(&format!("k{i}")), fence: i }).collect();
     let most = many[..limits::REPORTED_CLAIMS_MAX].to_vec();
-    let beat = |claims| HeartbeatRequest { incarnation: 0, seq: None, claims: Some(claims) };
-    match world.try_heartbeat("w", beat(many)).await {
+    let heartbeat = |claims| HeartbeatRequest { incarnation: 0, seq: None, claims: Some(claims) };
+    match world.try_heartbeat("w", heartbeat(many)).await {
         Err(RequestError::Invalid { field, message }) => {
             assert_eq!((&*field, &*message), ("claims", "must list at most 10000 claims"));
         }
         other => panic!("{other:?}"),
     }
     assert_eq!(world.claim("p", "k").await.unwrap().claim.state, ClaimState::Reserved, "nothing of it was taken");
-    assert_eq!(world.try_heartbeat("w", beat(most)).await.unwrap().stop.len(), limits::REPORTED_CLAIMS_MAX);
+    assert_eq!(world.try_heartbeat("w", heartbeat(most)).await.unwrap().stop.len(), limits::REPORTED_CLAIMS_MAX);
 }
 
 #[tokio::test]

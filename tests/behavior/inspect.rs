@@ -110,12 +110,12 @@ async fn h07_workers_and_claims_are_shown_with_all_stored_fields() {
     let releasing = held("releasing").await;
     world.s.begin_release(&id("releasing"), releasing.fence).await.unwrap();
     let named = held("named").await;
-    let beat = HeartbeatRequest {
+    let heartbeat = HeartbeatRequest {
         claims: Some(vec![RunningClaim { id: id("named"), fence: named.fence }]),
         incarnation: 0,
         seq: None,
     };
-    world.s.heartbeat(&name("p"), &named.worker.spec.id, beat).await.unwrap();
+    world.s.heartbeat(&name("p"), &named.worker.spec.id, heartbeat).await.unwrap();
     let busy = [&reserved, &active, &releasing, &named].map(|claim| claim.worker.spec.id.as_str().to_owned());
     let idle = (1..=5).map(|i| format!("w{i}")).find(|id| !busy.contains(id)).unwrap();
     world.s.command_worker(&name("p"), &WorkerId::new(&idle).unwrap(), WorkerCommand::Cordon).await.unwrap();

@@ -64,8 +64,8 @@ async fn a_higher_priority_evicts_and_gets_the_freed_worker() {
     assert_eq!((seen.state, seen.evicted), (ClaimState::Releasing, true));
     assert!(seen.expires_at_ms.is_some());
     // The worker learns of it from its heartbeat, the holder when it renews.
-    let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
-    let response = world.s.heartbeat(&name("p"), &WorkerId::new("w0").unwrap(), beat).await.unwrap();
+    let heartbeat = HeartbeatRequest { incarnation: 0, seq: None, claims: None };
+    let response = world.s.heartbeat(&name("p"), &WorkerId::new("w0").unwrap(), heartbeat).await.unwrap();
     assert!(response.claims[0].evicted);
     assert_eq!(world.s.renew(&id("victim"), victim, None).await, Err(RequestError::Preempted));
     assert_eq!(world.s.confirm(&id("victim"), victim).await, Err(RequestError::Preempted));

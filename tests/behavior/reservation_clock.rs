@@ -238,8 +238,8 @@ async fn c13_no_item_of_a_batch_ends_by_its_workers_list_while_another_waits() {
     until("the second waits", async || world.s.waiting(&name("p")) == 1).await;
     let runs = async |of_w: Vec<RunningClaim>| {
         for (worker, claims) in [("v", Vec::new()), ("w", of_w)] {
-            let beat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(claims) };
-            world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), beat).await.unwrap();
+            let heartbeat = HeartbeatRequest { incarnation: 0, seq: None, claims: Some(claims) };
+            world.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), heartbeat).await.unwrap();
         }
     };
     for _ in 0..4 {

@@ -116,7 +116,7 @@ fn work(mut client: Client, me: &str, seed: u64, truth: &Truth, done: &AtomicBoo
 }
 
 /// Sends a heartbeat of every worker with the claims that it runs.
-fn beat(client: &mut Client, truth: &Truth) {
+fn heartbeat(client: &mut Client, truth: &Truth) {
     for i in 0..WORKERS {
         let worker = format!("m{i}");
         let running: Vec<Value> =
@@ -174,7 +174,7 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
             let (others, their_truth, their_end) = (server.client(), &truth, &over);
             let others =
                 scope.spawn(move || work(others, &format!("r{round}other"), seed ^ 77, their_truth, their_end));
-            beat(&mut client, &truth);
+            heartbeat(&mut client, &truth);
             // Clients that got a reply before the kill may still start their claims.
             for late in held.iter().filter(|late| !late.started) {
                 if late.since.elapsed() < Duration::from_millis(RESERVE_MS - 500) {
@@ -182,7 +182,7 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
                 }
             }
             until("all workers are confirmed", || {
-                beat(&mut client, &truth);
+                heartbeat(&mut client, &truth);
                 suspects(&mut client) == 0
             });
             over.store(true, Ordering::Relaxed);
@@ -193,7 +193,7 @@ fn s01_no_worker_runs_two_claims_over_kill_9_with_answers_from_memory() {
                 client.post(&format!("/v1/claims/ns/{key}:release"), &json!({"fence": fence})).expect(200);
             }
         });
-        beat(&mut client, &truth);
+        heartbeat(&mut client, &truth);
         let known: BTreeMap<String, (String, u64)> = client
             .pages("/v1/claims?namespace=ns&pool=memory")
             .iter()

@@ -99,8 +99,8 @@ fn h04_an_idle_pool_is_a_few_lines_and_one_in_use_a_few_kilobytes() {
     client.post("/v1/claims/prod/1:release", &json!({"fence": fences[0]})).expect(200);
     assert_eq!(waiter.receive().unwrap().status, 201);
     for worker in ["a", "b", "c"] {
-        let beat = json!({"seq": 1, "claims": []});
-        client.post(&format!("/v1/pools/prod/used/workers/{worker}:heartbeat"), &beat).expect(200);
+        let heartbeat = json!({"seq": 1, "claims": []});
+        client.post(&format!("/v1/pools/prod/used/workers/{worker}:heartbeat"), &heartbeat).expect(200);
         client.post(&format!("/v1/pools/prod/used/workers/{worker}:cordon"), &json!({})).expect(200);
     }
     let scrape = client.get("/metrics");

@@ -24,8 +24,8 @@ fn w04_a_heartbeat_returns_the_claims_to_run_and_to_stop() {
     let created = claim(&mut client, json!({"key": "a"})).expect(201)["claim"].take();
     let named = json!({"key": "a", "fence": created["fence"]});
     let other = json!({"key": "b", "tenant": "acme", "fence": 7});
-    let beat = json!({"incarnation": 0, "seq": 1, "claims": [named, other]});
-    let response = client.post(&format!("{WORKER}:heartbeat"), &beat).expect(200);
+    let heartbeat = json!({"incarnation": 0, "seq": 1, "claims": [named, other]});
+    let response = client.post(&format!("{WORKER}:heartbeat"), &heartbeat).expect(200);
     assert_eq!(response["claims"][0]["state"], "active");
     assert_eq!((&response["claims"][0]["key"], &response["claims"][0]["fence"]), (&json!("a"), &created["fence"]));
     assert_eq!(response["stop"], json!([other]));

@@ -221,9 +221,9 @@ impl Driver {
                 if never_reported.into_iter().any(is_reported_now) {
                     self.count("reported in time");
                 }
-                let beat = HeartbeatReport { incarnation, seq: *seq, claims, ttl_ms: TTL_MS };
+                let heartbeat = HeartbeatReport { incarnation, seq: *seq, claims, ttl_ms: TTL_MS };
                 let effects =
-                    self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), beat, to: () }, &ended, Some(reply));
+                    self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), heartbeat, to: () }, &ended, Some(reply));
                 self.adopted(adopted, &effects);
                 None
             }

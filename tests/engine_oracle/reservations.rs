@@ -100,8 +100,8 @@ impl Recount {
             Step::Heartbeat { worker } => {
                 let Some(snapshot) = self.shard.find_worker(&id(worker)) else { return };
                 let incarnation = snapshot.registration.spec.incarnation;
-                let beat = HeartbeatReport { incarnation, seq: None, claims: None, ttl_ms: TTL_MS };
-                self.apply(Event::Heartbeat { id: id(worker), beat, to: () });
+                let heartbeat = HeartbeatReport { incarnation, seq: None, claims: None, ttl_ms: TTL_MS };
+                self.apply(Event::Heartbeat { id: id(worker), heartbeat, to: () });
             }
             Step::Claim { slots, ttl_ms, ticket } => {
                 self.fence += 1;

@@ -246,13 +246,13 @@ impl Harness {
             }
         });
         let count = of.len();
-        let beat = HeartbeatReport {
+        let heartbeat = HeartbeatReport {
             incarnation: worker.spec.incarnation,
             seq: None,
             claims: Some(named.collect()),
             ttl_ms: 0,
         };
-        let (answer, ended) = self.on(Event::Heartbeat { id, beat, to: () });
+        let (answer, ended) = self.on(Event::Heartbeat { id, heartbeat, to: () });
         let Some(EngineReply::HeartbeatHandled { claims, stop, superseded_by: None }) = answer else {
             panic!("{answer:?}")
         };

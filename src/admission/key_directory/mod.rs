@@ -5,7 +5,7 @@
 //! the same run as its accounting; whatever ends the claim makes it gone, again in that run. A *gone* key can be
 //! claimed at once, but its entry keeps the records about the key that the store still lacks ([`PendingWrite`]). A
 //! durable reply about the key waits for all of them, whichever shard sends it, and the next holder inherits the list.
-//! So a crash can never restore an older holder after somebody was durably told that it is gone.
+//! So a crash can never restore an older holder after a durable reply has disclosed its end.
 //!
 //! An entry carries the quota that its claim uses ([`QuotaLease`]): charged with the ticket, released with the entry.
 //!

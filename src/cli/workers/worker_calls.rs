@@ -27,7 +27,7 @@ pub(super) enum WorkerAction {
 }
 
 impl WorkerAction {
-    /// Returns the word for a worker after the action.
+    /// Past participle of the action, for messages.
     const fn done(self) -> &'static str {
         match self {
             Self::Cordon => "cordoned",

@@ -38,7 +38,7 @@ impl Shard {
     pub(in crate::engine) fn heartbeat<R>(
         &mut self,
         id: &WorkerId,
-        beat: HeartbeatReport,
+        heartbeat: HeartbeatReport,
         now_ms: Millis,
         effects: &mut Vec<Effect<R>>,
     ) -> EngineReply {
@@ -46,23 +46,23 @@ impl Shard {
             return EngineReply::UnknownWorker;
         };
         let current = self.workers.registration(at).spec.incarnation;
-        if beat.incarnation < current {
+        if heartbeat.incarnation < current {
             return EngineReply::StaleIncarnation { known: current, deleted: false };
         }
-        if beat.incarnation > current {
+        if heartbeat.incarnation > current {
             return EngineReply::UnknownIncarnation { known: current };
         }
         self.counters.lifecycle.heartbeats += 1;
         let last = self.liveness.get(at).heartbeat_seq;
-        let superseded_by = last.filter(|&last| beat.seq.is_some_and(|seq| seq < last));
+        let superseded_by = last.filter(|&last| heartbeat.seq.is_some_and(|seq| seq < last));
         let mut stop = Vec::new();
         if superseded_by.is_some() {
             self.counters.lifecycle.late_heartbeats += 1;
         } else {
-            self.liveness.get_mut(at).heartbeat_seq = beat.seq.or(last);
-            self.refresh_liveness(at, beat.ttl_ms, now_ms);
-            if let Some(reports) = beat.claims {
-                stop = self.reconcile_claims(at, reports, beat.ttl_ms, now_ms, effects);
+            self.liveness.get_mut(at).heartbeat_seq = heartbeat.seq.or(last);
+            self.refresh_liveness(at, heartbeat.ttl_ms, now_ms);
+            if let Some(reports) = heartbeat.claims {
+                stop = self.reconcile_claims(at, reports, heartbeat.ttl_ms, now_ms, effects);
             }
         }
         EngineReply::HeartbeatHandled { claims: self.disclose_held(at), stop, superseded_by }

@@ -1,5 +1,5 @@
-//! Resolution of gangs in doubt, whose callers were told that the outcome is unknown. They are retracted or committed
-//! as soon as the shards that know can be asked.
+//! Resolution of gangs in doubt, whose outcome was not disclosed. They are retracted or committed as soon as the
+//! shards that know can be asked.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -67,7 +67,7 @@ impl ShardRunner {
         let claims = claims.map(|claims| self.reported_claims(&id, claims));
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
         let heartbeat = HeartbeatReport { incarnation, seq, claims, ttl_ms };
-        self.apply(Event::Heartbeat { id, beat: heartbeat, to: ReplyRoute::Reply(reply) });
+        self.apply(Event::Heartbeat { id, heartbeat, to: ReplyRoute::Reply(reply) });
         self.release_adoption_tickets();
     }
 

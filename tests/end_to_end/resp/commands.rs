@@ -118,8 +118,8 @@ fn workers_register_and_report_their_claims() {
     assert_eq!(worker["expires_at_ms"], json!(9_000_000_000_000_u64));
     let claim = texts(&wire.call("CLAIM ns/warm KEY a TENANT t"));
     let fence = &claim[1];
-    let beat = format!("HEARTBEAT ns/warm w1 INCARNATION 5 SEQ 1 CLAIMS 2 t/a {fence} b 7");
-    assert_eq!(wire.reply_text(&beat), format!("[claims [[t a {fence}]] stop [[default b 7]]]"));
+    let heartbeat = format!("HEARTBEAT ns/warm w1 INCARNATION 5 SEQ 1 CLAIMS 2 t/a {fence} b 7");
+    assert_eq!(wire.reply_text(&heartbeat), format!("[claims [[t a {fence}]] stop [[default b 7]]]"));
     assert_eq!(client.get("/v1/claims/ns/a?tenant=t").expect(200)["claim"]["state"], "active");
     assert_eq!(wire.reply_text("HEARTBEAT ns/warm w1 INCARNATION 5"), format!("[claims [[t a {fence}]] stop []]"));
     assert!(wire.reply_text("HEARTBEAT ns/warm w1 INCARNATION 4").starts_with("-CONFLICT state "));

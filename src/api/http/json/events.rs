@@ -8,7 +8,7 @@ use crate::model::{Fence, Millis};
 /// Event with its position in the stream.
 #[derive(Serialize)]
 pub(in crate::api::http) struct EventJson<'a> {
-    /// Kind of the event: a word of [`crate::events::PoolEventKind`], `started` or `missed`.
+    /// Kind of the event: a name of [`crate::events::PoolEventKind`], `started` or `missed`.
     pub(in crate::api::http) event: &'static str,
     position: &'a str,
     #[serde(flatten)]

@@ -26,7 +26,7 @@ pub struct WorkerRowRef<'a> {
     /// Reasons for which the worker is unschedulable, one bit each.
     pub unschedulable_bits: u8,
     /// Number of unclean stops of the shard when the worker was last known to exist.
-    pub vouched: u64,
+    pub verified_at_stop: u64,
     /// Longest time between heartbeats, in milliseconds.
     pub heartbeat_ttl_ms: u64,
     /// Capacity that was granted to the claim, if that is more than the worker has.
@@ -113,7 +113,7 @@ pub fn put_worker(out: &mut Vec<u8>, state: &WorkerRowRef<'_>) {
         put_u64(out, 12, state.deleted.into());
         state.claims.iter().for_each(|claim| put_claim(out, claim));
         put_u64(out, 14, state.unschedulable_bits.into());
-        put_u64(out, 15, state.vouched);
+        put_u64(out, 15, state.verified_at_stop);
         put_u64(out, 16, state.heartbeat_ttl_ms);
         put_u64(out, 17, spec.expires_at_ms.unwrap_or(0));
         if let Some(promised) = state.promised {

@@ -54,7 +54,7 @@ pub struct WorkerRow {
     pub unschedulable_bits: u32,
     /// Number of unclean stops of the shard when the worker was last known to exist.
     #[prost(uint64, tag = "15")]
-    pub vouched: u64,
+    pub verified_at_stop: u64,
     /// Longest time between heartbeats, in milliseconds; 0: none was ever sent.
     #[prost(uint64, tag = "16")]
     pub heartbeat_ttl_ms: u64,
@@ -329,7 +329,7 @@ mod tests {
             deleted: false,
             claims: &[claim, reserved],
             unschedulable_bits: 4,
-            vouched: 5,
+            verified_at_stop: 5,
             heartbeat_ttl_ms: 60_000,
             promised: Some(&promised),
         };

@@ -200,7 +200,7 @@ async fn read_shards(
             ShardContents { shard: shard.shard, seq, error, ..ShardContents::default() }
         })
         .collect();
-    // The shard's own row first: it tells which of the workers are unverified.
+    // The shard's own row first: it says which of the workers are unverified.
     let (headers, others): (Vec<_>, Vec<_>) =
         rows.bodies.into_iter().partition(|((_, kind, _), _)| *kind == RowKind::Shard);
     for ((key, kind, id), body) in headers.into_iter().chain(others) {

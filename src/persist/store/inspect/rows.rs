@@ -36,7 +36,8 @@ pub struct WorkerContents {
     /// Reasons for which the worker is unschedulable, as far as they follow from its row.
     pub unschedulable: Vec<String>,
     /// Number of unclean stops of the shard when the worker was last known to exist.
-    pub vouched: u64,
+    #[serde(rename = "vouched")]
+    pub verified_at_stop: u64,
     /// Longest time between heartbeats, in milliseconds; none before the first one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_ttl_ms: Option<NonZeroU64>,
@@ -128,7 +129,7 @@ impl WorkerContents {
             deleted,
             claims,
             unschedulable_bits: stored_bits,
-            vouched,
+            verified_at_stop,
             heartbeat_ttl_ms,
             expires_at_ms: _,
             promised,
@@ -141,7 +142,7 @@ impl WorkerContents {
             let (created, activated) = (time("created_at_ms", created_at_ms), time("activated_at_ms", activated_at_ms));
             format!("{tenant}/{key}#{fence} {state}{created}{activated}")
         });
-        let is_unverified = !deleted && vouched < unclean;
+        let is_unverified = !deleted && verified_at_stop < unclean;
         Ok(Self {
             id: id.to_owned(),
             version,
@@ -154,7 +155,7 @@ impl WorkerContents {
             labels,
             node: Some(node).filter(|node| !node.is_empty()),
             unschedulable: unschedulable(stored_bits, if is_unverified { unschedulable_bits::UNVERIFIED } else { 0 }),
-            vouched,
+            verified_at_stop,
             heartbeat_ttl_ms: NonZeroU64::new(heartbeat_ttl_ms),
             expires_at_ms: spec.expires_at_ms,
             idle_seq,
