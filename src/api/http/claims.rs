@@ -4,10 +4,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, read_body};
+use super::extract::{PathSegments, QueryParams};
 use super::json::{
     BatchOutcomes, ClaimJson, ClaimOutcome, ClaimResponseBody, ReleaseResponseBody, WaitingResponseBody,
 };
+use super::read_body::read_body;
 use super::{HandlerResult, SharedState, created_or_ok, json};
 use crate::api::batch::{submit_all_or_none, submit_valid};
 use crate::api::error_table::{ApiError, ErrorStatus};

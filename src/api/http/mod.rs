@@ -25,6 +25,7 @@ mod json;
 mod openapi;
 mod pools;
 mod quotas;
+mod read_body;
 mod scrape;
 mod security_headers;
 mod workers;

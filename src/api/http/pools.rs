@@ -4,8 +4,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, read_body};
+use super::extract::{PathSegments, QueryParams};
 use super::json::DemandResponseBody;
+use super::read_body::read_body;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
 use crate::api::error_table::{ApiError, ErrorStatus};
 use crate::api::request::{NoBody, PoolPatch, parse_object};

@@ -4,8 +4,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, read_body};
+use super::extract::{PathSegments, QueryParams};
 use super::json::{QuotaJson, QuotaResponseBody};
+use super::read_body::read_body;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
 use crate::api::request::parse_object;
 use crate::api::response::PageJson;

@@ -4,11 +4,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
 
-use super::extract::{PathSegments, QueryParams, read_body};
+use super::extract::{PathSegments, QueryParams};
 use super::json::{
     BatchOutcomes, HeartbeatOutcome, HeartbeatResponseBody, WorkerJson, WorkerOutcome, WorkerResponseBody,
 };
 use super::pools::PoolPath;
+use super::read_body::read_body;
 use super::{HandlerResult, SharedState, created_or_ok, empty_response, json};
 use crate::api::batch::submit_valid;
 use crate::api::error_table::{ApiError, ErrorStatus};
