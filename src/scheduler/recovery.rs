@@ -421,7 +421,7 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
                         .map(|(_, id, handle)| (id.clone(), (handle, shard.grant(handle).and_then(|grant| grant.spec))))
                         .collect();
                     held.extend(members.clone());
-                    dispatch.keys.rebind_shard(|shard| shard == this_shard, Some(&mut held));
+                    dispatch.keys.rebind_shard(this_shard, &mut held);
                     held.retain(|id, _| !members.contains_key(id));
                 }
                 let enter =
@@ -430,7 +430,7 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
             }
             Err((_, readable)) => {
                 if recovered.handle.restarts() > 0 {
-                    dispatch.keys.rebind_shard(|shard| shard == this_shard, None);
+                    dispatch.keys.forget_shards(|shard| shard == this_shard);
                 }
                 let enter = |(id, (handle, spec)): (ClaimId, HeldKey)| {
                     dispatch.keys.recover_unreadable(id, this_shard, handle.fence, spec)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use dashmap::Entry as Slot;
 
 use super::{KeyDirectory, KeyEntry, KeyHolder, KeyTicket, PendingWrites, ShardRef};
+use crate::admission::quota_accounting::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::PendingClaim;
@@ -49,8 +50,8 @@ impl KeyDirectory {
         }
     }
 
-    /// Enters a key that is named by a row of a shard that does not serve. It cannot be claimed unless a higher fence
-    /// holds it. Returns a holder with a lower fence, which must relinquish its claim.
+    /// Enters a key that is named by a row of a shard that does not serve. The key becomes unreadable, unless a holder
+    /// with a fence at least as high has it. Returns a holder with a lower fence, which must relinquish its claim.
     pub fn recover_unreadable(
         &self,
         id: ClaimId,
@@ -107,7 +108,7 @@ impl KeyDirectory {
 
     /// Forgets the keys and records of a deleted pool's shards. Walks the directory.
     pub fn forget_pool(&self, pool: u32) {
-        self.rebind_shard(|shard| shard.pool == pool, None);
+        self.forget_shards(|shard| shard.pool == pool);
         self.map.retain(|id, entry| match entry {
             KeyEntry::Unreadable { fence, shard, .. } if shard.pool == pool => {
                 self.adoption.record_ended(id.hash64(), *fence);
@@ -117,11 +118,38 @@ impl KeyDirectory {
         });
     }
 
+    /// Ends all entries of shards whose claims are unknown. Walks the directory.
+    pub fn forget_shards(&self, is_forgotten: impl Fn(ShardRef) -> bool) {
+        self.retain_held(is_forgotten, |id, holder, _| {
+            self.adoption.record_ended(id.hash64(), holder.handle.fence);
+            false
+        });
+    }
+
     /// Rebinds the keys of a shard that was restarted from the store. `held` has the claims that it still holds, under
     /// new ordinals; everything else that was held there is undone. What remains in `held` afterwards are claims whose
-    /// keys are not held by the shard, for [`Self::recover`]. A key that stays held is never vacant in between. `None`
-    /// means that the shard's claims are unknown and all its entries end. Walks the directory.
-    pub fn rebind_shard(&self, restarted: impl Fn(ShardRef) -> bool, mut held: Option<&mut RecoveredKeys>) {
+    /// keys are not held by the shard, for [`Self::recover`]. A key that stays held is never vacant in between. Walks
+    /// the directory.
+    pub fn rebind_shard(&self, restarted: ShardRef, held: &mut RecoveredKeys) {
+        self.retain_held(
+            |shard| shard == restarted,
+            |id, holder, charge| {
+                // A claim with another fence stays in `held`.
+                let is_same = held.get(id).is_some_and(|(handle, _)| handle.fence == holder.handle.fence);
+                let Some((handle, spec)) = is_same.then(|| held.remove(id)).flatten() else { return false };
+                holder.handle = handle;
+                charge.set(spec);
+                true
+            },
+        );
+    }
+
+    /// Removes the records of the affected shards, and the keys that they hold and `keep` rejects.
+    fn retain_held(
+        &self,
+        is_affected: impl Fn(ShardRef) -> bool,
+        mut keep: impl FnMut(&ClaimId, &mut KeyHolder, &mut QuotaLease) -> bool,
+    ) {
         self.map.retain(|id, entry| {
             let (KeyEntry::Pending { pending_writes, .. }
             | KeyEntry::Held { pending_writes, .. }
@@ -129,26 +157,16 @@ impl KeyDirectory {
             else {
                 return true;
             };
-            pending_writes.retain(|record| !restarted(record.shard));
+            pending_writes.retain(|record| !is_affected(record.shard));
             match entry {
-                KeyEntry::Held { holder, pending_writes, charge } if restarted(holder.shard) => {
-                    match &mut held {
-                        Some(held) => {
-                            if let Some((handle, _)) = held.get(id)
-                                && handle.fence == holder.handle.fence
-                                && let Some((handle, spec)) = held.remove(id)
-                            {
-                                holder.handle = handle;
-                                charge.set(spec);
-                                return true;
-                            }
-                        }
-                        None => self.adoption.record_ended(id.hash64(), holder.handle.fence),
+                KeyEntry::Held { holder, pending_writes, charge } if is_affected(holder.shard) => {
+                    if keep(id, holder, charge) {
+                        return true;
                     }
                     let pending_writes = std::mem::take(pending_writes);
-                    let keep = !pending_writes.is_empty();
+                    let has_writes = !pending_writes.is_empty();
                     *entry = KeyEntry::Gone { pending_writes };
-                    keep
+                    has_writes
                 }
                 KeyEntry::Gone { pending_writes } => !pending_writes.is_empty(),
                 _ => true,
