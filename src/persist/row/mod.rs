@@ -7,6 +7,8 @@
 //! body = version u8 | protobuf message
 //! ```
 //!
+//! The row of a worker is declared in `worker/mod.rs`, by which it is read, and written by `worker/encode.rs`.
+//!
 //! A later frame of the same kind and id replaces an earlier one, so replaying frames twice is harmless. Fields
 //! may be added to a message under the same version; a change of meaning takes a new version, and a reader
 //! rejects versions that it does not know.
