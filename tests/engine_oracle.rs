@@ -24,6 +24,7 @@ mod selector;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use hotpool::engine::PoolEligibility;
 use hotpool::model::{PlacementPolicy, TtlBounds, WorkerCommand};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -31,6 +32,10 @@ use proptest::test_runner::{Config, TestRunner};
 use drive::Driver;
 use ops::{Op, ReportContents, Who};
 use oracle::Durations;
+
+fn eligibility() -> impl Strategy<Value = PoolEligibility> {
+    prop_oneof![Just(PoolEligibility::Eligible), Just(PoolEligibility::Ineligible)]
+}
 
 fn reserve_ms() -> impl Strategy<Value = u64> {
     prop_oneof![1 => Just(0), 2 => 1..3_000u64]
@@ -61,8 +66,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop_oneof![worker(), 100..130u8].prop_map(Op::Delete),
         16 => (0..5u8, reserve_ms(), ttl_ms(), prop::option::of(requests::request()))
             .prop_map(|(affinity, reserve_ms, ttl_ms, request)| Op::Claim { affinity, reserve_ms, ttl_ms, request }),
-        3 => (past(), any::<bool>(), prop::option::of(prop_oneof![requests::request(), requests::size()]))
-            .prop_map(|(at, accepts_pool, request)| Op::Reacquire { at, accepts_pool, request }),
+        3 => (past(), eligibility(), prop::option::of(prop_oneof![requests::request(), requests::size()]))
+            .prop_map(|(at, pool, request)| Op::Reacquire { at, pool, request }),
         3 => past().prop_map(Op::Confirm),
         6 => past().prop_map(Op::Release),
         1 => past().prop_map(Op::Get),

@@ -115,9 +115,8 @@ pub enum Event<R> {
     Reacquire {
         /// Handle of the claim that holds the key.
         handle: ClaimHandle,
-        /// Whether the request accepts the pool. If not, a reserved claim is rolled back, and an active one is a
-        /// conflict.
-        accepts_pool: bool,
+        /// Eligibility of the claim's pool for the request.
+        pool: PoolEligibility,
         /// Constraints on the worker; none: any worker will do.
         constraints: Option<Arc<PlacementConstraints>>,
         /// Port that receives the reply.
@@ -219,6 +218,15 @@ pub enum Event<R> {
     },
     /// Expires what is due: time has passed.
     Tick,
+}
+
+/// Whether a request may use the pool in which its key is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolEligibility {
+    /// The pool is one of the request's candidates.
+    Eligible,
+    /// The request excludes the pool: a reserved claim is rolled back, and an active one is a conflict.
+    Ineligible,
 }
 
 /// Transition of a gang. Each is idempotent.

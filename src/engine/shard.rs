@@ -139,8 +139,8 @@ impl Shard {
                 self.release(handle, effects);
                 (to, EngineReply::Released)
             }
-            Event::Reacquire { handle, accepts_pool, constraints, to } => {
-                (to, self.reacquire(handle, accepts_pool, constraints.as_deref(), effects))
+            Event::Reacquire { handle, pool, constraints, to } => {
+                (to, self.reacquire(handle, pool, constraints.as_deref(), effects))
             }
             Event::Confirm { handle, to } => (to, self.confirm(handle, now_ms)),
             Event::Get { handle, to } => (to, self.disclose(handle)),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{
-    ClaimHandle, Effect, EndReason, EngineReply, Event, HeartbeatReport, PlacementFailure, ResumePoint, Shard,
-    ShardConfig, ShardReplay,
+    ClaimHandle, Effect, EndReason, EngineReply, Event, HeartbeatReport, PlacementFailure, PoolEligibility,
+    ResumePoint, Shard, ShardConfig, ShardReplay,
 };
 use hotpool::model::{ClaimId, ClaimState, PlacementPolicy, WorkerId, WorkerSpec};
 use hotpool::persist::row::put_shard;
@@ -222,8 +222,11 @@ impl Driver {
                     self.count("reported in time");
                 }
                 let heartbeat = HeartbeatReport { incarnation, seq: *seq, claims, ttl_ms: TTL_MS };
-                let effects =
-                    self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), heartbeat, to: () }, &ended, Some(reply));
+                let effects = self.same(
+                    Event::Heartbeat { id: WorkerId::new(&id).unwrap(), heartbeat, to: () },
+                    &ended,
+                    Some(reply),
+                );
                 self.adopted(adopted, &effects);
                 None
             }
@@ -281,21 +284,19 @@ impl Driver {
                 self.claim(affinity(*of), *reserve_ms, *ttl_ms, request.as_ref());
                 None
             }
-            Op::Reacquire { at, accepts_pool, request } => {
+            Op::Reacquire { at, pool, request } => {
                 let handle = handle(at)?;
                 let (ended, reply) =
-                    self.oracle.reacquire(handle.fence, *accepts_pool, request.as_ref().unwrap_or(&Request::default()));
+                    self.oracle.reacquire(handle.fence, *pool, request.as_ref().unwrap_or(&Request::default()));
                 match reply {
                     Reply::ResourceMismatch => self.count("resource mismatch"),
-                    Reply::ActiveConflict | Reply::RolledBack if *accepts_pool => self.count("constraints not met"),
+                    Reply::ActiveConflict | Reply::RolledBack if *pool == PoolEligibility::Eligible => {
+                        self.count("constraints not met")
+                    }
                     _ => {}
                 }
                 let constraints = request.as_ref().map(Request::constraints);
-                self.same(
-                    Event::Reacquire { handle, accepts_pool: *accepts_pool, constraints, to: () },
-                    &ended,
-                    Some(reply),
-                );
+                self.same(Event::Reacquire { handle, pool: *pool, constraints, to: () }, &ended, Some(reply));
                 Some(!ended.is_empty())
             }
             Op::Confirm(at) => {
@@ -373,8 +374,7 @@ impl Driver {
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
         let constraints = requested.map(Request::constraints);
-        let event =
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_ticket: None, to: () };
+        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_ticket: None, to: () };
         self.shard.handle_event(event, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);

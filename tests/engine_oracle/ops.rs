@@ -1,5 +1,6 @@
 //! Events of a shard, as numbers that a generator can draw.
 
+use hotpool::engine::PoolEligibility;
 use hotpool::model::{PlacementPolicy, WorkerCommand};
 use proptest::prelude::*;
 
@@ -49,7 +50,7 @@ pub enum Op {
     },
     Reacquire {
         at: prop::sample::Index,
-        accepts_pool: bool,
+        pool: PoolEligibility,
         request: Option<Request>,
     },
     Confirm(prop::sample::Index),

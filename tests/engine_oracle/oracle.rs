@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::engine::{EndReason, PlacementFailure, WorkerConditions};
+use hotpool::engine::{EndReason, PlacementFailure, PoolEligibility, WorkerConditions};
 use hotpool::model::{ClaimState, ClaimTimes, PlacementPolicy, TtlBounds};
 
 use crate::requests::Request;
@@ -344,9 +344,10 @@ impl Oracle {
         Reply::Held { worker: claim.worker.clone(), state: claim.state, deadline: claim.deadline }
     }
 
-    pub fn reacquire(&mut self, fence: u64, accepts_pool: bool, request: &Request) -> (Vec<Ended>, Reply) {
+    pub fn reacquire(&mut self, fence: u64, pool: PoolEligibility, request: &Request) -> (Vec<Ended>, Reply) {
         let Some(claim) = self.claim(fence).cloned() else { return (Vec::new(), Reply::StaleHandle) };
-        let allowed = accepts_pool && request.allows(&claim.worker, self.workers[&claim.worker].kind);
+        let allowed =
+            pool == PoolEligibility::Eligible && request.allows(&claim.worker, self.workers[&claim.worker].kind);
         match claim.state {
             ClaimState::Releasing => (Vec::new(), Reply::Releasing),
             _ if allowed && request.require_same_resources && request.slots != claim.slots => {

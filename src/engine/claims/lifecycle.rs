@@ -4,7 +4,7 @@
 use crate::engine::NIL;
 use crate::engine::claims::{Claim, DisclosureState};
 use crate::engine::effect::{Effect, EndReason, EngineReply};
-use crate::engine::event::ClaimHandle;
+use crate::engine::event::{ClaimHandle, PoolEligibility};
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
 use crate::engine::workers::liveness::{TimedOutCleanup, lookup_flags};
@@ -16,7 +16,7 @@ impl Shard {
     pub(in crate::engine) fn reacquire<R>(
         &mut self,
         handle: ClaimHandle,
-        accepts_pool: bool,
+        pool: PoolEligibility,
         constraints: Option<&PlacementConstraints>,
         effects: &mut Vec<Effect<R>>,
     ) -> EngineReply {
@@ -25,7 +25,7 @@ impl Shard {
             return self.releasing_reply(handle.claim);
         }
         let worker = &self.workers.registration(claim.worker).spec;
-        if accepts_pool && constraints.is_none_or(|constraints| constraints.allows(worker)) {
+        if pool == PoolEligibility::Eligible && constraints.is_none_or(|constraints| constraints.allows(worker)) {
             return match constraints {
                 Some(constraints) if !constraints.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
                 _ => self.disclose(handle),

@@ -36,7 +36,8 @@ use crate::admission::key_directory::{KeyTicket, PendingWrite, PendingWrites, Sh
 use crate::admission::pool_registry::Pool;
 use crate::admission::wait_queue::ReservationRequest;
 use crate::engine::{
-    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, GangAction, ListingSlice, Shard, ShardCounters,
+    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, GangAction, ListingSlice, PoolEligibility, Shard,
+    ShardCounters,
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
@@ -285,8 +286,12 @@ impl ShardRunner {
                 self.shard.end_batch();
             }
             Command::Reacquire(item, handle) => {
-                let (accepts_pool, constraints) = (item.may_use(self.pool.number), item.accepts());
-                self.apply(Event::Reacquire { handle, accepts_pool, constraints, to: ReplyRoute::Claim(item) });
+                let pool = match item.may_use(self.pool.number) {
+                    true => PoolEligibility::Eligible,
+                    false => PoolEligibility::Ineligible,
+                };
+                let constraints = item.accepts();
+                self.apply(Event::Reacquire { handle, pool, constraints, to: ReplyRoute::Claim(item) });
             }
             Command::Release(item) => self.release(item),
             Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
