@@ -91,7 +91,7 @@ impl Bench {
             reserve_ms: 0,
             ttl_ms: 0,
             constraints: None,
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         self.shard.handle_event(event, 1, &mut self.effects);

@@ -235,7 +235,7 @@ impl Harness {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         match self.apply(event) {
@@ -290,7 +290,7 @@ impl Harness {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             constraints,
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         let EngineReply::Granted(grant) = self.apply(event) else { panic!("the survey said that it fits") };

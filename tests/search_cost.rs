@@ -71,7 +71,7 @@ impl Fleet {
             reserve_ms: 0,
             ttl_ms,
             constraints,
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         let handle = match self.on(event) {

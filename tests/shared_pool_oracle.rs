@@ -11,7 +11,9 @@ mod steps;
 
 use std::sync::Arc;
 
-use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, HeartbeatReport, PlacementFailure, Shard, ShardConfig};
+use hotpool::engine::{
+    ClaimHandle, Effect, EngineReply, Event, HeartbeatReport, PlacementFailure, ReservationId, Shard, ShardConfig,
+};
 use hotpool::model::{
     ClaimId, GpuCapacity, PlacementPolicy, ResourceRequirements, WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
 };
@@ -100,7 +102,7 @@ fn p03_one_worker_is_filled_exactly() {
                 reserve_ms: 0,
                 ttl_ms: 0,
                 constraints,
-                reservation_ticket: None,
+                reservation_id: None,
                 to: (),
             };
             shard.handle_event(event, 1, &mut effects);
@@ -151,7 +153,9 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     };
     let constraints =
         || Arc::new(constraints(&ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() }, 0));
-    let reserve = |ticket| Event::Reserve { ticket, constraints: constraints(), evict: None, until_ms: 100, to: () };
+    let reservation = |id| ReservationId::new(id).unwrap();
+    let reserve =
+        |id| Event::Reserve { id: reservation(id), constraints: constraints(), evict: None, until_ms: 100, to: () };
     let reserved = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
     on(register("w0"), 1);
     let heartbeat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
@@ -161,19 +165,11 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     assert!(matches!(on(Event::Tick, 21), Some(Effect::WorkerDeleted { worker }) if worker.spec.id.as_str() == "w0"));
     on(register("w1"), 21);
     assert_eq!(on(reserve(2), 21), reserved);
-    on(Event::CancelReservation { ticket: 1 }, 21);
+    on(Event::CancelReservation { id: reservation(1) }, 21);
     let id = ClaimId::new("ns", "default", "k").unwrap();
     let constraints = Some(constraints());
-    let claim = Event::Claim {
-        id,
-        fence: 1,
-        affinity: 7,
-        reserve_ms: 0,
-        ttl_ms: 0,
-        constraints,
-        reservation_ticket: None,
-        to: (),
-    };
+    let claim =
+        Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None, to: () };
     let rejected = Some(Effect::Reply { to: (), answer: EngineReply::NotPlaced(PlacementFailure::Busy) });
     assert_eq!(on(claim, 21), rejected, "w1 is reserved for the second");
 }

@@ -99,7 +99,7 @@ fn pick_lasting_half(workers: u32) -> u64 {
             reserve_ms: 0,
             ttl_ms: 0,
             constraints,
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         let Some(EngineReply::Granted(grant)) = handle(shard, claim) else { panic!("there is an idle worker") };
@@ -139,7 +139,7 @@ fn filtered(claims: u32) -> u64 {
                 reserve_ms: 0,
                 ttl_ms: 0,
                 constraints,
-                reservation_ticket: None,
+                reservation_id: None,
                 to: (),
             },
         );

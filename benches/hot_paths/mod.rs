@@ -49,7 +49,7 @@ pub fn claim(mut engine: Engine) -> Engine {
             reserve_ms: 0,
             ttl_ms: 0,
             constraints: None,
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         engine.shard.handle_event(event, 1, &mut engine.effects);

@@ -62,8 +62,11 @@ pub enum NodeScope {
 
 impl NodeScope {
     /// Scope of a claim that accepts only preferred nodes until the given engine time.
-    pub(super) const fn until(preferred_until_ms: Millis, now_ms: Millis) -> Self {
-        if preferred_until_ms > now_ms { Self::PreferredOnly } else { Self::Allowed }
+    pub(super) const fn until(preferred_until_ms: Option<Millis>, now_ms: Millis) -> Self {
+        match preferred_until_ms {
+            Some(until_ms) if until_ms > now_ms => Self::PreferredOnly,
+            _ => Self::Allowed,
+        }
     }
 
     const fn covers(self, stage: Self) -> bool {
@@ -263,7 +266,7 @@ impl CandidatePlan {
             pool_index: 0,
             reserve_ms: request.reserve_ms,
             ack: request.ack,
-            scope: NodeScope::until(requested.preferred_wait_ms, 0),
+            scope: NodeScope::until(Some(requested.preferred_wait_ms), 0),
             failures: PlacementFailureSet::default(),
         }
     }
@@ -417,7 +420,7 @@ impl PendingClaim {
 
     /// Restarts the search in `pool`, one of the claim's candidates.
     pub fn restart_in_pool(&mut self, pool: &Pool, now_ms: Millis) {
-        let scope = NodeScope::until(self.wait.as_ref().map_or(0, |wait| wait.preferred_until_ms), now_ms);
+        let scope = NodeScope::until(self.wait.as_ref().and_then(|wait| wait.preferred_until_ms), now_ms);
         (self.pool, self.tried_shards, self.unreachable) = (pool.number, ShardSet::default(), None);
         if let Some(plan) = &mut self.plan {
             plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);

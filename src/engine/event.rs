@@ -19,6 +19,9 @@ pub struct ClaimHandle {
     pub fence: Fence,
 }
 
+/// Id of a worker reservation, which the waiting claim chooses.
+pub type ReservationId = NonZeroU64;
+
 /// Claim that a worker reports as running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportedClaim {
@@ -106,8 +109,8 @@ pub enum Event<R> {
         ttl_ms: Millis,
         /// Constraints on the worker; none: any worker will do.
         constraints: Option<Arc<PlacementConstraints>>,
-        /// Ticket of a waiting claim that may have a reservation.
-        reservation_ticket: Option<NonZeroU64>,
+        /// Id of the reservation that the claim may have.
+        reservation_id: Option<ReservationId>,
         /// Port that receives the reply.
         to: R,
     },
@@ -200,8 +203,8 @@ pub enum Event<R> {
     },
     /// Reserves a worker for a waiting claim.
     Reserve {
-        /// Ticket of the waiting claim.
-        ticket: u64,
+        /// Id of the reservation, unique among the waiting claims.
+        id: ReservationId,
         /// Constraints on the worker.
         constraints: Arc<PlacementConstraints>,
         /// Policy for evictions on its behalf; none: no evictions, capacity is kept as it comes free.
@@ -213,8 +216,8 @@ pub enum Event<R> {
     },
     /// Cancels the reservation of a claim that no longer waits.
     CancelReservation {
-        /// Ticket of the claim that waited.
-        ticket: u64,
+        /// Id of the reservation.
+        id: ReservationId,
     },
     /// Expires what is due: time has passed.
     Tick,

@@ -53,7 +53,7 @@ pub use audit::AccountingAudit;
 pub use claims::timestamps::ClaimTimestamps;
 pub use counters::{LifecycleCounters, ShardCounters};
 pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};
-pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, PoolEligibility, ReportedClaim};
+pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, PoolEligibility, ReportedClaim, ReservationId};
 pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
 pub use placement::reservations::EvictionPolicy;

@@ -2,7 +2,6 @@
 //! counts it, advances the sequence number and marks the worker's row dirty for the journal; nothing else does.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use super::claims::{Claim, ClaimSlab, DisclosureFlags};
 use super::counters::ShardCounters;
 use super::dirty_rows::RowChanges;
 use super::effect::{ClaimGrant, Effect, EndReason, EngineReply};
-use super::event::{ClaimHandle, Event};
+use super::event::{ClaimHandle, Event, ReservationId};
 use super::placement::bin_packing::ResourceAllocation;
 use super::placement::constraints::{PlacementConstraints, PlacementFailure};
 use super::placement::idle_queue::IdleQueue;
@@ -105,7 +104,7 @@ impl Shard {
     #[inline(always)]
     fn decide<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
         let (to, answer) = match event {
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_ticket, to } => {
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id, to } => {
                 let ttl_ms = match self.effective_ttl(ttl_ms) {
                     Ok(ttl_ms) => ttl_ms,
                     Err(max_ms) => {
@@ -114,7 +113,7 @@ impl Shard {
                 };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
-                match self.place_claim(affinity, fence, reservation_ticket, until_ms, constraints.as_deref()) {
+                match self.place_claim(affinity, fence, reservation_id, until_ms, constraints.as_deref()) {
                     Ok((worker, allocation)) => {
                         let gang = constraints.as_ref().and_then(|constraints| constraints.gang);
                         let (state, timestamps) = self.initial_state(reserve_ms, now_ms);
@@ -151,10 +150,10 @@ impl Shard {
                 return;
             }
             Event::Tick => return self.expire_due(now_ms, effects),
-            Event::Reserve { ticket, constraints, evict, until_ms, to } => {
-                (to, self.reserve_worker(ticket, &constraints, evict, until_ms, now_ms))
+            Event::Reserve { id, constraints, evict, until_ms, to } => {
+                (to, self.reserve_worker(id, &constraints, evict, until_ms, now_ms))
             }
-            Event::CancelReservation { ticket } => return self.cancel_reservation(ticket),
+            Event::CancelReservation { id } => return self.cancel_reservation(id),
             Event::Renew { handle, ttl_ms, to } => (to, self.renew(handle, ttl_ms, now_ms)),
             Event::Resize { handle, resources, to } => (to, self.resize(handle, resources)),
             Event::Gang { id, action, to } => (to, self.apply_gang_action(id, action, effects)),
@@ -179,12 +178,12 @@ impl Shard {
         &mut self,
         affinity: u64,
         fence: Fence,
-        reservation_ticket: Option<NonZeroU64>,
+        reservation_id: Option<ReservationId>,
         until_ms: Millis,
         constraints: Option<&PlacementConstraints>,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
-        if let Some(ticket) = reservation_ticket
-            && let Some(redeemed) = self.redeem_reservation(ticket.get(), constraints, until_ms)
+        if let Some(id) = reservation_id
+            && let Some(redeemed) = self.redeem_reservation(id, constraints, until_ms)
         {
             return redeemed;
         }

@@ -104,16 +104,11 @@ impl Scheduler {
         let wait_ms = request.max_wait_ms();
         let wait = (wait_ms > 0).then(|| {
             let now_ms = self.dispatch().clock.engine_now_ms();
-            let preferred_until_ms = if preferred_wait_ms > 0 { now_ms + preferred_wait_ms } else { 0 };
-            let until_ms = now_ms + wait_ms;
             Box::new(WaitState {
-                until_ms,
-                preferred_until_ms,
+                until_ms: Some(now_ms + wait_ms),
+                preferred_until_ms: (preferred_wait_ms > 0).then_some(now_ms + preferred_wait_ms),
                 since_ms: now_ms,
-                arrival: 0,
-                dequeue_guard: None,
-                gang_at_head: false,
-                reservation: None,
+                ..WaitState::default()
             })
         });
         Box::new(PendingClaim {

@@ -22,7 +22,11 @@ impl World {
             .unwrap()
     }
 
-    pub async fn try_heartbeat(&self, worker: &str, heartbeat: HeartbeatRequest) -> Result<HeartbeatResponse, RequestError> {
+    pub async fn try_heartbeat(
+        &self,
+        worker: &str,
+        heartbeat: HeartbeatRequest,
+    ) -> Result<HeartbeatResponse, RequestError> {
         self.s.heartbeat(&name("p"), &WorkerId::new(worker).unwrap(), heartbeat).await
     }
 

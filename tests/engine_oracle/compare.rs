@@ -150,7 +150,7 @@ impl Driver {
                 reserve_ms: 0,
                 ttl_ms: 0,
                 constraints,
-                reservation_ticket: None,
+                reservation_id: None,
                 to: (),
             };
             replica.handle_event(event, self.now_ms, &mut effects);

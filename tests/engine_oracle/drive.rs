@@ -374,7 +374,7 @@ impl Driver {
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
         let constraints = requested.map(Request::constraints);
-        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_ticket: None, to: () };
+        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id: None, to: () };
         self.shard.handle_event(event, self.now_ms, &mut effects);
         let (ended, answer) = split(&effects);
         assert_eq!(ended, []);

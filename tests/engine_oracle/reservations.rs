@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    ClaimHandle, Effect, EngineReply, Event, EvictionPolicy, HeartbeatReport, PlacementConstraints, Shard,
+    ClaimHandle, Effect, EngineReply, Event, EvictionPolicy, HeartbeatReport, PlacementConstraints, ReservationId,
+    Shard,
 };
 use hotpool::model::{
     ClaimId, ClaimSpec, LivenessState, PlacementPolicy, ResourceRequirements, SchedulingState, TrustState,
@@ -21,25 +22,25 @@ enum Step {
     Delete { worker: u8 },
     Command { worker: u8, command: usize },
     Heartbeat { worker: u8 },
-    Claim { slots: u64, ttl_ms: u64, ticket: u64 },
+    Claim { slots: u64, ttl_ms: u64, reservation_id: Option<ReservationId> },
     Release { nth: usize },
-    Reserve { ticket: u64, slots: u64, evict: bool },
-    CancelReservation { ticket: u64 },
+    Reserve { id: ReservationId, slots: u64, evict: bool },
+    CancelReservation { id: ReservationId },
     Advance { ms: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (worker, ticket) = (|| 0..6u8, || 1..4u64);
+    let (worker, reservation) = (|| 0..6u8, || (1..4u64).prop_map(|id| ReservationId::new(id).unwrap()));
     prop_oneof![
         6 => (worker(), prop::option::weighted(0.4, 0..4_000u64)).prop_map(|(worker, ends_in)| Step::Register { worker, ends_in }),
         1 => worker().prop_map(|worker| Step::Delete { worker }),
         3 => (worker(), 0..4usize).prop_map(|(worker, command)| Step::Command { worker, command }),
         2 => worker().prop_map(|worker| Step::Heartbeat { worker }),
-        8 => (1..4u64, prop_oneof![Just(0), 1..3_000u64], prop_oneof![Just(0), ticket()])
-            .prop_map(|(slots, ttl_ms, ticket)| Step::Claim { slots, ttl_ms, ticket }),
+        8 => (1..4u64, prop_oneof![Just(0), 1..3_000u64], prop::option::of(reservation()))
+            .prop_map(|(slots, ttl_ms, reservation_id)| Step::Claim { slots, ttl_ms, reservation_id }),
         4 => any::<usize>().prop_map(|nth| Step::Release { nth }),
-        6 => (ticket(), 1..5u64, any::<bool>()).prop_map(|(ticket, slots, evict)| Step::Reserve { ticket, slots, evict }),
-        2 => ticket().prop_map(|ticket| Step::CancelReservation { ticket }),
+        6 => (reservation(), 1..5u64, any::<bool>()).prop_map(|(id, slots, evict)| Step::Reserve { id, slots, evict }),
+        2 => reservation().prop_map(|id| Step::CancelReservation { id }),
         3 => prop_oneof![0..50u64, 0..1_500u64].prop_map(|ms| Step::Advance { ms }),
     ]
 }
@@ -103,20 +104,19 @@ impl Recount {
                 let heartbeat = HeartbeatReport { incarnation, seq: None, claims: None, ttl_ms: TTL_MS };
                 self.apply(Event::Heartbeat { id: id(worker), heartbeat, to: () });
             }
-            Step::Claim { slots, ttl_ms, ticket } => {
+            Step::Claim { slots, ttl_ms, reservation_id } => {
                 self.fence += 1;
                 let fence = self.fence;
                 let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
                 let constraints = Some(constraints(*slots));
-                let (affinity, reservation_ticket) = (1, std::num::NonZeroU64::new(*ticket));
                 let event = Event::Claim {
                     id,
                     fence,
-                    affinity,
+                    affinity: 1,
                     reserve_ms: 0,
                     ttl_ms: *ttl_ms,
                     constraints,
-                    reservation_ticket,
+                    reservation_id: *reservation_id,
                     to: (),
                 };
                 if let Some(EngineReply::Granted(grant)) = self.apply(event) {
@@ -129,18 +129,12 @@ impl Recount {
                 self.apply(Event::Release { handle, to: () });
             }
             Step::Release { .. } => {}
-            Step::Reserve { ticket, slots, evict } => {
+            Step::Reserve { id, slots, evict } => {
                 let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700 });
                 let until_ms = self.now_ms + 500;
-                self.apply(Event::Reserve {
-                    ticket: *ticket,
-                    constraints: constraints(*slots),
-                    evict,
-                    until_ms,
-                    to: (),
-                });
+                self.apply(Event::Reserve { id: *id, constraints: constraints(*slots), evict, until_ms, to: () });
             }
-            Step::CancelReservation { ticket } => drop(self.apply(Event::CancelReservation { ticket: *ticket })),
+            Step::CancelReservation { id } => drop(self.apply(Event::CancelReservation { id: *id })),
             Step::Advance { ms } => {
                 self.now_ms += ms;
                 self.apply(Event::Tick);
@@ -169,9 +163,10 @@ impl Recount {
             *count += 1;
             all += 1;
         }
-        // The others are idle or reserved: the shard shows reservations by ticket only.
+        // The others are idle or reserved: the shard shows reservations by id only.
         found.reserved = counted.by_first_reason.reserved;
-        let reserved = (1..4).filter(|ticket| self.shard.has_reservation(*ticket)).count() as u64;
+        let reserved =
+            (1..4).filter_map(ReservationId::new).filter(|id| self.shard.has_reservation(*id)).count() as u64;
         assert_eq!((counted.by_first_reason, counted.by_reason.reserved), (found, reserved));
         assert_eq!(
             (self.shard.idle() as u64 + found.reserved, self.shard.busy() as u64, self.shard.workers() as u64),

@@ -45,7 +45,7 @@ impl Harness {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
-            reservation_ticket: None,
+            reservation_id: None,
             to: (),
         };
         let mut effects = Vec::new();

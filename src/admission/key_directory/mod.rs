@@ -204,7 +204,7 @@ impl KeyDirectory {
                     if duplicates.len() >= limits::WAITING_DUPLICATES_MAX {
                         return KeyAcquire::TooManyDuplicates(item);
                     }
-                    let until = queued.as_ref().map(|_| (item.wait_until_ms(), item.id.clone()));
+                    let until = queued.as_ref().and_then(|_| Some((item.wait_until_ms()?, item.id.clone())));
                     duplicates.push_back(item);
                     KeyAcquire::Joined(until)
                 }
@@ -276,7 +276,7 @@ impl KeyDirectory {
         let Some(duplicates) = duplicates else { return Some((Vec::new(), Vec::new())) };
         let (wait, leave): (Vec<_>, Vec<_>) = duplicates.drain(..).partition(|item| item.waits());
         **duplicates = wait.into();
-        Some((leave, duplicates.iter().map(|item| item.wait_until_ms()).collect()))
+        Some((leave, duplicates.iter().filter_map(|item| item.wait_until_ms()).collect()))
     }
 
     /// Marks a queued claim as active: charges its tenant again, or notes that the quota is used up.
@@ -302,7 +302,7 @@ impl KeyDirectory {
     pub fn take_expired_duplicates(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<PendingClaim>> {
         let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
         let KeyEntry::Pending { waiting_duplicates: Some(duplicates), .. } = &mut *entry else { return Vec::new() };
-        let (late, wait): (Vec<_>, Vec<_>) = duplicates.drain(..).partition(|item| item.wait_until_ms() <= now_ms);
+        let (late, wait): (Vec<_>, Vec<_>) = duplicates.drain(..).partition(|item| item.is_wait_over(now_ms));
         **duplicates = wait.into();
         late
     }

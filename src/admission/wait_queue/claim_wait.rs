@@ -9,25 +9,32 @@ impl PendingClaim {
     /// Whether the claim waits if there is no free capacity.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.wait_until_ms() > 0
+        self.wait_until_ms().is_some()
     }
 
-    /// Deadline of the wait in engine time; 0 if the claim does not wait.
+    /// Deadline of the wait in engine time; `None` if the claim does not wait.
     #[must_use]
-    pub fn wait_until_ms(&self) -> Millis {
-        self.wait.as_ref().map_or(0, |wait| wait.until_ms)
+    pub fn wait_until_ms(&self) -> Option<Millis> {
+        self.wait.as_ref()?.until_ms
+    }
+
+    /// Whether the claim does not wait any longer, or never did.
+    #[must_use]
+    pub fn is_wait_over(&self, now_ms: Millis) -> bool {
+        self.wait_until_ms().is_none_or(|until_ms| until_ms <= now_ms)
     }
 
     /// Whether the claim was queued before.
     #[must_use]
     pub fn has_waited(&self) -> bool {
-        self.wait.as_ref().is_some_and(|wait| wait.arrival > 0)
+        self.queue_position().is_some()
     }
 
-    /// Arrival number in the queues, and the time of the request.
+    /// Arrival number in the queues and engine time of the request, if the claim was queued before.
     #[must_use]
-    pub fn queue_position(&self) -> (ArrivalNumber, Millis) {
-        self.wait.as_ref().map_or((0, 0), |wait| (wait.arrival, wait.since_ms))
+    pub fn queue_position(&self) -> Option<(ArrivalNumber, Millis)> {
+        let wait = self.wait.as_ref()?;
+        Some((wait.arrival?, wait.since_ms))
     }
 
     /// Whether the claim bypasses those that wait: it was dequeued, alone or with its gang.
@@ -49,16 +56,7 @@ impl PendingClaim {
 
     /// Marks the claim as a member of a gang that was dequeued.
     pub fn set_gang_at_head(&mut self) {
-        let wait = WaitState {
-            until_ms: 0,
-            preferred_until_ms: 0,
-            since_ms: 0,
-            arrival: 0,
-            dequeue_guard: None,
-            gang_at_head: true,
-            reservation: None,
-        };
-        self.wait = Some(Box::new(wait));
+        self.wait = Some(Box::new(WaitState { gang_at_head: true, ..WaitState::default() }));
     }
 
     /// Marks the claim as dequeued under this guard.
@@ -73,24 +71,13 @@ impl PendingClaim {
         (self.tried_shards, self.unreachable) = (ShardSet::default(), None);
         // Waiting time must not count as response time.
         self.started_ns = None;
-        let wait = self.wait.get_or_insert_with(|| {
-            Box::new(WaitState {
-                until_ms: 0,
-                preferred_until_ms: 0,
-                since_ms: now_ms,
-                arrival: 0,
-                dequeue_guard: None,
-                gang_at_head: false,
-                reservation: None,
-            })
-        });
-        if wait.arrival == 0 {
-            wait.arrival = arrive();
-        }
+        let wait = self.wait.get_or_insert_with(|| Box::new(WaitState { since_ms: now_ms, ..WaitState::default() }));
+        wait.arrival.get_or_insert_with(arrive);
         let scope = NodeScope::until(wait.preferred_until_ms, now_ms);
         if let Some(plan) = &mut self.plan {
             plan.reset(scope);
         }
-        if scope == NodeScope::PreferredOnly { wait.preferred_until_ms } else { wait.until_ms }
+        let due_ms = if scope == NodeScope::PreferredOnly { wait.preferred_until_ms } else { wait.until_ms };
+        due_ms.unwrap_or(now_ms)
     }
 }

@@ -39,7 +39,7 @@ impl ClaimDispatcher {
             RequestError::Unsatisfiable if item.has_waited() => ExhaustionReason::Pool,
             rejection => return self.reject(item, rejection),
         };
-        if item.wait_until_ms() <= now_ms {
+        if item.is_wait_over(now_ms) {
             return self.reject(item, rejection);
         }
         self.enqueue(item, reason, now_ms)
@@ -409,13 +409,13 @@ fn new_queued_claim(
     tenant: Arc<Tenant>,
     reason: ExhaustionReason,
 ) -> QueuedClaim {
-    let (arrival, since_ms) = item.queue_position();
+    let (arrival, since_ms) = item.queue_position().expect("a claim is reset before it is queued");
     QueuedClaim {
         item: parking_lot::Mutex::new(None),
         arrival,
         priority: item.spec().map_or(0, |spec| spec.priority),
         since_ms,
-        until_ms: item.wait_until_ms(),
+        until_ms: item.wait_until_ms().unwrap_or(since_ms),
         exhausted: reason,
         pools,
         tenant,

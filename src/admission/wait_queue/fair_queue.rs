@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::num::NonZeroU64;
 
 use crate::model::Millis;
 
@@ -13,7 +14,7 @@ use crate::model::Millis;
 const CLASSES_SCANNED_MAX: usize = 1_024;
 
 /// Arrival number of a claim, unique among all that wait in this process.
-pub type ArrivalNumber = u64;
+pub type ArrivalNumber = NonZeroU64;
 
 /// Claim that waits, with what determines its rank.
 #[derive(Debug)]
@@ -337,7 +338,7 @@ mod tests {
         #[test]
         fn q04_the_next_claim_is_the_one_that_a_list_gives(steps in prop::collection::vec(step(), 1..200)) {
             let (mut queue, mut naive) = (FairQueue::default(), Naive::default());
-            for (step, arrival) in steps.into_iter().zip(1..) {
+            for (step, arrival) in steps.into_iter().zip((1..).filter_map(ArrivalNumber::new)) {
                 match step {
                     Step::Insert { priority, tenant, request_class, due_ms, newcomer } => {
                         queue.insert(QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, item: arrival });
@@ -389,7 +390,7 @@ mod tests {
         let mut queue = FairQueue::default();
         for (arrival, tenant, priority) in [(1, 1, 0), (2, 1, 0), (3, 1, 0), (4, 2, 0), (5, 2, 0), (6, 3, 9)] {
             queue.insert(QueueEntry {
-                arrival,
+                arrival: ArrivalNumber::new(arrival).unwrap(),
                 priority,
                 tenant,
                 request_class: 0,
@@ -399,7 +400,7 @@ mod tests {
             });
         }
         // Ahead are the urgent claim, earlier claims of the same tenant, and as many of the other tenant.
-        let ahead = |arrival| queue.count_ahead(arrival);
+        let ahead = |arrival| queue.count_ahead(ArrivalNumber::new(arrival).unwrap());
         assert_eq!([ahead(1), ahead(2), ahead(3)], [Some(1), Some(3), Some(5)]);
         assert_eq!([ahead(4), ahead(5), ahead(6), ahead(7)], [Some(1), Some(3), Some(0), None]);
     }

@@ -174,7 +174,7 @@ impl QueuedGang {
             newcomer: false,
             gang: Some(Box::new(GangWaker { request, ..GangWaker::default() })),
             // Unique: whether this gang fits says nothing about other claims.
-            request_class: arrival.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            request_class: arrival.get().wrapping_mul(0x9e37_79b9_7f4a_7c15),
             skipped: AtomicBool::new(false),
             seeking_reservation: AtomicBool::new(false),
         });

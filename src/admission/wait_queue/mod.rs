@@ -4,7 +4,8 @@
 //! each candidate pool. Whoever takes it out of its [`QueuedClaim`] owns it, so exactly one does. When a shard has
 //! free capacity (a release, a registration, ...) it notifies the queue after publishing it. The next claim is
 //! *dequeued*, searches that pool like any claim, and is granted or requeued with its request class marked as
-//! unplaceable. One claim is dequeued at a time, so no claim overtakes another. When nothing is left to try the queue
+//! unplaceable. One claim is dequeued at a time, in the order of the queue ([`FairQueue`]); one that does not fit at
+//! present does not hold up those behind it, until capacity is reserved for it. When nothing is left to try the queue
 //! is *settled*: capacity that a newcomer finds then is of no use to any queued claim. Until then newcomers are queued
 //! too, if only for the rest of that scan.
 //!
@@ -17,7 +18,7 @@ mod dequeue;
 mod fair_queue;
 mod gang;
 mod removal;
-mod reservation;
+mod reservation_request;
 
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
@@ -28,7 +29,7 @@ use smallvec::SmallVec;
 
 pub use self::fair_queue::{ArrivalNumber, FairQueue, QueueEntry};
 pub use self::gang::QueuedGang;
-pub use self::reservation::{CapacityReservation, ReservationRequest};
+pub use self::reservation_request::{CapacityReservation, ReservationRequest};
 use crate::admission::pool_registry::Pool;
 use crate::admission::quota_accounting::Tenant;
 use crate::model::request_error::ExhaustionReason;
@@ -39,16 +40,16 @@ use crate::shard::PendingClaim;
 const DEQUEUE_TIMEOUT_MS: Millis = 10;
 
 /// Waiting state of a pending claim.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WaitState {
-    /// Engine time until which the claim waits.
-    pub until_ms: Millis,
-    /// Engine time until which only preferred nodes are acceptable; 0 accepts any.
-    pub preferred_until_ms: Millis,
+    /// Engine time until which the claim waits, if it may wait.
+    pub until_ms: Option<Millis>,
+    /// Engine time until which only preferred nodes are acceptable; `None` accepts any.
+    pub preferred_until_ms: Option<Millis>,
     /// Engine time of the request. Time waited plus time left equals the requested wait.
     pub since_ms: Millis,
-    /// Arrival number among all queued claims; 0 if the claim was never queued.
-    pub arrival: ArrivalNumber,
+    /// Arrival number among all queued claims, once the claim was queued.
+    pub arrival: Option<ArrivalNumber>,
     /// Guard of the queue that the claim was dequeued from, while it is being tried.
     pub dequeue_guard: Option<Box<DequeueGuard>>,
     /// Whether the claim belongs to a gang that was dequeued.
@@ -142,7 +143,7 @@ pub struct WaitQueues {
 
 impl WaitQueues {
     fn next_arrival(&self) -> ArrivalNumber {
-        self.arrivals.fetch_add(1, Ordering::Relaxed) + 1
+        ArrivalNumber::MIN.saturating_add(self.arrivals.fetch_add(1, Ordering::Relaxed))
     }
 
     fn quota_queues(&self) -> MutexGuard<'_, HashMap<u64, Arc<Tenant>>> {

@@ -15,7 +15,7 @@ use super::bin_packing::{ResourceAllocation, ResourceRequest};
 use super::constraints::{PlacementConstraints, PlacementFailure};
 use crate::engine::NIL;
 use crate::engine::effect::EngineReply;
-use crate::engine::event::ClaimHandle;
+use crate::engine::event::{ClaimHandle, ReservationId};
 use crate::engine::shard::{Shard, saturating_millis};
 use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Fence, Millis, ResourceRequirements};
@@ -25,11 +25,11 @@ const VICTIMS_SCANNED_MAX: usize = 1_024;
 /// Workers that a search for victims compares.
 const WORKERS_COMPARED_MAX: usize = 64;
 
-/// Reservations by ticket, and claims that can be evicted.
+/// Reserved workers by the ids of their reservations, and claims that can be evicted.
 #[derive(Debug, Default)]
 pub struct WorkerReservations {
-    /// Reserved worker, by the ticket of the waiting claim.
-    workers: BTreeMap<u64, u32>,
+    /// Reserved worker, by the id of its reservation.
+    workers: BTreeMap<ReservationId, u32>,
     /// Evictable claims, the cheapest first: of equal priority the youngest, which loses the least work.
     evictable: BTreeSet<(u16, Reverse<Fence>, u32)>,
     /// Claims that were evicted and are being released.
@@ -97,23 +97,23 @@ impl Shard {
         self.reservations.workers.values().copied().collect()
     }
 
-    /// Whether a worker is reserved for this ticket.
+    /// Whether a worker is reserved under this id.
     #[must_use]
-    pub fn has_reservation(&self, ticket: u64) -> bool {
-        self.reservations.workers.contains_key(&ticket)
+    pub fn has_reservation(&self, id: ReservationId) -> bool {
+        self.reservations.workers.contains_key(&id)
     }
 
     /// Reserves a worker for a waiting claim: one that fits after the fewest and cheapest evictions; without
     /// evictions, the one that lacks the least.
     pub(in crate::engine) fn reserve_worker(
         &mut self,
-        ticket: u64,
+        id: ReservationId,
         constraints: &PlacementConstraints,
         evict: Option<EvictionPolicy>,
         until_ms: Millis,
         now_ms: Millis,
     ) -> EngineReply {
-        if self.has_reservation(ticket) {
+        if self.has_reservation(id) {
             return EngineReply::WorkerReserved;
         }
         let found = match (evict, self.shared.is_some()) {
@@ -124,7 +124,7 @@ impl Shard {
         };
         let Some((at, victims)) = found else { return EngineReply::NotPlaced(PlacementFailure::Busy) };
         debug_assert_eq!(self.workers.get(at).unschedulable_bits, 0, "Q12: an unschedulable worker is reserved");
-        self.reservations.workers.insert(ticket, at);
+        self.reservations.workers.insert(id, at);
         self.update_unschedulable(at, unschedulable_bits::RESERVED, 0);
         for handle in victims {
             self.evict(handle, evict.map_or(0, |evict| evict.releasing_ms), now_ms);
@@ -264,14 +264,14 @@ impl Shard {
         self.record_change(handle.worker);
     }
 
-    /// Redeems a reservation for its ticket. None: the reservation is void, so the claim is placed like any other.
+    /// Redeems a reservation. None: the reservation is void, so the claim is placed like any other.
     pub(in crate::engine) fn redeem_reservation(
         &mut self,
-        ticket: u64,
+        id: ReservationId,
         constraints: Option<&PlacementConstraints>,
         until_ms: Millis,
     ) -> Option<Result<(u32, Option<ResourceAllocation>), EngineReply>> {
-        let at = *self.reservations.workers.get(&ticket)?;
+        let at = *self.reservations.workers.get(&id)?;
         let unconstrained = PlacementConstraints::default();
         let constraints = constraints.unwrap_or(&unconstrained);
         let is_reserved =
@@ -280,12 +280,12 @@ impl Shard {
             || self.workers.get(at).unschedulable_bits != unschedulable_bits::RESERVED
             || !constraints.fits(&self.workers.registration(at).spec)
         {
-            self.cancel_reservation(ticket);
+            self.cancel_reservation(id);
             return None;
         }
         if !self.outlives(at, until_ms) {
             // It did when it was reserved, and time has passed since.
-            self.cancel_reservation(ticket);
+            self.cancel_reservation(id);
             return None;
         }
         if self.shared.is_none() && self.workers.get(at).claim != NIL {
@@ -294,7 +294,7 @@ impl Shard {
         if self.shared.is_some() && !self.reservation_fits(at, constraints) {
             return Some(Err(EngineReply::NotPlaced(PlacementFailure::Busy)));
         }
-        self.cancel_reservation(ticket);
+        self.cancel_reservation(id);
         let only =
             PlacementConstraints { worker: Some(self.workers.registration(at).spec.id.clone()), ..constraints.clone() };
         Some(match self.shared {
@@ -317,9 +317,9 @@ impl Shard {
         self.reservations.workers.retain(|_, reserved| *reserved != at);
     }
 
-    /// Cancels the reservation of a ticket, if there is one.
-    pub(in crate::engine) fn cancel_reservation(&mut self, ticket: u64) {
-        let Some(at) = self.reservations.workers.remove(&ticket) else { return };
+    /// Cancels the reservation with this id, if there is one.
+    pub(in crate::engine) fn cancel_reservation(&mut self, id: ReservationId) {
+        let Some(at) = self.reservations.workers.remove(&id) else { return };
         if self.workers.is_used(at) && !self.workers.get(at).deleted {
             self.update_unschedulable(at, 0, unschedulable_bits::RESERVED);
         }

@@ -33,7 +33,7 @@ use super::runner::{DueDeadlines, ShardRunner};
 use super::schedule::RunSchedule;
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::key_directory::{KeyTicket, ShardRef};
-use crate::engine::{ClaimHandle, ShardConfig, UnschedulableSummary};
+use crate::engine::{ClaimHandle, ReservationId, ShardConfig, UnschedulableSummary};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
@@ -89,7 +89,7 @@ pub struct ShardHandle {
     runner: Mutex<Option<ShardRunner>>,
     /// Numbers of reservations that are no longer needed. Not in the mailbox, which may be full: a worker must not
     /// stay reserved for nobody.
-    cancelled_reservations: SegQueue<u64>,
+    cancelled_reservations: SegQueue<ReservationId>,
     /// Notices for the next run. Not in the mailbox, which may be full: an undelivered claim would be held for ever.
     notices: SegQueue<ShardNotice>,
     /// Engine time before which a wake-up would find nothing due; `u64::MAX` if nothing is pending.
@@ -231,12 +231,12 @@ impl ShardHandle {
     }
 
     /// Cancels a reservation, so that its worker is free for all claims.
-    pub fn cancel_reservation(&self, ticket: u64) {
-        self.cancelled_reservations.push(ticket);
+    pub fn cancel_reservation(&self, id: ReservationId) {
+        self.cancelled_reservations.push(id);
         self.wake();
     }
 
-    pub(super) fn pop_cancelled_reservation(&self) -> Option<u64> {
+    pub(super) fn pop_cancelled_reservation(&self) -> Option<ReservationId> {
         self.cancelled_reservations.pop()
     }
 

@@ -1,6 +1,5 @@
 //! Claims and operations on held claims: translates each into an event, and the engine's reply into an outcome.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::{ReplyRoute, ShardRunner, rejection_of};
@@ -33,7 +32,7 @@ impl ShardRunner {
         };
         let (id, affinity, constraints) = (item.id.clone(), item.affinity, item.constraints().cloned());
         let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms.unwrap_or(0));
-        let ticket = item.reservation_at(self.handle.shard).filter(|&ticket| self.shard.has_reservation(ticket));
+        let reservation_id = item.reservation_at(self.handle.shard).filter(|&id| self.shard.has_reservation(id));
         self.apply(Event::Claim {
             id,
             fence,
@@ -41,7 +40,7 @@ impl ShardRunner {
             reserve_ms,
             ttl_ms,
             constraints,
-            reservation_ticket: ticket.and_then(NonZeroU64::new),
+            reservation_id,
             to: ReplyRoute::Claim(item),
         });
     }
@@ -81,7 +80,7 @@ impl ShardRunner {
 
     /// Drops a reservation of this shard that it has cancelled or could not use.
     fn drop_lost_reservation(&self, item: &mut PendingClaim) {
-        if item.reservation_at(self.handle.shard).is_some_and(|ticket| !self.shard.has_reservation(ticket)) {
+        if item.reservation_at(self.handle.shard).is_some_and(|id| !self.shard.has_reservation(id)) {
             item.drop_reservation();
         }
     }
@@ -89,8 +88,8 @@ impl ShardRunner {
     /// Reserves a worker for a queued claim.
     pub(super) fn reserve(&mut self, request: Box<ReservationRequest>) {
         let until_ms = self.now_ms + request.duration_ms;
-        let (ticket, constraints, evict) = (request.ticket(), Arc::clone(&request.constraints), request.evict);
-        self.apply(Event::Reserve { ticket, constraints, evict, until_ms, to: ReplyRoute::Reservation(request) });
+        let (id, constraints, evict) = (request.reservation_id(), Arc::clone(&request.constraints), request.evict);
+        self.apply(Event::Reserve { id, constraints, evict, until_ms, to: ReplyRoute::Reservation(request) });
     }
 
     pub(super) fn reply_reservation(&self, request: Box<ReservationRequest>, answer: &EngineReply) {
@@ -138,9 +137,9 @@ impl ShardRunner {
                 if item.started_ns.is_some() {
                     self.pool.metrics.claim_shards_tried.record(u64::from(item.tried_shards.len()));
                 }
-                if item.has_waited() {
+                if let Some((_, since_ms)) = item.queue_position() {
                     self.pool.wait_queue.record_served(self.now_ms);
-                    let waited_ms = self.now_ms.saturating_sub(item.queue_position().1);
+                    let waited_ms = self.now_ms.saturating_sub(since_ms);
                     self.pool.metrics.wait_seconds.record(waited_ms);
                 }
                 let granted = Some(grant.handle);

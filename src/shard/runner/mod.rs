@@ -205,8 +205,8 @@ impl ShardRunner {
         self.shard.set_wall_clock(self.dispatch.clock.unix_ahead_ms());
         self.send_stored_replies();
         self.update_ack_mode();
-        while let Some(ticket) = self.handle.pop_cancelled_reservation() {
-            self.apply(Event::CancelReservation { ticket });
+        while let Some(id) = self.handle.pop_cancelled_reservation() {
+            self.apply(Event::CancelReservation { id });
         }
         while let Some(notice) = self.handle.pop_notice() {
             self.on_notice(notice);

@@ -1,4 +1,4 @@
-//! Reservations of workers for queued claims. A claim with a high priority gets one by evicting claims of lower
+//! Requests of queued claims for reservations of workers. A claim with a high priority gets one by evicting claims of lower
 //! priority, if the pool allows that. In a shared pool the head of the queue gets one after
 //! [`limits::RESERVE_AFTER_MS`], because the capacity that it needs becomes free in pieces that smaller claims would
 //! take. One such worker is reserved per pool.
@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{ArrivalNumber, QueuedClaim};
+use super::QueuedClaim;
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::key_directory::ShardRef;
 use crate::admission::pool_registry::Pool;
-use crate::engine::{EvictionPolicy, PlacementConstraints};
+use crate::engine::{EvictionPolicy, PlacementConstraints, ReservationId};
 use crate::limits;
 use crate::model::{Millis, PoolMode, WorkerCapacity};
 use crate::shard::{Command, PendingClaim, ShardHandle, ShardSet};
@@ -19,12 +19,12 @@ use crate::shard::{Command, PendingClaim, ShardHandle, ShardSet};
 #[derive(Debug)]
 pub struct CapacityReservation {
     handle: Arc<ShardHandle>,
-    arrival: ArrivalNumber,
+    id: ReservationId,
 }
 
 impl Drop for CapacityReservation {
     fn drop(&mut self) {
-        self.handle.cancel_reservation(self.arrival);
+        self.handle.cancel_reservation(self.id);
     }
 }
 
@@ -56,16 +56,16 @@ impl Drop for ReservationRequest {
 }
 
 impl ReservationRequest {
-    /// Arrival number of the claim, which identifies the reservation.
+    /// Id of the reservation: the arrival number of the claim.
     #[must_use]
-    pub fn ticket(&self) -> u64 {
+    pub fn reservation_id(&self) -> ReservationId {
         self.queued.arrival
     }
 
     /// Hands the reservation of a shard to the claim.
     pub fn reserved_on(mut self, shard_handle: &Arc<ShardHandle>) {
         self.reserved = true;
-        let reservation = CapacityReservation { handle: Arc::clone(shard_handle), arrival: self.ticket() };
+        let reservation = CapacityReservation { handle: Arc::clone(shard_handle), id: self.reservation_id() };
         let mut slot = self.queued.lock();
         // A claim that has left or was dequeued does without: dropping the reservation cancels it.
         let surplus = match slot.as_mut().and_then(|item| item.wait.as_mut()) {
@@ -78,11 +78,11 @@ impl ReservationRequest {
 }
 
 impl PendingClaim {
-    /// Number under which this shard reserves a worker for the claim.
+    /// Id under which this shard reserves a worker for the claim.
     #[must_use]
-    pub fn reservation_at(&self, shard: ShardRef) -> Option<u64> {
+    pub fn reservation_at(&self, shard: ShardRef) -> Option<ReservationId> {
         let reservation = self.wait.as_ref()?.reservation.as_ref()?;
-        (reservation.handle.shard == shard).then_some(reservation.arrival)
+        (reservation.handle.shard == shard).then_some(reservation.id)
     }
 
     /// Shard of this pool that reserves a worker for the claim.
@@ -166,7 +166,7 @@ impl ClaimDispatcher {
             let next = match request.evict {
                 Some(evict) => board.shard_to_evict(evict.below_priority, &request.visited),
                 None => {
-                    let from = (request.ticket() % request.pool.shards.len() as u64) as u16;
+                    let from = (request.reservation_id().get() % request.pool.shards.len() as u64) as u16;
                     let is_large = |capacity: &WorkerCapacity| request.constraints.is_large_enough(capacity);
                     board.capacities().shard_with(from, &request.visited, is_large)
                 }
