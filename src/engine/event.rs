@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::placement::constraints::PlacementConstraints;
-use super::placement::reservations::EvictionPolicy;
+use super::placement::eviction::EvictionPolicy;
 use crate::model::{ClaimId, Fence, Millis, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
 
 /// Handle of a claim: the shard's own ordinals and the fence that proves that the claim is still the same. Ordinals

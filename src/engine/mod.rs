@@ -56,7 +56,7 @@ pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, W
 pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, PoolEligibility, ReportedClaim, ReservationId};
 pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
-pub use placement::reservations::EvictionPolicy;
+pub use placement::eviction::EvictionPolicy;
 pub use replay::{ReplayError, ResumePoint, ShardReplay};
 pub use shard::Shard;
 pub use shard_config::ShardConfig;

@@ -16,6 +16,7 @@ use super::effect::{ClaimGrant, Effect, EndReason, EngineReply};
 use super::event::{ClaimHandle, Event, ReservationId};
 use super::placement::bin_packing::ResourceAllocation;
 use super::placement::constraints::{PlacementConstraints, PlacementFailure};
+use super::placement::eviction::EvictionIndex;
 use super::placement::idle_queue::IdleQueue;
 use super::placement::reservations::WorkerReservations;
 use super::placement::shared::SharedCapacity;
@@ -44,6 +45,7 @@ pub struct Shard {
     pub(super) shared: Option<Box<SharedCapacity>>,
     pub(super) gangs: GangTable,
     pub(super) reservations: WorkerReservations,
+    pub(super) evictions: EvictionIndex,
     pub(super) liveness: LivenessTable,
     /// Next deadline of each worker's liveness.
     pub(super) liveness_timers: TimerWheel,
@@ -80,6 +82,7 @@ impl Shard {
             shared: SharedCapacity::new(&config),
             gangs: GangTable::default(),
             reservations: WorkerReservations::default(),
+            evictions: EvictionIndex::default(),
             liveness: LivenessTable::default(),
             liveness_timers: TimerWheel::new(now_ms),
             drained: BTreeSet::new(),

@@ -2,6 +2,7 @@
 
 pub mod bin_packing;
 pub mod constraints;
+pub(in crate::engine) mod eviction;
 pub(in crate::engine) mod expiries;
 pub(in crate::engine) mod idle_classes;
 pub(in crate::engine) mod idle_queue;

@@ -1,0 +1,184 @@
+//! Evictions: the victims that a claim of higher priority displaces.
+//!
+//! Claims that are marked `preemptible` may be *evicted*: they are being released from then on, within the pool's time
+//! limit, and the freed resources are reserved for the evicting claim ([`super::reservations`]). A victim has a strictly
+//! lower priority, so chains of evictions have no cycles. An eviction is recorded in the row of the evicted claim.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bin_packing::{ResourceAllocation, ResourceRequest};
+use super::constraints::PlacementConstraints;
+use crate::engine::effect::EngineReply;
+use crate::engine::event::ClaimHandle;
+use crate::engine::shard::{Shard, saturating_millis};
+use crate::model::{ClaimState, Fence, Millis};
+
+/// Claims that a search for victims examines, the cheapest first: bounds its duration.
+const VICTIMS_SCANNED_MAX: usize = 1_024;
+/// Workers that a search for victims compares.
+const WORKERS_COMPARED_MAX: usize = 64;
+
+/// Claims that can be evicted, and those that were.
+#[derive(Debug, Default)]
+pub struct EvictionIndex {
+    /// Evictable claims, the cheapest first: of equal priority the youngest, which loses the least work.
+    evictable: BTreeSet<(u16, Reverse<Fence>, u32)>,
+    /// Claims that were evicted and are being released.
+    evicted: BTreeSet<u32>,
+}
+
+/// Limits of the evictions for a reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EvictionPolicy {
+    /// Priority below which claims may be evicted.
+    pub below_priority: u16,
+    /// Time limit of the evicted claims' clean-up, in milliseconds.
+    pub releasing_ms: Millis,
+}
+
+impl Shard {
+    /// Updates the index of evictable claims after a change of this claim.
+    pub(in crate::engine) fn index_evictable(&mut self, claim: u32) {
+        let Some(live) = self.claims.by_ordinal(claim) else { return };
+        let Some(spec) = live.spec.as_ref().filter(|spec| spec.preemptible) else { return };
+        let entry = (spec.priority, Reverse(live.fence), claim);
+        let is_evictable =
+            matches!(live.state, ClaimState::Reserved | ClaimState::Active) && self.gangs.gang_of(claim).is_none();
+        if is_evictable {
+            self.evictions.evictable.insert(entry);
+        } else {
+            self.evictions.evictable.remove(&entry);
+        }
+    }
+
+    /// Removes a claim that is about to end from the index of evictable claims.
+    pub(in crate::engine) fn unindex_evictable(&mut self, claim: u32) {
+        if let Some(live) = self.claims.by_ordinal(claim)
+            && let Some(spec) = live.spec.as_ref().filter(|spec| spec.preemptible)
+        {
+            self.evictions.evictable.remove(&(spec.priority, Reverse(live.fence), claim));
+            self.evictions.evicted.remove(&claim);
+        }
+    }
+
+    /// Lowest priority of an evictable claim; none: no claim is evictable.
+    #[must_use]
+    pub fn min_evictable_priority(&self) -> Option<u16> {
+        self.evictions.evictable.first().map(|(priority, ..)| *priority)
+    }
+
+    /// Whether the claim is being released because it was evicted.
+    #[must_use]
+    pub fn is_evicted(&self, claim: u32) -> bool {
+        self.evictions.evicted.contains(&claim)
+    }
+
+    /// Restores the eviction of a claim from its row.
+    pub(in crate::engine) fn restore_evicted(&mut self, claim: u32) {
+        self.evictions.evicted.insert(claim);
+    }
+
+    /// Reply about a claim that is being released.
+    pub(in crate::engine) fn releasing_reply(&self, claim: u32) -> EngineReply {
+        if self.is_evicted(claim) { EngineReply::Evicted } else { EngineReply::Releasing }
+    }
+
+    fn victims_below(&self, priority_limit: u16) -> impl Iterator<Item = ClaimHandle> {
+        let lower = self.evictions.evictable.iter().take_while(move |(priority, ..)| *priority < priority_limit);
+        lower.take(VICTIMS_SCANNED_MAX).filter_map(|&(_, Reverse(fence), claim)| {
+            Some(ClaimHandle { claim, worker: self.claims.by_ordinal(claim)?.worker, fence })
+        })
+    }
+
+    pub(super) fn cheapest_victim(
+        &self,
+        constraints: &PlacementConstraints,
+        evict: EvictionPolicy,
+        until_ms: Millis,
+    ) -> Option<(u32, Vec<ClaimHandle>)> {
+        let found = self
+            .victims_below(evict.below_priority)
+            .find(|handle| self.can_reserve(handle.worker, constraints, until_ms));
+        found.map(|handle| (handle.worker, vec![handle]))
+    }
+
+    pub(super) fn fewest_victims(
+        &mut self,
+        constraints: &PlacementConstraints,
+        evict: EvictionPolicy,
+        until_ms: Millis,
+    ) -> Option<(u32, Vec<ClaimHandle>)> {
+        let request = self.resource_request(constraints)?;
+        let mut by_worker: BTreeMap<u32, Vec<ClaimHandle>> = BTreeMap::new();
+        for handle in self.victims_below(evict.below_priority) {
+            if by_worker.contains_key(&handle.worker)
+                || (by_worker.len() < WORKERS_COMPARED_MAX && self.can_reserve(handle.worker, constraints, until_ms))
+            {
+                by_worker.entry(handle.worker).or_default().push(handle);
+            }
+        }
+        let mut best: Option<((usize, u64), u32, Vec<ClaimHandle>)> = None;
+        for (at, candidates) in by_worker {
+            let mut victims: Vec<ClaimHandle> = Vec::new();
+            for handle in candidates {
+                victims.push(handle);
+                if self.fits_without(at, &request, &victims) {
+                    break;
+                }
+            }
+            if !self.fits_without(at, &request, &victims) {
+                continue;
+            }
+            // The cheap victims chosen first may be unnecessary beside a large one.
+            for handle in victims.clone() {
+                let others: Vec<ClaimHandle> = victims.iter().copied().filter(|other| *other != handle).collect();
+                if self.fits_without(at, &request, &others) {
+                    victims = others;
+                }
+            }
+            let priority = |handle: &ClaimHandle| {
+                let spec = self.claims.get(*handle).and_then(|claim| claim.spec.as_ref());
+                spec.map_or(0, |spec| u64::from(spec.priority))
+            };
+            let cost = (victims.len(), victims.iter().map(priority).sum());
+            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+                best = Some((cost, at, victims));
+            }
+        }
+        best.map(|(_, at, victims)| (at, victims))
+    }
+
+    /// Whether the worker would fit the request without these claims.
+    fn fits_without(&mut self, at: u32, request: &ResourceRequest, removed: &[ClaimHandle]) -> bool {
+        let remaining: Vec<ResourceAllocation> = self
+            .handles_on(at)
+            .iter()
+            .filter(|handle| !removed.contains(handle))
+            .map(|handle| self.allocation_of(handle.claim))
+            .collect();
+        let Some(shared) = &mut self.shared else { return false };
+        let capacity = &self.workers.registration(at).spec.capacity;
+        let class_id = shared.fleet.free(at).class_id;
+        shared.fleet.remove(at);
+        let enough = shared.fleet.insert_with(at, capacity, class_id, remaining);
+        let fits = enough && shared.fleet.free(at).fits(request);
+        self.recompute_free(at);
+        fits
+    }
+
+    /// Evicts a claim: it is being released from now on.
+    pub(super) fn evict(&mut self, handle: ClaimHandle, releasing_ms: Millis, now_ms: Millis) {
+        let Some(claim) = self.claims.get_mut(handle) else { return };
+        let is_preemptible = claim.spec.as_ref().is_some_and(|spec| spec.preemptible);
+        assert!(is_preemptible, "Q12: a claim is evicted that is not preemptible");
+        (claim.confirmed, claim.term_ms) = (true, saturating_millis(releasing_ms));
+        self.claims.transition(handle, ClaimState::Releasing, None);
+        self.index_evictable(handle.claim);
+        self.evictions.evicted.insert(handle.claim);
+        self.counters.lifecycle.evicted += 1;
+        self.timers.cancel(handle.claim);
+        self.start_state_timer(handle, now_ms);
+        self.record_change(handle.worker);
+    }
+}
