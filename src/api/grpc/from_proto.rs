@@ -6,7 +6,7 @@ use super::proto::take_claim_request::Candidates;
 use crate::api::error_table::ApiError;
 use crate::api::request::{
     BatchMode, BoundedList, BoundedTexts, ClaimBody, DEFAULT_TENANT, HeartbeatBody, HolderBody, NodeConstraintsBody,
-    PreferredWaitBody, ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody,
+    PreferredWaitBody, ReleasePhase, ReportedClaimBodies, ReportedClaimBody, WorkerBody, page_limit_error,
 };
 use crate::limits;
 use crate::model::{
@@ -36,7 +36,7 @@ fn ack(number: i32) -> Result<Option<AckLevel>, ApiError> {
     })
 }
 
-/// Converts a [`proto::TakeClaimRequest`].
+/// Converts a [`proto::TakeClaimRequest`] to the request of the scheduler.
 pub(super) fn claim(request: &proto::TakeClaimRequest) -> Result<ClaimRequest, ApiError> {
     let proto::TakeClaimRequest {
         namespace,
@@ -200,7 +200,7 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
 pub(super) fn limit(limit: Option<u32>) -> Result<usize, ApiError> {
     match limit.map_or(limits::PAGE_ITEMS_DEFAULT, |limit| limit as usize) {
         limit if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
-        _ => Err(ApiError::invalid("limit", format!("must be 1 to {}", limits::PAGE_ITEMS_MAX))),
+        _ => Err(page_limit_error()),
     }
 }
 

@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use crate::api::error_table::ApiError;
-use crate::api::request::truncate;
+use crate::api::request::{page_limit_error, truncate};
 use crate::limits;
 
 /// Segments of a path, percent-decoded.
@@ -56,9 +56,7 @@ impl QueryParams {
         let Some(text) = self.take("limit") else { return Ok(limits::PAGE_ITEMS_DEFAULT) };
         match text.parse() {
             Ok(limit) if (1..=limits::PAGE_ITEMS_MAX).contains(&limit) => Ok(limit),
-            _ => {
-                Err(ApiError::invalid("limit", format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX)))
-            }
+            _ => Err(page_limit_error()),
         }
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::BorrowedText;
+use crate::api::error_table::ApiError;
 use crate::limits;
 
 /// Items of a batch, unparsed, so that an invalid one does not affect the others.
@@ -30,6 +31,11 @@ impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for BoundedTexts<'a, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserialize_bounded(deserializer, MAX).map(Self)
     }
+}
+
+/// Error for a number of items on a page that is no number or out of range.
+pub(in crate::api) fn page_limit_error() -> ApiError {
+    ApiError::invalid("limit", format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX))
 }
 
 /// Reads an array and counts while reading: a body of 8 MiB can hold four million empty items.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::frame::CommandArgs;
 use crate::api::error_table::ApiError;
-use crate::api::request::{ClaimBody, DEFAULT_TENANT, check_fence, generate_key};
+use crate::api::request::{ClaimBody, DEFAULT_TENANT, check_fence, generate_key, page_limit_error};
 use crate::limits;
 use crate::model::{
     AckLevel, ClaimId, ClaimRequest, Fence, GpuCapacity, GpuRequest, HeartbeatRequest, Millis, PoolName,
@@ -56,10 +56,8 @@ impl<'a> ArgCursor<'a> {
         };
         let number = if arg.is_empty() { None } else { arg.iter().try_fold(0, add) };
         number.ok_or_else(|| {
-            ApiError::invalid(
-                field,
-                format!("must be a whole number from 0 to {max}, got {:?}", escape_for_message(arg)),
-            )
+            let got = escape_for_message(arg);
+            ApiError::invalid(field, format!("must be a whole number from 0 to {max}, got {got:?}"))
         })
     }
 
@@ -469,9 +467,7 @@ pub(super) fn pools(args: CommandArgs<'_>) -> Result<(Option<String>, usize), Ap
         }
     }
     match limit {
-        Some(0) => {
-            Err(ApiError::invalid("limit", format!("must be a whole number from 1 to {}", limits::PAGE_ITEMS_MAX)))
-        }
+        Some(0) => Err(page_limit_error()),
         limit => Ok((after, limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT))),
     }
 }
