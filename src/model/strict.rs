@@ -59,7 +59,9 @@ pub fn unique_keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
                 match values.entry(key) {
                     Entry::Vacant(entry) => drop(entry.insert(map.next_value()?)),
                     // As an error of the value, so that the path to it names the key.
-                    Entry::Occupied(_) => drop(map.next_value::<DuplicateKey>()?),
+                    Entry::Occupied(_) => {
+                        let DuplicateKey = map.next_value()?;
+                    }
                 }
             }
             Ok(values)

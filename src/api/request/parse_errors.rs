@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::parse_failure::{Explained, FailureSlot, JsonType, ParseFailure};
+use super::parse_failure::{FailureReporter, FailureSlot, JsonType, ParseFailure};
 use crate::api::error_table::ApiError;
 use crate::limits;
 
@@ -15,7 +15,7 @@ const ECHO_BYTES_MAX: usize = 100;
 pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
     let slot = FailureSlot::default();
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let (path, failure) = match serde_path_to_error::deserialize::<_, T>(Explained::new(&mut reader, &slot)) {
+    let (path, failure) = match serde_path_to_error::deserialize::<_, T>(FailureReporter::new(&mut reader, &slot)) {
         Err(error) => (error.path().to_string(), error.into_inner()),
         Ok(_) => match reader.end() {
             Err(error) => (String::new(), ParseFailure::Syntax(error.to_string())),

@@ -92,18 +92,18 @@ impl FailureSlot {
 }
 
 /// Wraps a deserializer, a visitor, or what gives access to the parts of a value.
-pub(super) struct Explained<'s, T> {
+pub(super) struct FailureReporter<'s, T> {
     inner: T,
     slot: &'s FailureSlot,
 }
 
-impl<'s, T> Explained<'s, T> {
+impl<'s, T> FailureReporter<'s, T> {
     pub(super) const fn new(inner: T, slot: &'s FailureSlot) -> Self {
         Self { inner, slot }
     }
 
-    const fn wrap<U>(&self, inner: U) -> Explained<'s, U> {
-        Explained { inner, slot: self.slot }
+    const fn wrap<U>(&self, inner: U) -> FailureReporter<'s, U> {
+        FailureReporter { inner, slot: self.slot }
     }
 }
 
@@ -120,7 +120,7 @@ macro_rules! deserialize_any_as {
     )*};
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Explained<'_, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for FailureReporter<'_, D> {
     type Error = ParseFailure;
 
     deserialize_any_as! {
@@ -192,7 +192,7 @@ macro_rules! visit {
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Explained<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for FailureReporter<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -231,7 +231,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Explained<'_, V> {
     }
 }
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Explained<'_, A> {
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for FailureReporter<'_, A> {
     type Error = ParseFailure;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ParseFailure> {
@@ -240,7 +240,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Explained<'_, A> {
     }
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Explained<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for FailureReporter<'_, A> {
     type Error = ParseFailure;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ParseFailure> {
@@ -254,7 +254,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Explained<'_, A> {
     }
 }
 
-impl<'de, T: DeserializeSeed<'de>> DeserializeSeed<'de> for Explained<'_, T> {
+impl<'de, T: DeserializeSeed<'de>> DeserializeSeed<'de> for FailureReporter<'_, T> {
     type Value = T::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T::Value, D::Error> {
