@@ -11,7 +11,7 @@ pub(in crate::api) const BODY_BUDGET_KIB: usize = 256 << 10;
 /// Error for a large body that does not fit into the budget.
 pub(in crate::api) fn body_budget_exceeded() -> ApiError {
     ApiError::overloaded(format!(
-        "the memory for request bodies over {} KiB is used up ({} MiB in total); retry later, or send smaller batches",
+        "the memory for request bodies over {} KiB is used up ({} MiB in total, gRPC messages count eightfold); retry later, or send smaller batches",
         SMALL_BODY_BYTES >> 10,
         BODY_BUDGET_KIB >> 10
     ))

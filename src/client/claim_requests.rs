@@ -57,7 +57,7 @@ pub struct NewClaim<'a> {
     /// Time in milliseconds to wait for capacity; the deadline of the call grows by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<Millis>,
-    /// Priority among waiting claims, 0..=1000, the highest first.
+    /// Priority among waiting claims, 0 to 1000, the highest first.
     #[serde(skip_serializing_if = "is_zero")]
     pub priority: u64,
     /// True if a claim with a higher priority may evict this one, in a pool that allows it.

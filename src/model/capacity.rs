@@ -39,7 +39,7 @@ pub(crate) fn is_zero(n: &u64) -> bool {
 pub struct GpuCapacity {
     /// Name of the model, e.g. `A10`.
     pub model: Arc<str>,
-    /// Number of GPUs, 1..=64.
+    /// Number of GPUs, 1 to 64.
     pub count: u32,
 }
 
@@ -100,9 +100,9 @@ pub struct ResourceRequirements {
 pub struct GpuRequest {
     /// Acceptable models, the preferred first: at most [`limits::CLAIM_MODELS_MAX`]; empty: any.
     pub models: Vec<Arc<str>>,
-    /// Number of GPUs, 1..=64.
+    /// Number of GPUs, 1 to 64.
     pub count: u32,
-    /// Thousandths of each GPU, 1..=1000; 1000 if `count` is above 1.
+    /// Thousandths of each GPU, 1 to 1000; 1000 if `count` is above 1.
     pub milli: u32,
 }
 

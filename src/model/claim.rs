@@ -18,7 +18,7 @@ pub struct ClaimSpec {
     pub labels: Labels,
     /// Requested resources. In a shared pool the claim holds exactly these, in an exclusive one its whole worker.
     pub resources: ResourceRequirements,
-    /// Priority 0..=1000 in queues and for evictions, the highest first.
+    /// Priority from 0 to 1000 in queues and for evictions, the highest first.
     pub priority: u16,
     /// True if a claim of higher priority may evict it, in a pool that allows that.
     pub preemptible: bool,

@@ -58,7 +58,7 @@ impl ClaimRequest {
 pub enum PoolChoice {
     /// Single pool, given by name.
     One(PoolName),
-    /// First of these with capacity, in this order: 1..=[`limits::CLAIM_POOLS_MAX`], without duplicates.
+    /// First of these with capacity, in this order: 1 to [`limits::CLAIM_POOLS_MAX`], without duplicates.
     Listed(Vec<PoolName>),
     /// First with capacity among those whose labels match this selector, in the order of their names.
     Selected(String),

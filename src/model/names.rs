@@ -31,7 +31,7 @@ const NAME_BYTES: [bool; 256] = {
     allowed
 };
 
-/// Checks one name: 1..=255 bytes of `[A-Za-z0-9._-]`.
+/// Checks one name: 1 to 255 bytes of `[A-Za-z0-9._-]`.
 ///
 /// # Errors
 /// `Invalid` naming `field` and the limit.

@@ -80,7 +80,7 @@ pub struct TypicalRequest {
     /// Requested GPUs, if any.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_object")]
     pub gpu: Option<GpuRequest>,
-    /// Relative frequency among the others: 1..=1,000,000.
+    /// Relative frequency among the others: 1 to 1,000,000.
     pub weight: u32,
 }
 
@@ -145,7 +145,7 @@ pub struct PoolSpec {
     pub lag_max_ms: u64,
     /// True if a waiting claim may evict claims of lower priority that are marked `preemptible`.
     pub preemption: bool,
-    /// Largest number of claims that wait for capacity: 0..=1,000,000; the next is rejected (`overloaded`).
+    /// Largest number of claims that wait for capacity: 0 to 1,000,000; the next is rejected (`overloaded`).
     pub waiters_max: u32,
     /// Largest number of such claims of one tenant.
     pub waiters_tenant_max: u32,

@@ -118,7 +118,7 @@ pub struct Quota {
     /// Thousandths of GPUs that its claims request, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub gpu_milli: Option<u64>,
-    /// Weight relative to other tenants in queues: 1..=1000.
+    /// Weight relative to other tenants in queues: 1 to 1000.
     pub weight: u32,
 }
 

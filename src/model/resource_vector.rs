@@ -68,7 +68,8 @@ impl<T: Ord> ResourceVector<T> {
 
 impl<T: From<u16> + Add<Output = T> + Mul<Output = T> + Shr<u32, Output = T>> ResourceVector<T> {
     /// Amounts in one number: thousandths of cores, where 4 MiB of memory count as one, a slot as 1,000 and a
-    /// thousandth of a GPU as 16 (one GPU goes with 16 cores and 4 GiB with one core, as clouds sell them).
+    /// thousandth of a GPU as 16 (one GPU goes with 16 cores and 4 GiB with one core, as clouds sell them). A `u64`
+    /// holds that of one worker, whose amounts are at most [`limits::AMOUNT_MAX`]; sums need a `u128`.
     pub fn weight(self) -> T {
         self.cpu_milli + (self.memory_bytes >> 22) + self.slots * T::from(1_000) + self.gpu_milli * T::from(16)
     }

@@ -55,8 +55,8 @@ impl FreeCapacity {
             put(&part.cpu_milli, max.cpu_milli);
             put(&part.memory_bytes, max.memory_bytes);
             put(&part.slots, max.slots);
-            part.gpu_milli.store(max.gpu_milli as u16, Ordering::Relaxed);
-            part.idle_gpus.store(max.gpu as u16, Ordering::Relaxed);
+            part.gpu_milli.store(u16::try_from(max.gpu_milli).unwrap_or(u16::MAX), Ordering::Relaxed);
+            part.idle_gpus.store(u16::try_from(max.gpu).unwrap_or(u16::MAX), Ordering::Relaxed);
             part.sum.each_ref().zip_map(total.amounts.saturate(), put);
         }
     }

@@ -50,8 +50,8 @@ impl KeyDirectory {
         }
     }
 
-    /// Enters a key that is named by a row of a shard that does not serve. The key becomes unreadable, unless a holder
-    /// with a fence at least as high has it. Returns a holder with a lower fence, which must relinquish its claim.
+    /// Enters a key that is named by a row of a shard that does not serve. The key becomes unreadable if it is
+    /// vacant or held with a lower fence. Returns the holder with the lower fence, which must relinquish its claim.
     pub fn recover_unreadable(
         &self,
         id: ClaimId,

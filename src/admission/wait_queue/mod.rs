@@ -9,8 +9,8 @@
 //! is *settled*: capacity that a newcomer finds then is of no use to any queued claim. Until then newcomers are queued
 //! too, if only for the rest of that scan.
 //!
-//! No wake-up is lost (`Q05`): a shard publishes first and then checks for queued claims; a claim is queued first and then
-//! tried once more, unless its request class has just been tried.
+//! No wake-up is lost (`Q05`): a shard publishes first and then checks for queued claims; a claim is queued first and
+//! then tried once more, unless its request class has just been tried.
 
 mod claim_wait;
 mod demand;

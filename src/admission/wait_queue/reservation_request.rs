@@ -1,5 +1,5 @@
-//! Requests of queued claims for reservations of workers. A claim with a high priority gets one by evicting claims of lower
-//! priority, if the pool allows that. In a shared pool the head of the queue gets one after
+//! Requests of queued claims for reservations of workers. A claim with a high priority gets one by evicting claims of
+//! lower priority, if the pool allows that. In a shared pool the head of the queue gets one after
 //! [`limits::RESERVE_AFTER_MS`], because the capacity that it needs becomes free in pieces that smaller claims would
 //! take. One such worker is reserved per pool.
 

@@ -154,7 +154,7 @@ impl ClaimStreamResponses {
             self.deadline = None;
             return;
         }
-        // The first request arrived no earlier than now, so none expires before `limit` has passed.
+        // The first request arrived in this poll, so none is due until about `limit` from now.
         let timer = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
         while timer.poll_unpin(context).is_ready() {
             let next_ms = self.requests.expire(completions);

@@ -2,6 +2,7 @@
 //! parse, and parses it again to learn the path.
 
 use serde::Deserialize;
+use serde_path_to_error::{Path, Segment};
 
 use super::parse_failure::{FailureReporter, FailureSlot, JsonType, ParseFailure};
 use crate::api::error_table::ApiError;
@@ -16,15 +17,31 @@ pub(super) fn parse_error<'a, T: Deserialize<'a>>(body: &'a [u8]) -> ApiError {
     let slot = FailureSlot::default();
     let mut reader = serde_json::Deserializer::from_slice(body);
     let (path, failure) = match serde_path_to_error::deserialize::<_, T>(FailureReporter::new(&mut reader, &slot)) {
-        Err(error) => (error.path().to_string(), error.into_inner()),
+        Err(error) => (field_of(error.path()), error.into_inner()),
         Ok(_) => match reader.end() {
             Err(error) => (String::new(), ParseFailure::Syntax(error.to_string())),
             Ok(()) => return ApiError::invalid("body", "could not be parsed"),
         },
     };
-    // serde_path_to_error writes the root as `.` and an unknown segment as `?`.
-    let (field, message) = describe(path.trim_matches(['.', '?']), failure);
+    let (field, message) = describe(&path, failure);
     ApiError::invalid(truncate(if field.is_empty() { "body" } else { &field }), message)
+}
+
+/// Names the field at `path`: empty for the whole body.
+fn field_of(path: &Path) -> String {
+    let mut field = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => field.push_str(&format!("[{index}]")),
+            Segment::Map { key: name } | Segment::Enum { variant: name } => {
+                field.push_str(if field.is_empty() { "" } else { "." });
+                field.push_str(name);
+            }
+            // Key that could not be read.
+            Segment::Unknown => {}
+        }
+    }
+    field
 }
 
 /// Returns the field and the message for a failure at `path`.
@@ -41,8 +58,8 @@ fn describe(path: &str, failure: ParseFailure) -> (String, String) {
         ParseFailure::UnknownVariant(name, known) => {
             (path.to_owned(), format!("unknown value {:?}; {}", truncate(&name), known_names(known)))
         }
-        ParseFailure::Mismatch { got, expected } => {
-            (path.to_owned(), format!("must be {}, got {}", expected_value(path, expected), truncate(&got)))
+        ParseFailure::Mismatch { got, visitor, expected } => {
+            (path.to_owned(), format!("must be {}, got {}", expected_value(path, expected, visitor), truncate(&got)))
         }
         ParseFailure::Syntax(error) => (String::new(), format!("is not valid JSON: {error}")),
         ParseFailure::Check(message) => (path.to_owned(), truncate(&message)),
@@ -54,7 +71,7 @@ fn known_names(known: &[&str]) -> String {
 }
 
 /// Describes the values that a field takes, with the limit of a number.
-fn expected_value(path: &str, expected: Option<JsonType>) -> String {
+fn expected_value(path: &str, expected: Option<JsonType>, visitor: String) -> String {
     let text = match expected {
         Some(JsonType::WholeNumber) => return whole_number(path),
         Some(JsonType::Text) => "a string",
@@ -62,7 +79,7 @@ fn expected_value(path: &str, expected: Option<JsonType>) -> String {
         Some(JsonType::Object) => "an object",
         Some(JsonType::Boolean) => "true or false",
         Some(JsonType::Enumeration) => "one of its values, as a string",
-        None => "another value",
+        Some(JsonType::Other) | None => return visitor,
     };
     text.to_owned()
 }
@@ -148,6 +165,37 @@ mod tests {
         assert!(explain(&huge).len() < 1_000);
         let huge = format!(r#"{{"namespace":"a","pool":"p","reserve_ms":"{}"}}"#, "x".repeat(1_000_000));
         assert!(explain(&huge).len() < 1_000);
+    }
+
+    #[test]
+    fn a_value_of_another_type_than_an_enumeration_names_its_field() {
+        for value in ["5", "null", "[]", "{}", "true", "1.5"] {
+            let message = explain::<ClaimBody<'_>>(&format!(r#"{{"namespace":"a","pool":"p","ack":{value}}}"#));
+            assert!(message.starts_with("ack: "), "{value}: {message}");
+        }
+        // What the first parse accepts, so does the second, which must not blame it.
+        let body = r#"{"namespace":"a","pool":"p","ack":{"durable":null},"bogus":1}"#;
+        assert!(explain::<ClaimBody<'_>>(body).starts_with("bogus: unknown field"));
+        let body = r#"{"namespace":"a","pool":"p","ack":"\u0064urable","bogus":1}"#;
+        assert!(explain::<ClaimBody<'_>>(body).starts_with("bogus: unknown field"));
+    }
+
+    #[test]
+    fn a_repeated_or_odd_label_key_is_named_as_it_is() {
+        let labels = |labels: &str| explain::<WorkerBody>(&format!(r#"{{"labels":{{{labels}}}}}"#));
+        assert_eq!(labels(r#""a":"1","a":"2""#), "labels.a: is given twice");
+        assert_eq!(labels(r#""a.":"1","a.":"2""#), "labels.a.: is given twice");
+        assert_eq!(labels(r#""?":1"#), "labels.?: must be a string, got `1`");
+    }
+
+    #[test]
+    fn what_is_not_json_is_said_of_the_body() {
+        for body in [r#"{"namespace":"a","reserve_ms":1e999}"#, r#"{"namespace":"a","pool":tru}"#, "{\"a\":1}}"] {
+            let message = explain::<ClaimBody<'_>>(body);
+            assert!(message.starts_with("body: is not valid JSON") || message.starts_with("a: "), "{message}");
+        }
+        let deep = format!(r#"{{"namespace":"a","pool":"p","x":{}1"#, "[".repeat(100_000));
+        assert!(explain::<ClaimBody<'_>>(&deep).starts_with("x: unknown field"));
     }
 
     #[test]

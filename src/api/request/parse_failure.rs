@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::fmt::{self, Display};
 
-use serde::de::value::StrDeserializer;
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, Error, Expected, MapAccess, SeqAccess, Unexpected, Visitor};
 
 /// Reason why a value was not accepted.
@@ -20,7 +20,13 @@ pub(super) enum ParseFailure {
     /// A value that is not one of an enumeration.
     UnknownVariant(String, &'static [&'static str]),
     /// A value of another type than the field has, or a number out of its range.
-    Mismatch { got: String, expected: Option<JsonType> },
+    Mismatch {
+        got: String,
+        /// Description of what the visitor accepts.
+        visitor: String,
+        /// Type that the innermost request asks for.
+        expected: Option<JsonType>,
+    },
     /// The text is not JSON.
     Syntax(String),
     /// Message of a type's own check.
@@ -36,6 +42,17 @@ pub(super) enum JsonType {
     Array,
     Object,
     Enumeration,
+    Other,
+}
+
+impl ParseFailure {
+    /// Adds the type that was asked for, unless a request further in has added its own.
+    fn of_request(self, asked: JsonType) -> Self {
+        match self {
+            Self::Mismatch { got, visitor, expected: None } => Self::Mismatch { got, visitor, expected: Some(asked) },
+            failure => failure,
+        }
+    }
 }
 
 impl Error for ParseFailure {
@@ -43,7 +60,7 @@ impl Error for ParseFailure {
         Self::Check(message.to_string())
     }
 
-    fn invalid_type(got: Unexpected<'_>, _expected: &dyn Expected) -> Self {
+    fn invalid_type(got: Unexpected<'_>, visitor: &dyn Expected) -> Self {
         let got = match got {
             Unexpected::Unit => "null".to_owned(),
             Unexpected::Signed(number) => format!("`{number}`"),
@@ -51,11 +68,11 @@ impl Error for ParseFailure {
             Unexpected::Float(number) => format!("`{number:?}`"),
             other => other.to_string(),
         };
-        Self::Mismatch { got, expected: None }
+        Self::Mismatch { got, visitor: visitor.to_string(), expected: None }
     }
 
-    fn invalid_value(got: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::invalid_type(got, expected)
+    fn invalid_value(got: Unexpected<'_>, visitor: &dyn Expected) -> Self {
+        Self::invalid_type(got, visitor)
     }
 
     fn unknown_variant(name: &str, known: &'static [&'static str]) -> Self {
@@ -76,7 +93,7 @@ impl Error for ParseFailure {
 }
 
 /// Failure on its way out through the wrapped deserializer, whose errors carry a text only. Empty if the wrapped
-/// deserializer itself fails, which it does about syntax alone.
+/// deserializer itself fails, which it does about the text alone: its syntax, its depth, the size of a number.
 #[derive(Default)]
 pub(super) struct FailureSlot(RefCell<Option<ParseFailure>>);
 
@@ -112,10 +129,7 @@ macro_rules! deserialize_any_as {
     ($($method:ident($($argument:ident: $type:ty),*) $expected:expr;)*) => {$(
         fn $method<V: Visitor<'de>>(self, $($argument: $type,)* visitor: V) -> Result<V::Value, ParseFailure> {
             let (visitor, slot) = (self.wrap(visitor), self.slot);
-            self.inner.deserialize_any(visitor).map_err(|error| match slot.take(error) {
-                ParseFailure::Mismatch { got, expected: None } => ParseFailure::Mismatch { got, expected: $expected },
-                failure => failure,
-            })
+            self.inner.deserialize_any(visitor).map_err(|error| slot.take(error).of_request($expected))
         }
     )*};
 }
@@ -124,17 +138,17 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for FailureReporter<'_, D> {
     type Error = ParseFailure;
 
     deserialize_any_as! {
-        deserialize_any() None;
-        deserialize_bool() Some(JsonType::Boolean);
-        deserialize_u8() Some(JsonType::WholeNumber);
-        deserialize_u16() Some(JsonType::WholeNumber);
-        deserialize_u32() Some(JsonType::WholeNumber);
-        deserialize_u64() Some(JsonType::WholeNumber);
-        deserialize_str() Some(JsonType::Text);
-        deserialize_string() Some(JsonType::Text);
-        deserialize_seq() Some(JsonType::Array);
-        deserialize_map() Some(JsonType::Object);
-        deserialize_struct(_name: &'static str, _fields: &'static [&'static str]) Some(JsonType::Object);
+        deserialize_any() JsonType::Other;
+        deserialize_bool() JsonType::Boolean;
+        deserialize_u8() JsonType::WholeNumber;
+        deserialize_u16() JsonType::WholeNumber;
+        deserialize_u32() JsonType::WholeNumber;
+        deserialize_u64() JsonType::WholeNumber;
+        deserialize_str() JsonType::Text;
+        deserialize_string() JsonType::Text;
+        deserialize_seq() JsonType::Array;
+        deserialize_map() JsonType::Object;
+        deserialize_struct(_name: &'static str, _fields: &'static [&'static str]) JsonType::Object;
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ParseFailure> {
@@ -157,19 +171,21 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for FailureReporter<'_, D> {
         _variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ParseFailure> {
-        // Enumerations of the interface are plain names.
-        self.deserialize_any(VariantVisitor(visitor)).map_err(|failure| match failure {
-            ParseFailure::Mismatch { got, .. } => ParseFailure::Mismatch { got, expected: Some(JsonType::Enumeration) },
-            failure => failure,
-        })
+        let (visitor, slot) = (self.wrap(VariantVisitor(visitor)), self.slot);
+        self.inner.deserialize_any(visitor).map_err(|error| slot.take(error).of_request(JsonType::Enumeration))
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ParseFailure> {
+        let (visitor, slot) = (self.wrap(visitor), self.slot);
+        self.inner.deserialize_ignored_any(visitor).map_err(|error| slot.take(error))
     }
 
     serde::forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u128 f32 f64 char bytes byte_buf unit unit_struct tuple tuple_struct identifier ignored_any
+        i8 i16 i32 i64 i128 u128 f32 f64 char bytes byte_buf unit unit_struct tuple tuple_struct identifier
     }
 }
 
-/// Visits the name of a variant.
+/// Visits the name of a variant, or an object with the name as its only key, which serde takes for the same.
 struct VariantVisitor<V>(V);
 
 impl<'de, V: Visitor<'de>> Visitor<'de> for VariantVisitor<V> {
@@ -181,6 +197,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for VariantVisitor<V> {
 
     fn visit_str<E: Error>(self, name: &str) -> Result<V::Value, E> {
         self.0.visit_enum(StrDeserializer::new(name))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
+        self.0.visit_enum(MapAccessDeserializer::new(map))
     }
 }
 

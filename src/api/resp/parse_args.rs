@@ -462,12 +462,13 @@ pub(super) fn pools(args: CommandArgs<'_>) -> Result<(Option<String>, usize), Ap
     let (mut after, mut limit) = (None, None);
     while let Some(option) = cursor.option(&[("LIMIT", ListOption::Limit), ("AFTER", ListOption::After)])? {
         match option {
-            ListOption::Limit => set_once(&mut limit, "limit", cursor.count("limit", limits::PAGE_ITEMS_MAX)?)?,
+            ListOption::Limit => {
+                let text = cursor.text("limit")?;
+                let count = text.parse().ok().filter(|count| (1..=limits::PAGE_ITEMS_MAX).contains(count));
+                set_once(&mut limit, "limit", count.ok_or_else(page_limit_error)?)?;
+            }
             ListOption::After => set_once(&mut after, "after", cursor.pool()?.as_str().to_owned())?,
         }
     }
-    match limit {
-        Some(0) => Err(page_limit_error()),
-        limit => Ok((after, limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT))),
-    }
+    Ok((after, limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT)))
 }

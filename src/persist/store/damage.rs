@@ -21,7 +21,7 @@ pub enum ShardDamage {
     /// Key of a Redis server with damaged rows.
     #[error("{0}: {1}")]
     Key(String, DamagedRecord),
-    /// Error that a Redis server reports about the keys of the shard.
+    /// Error that a Redis server, or the function library on it, reports about the keys of the shard.
     #[error("{0}")]
     Server(String),
 }
@@ -66,6 +66,9 @@ pub enum DamagedRecord {
     /// Chunk in the place of another.
     #[error("it is another chunk")]
     OtherChunk,
+    /// Size of a base's body in bytes, which is that of no base.
+    #[error("{0} bytes are not the body of a base")]
+    BaseSize(usize),
     /// Base in the place of another shard's, with the index of its shard and the uid of its pool.
     #[error("it names shard {0} of pool {1}")]
     OtherShard(u16, u64),

@@ -180,7 +180,7 @@ impl Scheduler {
             .filter_map(|request| request.constraints.as_ref())
             .map(|constraints| constraints.spec.priority)
             .max();
-        let required = (requests.len(), total_request(requests));
+        let required = (requests.len(), total_request(requests).saturate());
         let members = requests.iter().map(|request| request.id.clone()).collect();
         QueuedGang::new(dispatch, members, priority.unwrap_or(0), &pools, required, reason, wait_range)
     }
@@ -353,7 +353,11 @@ impl Scheduler {
             workers += status.counts().total;
             capacity = capacity.saturating_add(status.capacity);
         }
-        let fits = if shared { total_request(requests).fits_in(capacity) } else { workers >= requests.len() as u64 };
+        let fits = if shared {
+            total_request(requests).fits_in(capacity.map(u128::from))
+        } else {
+            workers >= requests.len() as u64
+        };
         if fits {
             return rejections;
         }
@@ -374,9 +378,10 @@ fn gang_ref(pool: &Pool, id: Fence) -> GangRef {
 }
 
 /// Total request of a gang.
-fn total_request(requests: &[ClaimRequest]) -> ResourceVector {
+fn total_request(requests: &[ClaimRequest]) -> ResourceVector<u128> {
     let constraints = requests.iter().filter_map(|request| request.constraints.as_ref());
-    constraints.map(|constraints| ResourceVector::from(&constraints.spec.resources)).sum()
+    let amounts = constraints.map(|constraints| ResourceVector::from(&constraints.spec.resources).map(u128::from));
+    amounts.fold(ResourceVector::default(), |sum, more| sum.zip_map(more, |one, two| one + two))
 }
 
 /// Reason for which a gang can wait; `None` if it is done or waiting is of no use.

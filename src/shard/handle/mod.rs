@@ -87,7 +87,7 @@ pub struct ShardHandle {
     /// State of the shard. Locked by whoever has the right to run it ([`RunSchedule`]), so nobody waits here except at
     /// the end of a life.
     runner: Mutex<Option<ShardRunner>>,
-    /// Numbers of reservations that are no longer needed. Not in the mailbox, which may be full: a worker must not
+    /// Ids of reservations that are no longer needed. Not in the mailbox, which may be full: a worker must not
     /// stay reserved for nobody.
     cancelled_reservations: SegQueue<ReservationId>,
     /// Notices for the next run. Not in the mailbox, which may be full: an undelivered claim would be held for ever.

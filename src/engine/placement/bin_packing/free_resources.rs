@@ -47,7 +47,7 @@ pub struct ResourceRequest {
     pub slots: u64,
     /// Number of GPUs; 0: none needed.
     pub gpu_count: u16,
-    /// Thousandths of each GPU: 1..=1000; 1000 if `gpu_count` is above 1; 0 if it is 0.
+    /// Thousandths of each GPU: 1 to 1000; 1000 if `gpu_count` is above 1; 0 if it is 0.
     pub gpu_milli: u16,
     /// Acceptable GPU models; empty: any.
     pub models: SmallVec<[ModelId; 4]>,

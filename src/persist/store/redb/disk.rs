@@ -290,7 +290,10 @@ pub(super) fn base_record(shard: ShardKey, base: &BaseSnapshot) -> Vec<u8> {
 fn read_base(shard: ShardKey, blob: &[u8]) -> Result<BaseSnapshot, DamagedRecord> {
     let record = DiskRecord::read_single(blob, RecordKind::Base)?;
     let body = record.body(RecordKind::Base)?;
-    if record.shard != shard || body.len() != 20 {
+    if body.len() != 20 {
+        return Err(DamagedRecord::BaseSize(body.len()));
+    }
+    if record.shard != shard {
         return Err(DamagedRecord::OtherShard(record.shard.shard, record.shard.pool));
     }
     Ok(BaseSnapshot {

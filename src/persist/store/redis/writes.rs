@@ -3,6 +3,7 @@
 use redis::{Cmd, Value};
 
 use super::super::{WriteKind, WriteOutcome};
+use super::connect::ServerFault;
 use super::keys;
 use super::library;
 use super::nodes::{Answer, RedisCall};
@@ -133,19 +134,19 @@ pub(super) fn frame(field: &[u8], body: &[u8], out: &mut Vec<u8>) -> Result<(), 
 }
 
 /// Parses the answer of the library to a batch.
-pub(super) fn parse_outcome(answer: Answer) -> Result<WriteOutcome, StoreError> {
+pub(super) fn parse_outcome(answer: Answer) -> Result<WriteOutcome, ServerFault> {
     let value = match answer {
         Ok(value) => value,
         // A key of another type has our name, so the rows are missing.
         Err(error) if error.code == "WRONGTYPE" => return Ok(WriteOutcome::Gap),
-        Err(error) => return Err(StoreError::Unusable(error.text)),
+        Err(error) => return Err(ServerFault::Unavailable(error.text)),
     };
     match text(&value) {
         Some("ok") => Ok(WriteOutcome::Ok),
         Some("duplicate") => Ok(WriteOutcome::Duplicate),
         Some("gap") => Ok(WriteOutcome::Gap),
         Some("fenced") => Ok(WriteOutcome::Fenced),
-        _ => Err(StoreError::Unusable(format!("unexpected answer to a batch: {value:?}"))),
+        _ => Err(ServerFault::Unavailable(format!("unexpected answer to a batch: {value:?}"))),
     }
 }
 
