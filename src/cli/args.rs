@@ -1,6 +1,6 @@
 //! Values of the command line: how they are parsed, and arguments that several commands share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::BufRead as _;
 use std::str::FromStr;
@@ -102,12 +102,23 @@ pub(super) fn parse_ack(text: &str) -> Result<AckLevel, &'static str> {
     }
 }
 
-/// Labels of an object; the last value of a key counts.
+/// Labels of an object.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct LabelArgs {
     /// Label, KEY=VALUE; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
+}
+
+impl LabelArgs {
+    /// Checks that no key is given twice.
+    pub(super) fn check(&self) -> Result<(), CommandFailure> {
+        let mut keys = BTreeSet::new();
+        match self.labels.iter().find(|(key, _)| !keys.insert(key)) {
+            Some((key, _)) => Err(CommandFailure::usage("--label", format!("{key} is given twice"))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl From<LabelArgs> for Labels {

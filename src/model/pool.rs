@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     GpuRequest, Labels, Millis, PoolName, ResourceRequirements, ResourceVector, Seq, UnschedulableCounts, check_labels,
-    check_name, present, some_object, unique_keys,
+    check_name, json_objects, present, some_object, unique_keys,
 };
 use crate::limits;
 use crate::model::request_error::RequestError;
@@ -110,7 +110,7 @@ pub struct PoolSpec {
     /// True if a claim that requests resources and no GPU takes a worker with GPUs only when no other fits.
     pub spare_gpu_workers: bool,
     /// Typical requests for policy `fgd`; empty: learned from the claims.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "json_objects")]
     pub typical_requests: Vec<TypicalRequest>,
     /// Moment at which replies are sent, unless a request demands more.
     pub ack: AckLevel,

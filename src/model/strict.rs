@@ -38,6 +38,25 @@ pub fn json_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
     deserializer.deserialize_map(ObjectVisitor(PhantomData))
 }
 
+/// Item of a list, deserialized from an object only ([`json_object`]).
+#[derive(Debug)]
+pub struct ObjectItem<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ObjectItem<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        json_object(deserializer).map(Self)
+    }
+}
+
+/// Deserializes a list of nested structs, each from an object only ([`json_object`]).
+///
+/// # Errors
+/// Errors of `T`.
+pub fn json_objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let items = Vec::<ObjectItem<T>>::deserialize(deserializer)?;
+    Ok(items.into_iter().map(|ObjectItem(item)| item).collect())
+}
+
 /// Deserializes a map without duplicate keys: a derived one would take the last.
 ///
 /// # Errors

@@ -94,6 +94,21 @@ pub struct HeartbeatRequest {
     pub claims: Option<Vec<RunningClaim>>,
 }
 
+impl HeartbeatRequest {
+    /// Checks the numbers against their limits.
+    ///
+    /// # Errors
+    /// `Invalid` naming the field.
+    pub fn check(&self) -> Result<(), RequestError> {
+        for (field, number) in [("incarnation", self.incarnation), ("seq", self.seq.unwrap_or(0))] {
+            if number > limits::AMOUNT_MAX {
+                return Err(RequestError::invalid(field, format!("must be at most {}", limits::AMOUNT_MAX)));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Reply to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeartbeatResponse {

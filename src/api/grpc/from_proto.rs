@@ -11,8 +11,8 @@ use crate::api::request::{
 use crate::limits;
 use crate::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimState, Fence, GpuCapacity, GpuRequest, HeartbeatRequest,
-    PlacementPolicy, PoolMode, PoolName, PoolSpec, Quota, RegistrationRequest, ResourceRequirements, TypicalRequest,
-    WorkerCapacity, WorkerId,
+    ObjectItem, PlacementPolicy, PoolMode, PoolName, PoolSpec, Quota, RegistrationRequest, ResourceRequirements,
+    TypicalRequest, WorkerCapacity, WorkerId,
 };
 
 /// Converts at most `MAX` texts, the limit that HTTP has too.
@@ -153,11 +153,11 @@ fn reported_claims(claims: Option<&proto::HeldClaims>) -> Result<Option<Reported
     }
     let mut reported = Vec::with_capacity(claims.len());
     for proto::HeldClaim { tenant, key, fence } in claims {
-        reported.push(ReportedClaimBody {
+        reported.push(ObjectItem(ReportedClaimBody {
             tenant: tenant.as_deref().map(Into::into),
             key: (&**key).into(),
             fence: *fence,
-        });
+        }));
     }
     Ok(Some(BoundedList(reported)))
 }

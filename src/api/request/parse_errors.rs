@@ -86,21 +86,23 @@ fn expected_value(path: &str, expected: Option<JsonType>, visitor: String) -> St
 
 /// Describes the numbers that a field takes.
 fn whole_number(path: &str) -> String {
-    let max = match path.rsplit('.').next().unwrap_or(path) {
+    let (min, max) = match path.rsplit('.').next().unwrap_or(path) {
         "shards" => return format!("a power of two from 1 to {}", limits::SHARDS_MAX),
-        "count" => return format!("a whole number from 1 to {}", limits::GPUS_MAX),
-        "milli" => return format!("a whole number from 1 to {}", limits::GPU_MILLI),
-        "reserve_ms" | "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" | "unnamed_ms" => limits::RESERVE_MS_MAX,
-        "lost_keep_ms" => limits::LOST_KEEP_MS_MAX,
-        "ttl_ms" | "ttl_default_ms" | "ttl_max_ms" => limits::TTL_MS_MAX,
-        "wait_ms" | "ms" => limits::WAIT_MS_MAX,
-        "priority" => limits::PRIORITY_MAX.into(),
-        "waiters_max" | "waiters_tenant_max" => limits::WAITERS_MAX.into(),
-        "weight" if path == "weight" => limits::WEIGHT_MAX.into(),
-        "fence" => limits::FENCE_MAX,
-        _ => limits::AMOUNT_MAX,
+        "count" => (1, limits::GPUS_MAX.into()),
+        "milli" => (1, limits::GPU_MILLI.into()),
+        "reserve_ms" => (0, limits::RESERVE_MS_MAX),
+        "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" | "unnamed_ms" => (1, limits::RESERVE_MS_MAX),
+        "lost_keep_ms" => (0, limits::LOST_KEEP_MS_MAX),
+        "ttl_ms" | "ttl_default_ms" | "ttl_max_ms" => (1, limits::TTL_MS_MAX),
+        "wait_ms" | "ms" => (0, limits::WAIT_MS_MAX),
+        "priority" => (0, limits::PRIORITY_MAX.into()),
+        "waiters_max" | "waiters_tenant_max" => (0, limits::WAITERS_MAX.into()),
+        "weight" if path == "weight" => (1, limits::WEIGHT_MAX.into()),
+        "weight" => (1, 1_000_000),
+        "fence" => (0, limits::FENCE_MAX),
+        _ => (0, limits::AMOUNT_MAX),
     };
-    format!("a whole number from 0 to {max}")
+    format!("a whole number from {min} to {max}")
 }
 
 /// Shortens a caller's text for use in an error message.
@@ -181,6 +183,19 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_objects_takes_no_arrays_of_their_fields() {
+        assert_eq!(
+            explain::<PoolSpec>(r#"{"typical_requests":[[5,{"count":1},3]]}"#),
+            "typical_requests[0]: must be an object, got an array"
+        );
+        assert_eq!(explain::<WorkerBody>(r#"{"claims":[["t","k",5]]}"#), "claims[0]: must be an object, got an array");
+        assert_eq!(
+            explain::<ClaimBody<'_>>(r#"{"namespace":"a","pool":"p","ttl_ms":-1}"#),
+            format!("ttl_ms: must be a whole number from 1 to {}, got `-1`", limits::TTL_MS_MAX)
+        );
+    }
+
+    #[test]
     fn a_repeated_or_odd_label_key_is_named_as_it_is() {
         let labels = |labels: &str| explain::<WorkerBody>(&format!(r#"{{"labels":{{{labels}}}}}"#));
         assert_eq!(labels(r#""a":"1","a":"2""#), "labels.a: is given twice");
@@ -212,7 +227,7 @@ mod tests {
             "capacity.gpu.count: must be a whole number from 1 to 64, got `1.5`"
         );
         assert_eq!(explain::<WorkerBody>(r#"{"capacity":{"gpu":{"model":"A10"}}}"#), "capacity.gpu.count: is required");
-        assert_eq!(explain::<WorkerBody>(r#"{"capacity":[]}"#), "capacity: must be an object, got sequence");
+        assert_eq!(explain::<WorkerBody>(r#"{"capacity":[]}"#), "capacity: must be an object, got an array");
         assert_eq!(
             explain::<WorkerBody>(r#"{"capacity":{"disk":1}}"#),
             "capacity.disk: unknown field; known: cpu_milli, memory_bytes, slots, gpu"
@@ -230,7 +245,7 @@ mod tests {
             ),
             "resources.gpu: only one of model and models may be given"
         );
-        assert_eq!(explain::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got sequence");
+        assert_eq!(explain::<PoolSpec>(r#"{"labels":[]}"#), "labels: must be an object, got an array");
     }
 
     #[test]
@@ -241,7 +256,7 @@ mod tests {
         assert_eq!(explain::<ClaimsBatch<'_>>(r#"{"mode":"independent"}"#), "items: is required");
         assert_eq!(
             explain::<ClaimsBatch<'_>>(r#"{"mode":"independent","items":{}}"#),
-            "items: must be an array, got map"
+            "items: must be an array, got an object"
         );
     }
 }

@@ -63,6 +63,9 @@ impl Error for ParseFailure {
     fn invalid_type(got: Unexpected<'_>, visitor: &dyn Expected) -> Self {
         let got = match got {
             Unexpected::Unit => "null".to_owned(),
+            Unexpected::Seq => "an array".to_owned(),
+            Unexpected::Map => "an object".to_owned(),
+            Unexpected::Bool(value) => format!("`{value}`"),
             Unexpected::Signed(number) => format!("`{number}`"),
             Unexpected::Unsigned(number) => format!("`{number}`"),
             Unexpected::Float(number) => format!("`{number:?}`"),

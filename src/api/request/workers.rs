@@ -6,8 +6,8 @@ use super::{BorrowedText, BoundedList, DEFAULT_TENANT, RawItems, check_fence};
 use crate::api::error_table::ApiError;
 use crate::limits;
 use crate::model::{
-    ClaimId, Fence, HeartbeatRequest, Labels, Millis, RegistrationRequest, RunningClaim, WorkerCapacity, WorkerId,
-    WorkerSpec, json_object, present, unique_keys,
+    ClaimId, Fence, HeartbeatRequest, Labels, Millis, ObjectItem, RegistrationRequest, RunningClaim, WorkerCapacity,
+    WorkerId, WorkerSpec, json_object, present, unique_keys,
 };
 
 /// Claim that a worker reports as running, in the namespace of its pool.
@@ -22,10 +22,11 @@ pub(in crate::api) struct ReportedClaimBody<'a> {
 }
 
 /// Claims that a worker reports as running.
-pub(in crate::api) type ReportedClaimBodies<'a> = BoundedList<ReportedClaimBody<'a>, { limits::REPORTED_CLAIMS_MAX }>;
+pub(in crate::api) type ReportedClaimBodies<'a> =
+    BoundedList<ObjectItem<ReportedClaimBody<'a>>, { limits::REPORTED_CLAIMS_MAX }>;
 
 fn reported_claims(namespace: &str, claims: &ReportedClaimBodies<'_>) -> Result<Vec<RunningClaim>, ApiError> {
-    let reported = claims.0.iter().enumerate().map(|(index, claim)| {
+    let reported = claims.0.iter().enumerate().map(|(index, ObjectItem(claim))| {
         let tenant = claim.tenant.as_ref().map_or(DEFAULT_TENANT, |text| &text.0);
         let id = ClaimId::new(namespace, tenant, &claim.key.0).map_err(ApiError::from);
         let fence = check_fence(claim.fence);
@@ -50,7 +51,9 @@ impl HeartbeatBody<'_> {
     /// Checks every name and converts the body.
     pub(in crate::api) fn heartbeat(&self, namespace: &str) -> Result<HeartbeatRequest, ApiError> {
         let claims = self.claims.as_ref().map(|claims| reported_claims(namespace, claims)).transpose()?;
-        Ok(HeartbeatRequest { incarnation: self.incarnation, seq: self.seq, claims })
+        let request = HeartbeatRequest { incarnation: self.incarnation, seq: self.seq, claims };
+        request.check()?;
+        Ok(request)
     }
 }
 

@@ -439,7 +439,9 @@ pub(super) fn heartbeat(args: CommandArgs<'_>) -> Result<(PoolName, WorkerId, He
             }
         }
     }
-    Ok((pool, id, HeartbeatRequest { incarnation: incarnation.unwrap_or_default(), seq, claims }))
+    let request = HeartbeatRequest { incarnation: incarnation.unwrap_or_default(), seq, claims };
+    request.check()?;
+    Ok((pool, id, request))
 }
 
 /// Parses `[tenant/]key fence`, a reported claim.

@@ -102,6 +102,7 @@ impl TakeArgs {
             None => (self.preferred, None),
             Some(ms) => (Vec::new(), Some(PreferredNodes { nodes: self.preferred, ms })),
         };
+        self.labels.check()?;
         let node = NodeSelection { required: self.nodes, preferred, preferred_then_wait };
         Ok(NewClaim {
             namespace: namespace.into(),

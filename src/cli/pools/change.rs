@@ -120,6 +120,7 @@ fn optional_text(value: Option<&Value>) -> String {
 impl PutPoolArgs {
     pub(super) async fn run(self, context: &CommandContext) -> Result<(), CommandFailure> {
         let pool = &self.name.pool;
+        self.spec.labels.check()?;
         let mut spec = to_sparse_json(&self.spec);
         let before = match context.client.get_pool(pool).await {
             Ok(reply) => Some(reply.into_value().pool.spec),
@@ -171,6 +172,7 @@ impl SetPoolArgs {
 
     /// Builds the JSON merge patch.
     fn patch(&self) -> Result<Value, CommandFailure> {
+        self.spec.labels.check()?;
         let Value::Object(mut patch) = to_sparse_json(&self.spec) else { unreachable!("a specification is an object") };
         for field in &self.reset {
             reset_field(&mut patch, field).map_err(|message| CommandFailure::usage("--reset", message))?;

@@ -60,6 +60,7 @@ struct RegistrationTally {
 
 impl AddWorkersArgs {
     pub(super) async fn run(self, context: &CommandContext) -> Result<CommandExit, CommandFailure> {
+        self.labels.check()?;
         let mut ids = expand_stdin(&self.ids)?;
         for number in (self.from..).take(self.count.unwrap_or_default() as usize) {
             let id = WorkerId::new(&format!("{}{number}", self.prefix));

@@ -111,6 +111,7 @@ fn errors_that_only_resp_can_have_name_their_field_too() {
         ("RELEASE ns a 1 NOW", "-BADREQ NOW unknown option; known: TENANT, BEGIN, FINISH"),
         ("REGISTER ns/warm w GPU A10 65", "-BADREQ capacity.gpu.count must be 1 to 64"),
         ("REGISTER ns/warm w GPU A10 4294967297", "-BADREQ capacity.gpu.count must be 1 to 64"),
+        ("HEARTBEAT ns/warm w SEQ 9007199254740992", "-BADREQ seq must be at most 9007199254740991"),
         ("REGISTER ns/warm w LABEL a b LABEL a c", "-BADREQ labels a label is given twice"),
         ("HEARTBEAT ns/warm w0 CLAIMS 10001", "-BADREQ claims must be a whole number from 0 to 10000, got 10001"),
     ] {
