@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use hotpool::admission::quota_accounting::TenantRegistry;
-use hotpool::admission::wait_queue::{QueuedClaim, WaitState};
+use hotpool::admission::queue::{QueuedClaim, WaitState};
+use hotpool::admission::tenant::TenantRegistry;
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use super::claims::check_ttl;
 use super::{Scheduler, recv_outcome};
-use crate::admission::ended_claims::EndedClaim;
-use crate::admission::key_directory::{KeyHolder, KeyLookup, PendingWrites, ShardRef};
+use crate::admission::key::ended_claims::EndedClaim;
+use crate::admission::key::{KeyHolder, KeyLookup};
 use crate::admission::pool_registry::Pool;
 use crate::metrics::metrics;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{
     AckLevel, ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements,
 };
-use crate::shard::{ClaimAnswer, ClaimOp, Command, ReplyBatch, ReplyPayload, ReplySender};
+use crate::shard::{ClaimAnswer, ClaimOp, Command, PendingWrites, ReplyBatch, ReplyPayload, ReplySender, ShardRef};
 
 impl Scheduler {
     /// Status of the claim that holds the key or is queued for it.

@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 
 use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
-use crate::admission::candidate_plan::AdmittedClaim;
-use crate::admission::wait_queue::WaitState;
+use crate::admission::plan::AdmittedClaim;
+use crate::admission::queue::WaitState;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Scheduler;
-use crate::admission::key_directory::KeyDirectory;
+use crate::admission::key::KeyDirectory;
 use crate::admission::pool_registry::Pool;
 use crate::model::PoolName;
 

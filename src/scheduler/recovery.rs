@@ -15,7 +15,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorCell;
 
 use crate::admission::dispatch::{ClaimDispatcher, InDoubtGang, InDoubtMember};
-use crate::admission::key_directory::{KeyHolder, PendingWrite, ShardRef};
+use crate::admission::key::KeyHolder;
 use crate::admission::pool_registry::Pool;
 use crate::engine::{
     ClaimHandle, Effect, Event, GangAction, ReplayError, ResumePoint, Shard, ShardConfig, ShardReplay,
@@ -29,7 +29,7 @@ use crate::persist::journal::Outbox;
 use crate::persist::row::{self, PoolRow, RowFrames, RowKind};
 use crate::persist::store::{FenceSpan, ShardDamage, ShardKey, StoreError};
 use crate::scheduler::ownership;
-use crate::shard::{self, ShardHandle};
+use crate::shard::{self, PendingWrite, ShardHandle, ShardRef};
 
 /// Number of shards that are started concurrently.
 const CONCURRENT_STARTS: usize = 64;

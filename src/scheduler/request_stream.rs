@@ -16,13 +16,13 @@ use hashbrown::HashMap;
 
 use super::Scheduler;
 use super::claims::check_ttl;
-use crate::admission::key_directory::{KeyHolder, KeyLookup, ShardRef};
+use crate::admission::key::{KeyHolder, KeyLookup};
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, Millis};
 use crate::shard::{
-    ClaimOp, Command, CompletionQueue, PendingClaim, ReplyPayload, ReplySender, ShardHandle, ShardOutcome,
+    ClaimOp, Command, CompletionQueue, PendingClaim, ReplyPayload, ReplySender, ShardHandle, ShardOutcome, ShardRef,
 };
 
 /// Completion of a request of the stream.

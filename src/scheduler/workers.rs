@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::change_log::{self, ChangeDetails, ChangeKind, ChangeResult};
 use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
-use crate::admission::key_directory::ShardRef;
 use crate::admission::pool_registry::Pool;
 use crate::engine::WorkerSnapshot;
 use crate::limits;
@@ -14,7 +13,7 @@ use crate::model::{
     ClearResult, HeartbeatRequest, HeartbeatResponse, PoolName, RegistrationRequest, RegistrationResponse,
     RunningClaim, WorkerCommand, WorkerId, WorkerView,
 };
-use crate::shard::{ClaimAnswer, Command, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome};
+use crate::shard::{ClaimAnswer, Command, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardRef};
 
 impl Scheduler {
     /// Registers a worker, or replaces its registration.

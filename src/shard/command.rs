@@ -6,9 +6,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::reply::ReplySender;
-use crate::admission::candidate_plan::CandidatePlan;
-use crate::admission::key_directory::KeyTicket;
-use crate::admission::wait_queue::{ReservationRequest, WaitState};
+use crate::admission::plan::CandidatePlan;
+use crate::admission::queue::{ReservationRequest, WaitState};
 use crate::engine::{ClaimHandle, GangAction, ListedClaim, PlacementConstraints, Shard};
 use crate::limits;
 use crate::model::request_error::UnavailableReason;
@@ -16,6 +15,7 @@ use crate::model::{
     AckLevel, ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest,
     ResourceRequirements, WorkerCommand, WorkerId,
 };
+use crate::shard::address::KeyTicket;
 
 /// Pending claim. It moves from shard to shard by itself until one grants it or none is left, whether or not its
 /// caller still listens, so a caller that disconnects leaves nothing pending.
@@ -27,7 +27,7 @@ pub struct PendingClaim {
     pub pool: u32,
     /// Search plan, unless any worker of the pool will do. Boxed: most claims have none.
     pub plan: Option<Box<CandidatePlan>>,
-    /// Right to decide the key, once [`crate::admission::key_directory::KeyDirectory::acquire`] granted it.
+    /// Right to decide the key, once [`crate::admission::key::KeyDirectory::acquire`] granted it.
     pub ticket: KeyTicket,
     /// Hash of the affinity key.
     pub affinity: u64,

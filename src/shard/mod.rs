@@ -6,6 +6,8 @@
 //! The handle ([`ShardHandle`]) is the only way in.
 
 mod actor;
+mod address;
+pub mod capacity_board;
 mod command;
 mod handle;
 mod mailbox;
@@ -22,6 +24,7 @@ mod runner;
 pub mod schedule;
 mod supervisor;
 
+pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{ClaimOp, Command, ExplainQuery, GangItem, InjectedStep, PendingClaim, ShardClaimFilter, ShardSet};
 pub use handle::{PushRejection, ShardHandle};
 pub use paused_shard::PausedShard;

@@ -286,8 +286,7 @@ async fn a_queue_is_bounded_by_pool_and_by_tenant() {
     let _c = world.begin_queued(of("u", "c")).await;
     assert_eq!(world.s.claim(of("v", "d")).await, overloaded);
     assert!(
-        world.s.keys().lookup(&ClaimId::new("ns", "v", "d").unwrap())
-            == hotpool::admission::key_directory::KeyLookup::Vacant
+        world.s.keys().lookup(&ClaimId::new("ns", "v", "d").unwrap()) == hotpool::admission::key::KeyLookup::Vacant
     );
     let year = ClaimRequest { wait_ms: 365 * 86_400_000, ..waiting("p", "e") };
     assert!(matches!(world.s.claim(year).await, Err(RequestError::Invalid { field, .. }) if field == "wait_ms"));

@@ -147,7 +147,7 @@ impl Crowd {
     fn join(self: Arc<Self>) {
         let s = self.s.clone();
         s.inject_step(&name("p"), 0, move |_| {
-            if self.s.keys().lookup(&id("k")) == hotpool::admission::key_directory::KeyLookup::Vacant {
+            if self.s.keys().lookup(&id("k")) == hotpool::admission::key::KeyLookup::Vacant {
                 self.seen_vacant.store(true, Ordering::Relaxed);
             } else if self.decided.fetch_add(1, Ordering::Relaxed) < 4 * MAILBOX_SLOTS {
                 self.join();

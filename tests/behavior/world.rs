@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hotpool::admission::key_directory::KeyLookup;
+use hotpool::admission::key::KeyLookup;
 use hotpool::clock::Clock;
 use hotpool::metrics::write_pools;
 use hotpool::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};

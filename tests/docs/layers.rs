@@ -33,10 +33,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
         ],
     ),
     ("tokio::time", TIMERS),
-    (
-        "use dashmap",
-        &["src/admission/key_directory/", "src/persist/journal/mod.rs", "src/admission/quota_accounting.rs"],
-    ),
+    ("use dashmap", &["src/admission/key/", "src/persist/journal/mod.rs", "src/admission/tenant/mod.rs"]),
     ("api::http", &["src/api/http/"]),
     ("use axum", &["src/api/http/"]),
     ("use tonic", &["src/api/grpc/", "src/load/grpc"]),
@@ -45,7 +42,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("metrics::gauge!", &["src/metrics/"]),
     ("metrics::histogram!", &["src/metrics/"]),
     ("store().apply(", &["src/persist/journal/"]),
-    ("board.publish(", &["src/shard/runner/statistics.rs", "src/admission/capacity_board/mod.rs"]),
+    ("board.publish(", &["src/shard/runner/statistics.rs", "src/shard/capacity_board/mod.rs"]),
 ];
 
 #[test]

@@ -4,9 +4,9 @@
 use parking_lot::MutexGuard;
 
 use super::ClaimDispatcher;
-use crate::admission::key_directory::{KeyTicket, ShardRef};
 use crate::model::GangRef;
 use crate::model::{ClaimId, Fence};
+use crate::shard::{KeyTicket, ShardRef};
 
 /// Gang whose outcome is unknown.
 #[derive(Debug)]

@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::in_doubt::{InDoubtGang, InDoubtMember};
-use crate::admission::capacity_board::{BatchBudget, FreeCapacity, ShardPreference};
-use crate::admission::ended_claims::EndedClaims;
-use crate::admission::key_directory::{KeyAcquire, KeyDirectory, KeyLookup, ShardRef};
+use crate::admission::key::ended_claims::EndedClaims;
+use crate::admission::key::{KeyAcquire, KeyDirectory, KeyLookup};
 use crate::admission::pool_registry::{Pool, PoolMap, PoolRegistry};
-use crate::admission::wait_queue::WaitQueues;
+use crate::admission::queue::WaitQueues;
 use crate::clock::Clock;
 use crate::engine::PlacementConstraints;
 use crate::limits;
@@ -25,7 +24,8 @@ use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, Un
 use crate::model::{ClaimId, Fence, Millis, PlacementPolicy};
 use crate::persist::fencing::FenceGenerator;
 use crate::persist::journal::Journal;
-use crate::shard::{Command, PendingClaim, ReplyPayload, ShardOutcome};
+use crate::shard::capacity_board::{BatchBudget, FreeCapacity, ShardPreference};
+use crate::shard::{Command, PendingClaim, ReplyPayload, ShardOutcome, ShardRef};
 
 /// Maximum number of claims of a batch in one command to a shard: enough to pay for waking it, few enough to
 /// spread the batch.

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::ClaimDispatcher;
-use crate::admission::key_directory::{KeyLookup, ShardRef};
+use crate::admission::key::KeyLookup;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimState, Millis};
-use crate::shard::ClaimAnswer;
+use crate::shard::{ClaimAnswer, ShardRef};
 
 /// Claims of one shard whose grants are sent, and the earliest of their deadlines.
 type ShardSentClaims = (Millis, Vec<ClaimHandle>);

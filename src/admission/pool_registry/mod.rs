@@ -10,13 +10,12 @@ use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
 
 use self::numbers::NumberTable;
-use crate::admission::capacity_board::CapacityBoard;
-use crate::admission::key_directory::{PendingWrite, ShardRef};
-use crate::admission::wait_queue::WaitQueue;
+use crate::admission::queue::WaitQueue;
 use crate::events::PoolEventLog;
 use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
 use crate::model::{AckLevel, PoolName, PoolSpec, UnschedulableReason};
-use crate::shard::ShardHandle;
+use crate::shard::capacity_board::CapacityBoard;
+use crate::shard::{PendingWrite, ShardHandle, ShardRef};
 
 /// Pool and its running state.
 pub struct Pool {

@@ -9,7 +9,7 @@
 //! - a reported claim that is not live is *readopted* if it can only be a claim whose record was lost: its fence lies
 //!   in the lost tail (above all that the shard had recorded, from the previous owner's first fence to below this
 //!   owner's first), nothing was granted to the worker since, and the key is and was vacant
-//!   (`crate::admission::adoption`). The worker must stop any other; until a later report omits them, it is
+//!   (`crate::admission::key::adoption`). The worker must stop any other; until a later report omits them, it is
 //!   unschedulable.
 //!
 //! A report also ends suspicion. After a stop that may have lost claims it does so only after the quarantine: until

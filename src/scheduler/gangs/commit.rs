@@ -18,13 +18,12 @@ use std::time::Duration;
 use super::super::recv_outcome;
 use super::in_doubt::in_doubt_gang;
 use super::{GangMember, GangResults, Scheduler};
-use crate::admission::key_directory::{KeyTicket, ShardRef};
 use crate::engine::GangAction;
 use crate::metrics::ShardState;
 use crate::model::GangRef;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimResult, ClaimState, Fence};
-use crate::shard::{ClaimAnswer, Command, GangItem, ReplyPayload, ReplySender, ShardOutcome};
+use crate::shard::{ClaimAnswer, Command, GangItem, KeyTicket, ReplyPayload, ReplySender, ShardOutcome, ShardRef};
 
 /// First and longest pause before an unanswered action is retried; doubled each time.
 const RETRY_BACKOFF: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];

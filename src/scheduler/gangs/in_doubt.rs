@@ -7,13 +7,12 @@ use std::sync::Arc;
 use super::commit::RetryUntil;
 use super::{GangMember, Scheduler};
 use crate::admission::dispatch::{InDoubtGang, InDoubtMember};
-use crate::admission::key_directory::{KeyTicket, ShardRef};
 use crate::engine::GangAction;
 use crate::model::GangRef;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence};
 use crate::persist::journal::Outbox;
-use crate::shard::{ClaimAnswer, ReplyPayload};
+use crate::shard::{ClaimAnswer, KeyTicket, ReplyPayload, ShardRef};
 
 /// Builds the gang in doubt from the members that were granted.
 pub(super) fn in_doubt_gang(home: GangRef, members: &[GangMember], answers: &[Option<ClaimAnswer>]) -> InDoubtGang {

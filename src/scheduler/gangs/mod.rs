@@ -20,16 +20,16 @@ use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::Scheduler;
-use crate::admission::candidate_plan::AdmittedClaim;
-use crate::admission::key_directory::{KeyLookup, KeyTicket};
+use crate::admission::key::KeyLookup;
+use crate::admission::plan::AdmittedClaim;
 use crate::admission::pool_registry::Pool;
-use crate::admission::wait_queue::QueuedGang;
+use crate::admission::queue::QueuedGang;
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
 use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, ResourceVector};
-use crate::shard::{PendingClaim, ReplyBatch, ReplySender};
+use crate::shard::{KeyTicket, PendingClaim, ReplyBatch, ReplySender};
 
 use self::commit::GangDecision;
 

@@ -32,12 +32,12 @@ use super::reason_cells::ReasonCells;
 use super::runner::{DueDeadlines, ShardRunner};
 use super::schedule::RunSchedule;
 use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::key_directory::{KeyTicket, ShardRef};
 use crate::engine::{ClaimHandle, ReservationId, ShardConfig, UnschedulableSummary};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
 use crate::persist::journal::{Outbox, RowSource};
+use crate::shard::address::{KeyTicket, ShardRef};
 
 /// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::admission::key_directory::ShardRef;
 use crate::engine::{CapacityUsage, ClaimGrant, ListingSlice, PlacementFailure, WorkerSnapshot};
 use crate::model::request_error::RequestError;
 use crate::model::{
     ClaimId, ClearResult, IdleWorker, Millis, ResourceVector, RunningClaim, ShardStatus, WorkerRegistration,
     WorkerSurvey,
 };
+use crate::shard::address::ShardRef;
 
 pub use self::batch::{BatchAnswers, ReplyBatch};
 pub use self::completion_queue::CompletionQueue;

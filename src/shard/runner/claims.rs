@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::{ReplyRoute, ShardRunner, rejection_of};
-use crate::admission::key_directory::{KeyHolder, PendingWrites};
-use crate::admission::wait_queue::ReservationRequest;
+use crate::admission::key::KeyHolder;
+use crate::admission::queue::ReservationRequest;
 use crate::engine::{ClaimHandle, EngineReply, Event};
 use crate::limits;
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimSpec, ResourceRequirements};
+use crate::shard::address::PendingWrites;
 use crate::shard::command::{ClaimOp, Command, PendingClaim};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload};
 

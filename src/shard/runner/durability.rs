@@ -4,11 +4,11 @@
 //! it cannot be sent in time it becomes `store`, and a claim that no other reply disclosed is rolled back.
 
 use super::{PendingReply, ShardRunner};
-use crate::admission::key_directory::PendingWrites;
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimId, Millis};
+use crate::shard::address::PendingWrites;
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 
 impl ShardRunner {

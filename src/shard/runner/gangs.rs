@@ -1,9 +1,10 @@
 //! Two-phase commit of gangs: translates each action into an event, and the engine's reply into an outcome.
 
 use super::{ReplyRoute, ShardRunner};
-use crate::admission::key_directory::{KeyHolder, PendingWrites};
+use crate::admission::key::KeyHolder;
 use crate::engine::{ClaimHandle, EngineReply, Event, GangAction};
 use crate::model::{AckLevel, ClaimId};
+use crate::shard::address::PendingWrites;
 use crate::shard::command::{Command, GangItem};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender};
 

@@ -31,10 +31,9 @@ use super::command::{ClaimOp, Command, InjectedStep, PendingClaim};
 use super::handle::ShardHandle;
 use super::reply::{ReplyPayload, ReplySender, ShardOutcome};
 use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::ended_claims::EndedClaim;
-use crate::admission::key_directory::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
+use crate::admission::key::ended_claims::EndedClaim;
 use crate::admission::pool_registry::Pool;
-use crate::admission::wait_queue::ReservationRequest;
+use crate::admission::queue::ReservationRequest;
 use crate::engine::{
     AccountingAudit, ClaimHandle, Effect, EngineReply, Event, GangAction, ListingSlice, PoolEligibility, Shard,
     ShardCounters,
@@ -42,6 +41,7 @@ use crate::engine::{
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
 use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
+use crate::shard::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 
 /// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
 /// arrived since.

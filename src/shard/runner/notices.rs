@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::ShardRunner;
-use crate::admission::key_directory::KeyLookup;
+use crate::admission::key::KeyLookup;
 use crate::engine::{ClaimHandle, Event};
 use crate::model::{ClaimId, Fence};
 use crate::shard::notice::ShardNotice;

@@ -2,13 +2,14 @@
 //! an outcome. Also decides whether this shard may acknowledge from memory.
 
 use super::{ReplyRoute, ShardRunner, rejection_of};
-use crate::admission::key_directory::{KeyHolder, KeyLookup, PendingWrites};
+use crate::admission::key::{KeyHolder, KeyLookup};
 use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event, HeartbeatReport, ReportedClaim};
 use crate::events::{PoolEventKind, PoolEventReason};
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{
     AckLevel, ClaimId, ClearResult, Fence, HeartbeatRequest, RegistrationRequest, RunningClaim, WorkerId,
 };
+use crate::shard::address::PendingWrites;
 use crate::shard::command::{ClaimOp, Command};
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 

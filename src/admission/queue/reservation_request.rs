@@ -8,12 +8,11 @@ use std::sync::atomic::Ordering;
 
 use super::QueuedClaim;
 use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::key_directory::ShardRef;
 use crate::admission::pool_registry::Pool;
 use crate::engine::{EvictionPolicy, PlacementConstraints, ReservationId};
 use crate::limits;
 use crate::model::{Millis, PoolMode, WorkerCapacity};
-use crate::shard::{Command, PendingClaim, ShardHandle, ShardSet};
+use crate::shard::{Command, PendingClaim, ShardHandle, ShardRef, ShardSet};
 
 /// Worker reserved for a queued claim, until this is dropped.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use super::gang;
 use super::{DEQUEUE_TIMEOUT_MS, DequeueGuard, QueuedClaim, SERVED_WINDOW_MS};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::pool_registry::Pool;
-use crate::admission::quota_accounting::Tenant;
+use crate::admission::tenant::Tenant;
 use crate::limits;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Millis, QueuedClaimView};

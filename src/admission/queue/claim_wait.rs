@@ -1,7 +1,7 @@
 //! Waiting state of a pending claim.
 
 use super::{ArrivalNumber, DequeueGuard, WaitState};
-use crate::admission::candidate_plan::NodeScope;
+use crate::admission::plan::NodeScope;
 use crate::model::Millis;
 use crate::shard::{PendingClaim, ShardSet};
 

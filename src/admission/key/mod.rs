@@ -12,6 +12,8 @@
 //! The directory is derived from the rows of workers and never stored. No guard of the map leaves this file and the
 //! folder beside it, where `rebuild` fills the map during recovery.
 
+pub mod adoption;
+pub mod ended_claims;
 mod prehashed;
 mod rebuild;
 
@@ -21,27 +23,16 @@ use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry as Slot;
-use smallvec::SmallVec;
-
 pub use self::prehashed::PrehashedHasher;
-use crate::admission::adoption::AdoptionWindow;
-use crate::admission::quota_accounting::{QuotaLease, TenantRegistry};
-use crate::admission::wait_queue::QueuedClaim;
+use crate::admission::key::adoption::AdoptionWindow;
+use crate::admission::queue::QueuedClaim;
+use crate::admission::tenant::{QuotaLease, TenantRegistry};
 use crate::engine::ClaimHandle;
 use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
-use crate::shard::PendingClaim;
-
-/// Reference to a shard of this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ShardRef {
-    /// Number of the pool in this process.
-    pub pool: u32,
-    /// Index of the shard in its pool.
-    pub shard: u16,
-}
+use crate::shard::{KeyTicket, PendingClaim, PendingWrite, PendingWrites, ShardRef};
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
 
 /// Holder of a key: the shard and the claim in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,21 +42,6 @@ pub struct KeyHolder {
     /// Handle of the claim in that shard.
     pub handle: ClaimHandle,
 }
-
-/// Record about a key that the store does not have yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PendingWrite {
-    /// Shard that wrote the record.
-    pub shard: ShardRef,
-    /// Sequence number at which the record is durable.
-    pub seq: Seq,
-}
-
-/// Records that a durable reply about the key waits for, besides that of its own shard. Usually none.
-pub type PendingWrites = SmallVec<[PendingWrite; 1]>;
-
-/// Right to decide a pending key.
-pub type KeyTicket = u64;
 
 /// Requests that wait for a pending key. Boxed, because there are almost never any and every entry of the directory
 /// reserves the space.

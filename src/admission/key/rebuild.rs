@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dashmap::Entry as Slot;
 
 use super::{KeyDirectory, KeyEntry, KeyHolder, KeyTicket, PendingWrites, ShardRef};
-use crate::admission::quota_accounting::QuotaLease;
+use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::PendingClaim;

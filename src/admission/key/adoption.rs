@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hashbrown::HashMap;
 
-use crate::admission::key_directory::PrehashedHasher;
+use crate::admission::key::PrehashedHasher;
 use crate::limits;
 use crate::model::{Fence, Millis};
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::{QueuedClaim, WaitQueue};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::pool_registry::Pool;
-use crate::admission::quota_accounting::Tenant;
+use crate::admission::tenant::Tenant;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Millis};
 use crate::shard::PendingClaim;

@@ -203,9 +203,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::admission::capacity_board::CapacityBoard;
     use crate::model::{ClaimSpec, PoolMode};
     use crate::shard::ShardSet;
+    use crate::shard::capacity_board::CapacityBoard;
     use proptest::prelude::*;
 
     fn constraints(cpu_milli: u64) -> PlacementConstraints {

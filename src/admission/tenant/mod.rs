@@ -1,7 +1,7 @@
 //! Quotas of tenants, and the resources that each tenant holds.
 //!
 //! A tenant's *charge* for a claim is part of the claim's entry in the key directory
-//! ([`crate::admission::key_directory`]). It is taken when the key is found vacant, before any worker is asked, and
+//! ([`crate::admission::key`]). It is taken when the key is found vacant, before any worker is asked, and
 //! released with the entry, whatever ends that. So usage equals what the directory holds, by construction (`U1`), and
 //! nothing is released twice.
 //!
@@ -18,7 +18,7 @@ use dashmap::DashMap;
 use hashbrown::DefaultHashBuilder;
 use smallvec::SmallVec;
 
-use crate::admission::wait_queue::WaitQueue;
+use crate::admission::queue::WaitQueue;
 use crate::model::{ClaimId, ClaimSpec, Quota, QuotaResource, QuotaSource, ResourceUsage};
 
 /// Number of tenants from which unused ones are collected.

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use hashbrown::HashMap;
 
-use crate::admission::key_directory::ShardRef;
 use crate::engine::ClaimGrant;
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, PoolName};
+use crate::shard::ShardRef;
 
 /// Claim that has ended without its holder.
 #[derive(Debug, Clone)]

@@ -31,7 +31,7 @@ pub use self::fair_queue::{ArrivalNumber, FairQueue, QueueEntry};
 pub use self::gang::QueuedGang;
 pub use self::reservation_request::{CapacityReservation, ReservationRequest};
 use crate::admission::pool_registry::Pool;
-use crate::admission::quota_accounting::Tenant;
+use crate::admission::tenant::Tenant;
 use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimId, Millis};
 use crate::shard::PendingClaim;
