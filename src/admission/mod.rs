@@ -1,11 +1,12 @@
-//! Admission: decides which claims may run, in which order, and which shards search for their workers.
-//!
-//! Shards and this layer still call each other (see the exceptions of the layer test). Everything below imports
-//! neither.
+//! Admission: decides which claims may run, in which order, and which shards search for their workers. Imports the
+//! shards, which report to it by events ([`crate::shard::ShardSink`]) and never call it.
 
 pub mod dispatch;
+pub mod effect;
+mod executor;
 pub mod key;
 pub mod plan;
 pub mod pool_registry;
 pub mod queue;
+mod shard_events;
 pub mod tenant;

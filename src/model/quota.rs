@@ -79,6 +79,17 @@ impl ResourceUsage {
         (0..4).find(exceeds).map(|i| QuotaResource::ALL[i])
     }
 
+    /// Larger of both usages in each amount.
+    #[must_use]
+    pub fn max(self, other: &Self) -> Self {
+        Self {
+            claims: self.claims.max(other.claims),
+            cpu_milli: self.cpu_milli.max(other.cpu_milli),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            gpu_milli: self.gpu_milli.max(other.gpu_milli),
+        }
+    }
+
     /// Saturating sum of both usages.
     #[must_use]
     pub const fn plus(self, more: &Self) -> Self {

@@ -13,7 +13,9 @@ use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{
     AckLevel, ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements,
 };
-use crate::shard::{ClaimAnswer, ClaimOp, Command, PendingWrites, ReplyBatch, ReplyPayload, ReplySender, ShardRef};
+use crate::shard::{
+    ClaimAnswer, Command, HeldOperation, HeldVerb, PendingWrites, ReplyBatch, ReplyPayload, ReplySender, ShardRef,
+};
 
 impl Scheduler {
     /// Status of the claim that holds the key or is queued for it.
@@ -36,13 +38,15 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`, once the end of the claim is as durable as requested.
     pub async fn get_claim(&self, id: &ClaimId) -> Result<ClaimView, RequestError> {
-        let found = self.view_held(id, None, Command::GetClaim).await;
+        let found = self.view_held(id, None, HeldVerb::Get).await;
         if found != Err(RequestError::NotFound(ObjectKind::Claim)) {
             return found;
         }
         let ended = self.dispatch().ended_claims.get(id, self.dispatch().clock.engine_ms());
         match ended.filter(|ended| ended.grant.state == ClaimState::Lost) {
-            Some(EndedClaim { shard, pool, grant }) => Ok(claim_view(id, &pool, ClaimAnswer::existing(grant, shard))),
+            Some(EndedClaim { shard, pool, grant, .. }) => {
+                Ok(claim_view(id, &pool, ClaimAnswer::existing(grant, shard)))
+            }
             None => found,
         }
     }
@@ -52,7 +56,7 @@ impl Scheduler {
     /// # Errors
     /// `NotFound`; `FenceMismatch` if the fence is not the holder's.
     pub async fn confirm(&self, id: &ClaimId, fence: Fence) -> Result<ClaimView, RequestError> {
-        self.view_held(id, Some(fence), Command::Confirm).await
+        self.view_held(id, Some(fence), HeldVerb::Confirm).await
     }
 
     /// Renews a claim: its time to live starts over, and is `ttl_ms` from now on if given.
@@ -62,8 +66,7 @@ impl Scheduler {
     /// not the holder's; `FailedPrecondition` if the claim is not active yet; `Releasing`.
     pub async fn renew(&self, id: &ClaimId, fence: Fence, ttl_ms: Option<Millis>) -> Result<ClaimView, RequestError> {
         check_ttl(ttl_ms)?;
-        let command = |item| Command::Renew(item, ttl_ms);
-        self.view_held(id, Some(fence), command).await
+        self.view_held(id, Some(fence), HeldVerb::Renew(ttl_ms)).await
     }
 
     /// Changes the resources of a claim, on the same worker and under the same fence. Changes nothing if the worker
@@ -79,7 +82,7 @@ impl Scheduler {
         resources: ResourceRequirements,
     ) -> Result<ClaimView, RequestError> {
         resources.check_non_empty()?;
-        self.view_held(id, Some(fence), |item| Command::Resize(item, Box::new(resources))).await
+        self.view_held(id, Some(fence), HeldVerb::Resize(Box::new(resources))).await
     }
 
     /// Releases a claim. Succeeds if the claim has ended already. Also finishes a clean-up that
@@ -96,7 +99,7 @@ impl Scheduler {
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
     pub async fn release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, RequestError> {
-        if self.end_claim(id, fence, Command::Release).await? {
+        if self.end_claim(id, fence, HeldVerb::Release).await? {
             return Ok(true);
         }
         let ended = self.dispatch().ended_claims.get(id, self.dispatch().clock.engine_ms());
@@ -125,17 +128,12 @@ impl Scheduler {
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
     pub async fn begin_release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, RequestError> {
-        self.end_claim(id, fence, Command::BeginRelease).await
+        self.end_claim(id, fence, HeldVerb::BeginRelease).await
     }
 
     /// Sends an operation that ends the claim. Returns false if the key is vacant.
-    async fn end_claim(
-        &self,
-        id: &ClaimId,
-        fence: Option<Fence>,
-        command: fn(ClaimOp) -> Command,
-    ) -> Result<bool, RequestError> {
-        match self.ask_holder(id, fence, command).await? {
+    async fn end_claim(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<bool, RequestError> {
+        match self.ask_holder(id, fence, verb).await? {
             Ok(_) => Ok(true),
             Err(RequestError::NotFound(_)) => Ok(false),
             Err(error) => Err(error),
@@ -147,9 +145,12 @@ impl Scheduler {
         let Some(shard_handle) = self.dispatch().pools.load().shard(ended.shard).cloned() else { return Ok(()) };
         let (reply, answer) = ReplySender::oneshot();
         let started_ns = self.dispatch().arrival_ns();
-        shard_handle.push_or_reject(Command::Release(ClaimOp {
+        shard_handle.push_or_reject(Command::Operation(HeldOperation {
             id: id.clone(),
             handle: ended.grant.handle,
+            life: ended.life,
+            verb: HeldVerb::Release,
+            pending_writes: PendingWrites::new(),
             started_ns,
             reply,
         }));
@@ -177,15 +178,19 @@ impl Scheduler {
         }
         let started_ns = self.dispatch().arrival_ns();
         let (batch, answers) = ReplyBatch::new(claims.len());
-        let mut groups: Vec<(ShardRef, ClaimOp)> = Vec::with_capacity(claims.len());
+        let mut groups: Vec<(ShardRef, HeldOperation)> = Vec::with_capacity(claims.len());
         let (mut mismatched, mut others) = (Vec::new(), Vec::new());
         for (index, (id, fence)) in (0..).zip(claims) {
             let reply = ReplySender::batch_part(Arc::clone(&batch), index);
             match self.dispatch().keys.lookup(&id) {
-                KeyLookup::Held(holder) if fence.is_none_or(|fence| fence == holder.handle.fence) => {
-                    groups.push((holder.shard, ClaimOp { id, handle: holder.handle, started_ns, reply }));
+                KeyLookup::Held { holder, pending_writes }
+                    if fence.is_none_or(|fence| fence == holder.handle.fence) =>
+                {
+                    let KeyHolder { shard, life, handle } = holder;
+                    let verb = HeldVerb::Release;
+                    groups.push((shard, HeldOperation { id, handle, life, verb, pending_writes, started_ns, reply }));
                 }
-                KeyLookup::Held(_) => mismatched.push((self.dispatch().keys.pending_writes(&id), reply)),
+                KeyLookup::Held { pending_writes, .. } => mismatched.push((pending_writes, reply)),
                 KeyLookup::PendingWrites(_) | KeyLookup::Vacant | KeyLookup::Unreadable => {
                     others.push((id, fence, reply))
                 }
@@ -212,25 +217,20 @@ impl Scheduler {
     }
 
     /// Sends releases in groups, so that each shard is visited once.
-    pub(super) fn send_releases(&self, mut items: Vec<(ShardRef, ClaimOp)>) {
+    pub(super) fn send_releases(&self, mut items: Vec<(ShardRef, HeldOperation)>) {
         items.sort_by_key(|(shard, _)| *shard);
         while let Some(&(shard, _)) = items.last() {
             let from = items.partition_point(|(other, _)| *other < shard);
-            let items: Vec<ClaimOp> = items.drain(from..).map(|(_, item)| item).collect();
+            let items: Vec<HeldOperation> = items.drain(from..).map(|(_, item)| item).collect();
             if let Some(shard_handle) = self.dispatch().pools.load().shard(shard) {
-                shard_handle.push_or_reject(Command::Releases(items));
+                shard_handle.push_or_reject(Command::Operations(items));
             }
         }
     }
 
     /// Sends an operation to the shard that holds the key, and returns the claim.
-    async fn view_held(
-        &self,
-        id: &ClaimId,
-        fence: Option<Fence>,
-        command: impl FnOnce(ClaimOp) -> Command,
-    ) -> Result<ClaimView, RequestError> {
-        let (payload, holder) = self.ask_holder(id, fence, command).await??;
+    async fn view_held(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<ClaimView, RequestError> {
+        let (payload, holder) = self.ask_holder(id, fence, verb).await??;
         let ReplyPayload::Claim(answer) = payload else { return Err(RequestError::NotFound(ObjectKind::Claim)) };
         self.view_in(id, holder.shard.pool, answer)
     }
@@ -248,7 +248,7 @@ impl Scheduler {
         &self,
         id: &ClaimId,
         fence: Option<Fence>,
-        command: impl FnOnce(ClaimOp) -> Command,
+        verb: HeldVerb,
     ) -> Result<Result<(ReplyPayload, KeyHolder), RequestError>, RequestError> {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
@@ -258,8 +258,8 @@ impl Scheduler {
             // The shard may have panicked meanwhile and undone its decision: then the key is held again.
             found = self.dispatch().keys.lookup(id);
         }
-        let holder = match found {
-            KeyLookup::Held(holder) => holder,
+        let (holder, pending_writes) = match found {
+            KeyLookup::Held { holder, pending_writes } => (holder, pending_writes),
             KeyLookup::Unreadable => return Err(RequestError::Unavailable(UnavailableReason::Loading)),
             KeyLookup::Vacant | KeyLookup::PendingWrites(_) => {
                 return Ok(Err(RequestError::NotFound(ObjectKind::Claim)));
@@ -267,18 +267,19 @@ impl Scheduler {
         };
         if fence.is_some_and(|fence| fence != holder.handle.fence) {
             // As durable as the end of the claim that had this fence.
-            self.wait_until_stored(&self.dispatch().keys.pending_writes(id)).await?;
+            self.wait_until_stored(&pending_writes).await?;
             metrics().fence_refusals.increment(1);
             return Ok(Err(RequestError::FenceMismatch));
         }
         let (reply, answer) = ReplySender::oneshot();
-        let item = ClaimOp { id: id.clone(), handle: holder.handle, started_ns, reply };
-        self.dispatch()
-            .pools
-            .load()
-            .shard(holder.shard)
-            .ok_or(RequestError::Unavailable(UnavailableReason::Loading))?
-            .push_or_reject(command(item));
+        let KeyHolder { shard, life, handle } = holder;
+        let operation = HeldOperation { id: id.clone(), handle, life, verb, pending_writes, started_ns, reply };
+        {
+            let pools = self.dispatch().pools.load();
+            let shard_handle = pools.shard(shard).ok_or(RequestError::Unavailable(UnavailableReason::Loading))?;
+            self.dispatch().begin_resize(&operation)?;
+            shard_handle.push_or_reject(Command::Operation(operation));
+        }
         match recv_outcome(answer).await {
             Ok(payload) => Ok(Ok((payload, holder))),
             Err(error @ RequestError::NotFound(_)) => Ok(Err(error)),

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
+use crate::admission::key::PendingClaim;
 use crate::admission::plan::AdmittedClaim;
 use crate::admission::queue::WaitState;
 use crate::limits;
@@ -14,7 +15,7 @@ use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis};
-use crate::shard::{BatchAnswers, PendingClaim, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardSet};
+use crate::shard::{BatchAnswers, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardSet};
 
 impl Scheduler {
     /// Claims a worker for a key, or returns the claim that holds the key already.
@@ -24,7 +25,7 @@ impl Scheduler {
     pub async fn claim(&self, request: ClaimRequest) -> Result<ClaimResult, RequestError> {
         let (item, call) = self.begin_claim(request)?;
         if let Some(item) = item {
-            self.dispatch().submit(item);
+            self.dispatch().with_work(|work| self.dispatch().submit(item, work));
         }
         call.result().await
     }
@@ -37,9 +38,9 @@ impl Scheduler {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
         let (reply, answer) = ReplySender::oneshot();
-        let (id, pools, waits) = (request.id.clone(), request.pools.clone(), request.max_wait_ms() > 0);
+        let (id, pools) = (request.id.clone(), request.pools.clone());
         let item = self.prepare_claim(request, started_ns, reply).ok();
-        Ok((item, ClaimCall { scheduler: self, answer, id, pools, waits }))
+        Ok((item, ClaimCall { scheduler: self, answer, id, pools, answered: false }))
     }
 
     /// Makes many claims in one call. Returns one result each, in order. Visits each shard once, unless it had less
@@ -61,14 +62,13 @@ impl Scheduler {
         };
         let mut items = Vec::with_capacity(requests.len());
         for (index, request) in (0..).zip(requests) {
-            let waits = request.max_wait_ms() > 0;
-            call.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone(), waits });
+            call.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone() });
             let reply = ReplySender::batch_part(std::sync::Arc::clone(&batch), index);
             // A rejected item drops its reply; `prepare_claim` has sent the outcome that counts.
             items.extend(self.prepare_claim(request, started_ns, reply).ok());
         }
         drop(batch);
-        self.dispatch().submit_all(items);
+        self.dispatch().with_work(|work| self.dispatch().submit_all(items, work));
         call.result().await
     }
 
@@ -177,7 +177,8 @@ pub struct ClaimCall<'a> {
     answer: oneshot::Receiver<ShardOutcome>,
     id: ClaimId,
     pools: PoolChoice,
-    waits: bool,
+    /// Whether the answer was taken.
+    answered: bool,
 }
 
 impl ClaimCall<'_> {
@@ -187,6 +188,7 @@ impl ClaimCall<'_> {
     /// Fails like [`Scheduler::claim`].
     pub async fn result(mut self) -> Result<ClaimResult, RequestError> {
         let outcome = recv_outcome(&mut self.answer).await;
+        self.answered = true;
         let result = outcome.and_then(|payload| self.scheduler.claim_result(&self.id, &self.pools, payload));
         self.scheduler.count_claim(&self.pools, &result);
         result
@@ -195,11 +197,14 @@ impl ClaimCall<'_> {
 
 impl Drop for ClaimCall<'_> {
     fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
         self.answer.close();
-        if let Ok(outcome) = self.answer.try_recv() {
-            self.scheduler.dispatch().roll_back_unread(&self.id, &outcome);
-        } else if self.waits {
-            self.scheduler.dispatch().cancel_queued(&self.id);
+        let dispatch = self.scheduler.dispatch();
+        match self.answer.try_recv() {
+            Ok(outcome) => dispatch.roll_back_unread(&self.id, &outcome),
+            Err(_) => dispatch.with_work(|work| dispatch.cancel(&self.id, work)),
         }
     }
 }
@@ -208,7 +213,6 @@ impl Drop for ClaimCall<'_> {
 struct BatchItem {
     id: ClaimId,
     pools: PoolChoice,
-    waits: bool,
 }
 
 /// Batch whose caller waits for the results. When it is dropped before all have arrived, the caller has left, as with
@@ -247,9 +251,7 @@ impl Drop for BatchCall<'_> {
         for (index, outcome) in self.answers.close() {
             dispatch.roll_back_unread(&self.items[index].id, &outcome);
         }
-        for item in self.items.iter().filter(|item| item.waits) {
-            dispatch.cancel_queued(&item.id);
-        }
+        dispatch.with_work(|work| self.items.iter().for_each(|item| dispatch.cancel(&item.id, work)));
     }
 }
 

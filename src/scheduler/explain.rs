@@ -7,10 +7,11 @@ use futures::future::join_all;
 
 use super::{Scheduler, recv_outcome};
 use crate::admission::dispatch::next_shard;
-use crate::admission::pool_registry::{Pool, PoolMap};
+use crate::admission::key::PendingClaim;
+use crate::admission::pool_registry::{Pool, PoolMap, ShardHandle};
 use crate::model::request_error::{ExhaustionReason, RequestError};
 use crate::model::{ClaimExplanation, ClaimRequest, Millis, PlacementPreview, PoolSurvey, WorkerSurvey};
-use crate::shard::{Command, ExplainQuery, PendingClaim, ReplyPayload, ReplySender, ShardHandle};
+use crate::shard::{Command, ExplainQuery, ReplyPayload, ReplySender};
 
 impl Scheduler {
     /// Explains what would happen to a claim now: the worker that it would get or the reason of its rejection, and for

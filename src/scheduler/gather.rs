@@ -2,9 +2,9 @@
 
 use super::Scheduler;
 use super::claims::ClaimCall;
+use crate::admission::key::PendingClaim;
 use crate::model::ClaimRequest;
 use crate::model::request_error::RequestError;
-use crate::shard::PendingClaim;
 
 /// Claims of several callers that are submitted together, like those of a batch.
 #[derive(Debug, Default)]
@@ -27,7 +27,8 @@ impl Scheduler {
     pub fn decide_gathered(&self, batch: &mut ClaimBatchBuilder) {
         if !batch.0.is_empty() {
             let empty = Vec::with_capacity(batch.0.len());
-            self.dispatch().submit_all(std::mem::replace(&mut batch.0, empty));
+            let items = std::mem::replace(&mut batch.0, empty);
+            self.dispatch().with_work(|work| self.dispatch().submit_all(items, work));
         }
     }
 }

@@ -53,10 +53,9 @@ use crate::model::label_selector::SelectorCache;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{Millis, PoolName, PoolSpec};
 use crate::persist::catalog::PoolCatalog;
-use crate::persist::fencing::FenceGenerator;
 use crate::persist::journal::{Journal, Outbox};
 use crate::persist::store::{SharedStore, StoreError};
-use crate::shard::ShardSupervisor;
+use crate::shard::{ShardEnvironment, ShardSupervisor};
 
 /// Interval at which the fence ceiling is checked.
 const FENCE_CEILING_INTERVAL: Duration = Duration::from_secs(1);
@@ -122,18 +121,19 @@ impl Scheduler {
     /// Creates a scheduler over a store, on the caller's clock.
     #[must_use]
     pub fn with_clock(store: SharedStore, settings: SchedulerSettings, clock: Clock) -> Self {
+        let journal = Journal::new(store, clock.clone());
+        let environment = ShardEnvironment::new(clock.clone(), Arc::clone(&journal), settings.store_wait_ms);
         let dispatch = ClaimDispatcher {
             keys: KeyDirectory::default(),
             wait_queues: WaitQueues::default(),
             pools: PoolRegistry::default(),
             selectors: SelectorCache::default(),
-            journal: Journal::new(store, clock.clone()),
+            journal,
             clock,
             ended_claims: EndedClaims::default(),
             gangs_in_doubt: Mutex::default(),
-            fences: FenceGenerator::new_closed(),
+            environment: Arc::new(environment),
             settings,
-            draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         };
         Self {
@@ -217,13 +217,22 @@ impl Scheduler {
             return Ok(supervisor.clone());
         }
         let dispatch = Arc::downgrade(&self.shared.dispatch);
-        let restart = move |pool, handle, supervisor| -> futures::future::BoxFuture<'static, ()> {
+        let find = move |actor| {
+            let pools = dispatch.upgrade()?.pools.load_full();
+            pools.iter().find_map(|pool| {
+                let handle = pool.shards.iter().find(|handle| handle.is_run_by(actor))?;
+                Some((Arc::clone(&pool.context), Arc::clone(handle)))
+            })
+        };
+        let dispatch = Arc::downgrade(&self.shared.dispatch);
+        let restart = move |shard, supervisor| -> futures::future::BoxFuture<'static, ()> {
             match dispatch.upgrade() {
-                Some(dispatch) => Box::pin(recovery::restart_shard(dispatch, pool, handle, supervisor)),
+                Some(dispatch) => Box::pin(recovery::restart_shard(dispatch, shard, supervisor)),
                 None => Box::pin(async {}),
             }
         };
-        let supervisor = ShardSupervisor::new(&self.shared.dispatch, Box::new(restart));
+        let environment = Arc::clone(&self.shared.dispatch.environment);
+        let supervisor = ShardSupervisor::new(environment, Box::new(find), Box::new(restart));
         let (actor, _) = ShardSupervisor::spawn(None, supervisor, ())
             .await
             .map_err(|error| StoreError::Unusable(format!("the supervisor did not start: {error}")))?;
@@ -233,8 +242,8 @@ impl Scheduler {
     /// Makes the service unready, so that no new calls are sent to it. Calls are still answered, but claims no longer
     /// wait. Used between the decision to stop and [`Scheduler::stop`].
     pub fn drain(&self) {
-        self.dispatch().draining.store(true, Ordering::Release);
-        self.dispatch().close_wait_queues();
+        self.dispatch().environment.drain();
+        self.dispatch().with_work(|work| self.dispatch().close_wait_queues(work));
     }
 
     /// Finishes calls in flight, flushes everything to the store and ends all shards. New calls are rejected. Returns
@@ -366,7 +375,7 @@ impl Scheduler {
                 }
                 pool.event_log.tick(now_ms);
             }
-            dispatch.tick_wait_queues(now_ms);
+            dispatch.with_work(|work| dispatch.tick_wait_queues(now_ms, work));
             changes.log_counted(now_ms);
             let pools = dispatch.pools.load();
             let mut handles = pools.iter().flat_map(|pool| pool.shards.iter());

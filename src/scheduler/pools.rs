@@ -9,7 +9,7 @@ use futures::future::join_all;
 
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
 use super::{Scheduler, recv_outcome};
-use crate::admission::pool_registry::Pool;
+use crate::admission::pool_registry::{Pool, ShardHandle};
 use crate::engine::ShardConfig;
 use crate::limits;
 use crate::metrics::ShardState;
@@ -19,7 +19,7 @@ use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::row::PoolRow;
 use crate::scheduler::caller::with_current_caller;
 use crate::scheduler::recovery;
-use crate::shard::{Command, ReplyPayload, ReplySender, ShardHandle, ShardReport};
+use crate::shard::{Command, ReplyPayload, ReplySender, ShardReport};
 
 /// Attempts to end the workers of a shard that is overloaded or restarting, and the pause between two.
 const END_ATTEMPTS: u32 = 20;
@@ -251,7 +251,7 @@ impl Scheduler {
     /// Ends the shards of a pool whose deletion is stored, then removes its row, last.
     pub(super) async fn finish_deletion(&self, pool: &Arc<Pool>) {
         pool.closing.store(true, Ordering::Release);
-        self.dispatch().close_wait_queue(pool);
+        self.dispatch().with_work(|work| self.dispatch().close_wait_queue(pool, work));
         join_all(pool.shards.iter().map(|handle| async move {
             end_workers(handle).await;
             handle.stop().await;
@@ -264,7 +264,7 @@ impl Scheduler {
         // Records of a deleted pool must not hold back any reply.
         pool.shards.iter().for_each(|handle| handle.outbox.notify_subscribers());
         pool.event_log.close();
-        self.dispatch().keys.forget_pool(pool.number);
+        self.dispatch().forget_pool(pool.number);
         self.abort_gangs_of_pool(pool.uid).await;
         if let Ok(catalog) = self.catalog() {
             let removed = catalog.remove(pool.uid);
@@ -337,7 +337,7 @@ fn deletion_conflict() -> RequestError {
     Precondition::PoolDeleting.into()
 }
 
-fn offline_report(handle: &crate::shard::ShardHandle) -> ShardReport {
+fn offline_report(handle: &ShardHandle) -> ShardReport {
     let state = match handle.state() {
         // The shard serves but did not answer: its mailbox is full, or it just panicked.
         ShardState::Serving => ShardState::Loading,

@@ -93,7 +93,7 @@ impl Scheduler {
         let put = |rows: &PoolCatalog, quota: &Option<Quota>| rows.put_quota(name, quota.as_ref());
         self.change_catalog(catalog, |rows| put(rows, &quota), |rows| put(rows, &before)).await?;
         tenants.set_quota(name, quota);
-        self.dispatch().dispatch_quota_queues();
+        self.dispatch().with_work(|work| self.dispatch().dispatch_quota_queues(work));
         Ok(before)
     }
 

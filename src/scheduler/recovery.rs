@@ -15,8 +15,8 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorCell;
 
 use crate::admission::dispatch::{ClaimDispatcher, InDoubtGang, InDoubtMember};
-use crate::admission::key::KeyHolder;
-use crate::admission::pool_registry::Pool;
+use crate::admission::key::{KeyHolder, PendingClaim};
+use crate::admission::pool_registry::{Pool, ShardHandle};
 use crate::engine::{
     ClaimHandle, Effect, Event, GangAction, ReplayError, ResumePoint, Shard, ShardConfig, ShardReplay,
 };
@@ -29,7 +29,7 @@ use crate::persist::journal::Outbox;
 use crate::persist::row::{self, PoolRow, RowFrames, RowKind};
 use crate::persist::store::{FenceSpan, ShardDamage, ShardKey, StoreError};
 use crate::scheduler::ownership;
-use crate::shard::{self, PendingWrite, ShardHandle, ShardRef};
+use crate::shard::{self, PendingWrite, PoolContext, ServedShard, ShardRef, SpawnArgs};
 
 /// Number of shards that are started concurrently.
 const CONCURRENT_STARTS: usize = 64;
@@ -42,10 +42,12 @@ pub fn make_pool(dispatch: &Arc<ClaimDispatcher>, uid: u64, version: u64, name: 
     let handles = (0..spec.shards)
         .map(|shard| {
             let outbox = Outbox::new(&dispatch.journal, ShardKey { pool: uid, shard }, 0);
-            ShardHandle::new(ShardRef { pool: number, shard }, outbox, Arc::clone(&metrics), dispatch)
+            let shard = ShardRef { pool: number, shard };
+            ShardHandle::new(shard, outbox, Arc::clone(&metrics), &dispatch.environment, dispatch)
         })
         .collect();
-    Arc::new(Pool::new(number, uid, version, name, spec, handles, metrics))
+    let context = PoolContext::new(number, version, name, spec, metrics);
+    Arc::new(Pool::new(uid, Arc::new(context), handles))
 }
 
 /// Raises the stored fence ceiling if it is near. The first time it also stores where this owner's fences begin:
@@ -54,10 +56,10 @@ pub fn make_pool(dispatch: &Arc<ClaimDispatcher>, uid: u64, version: u64, name: 
 /// # Errors
 /// Fails with the errors of the store.
 pub async fn raise_fence_ceiling(dispatch: &ClaimDispatcher) -> Result<(), StoreError> {
-    if let Some(ceiling) = dispatch.fences.next_ceiling(dispatch.clock.unix_us()) {
-        let floor = dispatch.fences.floor();
+    if let Some(ceiling) = dispatch.environment.fences.next_ceiling(dispatch.clock.unix_us()) {
+        let floor = dispatch.environment.fences.floor();
         dispatch.journal.store().raise_fence_ceiling(FenceSpan { floor, ceiling }).await?;
-        dispatch.fences.set_ceiling(ceiling);
+        dispatch.environment.fences.set_ceiling(ceiling);
     }
     Ok(())
 }
@@ -70,7 +72,7 @@ pub async fn acquire_ownership(dispatch: &ClaimDispatcher) -> Result<(), StoreEr
     let attempt = || {
         async {
             let ownership = ownership::take_over(dispatch).await?;
-            dispatch.fences.start(ownership.fence_ceiling, ownership.fence_floor);
+            dispatch.environment.fences.start(ownership.fence_ceiling, ownership.fence_floor);
             Ok(())
         }
         .boxed()
@@ -131,11 +133,13 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     // Keyed by name from now on; ids identify rows only.
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
     let catalog = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
-    let shards = pools.iter().flat_map(|pool| pool.shards.iter().map(|handle| (Arc::clone(pool), Arc::clone(handle))));
+    let shards =
+        pools.iter().flat_map(|pool| pool.shards.iter().map(|handle| (Arc::clone(&pool.context), Arc::clone(handle))));
     let shards: Vec<_> = shards.collect();
     let mut recovered = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
     let gangs = resolve_gangs(dispatch, &mut recovered);
-    reconcile_keys(dispatch, &mut recovered);
+    // Nobody has claimed anything yet.
+    drop(reconcile_keys(dispatch, &mut recovered));
     warn_suspects(&recovered);
     open_adoption(dispatch, &recovered);
     // As late as possible: a process that dies before this has granted nothing, and claims lost before it can still be
@@ -151,8 +155,7 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
 /// serves.
 pub async fn restart_shard(
     dispatch: Arc<ClaimDispatcher>,
-    pool: Arc<Pool>,
-    handle: Arc<ShardHandle>,
+    (pool, handle): ServedShard<ClaimDispatcher>,
     supervisor: ActorCell,
 ) {
     // The tail counts as stored: rows handed over before the panic only have to arrive.
@@ -182,17 +185,18 @@ pub async fn restart_shard(
             return;
         }
     };
-    reconcile_keys(&dispatch, &mut recovered);
+    let unanswered = reconcile_keys(&dispatch, &mut recovered);
     if dispatch.pools.load().by_number(pool.number).is_none() {
         // The pool was deleted meanwhile, and its keys were entered again.
-        dispatch.keys.forget_pool(pool.number);
-        return;
+        dispatch.forget_pool(pool.number);
+        return dispatch.submit_again(unanswered);
     }
     // Events of the run that panicked are lost.
     pool.event_log.reset(dispatch.clock.unix_us());
     for recovered in recovered {
         open(Arc::clone(&dispatch), recovered, supervisor.clone()).await;
     }
+    dispatch.submit_again(unanswered);
 }
 
 /// Starts the empty shards of a new pool.
@@ -200,14 +204,18 @@ pub async fn open_pool_shards(dispatch: &Arc<ClaimDispatcher>, pool: &Arc<Pool>,
     let config = ShardConfig::from(&**pool.spec.load());
     for handle in &pool.shards {
         let shard = Ok(Shard::new(config.clone(), dispatch.clock.engine_ms()));
-        let recovered =
-            RecoveredShard { pool: Arc::clone(pool), handle: Arc::clone(handle), shard, relinquished: Vec::new() };
+        let recovered = RecoveredShard {
+            pool: Arc::clone(&pool.context),
+            handle: Arc::clone(handle),
+            shard,
+            relinquished: Vec::new(),
+        };
         open(Arc::clone(dispatch), recovered, supervisor.clone()).await;
     }
 }
 
 struct RecoveredShard {
-    pool: Arc<Pool>,
+    pool: Arc<PoolContext>,
     handle: Arc<ShardHandle>,
     /// Recovered shard, or the reason why it must not serve together with what could be read of it.
     shard: Result<Shard, (UnreadableShard, Box<Shard>)>,
@@ -305,7 +313,7 @@ fn take_row(
 
 async fn load(
     dispatch: &Arc<ClaimDispatcher>,
-    shards: Vec<(Arc<Pool>, Arc<ShardHandle>)>,
+    shards: Vec<ServedShard<ClaimDispatcher>>,
 ) -> Result<Vec<RecoveredShard>, StoreError> {
     let now_ms = dispatch.clock.engine_ms();
     let replays: HashMap<ShardKey, ShardReplay> = shards
@@ -334,8 +342,8 @@ async fn load(
             seq,
             now_ms,
             unix_ms: dispatch.clock.unix_ms(),
-            fence_floor: dispatch.fences.floor(),
-            previous_fence_floor: dispatch.fences.previous_floor(),
+            fence_floor: dispatch.environment.fences.floor(),
+            previous_fence_floor: dispatch.environment.fences.previous_floor(),
             restarted: handle.restarts() > 0,
         };
         let shard = match (applied_seq, replay.finish(resume)) {
@@ -406,8 +414,11 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
 }
 
 /// Enters the claims of the shards into the directory; of two holders of a key the lower fence is relinquished.
-fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) {
-    let mut losers: Vec<KeyHolder> = Vec::new();
+///
+/// Returns the repeated claims whose holders a panic undid: they must be submitted again once the shards serve.
+#[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -> Vec<Box<PendingClaim>> {
+    let (mut losers, mut unanswered): (Vec<KeyHolder>, Vec<_>) = (Vec::new(), Vec::new());
     for recovered in &*recovered {
         let this_shard = recovered.handle.shard;
         match &recovered.shard {
@@ -421,16 +432,18 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
                         .map(|(_, id, handle)| (id.clone(), (handle, shard.grant(handle).and_then(|grant| grant.spec))))
                         .collect();
                     held.extend(members.clone());
-                    dispatch.keys.rebind_shard(this_shard, &mut held);
+                    unanswered.extend(dispatch.keys.rebind_shard(this_shard, recovered.handle.life(), &mut held));
                     held.retain(|id, _| !members.contains_key(id));
                 }
-                let enter =
-                    |(id, (handle, spec))| dispatch.keys.recover(id, KeyHolder { shard: this_shard, handle }, spec);
+                let enter = |(id, (handle, spec))| {
+                    let life = recovered.handle.life();
+                    dispatch.keys.recover(id, KeyHolder { shard: this_shard, life, handle }, spec)
+                };
                 losers.extend(held.into_iter().filter_map(enter));
             }
             Err((_, readable)) => {
                 if recovered.handle.restarts() > 0 {
-                    dispatch.keys.forget_shards(|shard| shard == this_shard);
+                    unanswered.extend(dispatch.keys.forget_shards(|shard| shard == this_shard));
                 }
                 let enter = |(id, (handle, spec)): (ClaimId, HeldKey)| {
                     dispatch.keys.recover_unreadable(id, this_shard, handle.fence, spec)
@@ -446,6 +459,7 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
             recovered.relinquished.push(loser.handle);
         }
     }
+    unanswered
 }
 
 /// Warns that the limit of shards was lowered below the stored total: existing pools are served, new ones are
@@ -494,8 +508,16 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
             for (seq, id) in &ended {
                 dispatch.keys.add_pending_write(id, PendingWrite { shard: handle.shard, seq: *seq });
             }
-            let started =
-                shard::start_shard(Arc::clone(&dispatch), pool, Arc::clone(&handle), shard, ended, supervisor);
+            let environment = Arc::clone(&dispatch.environment);
+            let spawn = SpawnArgs {
+                sink: dispatch,
+                environment,
+                pool,
+                handle: Arc::clone(&handle),
+                shard,
+                pending_ends: ended,
+            };
+            let started = shard::start_shard(spawn, supervisor);
             if let Err(error) = started.await {
                 handle.set_state(ShardState::Refused, Some(format!("the actor did not start: {error}")));
                 handle.reject_all();

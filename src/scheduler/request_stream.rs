@@ -16,13 +16,14 @@ use hashbrown::HashMap;
 
 use super::Scheduler;
 use super::claims::check_ttl;
-use crate::admission::key::{KeyHolder, KeyLookup};
+use crate::admission::key::{KeyHolder, KeyLookup, PendingClaim};
+use crate::admission::pool_registry::ShardHandle;
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, Millis};
 use crate::shard::{
-    ClaimOp, Command, CompletionQueue, PendingClaim, ReplyPayload, ReplySender, ShardHandle, ShardOutcome, ShardRef,
+    Command, CompletionQueue, HeldOperation, HeldVerb, PendingWrites, ReplyPayload, ReplySender, ShardOutcome, ShardRef,
 };
 
 /// Completion of a request of the stream.
@@ -53,7 +54,7 @@ pub enum ClaimVerb {
 
 /// Request that was sent and is not completed.
 enum InFlightRequest {
-    Claim { id: ClaimId, pools: PoolChoice, waits: bool },
+    Claim { id: ClaimId, pools: PoolChoice },
     Held { id: ClaimId, pool: u32, verb: ClaimVerb },
 }
 
@@ -72,7 +73,7 @@ enum RequestRun {
     Nothing,
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     Claims(Vec<Box<PendingClaim>>),
-    Releases(Vec<(ShardRef, ClaimOp)>),
+    Releases(Vec<(ShardRef, HeldOperation)>),
 }
 
 /// Requests of one caller. Dropping the stream disconnects from all of them.
@@ -138,8 +139,7 @@ impl RequestStream {
             self.begin_run();
         }
         let wait_ms = request.max_wait_ms();
-        let in_flight =
-            InFlightRequest::Claim { id: request.id.clone(), pools: request.pools.clone(), waits: wait_ms > 0 };
+        let in_flight = InFlightRequest::Claim { id: request.id.clone(), pools: request.pools.clone() };
         let reply = self.reply_for(number, in_flight, wait_ms.min(limits::WAIT_MS_MAX));
         if let Err(error) = self.scheduler.check_serving() {
             reply.send(Err(error));
@@ -158,20 +158,27 @@ impl RequestStream {
         if verb != ClaimVerb::Release || !matches!(self.run, RequestRun::Releases(_)) {
             self.begin_run();
         }
-        let Some((holder, shard_handle)) = self.find_holder(&id, fence, verb) else {
+        let Some((holder, pending_writes, shard_handle)) = self.find_holder(&id, fence, verb) else {
             return self.call(number, id, fence, verb);
         };
-        let KeyHolder { shard, handle } = holder;
+        let KeyHolder { shard, life, handle } = holder;
         let reply = self.reply_for(number, InFlightRequest::Held { id: id.clone(), pool: shard.pool, verb }, 0);
-        let item = ClaimOp { id, handle, started_ns: self.started_ns, reply };
+        let held_verb = match verb {
+            ClaimVerb::Release => HeldVerb::Release,
+            ClaimVerb::BeginRelease => HeldVerb::BeginRelease,
+            ClaimVerb::Confirm => HeldVerb::Confirm,
+            ClaimVerb::Renew(ttl_ms) => HeldVerb::Renew(ttl_ms),
+        };
+        let started_ns = self.started_ns;
+        let item = HeldOperation { id, handle, life, verb: held_verb, pending_writes, started_ns, reply };
         match verb {
             ClaimVerb::Release => match &mut self.run {
                 RequestRun::Releases(items) => items.push((shard, item)),
                 run => *run = RequestRun::Releases(vec![(shard, item)]),
             },
-            ClaimVerb::BeginRelease => shard_handle.push_or_reject(Command::BeginRelease(item)),
-            ClaimVerb::Confirm => shard_handle.push_or_reject(Command::Confirm(item)),
-            ClaimVerb::Renew(ttl_ms) => shard_handle.push_or_reject(Command::Renew(item, ttl_ms)),
+            ClaimVerb::BeginRelease | ClaimVerb::Confirm | ClaimVerb::Renew(_) => {
+                shard_handle.push_or_reject(Command::Operation(item));
+            }
         }
     }
 
@@ -180,7 +187,7 @@ impl RequestStream {
         let dispatch = self.scheduler.dispatch();
         match std::mem::replace(&mut self.run, RequestRun::Nothing) {
             RequestRun::Nothing => {}
-            RequestRun::Claims(items) => dispatch.submit_all(items),
+            RequestRun::Claims(items) => dispatch.with_work(|work| dispatch.submit_all(items, work)),
             RequestRun::Releases(items) => self.scheduler.send_releases(items),
         }
     }
@@ -222,12 +229,17 @@ impl RequestStream {
     }
 
     /// Holder of the key under this fence, if its shard alone can answer the operation.
-    fn find_holder(&self, id: &ClaimId, fence: Fence, verb: ClaimVerb) -> Option<(KeyHolder, Arc<ShardHandle>)> {
+    fn find_holder(
+        &self,
+        id: &ClaimId,
+        fence: Fence,
+        verb: ClaimVerb,
+    ) -> Option<(KeyHolder, PendingWrites, Arc<ShardHandle>)> {
         let dispatch = self.scheduler.dispatch();
-        let KeyLookup::Held(holder) = dispatch.keys.lookup(id) else { return None };
+        let KeyLookup::Held { holder, pending_writes } = dispatch.keys.lookup(id) else { return None };
         let can_ask = holder.handle.fence == fence && verb.is_valid() && self.scheduler.check_serving().is_ok();
         let shard_handle = if can_ask { dispatch.pools.load().shard(holder.shard).cloned() } else { None };
-        shard_handle.map(|shard_handle| (holder, shard_handle))
+        shard_handle.map(|shard_handle| (holder, pending_writes, shard_handle))
     }
 
     /// Starts an individual call.
@@ -324,8 +336,9 @@ impl Drop for RequestStream {
             self.roll_back_unread(slot, &outcome);
         }
         for in_flight in self.requests.iter().flatten() {
-            if let InFlightRequest::Claim { id, waits: true, .. } = &in_flight.request {
-                self.scheduler.dispatch().cancel_queued(id);
+            if let InFlightRequest::Claim { id, .. } = &in_flight.request {
+                let dispatch = self.scheduler.dispatch();
+                dispatch.with_work(|work| dispatch.cancel(id, work));
             }
         }
     }

@@ -30,8 +30,9 @@ impl Scheduler {
         check_registration(&worker)?;
         let pool = self.pool(pool)?;
         let shard = worker.spec.id.shard(pool.shards.len() as u16);
+        let keys = self.dispatch().report_keys(worker.claims.as_deref());
         let (reply, answer) = ReplySender::oneshot();
-        pool.shards[shard as usize].push_or_reject(Command::Register(vec![(worker, reply)]));
+        pool.shards[shard as usize].push_or_reject(Command::Register(vec![(worker, keys, reply)]));
         let registered = self.registered(&pool, shard, recv_outcome(answer).await?);
         self.log_registrations(&pool, std::slice::from_ref(&registered));
         registered
@@ -48,7 +49,10 @@ impl Scheduler {
     ) -> Result<Vec<Result<RegistrationResponse, RequestError>>, RequestError> {
         self.check_serving()?;
         let pool = self.pool(pool)?;
-        let worker = |worker, reply| (worker, reply);
+        let worker = |worker: RegistrationRequest, reply| {
+            let keys = self.dispatch().report_keys(worker.claims.as_deref());
+            (worker, keys, reply)
+        };
         let outcomes =
             ask_shards(&pool, workers, |worker| &worker.spec.id, check_registration, worker, Command::Register).await;
         let registered: Vec<_> =
@@ -92,7 +96,10 @@ impl Scheduler {
         heartbeat: HeartbeatRequest,
     ) -> Result<HeartbeatResponse, RequestError> {
         check_reported_claims(heartbeat.claims.as_deref())?;
-        let command = |id, reply| Command::Heartbeat(vec![(id, heartbeat, reply)]);
+        let command = |id, reply| {
+            let keys = self.dispatch().report_keys(heartbeat.claims.as_deref());
+            Command::Heartbeat(vec![(id, heartbeat, keys, reply)])
+        };
         let (pool, _, payload) = self.ask_worker_shard(pool, id, command).await?;
         Ok(heartbeat_response(&pool, payload))
     }
@@ -109,7 +116,10 @@ impl Scheduler {
         self.check_serving()?;
         let pool = self.pool(pool)?;
         let check = |(_, heartbeat): &(WorkerId, HeartbeatRequest)| check_reported_claims(heartbeat.claims.as_deref());
-        let heartbeat = |(id, heartbeat), reply| (id, heartbeat, reply);
+        let heartbeat = |(id, heartbeat): (WorkerId, HeartbeatRequest), reply| {
+            let keys = self.dispatch().report_keys(heartbeat.claims.as_deref());
+            (id, heartbeat, keys, reply)
+        };
         let outcomes = ask_shards(&pool, heartbeats, |(id, _)| id, check, heartbeat, Command::Heartbeat).await;
         Ok(outcomes.into_iter().map(|(_, outcome)| Ok(heartbeat_response(&pool, outcome?))).collect())
     }

@@ -1,14 +1,16 @@
 //! Actor that owns the lifetime of a shard: starts it, stops it, and runs it when no caller is running it inline.
 
 use std::collections::VecDeque;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use super::environment::ShardEnvironment;
+use super::event::ShardSink;
 use super::handle::{RunEnd, ShardHandle};
+use super::pool_context::PoolContext;
 use super::runner::ShardRunner;
-use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::pool_registry::Pool;
 use crate::engine::Shard;
 use crate::model::{ClaimId, Seq};
 
@@ -22,39 +24,47 @@ pub(crate) enum ActorMessage {
 }
 
 /// Arguments from which an actor starts.
-pub(crate) struct SpawnArgs {
-    pub dispatch: Arc<ClaimDispatcher>,
-    pub pool: Arc<Pool>,
-    pub handle: Arc<ShardHandle>,
+pub(crate) struct SpawnArgs<S: ShardSink> {
+    pub sink: Arc<S>,
+    pub environment: Arc<ShardEnvironment>,
+    pub pool: Arc<PoolContext>,
+    pub handle: Arc<ShardHandle<S>>,
     pub shard: Shard,
     /// Keys that recovery freed here, each with the sequence number of its record.
     pub pending_ends: VecDeque<(Seq, ClaimId)>,
 }
 
 /// Actor of one shard.
-pub(crate) struct ShardActor;
+pub(crate) struct ShardActor<S>(PhantomData<fn() -> S>);
+
+impl<S> Default for ShardActor<S> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
 
 /// Lifetime of a shard's state, which is dropped when the actor ends for any reason.
-pub(crate) struct ActorLifetime(Arc<ShardHandle>);
+pub(crate) struct ActorLifetime<S: ShardSink>(Arc<ShardHandle<S>>);
 
-impl Drop for ActorLifetime {
+impl<S: ShardSink> Drop for ActorLifetime<S> {
     fn drop(&mut self) {
         self.0.remove_runner();
     }
 }
 
-impl Actor for ShardActor {
+impl<S: ShardSink> Actor for ShardActor<S> {
     type Msg = ActorMessage;
-    type State = ActorLifetime;
-    type Arguments = SpawnArgs;
+    type State = ActorLifetime<S>;
+    type Arguments = SpawnArgs<S>;
 
     async fn pre_start(
         &self,
         _me: ActorRef<ActorMessage>,
-        spawn: SpawnArgs,
-    ) -> Result<ActorLifetime, ActorProcessingErr> {
+        spawn: SpawnArgs<S>,
+    ) -> Result<ActorLifetime<S>, ActorProcessingErr> {
         let handle = Arc::clone(&spawn.handle);
-        handle.install_runner(ShardRunner::new(spawn));
+        let life = handle.life();
+        handle.install_runner(ShardRunner::new(spawn, life));
         Ok(ActorLifetime(handle))
     }
 
@@ -62,7 +72,7 @@ impl Actor for ShardActor {
         &self,
         me: ActorRef<ActorMessage>,
         message: ActorMessage,
-        lifetime: &mut ActorLifetime,
+        lifetime: &mut ActorLifetime<S>,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ActorMessage::Run => {
@@ -70,7 +80,7 @@ impl Actor for ShardActor {
                     // Requests that are about to arrive can then join this run.
                     tokio::task::yield_now().await;
                 }
-                let end = lifetime.0.run(None);
+                let end = lifetime.0.run_as_actor();
                 if end == RunEnd::MoreDeadlines {
                     // A slice of deadlines takes long: other tasks of this thread run before the next.
                     tokio::task::yield_now().await;

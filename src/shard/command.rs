@@ -5,29 +5,25 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::address::{KeyTicket, PendingWrites};
+use super::event::{ShardLife, UndecidedClaim};
 use super::reply::ReplySender;
-use crate::admission::plan::CandidatePlan;
-use crate::admission::queue::{ReservationRequest, WaitState};
-use crate::engine::{ClaimHandle, GangAction, ListedClaim, PlacementConstraints, Shard};
-use crate::limits;
-use crate::model::request_error::UnavailableReason;
-use crate::model::{
-    AckLevel, ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, QuotaResource, RegistrationRequest,
-    ResourceRequirements, WorkerCommand, WorkerId,
+use super::runner::reserved_keys;
+use crate::engine::{
+    ClaimHandle, EvictionPolicy, GangAction, ListedClaim, PlacementConstraints, PoolEligibility, ReservationId, Shard,
 };
-use crate::shard::address::KeyTicket;
+use crate::limits;
+use crate::model::{
+    AckLevel, ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, RegistrationRequest, ResourceRequirements,
+    RunningClaim, WorkerCommand, WorkerId,
+};
 
-/// Pending claim. It moves from shard to shard by itself until one grants it or none is left, whether or not its
-/// caller still listens, so a caller that disconnects leaves nothing pending.
+/// Request to find a worker for a claim. The claim itself stays in the entry of its key.
 #[derive(Debug)]
-pub struct PendingClaim {
-    /// Identity of the claim.
+pub struct ClaimCall {
+    /// Key of the claim.
     pub id: ClaimId,
-    /// Number of the pool that is being tried, in this process.
-    pub pool: u32,
-    /// Search plan, unless any worker of the pool will do. Boxed: most claims have none.
-    pub plan: Option<Box<CandidatePlan>>,
-    /// Right to decide the key, once [`crate::admission::key::KeyDirectory::acquire`] granted it.
+    /// Ticket of the attempt.
     pub ticket: KeyTicket,
     /// Hash of the affinity key.
     pub affinity: u64,
@@ -35,22 +31,44 @@ pub struct PendingClaim {
     pub reserve_ms: Millis,
     /// Requested time to live without renewal, in milliseconds; `None` takes the pool's default.
     pub ttl_ms: Option<Millis>,
+    /// Constraints on the worker; `None` accepts any.
+    pub constraints: Option<Arc<PlacementConstraints>>,
+    /// Reservation of this shard that the claim may use.
+    pub reservation_id: Option<ReservationId>,
     /// Level at which the reply acknowledges the claim.
     pub ack: AckLevel,
-    /// Random number that breaks ties between shards.
-    pub tie_break: u64,
-    /// Shards that were asked so far.
-    pub tried_shards: ShardSet,
-    /// Reason why an eligible shard could not be asked: the rejection cannot be "exhausted" then.
-    pub unreachable: Option<UnavailableReason>,
-    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    /// Rank against claims that wait.
+    pub rank: QueueRank,
+    /// Arrival time in nanoseconds, if timed.
     pub started_ns: Option<NonZeroU64>,
-    /// Sender of the reply to the caller.
-    pub reply: ReplySender,
-    /// Waiting state, if the claim waits or did. Boxed: most claims do not.
-    pub wait: Option<Box<WaitState>>,
-    /// Quota that the claim would exceed, if it got its ticket nevertheless.
-    pub over_quota: Option<QuotaResource>,
+}
+
+/// Rank of a claim against those that wait for the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueRank {
+    /// Claims that wait may come first.
+    Newcomer,
+    /// The claim has its turn.
+    Dequeued,
+}
+
+/// Request to show the holder of a key to a repeated claim, or to roll the holder back.
+#[derive(Debug)]
+pub struct ReacquireCall {
+    /// Key of the claim.
+    pub id: ClaimId,
+    /// Number of the repeated claim among those of its key.
+    pub number: u64,
+    /// Handle of the claim that holds the key.
+    pub handle: ClaimHandle,
+    /// Whether the repeated claim may use this pool.
+    pub eligibility: PoolEligibility,
+    /// Constraints that the holder must meet.
+    pub constraints: Option<Arc<PlacementConstraints>>,
+    /// Level at which the reply acknowledges the claim.
+    pub ack: AckLevel,
+    /// Arrival time in nanoseconds, if timed.
+    pub started_ns: Option<NonZeroU64>,
 }
 
 /// Set of shards. Most claims need only the first; the bits of the others are allocated on demand.
@@ -92,6 +110,20 @@ impl ShardSet {
             + self.more.as_ref().map_or(0, |more| more.iter().map(|word| word.count_ones()).sum())
     }
 
+    /// Set of the shards that are in one of both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let mut union = Self::default();
+        for word in 0..Self::WORDS {
+            let mut bits = self.bits(word) | other.bits(word);
+            while bits != 0 {
+                union.insert((word * 64) as u16 + bits.trailing_zeros() as u16);
+                bits &= bits - 1;
+            }
+        }
+        union
+    }
+
     /// Whether the set has no shards.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -101,15 +133,65 @@ impl ShardSet {
 
 /// Operation on the claim that holds a key.
 #[derive(Debug)]
-pub struct ClaimOp {
+pub struct HeldOperation {
     /// Identity of the claim.
     pub id: ClaimId,
     /// Handle of the claim in the shard.
     pub handle: ClaimHandle,
-    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    /// Life of the shard that numbered the claim.
+    pub life: ShardLife,
+    /// Action on the claim.
+    pub verb: HeldVerb,
+    /// Records about the key that a durable reply waits for, besides that of the shard.
+    pub pending_writes: PendingWrites,
+    /// Arrival time in nanoseconds, if timed.
     pub started_ns: Option<NonZeroU64>,
     /// Sender of the reply to the caller.
     pub reply: ReplySender,
+}
+
+/// Action of an operation on the claim that holds a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeldVerb {
+    /// Shows the claim without changing it.
+    Get,
+    /// Confirms the claim: the holder has started.
+    Confirm,
+    /// Renews the claim, with another time to live if given.
+    Renew(Option<Millis>),
+    /// Changes the resources that the claim holds.
+    Resize(Box<ResourceRequirements>),
+    /// Begins to release the claim; its worker must be cleaned before it is free.
+    BeginRelease,
+    /// Releases the claim and its worker.
+    Release,
+}
+
+/// State of the keys that a worker reports, one for each reported claim; empty while no lost claim is adopted.
+pub type KeyReports = Vec<KeyReport>;
+
+/// State of the key of a claim that a worker reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyReport {
+    /// The key was vacant, and is reserved for the claim under this ticket.
+    Reserved(KeyTicket),
+    /// An older claim of the key is held.
+    OlderHolder,
+    /// The claim holds the key, or may not be adopted.
+    NotAdoptable,
+}
+
+/// Request to reserve a worker for a claim that waits.
+#[derive(Debug)]
+pub struct ReserveCall {
+    /// Id of the reservation.
+    pub id: ReservationId,
+    /// Constraints that the worker must meet.
+    pub constraints: Arc<PlacementConstraints>,
+    /// Time for which the claim needs the worker, in milliseconds.
+    pub duration_ms: Millis,
+    /// Claims that may be evicted, if any.
+    pub evict: Option<EvictionPolicy>,
 }
 
 /// Action of a gang's two-phase commit at one shard.
@@ -138,35 +220,25 @@ impl std::fmt::Debug for InjectedStep {
 #[derive(Debug)]
 pub enum Command {
     /// Finds a worker for the claim.
-    Claim(Box<PendingClaim>),
+    Claim(ClaimCall),
     /// Finds workers for many claims: one slot of the mailbox, one wake-up.
-    Claims(Vec<Box<PendingClaim>>),
+    Claims(Vec<ClaimCall>),
     /// Shows the holder of the key to a repeated claim, or rolls the holder back.
-    Reacquire(Box<PendingClaim>, ClaimHandle),
-    /// Releases the claim and its worker.
-    Release(ClaimOp),
-    /// Releases many claims and their workers.
-    Releases(Vec<ClaimOp>),
-    /// Confirms the claim: the holder has started.
-    Confirm(ClaimOp),
-    /// Renews the claim, with another time to live if given.
-    Renew(ClaimOp, Option<Millis>),
-    /// Changes the resources that the claim holds.
-    Resize(ClaimOp, Box<ResourceRequirements>),
-    /// Begins to release the claim; its worker must be cleaned before it is free.
-    BeginRelease(ClaimOp),
-    /// Reserves a worker for a queued claim.
-    Reserve(Box<ReservationRequest>),
+    Reacquire(ReacquireCall),
+    /// Does something with a held claim.
+    Operation(HeldOperation),
+    /// Does something with many held claims: one slot of the mailbox, one wake-up.
+    Operations(Vec<HeldOperation>),
+    /// Reserves a worker for a claim that waits.
+    Reserve(ReserveCall),
     /// Takes an action on the members of a gang.
     Gang(Box<GangItem>),
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.
     Relinquish(ClaimHandle),
-    /// Shows the claim without changing it.
-    GetClaim(ClaimOp),
     /// Registers workers, or updates their registrations.
-    Register(Vec<(RegistrationRequest, ReplySender)>),
+    Register(Vec<(RegistrationRequest, KeyReports, ReplySender)>),
     /// Handles heartbeats of workers.
-    Heartbeat(Vec<(WorkerId, HeartbeatRequest, ReplySender)>),
+    Heartbeat(Vec<(WorkerId, HeartbeatRequest, KeyReports, ReplySender)>),
     /// Operator command: cordon, uncordon, drain or clear.
     CommandWorker(WorkerId, WorkerCommand, ReplySender),
     /// Clears suspicion from all workers of the shard.
@@ -236,34 +308,49 @@ impl ShardClaimFilter {
 }
 
 impl Command {
-    /// Pending claims in the command.
-    pub fn claim_items(&self) -> impl Iterator<Item = &PendingClaim> + Clone {
-        let items = match self {
-            Self::Claim(item) => std::slice::from_ref(item),
-            Self::Claims(items) => items.as_slice(),
+    /// New claims in the command.
+    pub fn claim_calls(&self) -> &[ClaimCall] {
+        match self {
+            Self::Claim(call) => std::slice::from_ref(call),
+            Self::Claims(calls) => calls,
             _ => &[],
+        }
+    }
+
+    /// Adds what the layer above waits for, and what a panic in the middle of the command leaves undecided.
+    pub(super) fn add_undecided(&self, undecided: &mut Vec<UndecidedClaim>) {
+        let ticket = |call: &ClaimCall| UndecidedClaim::Ticket(call.id.clone(), call.ticket);
+        let mut add_keys = |claims: &Option<Vec<RunningClaim>>, keys: &KeyReports| {
+            let reserved = reserved_keys(claims.as_deref().unwrap_or_default(), keys);
+            undecided.extend(reserved.map(|(id, ticket)| UndecidedClaim::Report(id, ticket)));
         };
-        items.iter().map(AsRef::as_ref)
+        match self {
+            Self::Claim(call) => undecided.push(ticket(call)),
+            Self::Claims(calls) => undecided.extend(calls.iter().map(ticket)),
+            Self::Reacquire(call) => undecided.push(UndecidedClaim::Repeated(call.id.clone(), call.number)),
+            Self::Operation(HeldOperation { id, handle, verb: HeldVerb::Resize(_), .. }) => {
+                undecided.push(UndecidedClaim::Resize(id.clone(), handle.fence));
+            }
+            Self::Reserve(call) => undecided.push(UndecidedClaim::Reservation(call.id)),
+            Self::Register(workers) => workers.iter().for_each(|(worker, keys, _)| add_keys(&worker.claims, keys)),
+            Self::Heartbeat(workers) => workers.iter().for_each(|(_, beat, keys, _)| add_keys(&beat.claims, keys)),
+            _ => {}
+        }
     }
 
     /// Operations on held claims in the command.
     #[must_use]
-    pub fn claim_ops(&self) -> &[ClaimOp] {
+    pub fn held_operations(&self) -> &[HeldOperation] {
         match self {
-            Self::Release(item)
-            | Self::Confirm(item)
-            | Self::GetClaim(item)
-            | Self::Renew(item, _)
-            | Self::Resize(item, _)
-            | Self::BeginRelease(item) => std::slice::from_ref(item),
-            Self::Releases(items) => items,
+            Self::Operation(operation) => std::slice::from_ref(operation),
+            Self::Operations(operations) => operations,
             _ => &[],
         }
     }
 
     /// Handles of the held claims in the command.
     pub fn handles(&self) -> impl Iterator<Item = ClaimHandle> + Clone {
-        self.claim_ops().iter().map(|item| item.handle)
+        self.held_operations().iter().map(|operation| operation.handle)
     }
 
     /// Number of fences that the command may need.
@@ -271,7 +358,7 @@ impl Command {
     pub const fn fences_needed(&self) -> u64 {
         match self {
             Self::Claim(_) => 1,
-            Self::Claims(items) => items.len() as u64,
+            Self::Claims(calls) => calls.len() as u64,
             _ => 0,
         }
     }

@@ -7,30 +7,43 @@
 
 mod actor;
 mod address;
-pub mod capacity_board;
-mod command;
-mod handle;
-mod mailbox;
-mod notice;
-mod reason_cells;
-mod reply;
 /// Atomics used by [`schedule`]; its model brings its own.
 mod atomic {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 }
+pub mod capacity_board;
+mod command;
 mod counters;
+mod environment;
+mod event;
+mod handle;
+mod mailbox;
+mod notice;
 mod paused_shard;
+mod pool_context;
+mod reason_cells;
+mod reply;
 mod runner;
 pub mod schedule;
 mod supervisor;
 
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
-pub use command::{ClaimOp, Command, ExplainQuery, GangItem, InjectedStep, PendingClaim, ShardClaimFilter, ShardSet};
+pub use command::{
+    ClaimCall, Command, ExplainQuery, GangItem, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports,
+    QueueRank, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet,
+};
+pub use environment::ShardEnvironment;
+pub use event::{
+    GrantKind, NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink,
+    UndecidedClaim,
+};
 pub use handle::{PushRejection, ShardHandle};
 pub use paused_shard::PausedShard;
+pub use pool_context::{PoolContext, QueueState};
 pub use reply::{
     BatchAnswers, ClaimAnswer, CompletionQueue, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardReport,
 };
-pub use supervisor::{RestartShard, ShardSupervisor};
+pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
 
+pub(crate) use actor::SpawnArgs;
 pub(crate) use supervisor::start_shard;

@@ -1,5 +1,7 @@
 //! Notices to a shard that bypass its mailbox: the fate of its replies, and new settings of its pool.
 
+use super::address::KeyTicket;
+use super::event::ShardLife;
 use crate::engine::{ClaimHandle, ShardConfig};
 use crate::model::{ClaimId, Fence, Millis};
 
@@ -7,6 +9,17 @@ use crate::model::{ClaimId, Fence, Millis};
 #[derive(Debug)]
 pub(crate) enum ShardNotice {
     /// The grant of this claim will reach nobody.
+    Rollback {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Handle of the claim.
+        handle: ClaimHandle,
+        /// Life of the shard that numbered the claim.
+        life: ShardLife,
+    },
+    /// The claim with this ticket is not wanted any more, if it is still in the mailbox.
+    Cancelled(KeyTicket),
+    /// A panic kept the grant of this claim from its caller, or undid its roll-back.
     Undelivered(ClaimId, Fence),
     /// Replies that cover these claims were sent at this engine time.
     ReplySent(Vec<ClaimHandle>, Millis),

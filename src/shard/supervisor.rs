@@ -1,49 +1,46 @@
 //! Supervision of shards: starts them, and restarts them after a panic.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::actor::{ShardActor, SpawnArgs};
+use super::environment::ShardEnvironment;
+use super::event::ShardSink;
 use super::handle::ShardHandle;
-use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::pool_registry::Pool;
-use crate::engine::Shard;
+use super::pool_context::PoolContext;
 use crate::metrics::ShardState;
-use crate::model::{ClaimId, Seq};
 
 /// Restarts of one shard within [`WINDOW_MS`] after which it is given up as permanently broken.
 const RESTARTS_MAX: usize = 5;
 const WINDOW_MS: u64 = 60_000;
 
+/// Shard with the facts of its pool.
+pub type ServedShard<S> = (Arc<PoolContext>, Arc<ShardHandle<S>>);
+
+/// Function that finds the shard that an actor runs.
+pub type FindShard<S> = Box<dyn Fn(ActorId) -> Option<ServedShard<S>> + Send + Sync>;
+
 /// Function that rebuilds a shard after a panic and starts it.
-pub type RestartShard = Box<dyn Fn(Arc<Pool>, Arc<ShardHandle>, ActorCell) -> BoxFuture<'static, ()> + Send + Sync>;
+pub type RestartShard<S> = Box<dyn Fn(ServedShard<S>, ActorCell) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Supervisor of all shards of one scheduler.
-pub struct ShardSupervisor {
-    dispatch: Weak<ClaimDispatcher>,
-    restart: RestartShard,
+pub struct ShardSupervisor<S: ShardSink> {
+    environment: Arc<ShardEnvironment>,
+    find: FindShard<S>,
+    restart: RestartShard<S>,
 }
 
-impl ShardSupervisor {
-    /// Creates a supervisor that rebuilds panicked shards with `restart`.
+impl<S: ShardSink> ShardSupervisor<S> {
+    /// Creates a supervisor that finds shards with `find`, and rebuilds panicked ones with `restart`.
     #[must_use]
-    pub fn new(dispatch: &Arc<ClaimDispatcher>, restart: RestartShard) -> Self {
-        Self { dispatch: Arc::downgrade(dispatch), restart }
-    }
-
-    fn find(&self, actor: &ActorCell) -> Option<(Arc<Pool>, Arc<ShardHandle>)> {
-        let pools = Arc::clone(&self.dispatch.upgrade()?.pools.load());
-        pools.iter().find_map(|pool| {
-            let handle = pool.shards.iter().find(|handle| handle.is_run_by(actor.get_id()))?;
-            Some((Arc::clone(pool), Arc::clone(handle)))
-        })
+    pub fn new(environment: Arc<ShardEnvironment>, find: FindShard<S>, restart: RestartShard<S>) -> Self {
+        Self { environment, find, restart }
     }
 }
 
-impl Actor for ShardSupervisor {
+impl<S: ShardSink> Actor for ShardSupervisor<S> {
     type Msg = ();
     type State = ();
     type Arguments = ();
@@ -59,21 +56,16 @@ impl Actor for ShardSupervisor {
         _state: &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let SupervisionEvent::ActorFailed(actor, error) = event else { return Ok(()) };
-        let (Some((pool, handle)), Some(dispatch)) = (self.find(&actor), self.dispatch.upgrade()) else {
-            return Ok(());
-        };
-        let now_ms = dispatch.clock.engine_ms();
+        let Some((pool, handle)) = (self.find)(actor.get_id()) else { return Ok(()) };
+        let now_ms = self.environment.clock.engine_ms();
         let reason = format!("shard {} of {} panicked: {error}", handle.shard.shard, pool.name);
         tracing::error!("{reason}");
         handle.set_state(ShardState::Loading, Some(reason.clone()));
-        // The tickets of these claims have no decider any more.
         handle.remove_runner();
+        // Handles of the life that ended mean nothing from here on.
+        handle.begin_life();
         handle.outbox.mark_orphaned();
-        for (id, ticket) in handle.take_undecided_tickets() {
-            if let Some(next) = dispatch.keys.release_ticket(&id, ticket) {
-                dispatch.route(next);
-            }
-        }
+        handle.hand_back_undecided();
         if handle.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
             handle.set_state(
                 ShardState::Refused,
@@ -83,7 +75,7 @@ impl Actor for ShardSupervisor {
             return Ok(());
         }
         // Not awaited: the store may be slow, and other shards may fail meanwhile.
-        tokio::spawn((self.restart)(pool, handle, me.get_cell()));
+        tokio::spawn((self.restart)((pool, handle), me.get_cell()));
         Ok(())
     }
 }
@@ -92,16 +84,12 @@ impl Actor for ShardSupervisor {
 ///
 /// # Errors
 /// Fails with the errors of the actor runtime.
-pub(crate) async fn start_shard(
-    dispatch: Arc<ClaimDispatcher>,
-    pool: Arc<Pool>,
-    handle: Arc<ShardHandle>,
-    shard: Shard,
-    pending_ends: VecDeque<(Seq, ClaimId)>,
+pub(crate) async fn start_shard<S: ShardSink>(
+    spawn: SpawnArgs<S>,
     supervisor: ActorCell,
 ) -> Result<(), ractor::SpawnErr> {
-    let spawn = SpawnArgs { dispatch, pool, handle: Arc::clone(&handle), shard, pending_ends };
-    let (actor, _) = ShardActor::spawn_linked(None, ShardActor, spawn, supervisor).await?;
+    let handle = Arc::clone(&spawn.handle);
+    let (actor, _) = ShardActor::spawn_linked(None, ShardActor::default(), spawn, supervisor).await?;
     handle.serve(actor);
     Ok(())
 }

@@ -123,7 +123,7 @@ async fn s17_a_registration_after_a_deletion_counted_the_workers_is_rejected() {
     until("the workers are being counted", async || busy.depth() == 2).await;
     let (reply, answer) = ReplySender::oneshot();
     let spec = worker(&ids_on(0, 2, 1, "w")[0]);
-    pool.shards[0].push(Command::Register(vec![(RegistrationRequest::from(spec), reply)])).unwrap();
+    pool.shards[0].push(Command::Register(vec![(RegistrationRequest::from(spec), Vec::new(), reply)])).unwrap();
     drop(busy);
     assert_eq!(answer.await.unwrap(), Err(RequestError::NotFound(ObjectKind::Pool)));
     assert_eq!(done(deleting).await, Ok(()));

@@ -128,10 +128,9 @@ async fn s08_decisions_of_the_run_that_panics_are_undone() {
     world.is_clean().await;
 }
 
-/// A release is undone by the panic, and the key is claimed elsewhere before the shard is back: the shard relinquishes
-/// it.
+/// A release is undone by the panic, and the key is asked for elsewhere before the shard is back.
 #[tokio::test]
-async fn s08_a_key_claimed_elsewhere_meanwhile_is_not_held_twice() {
+async fn s08_a_release_that_a_panic_undoes_never_freed_the_key() {
     let world = World::on_store().await;
     world.pool("a", spec(1, AckLevel::Durable), &["wa"]).await;
     world.pool("b", spec(1, AckLevel::Durable), &["wb"]).await;
@@ -145,17 +144,15 @@ async fn s08_a_key_claimed_elsewhere_meanwhile_is_not_held_twice() {
     assert_eq!(done(release).await, Err(RequestError::DeadlineExceeded));
     done(panic).await;
     until("it is away", async || world.shards("a").await[0].state == "loading").await;
-    let claim = world.begin_claim("b", "k").await;
-    assert_eq!(world.counts("b").await, (0, 1, 1));
-    // The reply waits for a record of the release that will never exist: the shard has to relinquish the claim.
+    // The run ended before its events were delivered, so nobody has seen the release.
+    assert_eq!(world.claim("b", "k").await, Err(LOADING));
+    assert_eq!(world.counts("b").await, (1, 0, 0));
     world.gate().open_gate();
     until("it is back", async || world.shards("a").await[0].state == "serving").await;
-    world.stored("a").await;
-    world.pass(1).await;
-    let taken = done(claim).await.unwrap();
+    assert_eq!(world.held().await, [("k".into(), "wa".into(), fence)]);
+    world.s.release(&id("k"), fence).await.unwrap();
+    let taken = world.claim("b", "k").await.unwrap();
     assert!(taken.claim.fence > fence);
-    assert_eq!(world.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
-    assert_eq!(world.counts("a").await, (1, 0, 0));
     assert_eq!(world.crashed().await.held().await, [("k".into(), "wb".into(), taken.claim.fence)]);
 }
 
@@ -181,7 +178,6 @@ async fn s08_an_undone_release_is_acknowledged_only_after_it_happened() {
             world.begin_release("k", fence).await
         };
         let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("k")).await })).await;
-        assert!(!again.is_finished() && !read.is_finished());
         world.gate().open_gate();
         wait_restarted(&world, 0, 1).await;
         // The shard continues past the sequence number that the release had.
@@ -192,7 +188,7 @@ async fn s08_an_undone_release_is_acknowledged_only_after_it_happened() {
             Err(refusal) => assert!(matches!(refusal, RequestError::Unavailable(_)), "{refusal}"),
         }
         // The read may have come before the release or after it.
-        assert!(read.is_ok_and(|claim| claim.fence == fence) || again.is_ok());
+        assert!(read == Err(LOADING) || read.is_ok_and(|claim| claim.fence == fence) || again.is_ok());
         world.s.release(&id("k"), fence).await.unwrap();
         world.is_clean().await;
         assert_eq!(world.counts("p").await, (4, 0, 0));

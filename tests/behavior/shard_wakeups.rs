@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hotpool::admission::pool_registry::ShardHandle;
 use hotpool::limits::{DRAIN_MAX, EXPIRIES_PER_RUN_MAX, MAILBOX_SLOTS};
 use hotpool::model::request_error::{RequestError, UnavailableReason};
 use hotpool::model::{AckLevel, PoolSpec};
 use hotpool::scheduler::Scheduler;
-use hotpool::shard::ShardHandle;
 
 use crate::store_location::StoreLocation;
 use crate::world::{World, done, id, name, spec, until};

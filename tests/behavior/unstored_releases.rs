@@ -69,7 +69,9 @@ async fn s12_released_on_b_before_the_release_on_a_is_stored() {
     let first = world.begin_release("k", fence).await;
     let claim = world.begin_claim("b", "k").await;
     let_b_be_stored(&world).await;
-    let hotpool::admission::key::KeyLookup::Held(hold) = world.s.keys().lookup(&id("k")) else { panic!("b has it") };
+    let hotpool::admission::key::KeyLookup::Held { holder: hold, .. } = world.s.keys().lookup(&id("k")) else {
+        panic!("b has it")
+    };
     let second = world.begin_release("k", hold.handle.fence).await;
     let third = world.begin_release("k", hold.handle.fence).await;
     let batch = world.begin(move |s| Box::pin(async move { s.release_batch(vec![(id("k"), fence)]).await })).await;
@@ -162,7 +164,9 @@ async fn s12_claims_that_recovery_relinquishes_are_waited_for_too() {
     crashed.gate().gap(a, usize::MAX);
     crashed.s.start().await.unwrap();
     crashed.quiet().await;
-    let hotpool::admission::key::KeyLookup::Held(hold) = crashed.s.keys().lookup(&id("k")) else { panic!("b has it") };
+    let hotpool::admission::key::KeyLookup::Held { holder: hold, .. } = crashed.s.keys().lookup(&id("k")) else {
+        panic!("b has it")
+    };
     assert_eq!((crashed.counts("a").await, crashed.counts("b").await), ((1, 0, 0), (0, 1, 1)));
     let release = crashed.begin_release("k", hold.handle.fence).await;
     let_b_be_stored(&crashed).await;

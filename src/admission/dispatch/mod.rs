@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::in_doubt::{InDoubtGang, InDoubtMember};
+use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::key::ended_claims::EndedClaims;
-use crate::admission::key::{KeyAcquire, KeyDirectory, KeyLookup};
+use crate::admission::key::{KeyAcquire, KeyDirectory, PendingClaim};
 use crate::admission::pool_registry::{Pool, PoolMap, PoolRegistry};
 use crate::admission::queue::WaitQueues;
 use crate::clock::Clock;
@@ -21,11 +22,12 @@ use crate::engine::PlacementConstraints;
 use crate::limits;
 use crate::model::label_selector::SelectorCache;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
-use crate::model::{ClaimId, Fence, Millis, PlacementPolicy};
-use crate::persist::fencing::FenceGenerator;
+use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::{BatchBudget, FreeCapacity, ShardPreference};
-use crate::shard::{Command, PendingClaim, ReplyPayload, ShardOutcome, ShardRef};
+use crate::shard::{
+    Command, KeyReports, KeyTicket, PushRejection, ReplyPayload, ShardEnvironment, ShardOutcome, ShardRef, ShardSet,
+};
 
 /// Maximum number of claims of a batch in one command to a shard: enough to pay for waking it, few enough to
 /// spread the batch.
@@ -74,14 +76,12 @@ pub struct ClaimDispatcher {
     pub ended_claims: EndedClaims,
     /// Gangs that cannot be decided at present.
     pub gangs_in_doubt: Mutex<Vec<InDoubtGang>>,
-    /// Generator of fences for grants.
-    pub fences: FenceGenerator,
+    /// Services that all shards share.
+    pub environment: Arc<ShardEnvironment>,
     /// Journal that writes records to the store.
     pub journal: Arc<Journal>,
     /// Settings of the scheduler.
     pub settings: SchedulerSettings,
-    /// Set before a shutdown: calls are answered, but claims no longer wait.
-    pub draining: AtomicBool,
     /// Set while the service shuts down.
     pub stopping: AtomicBool,
 }
@@ -94,20 +94,42 @@ impl std::fmt::Debug for ClaimDispatcher {
 
 impl ClaimDispatcher {
     /// Submits a claim, or submits it again when the holder that it found has gone.
-    pub fn submit(&self, item: Box<PendingClaim>) {
-        if let Some(item) = self.acquire_key(item) {
-            self.route(item);
+    pub fn submit(&self, item: Box<PendingClaim>, work: &mut EffectQueue) {
+        if let Some(item) = self.acquire_key(item, work) {
+            self.route(item, work);
         }
     }
 
+    /// Submits claims again whose holders will not answer them.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub fn submit_again(&self, claims: Vec<Box<PendingClaim>>) {
+        self.with_work(|work| claims.into_iter().for_each(|claim| work.push(Effect::Submit(claim))));
+    }
+
+    /// State of the keys of the claims that a worker reports; empty while no lost claim is adopted.
+    #[must_use]
+    pub fn report_keys(&self, claims: Option<&[RunningClaim]>) -> KeyReports {
+        let Some(claims) = claims.filter(|_| self.keys.adoption.is_open_at(self.clock.engine_ms())) else {
+            return KeyReports::new();
+        };
+        claims.iter().map(|claim| self.keys.report(&claim.id, claim.fence)).collect()
+    }
+
+    /// Forgets everything about a pool that is gone.
+    pub fn forget_pool(&self, pool: u32) {
+        self.environment.forget_pool(pool);
+        let unanswered = self.keys.forget_pool(pool);
+        self.submit_again(unanswered);
+    }
+
     /// Submits many claims; those whose keys are vacant go to the shards in groups.
-    pub fn submit_all(&self, items: Vec<Box<PendingClaim>>) {
-        let acquired: Vec<_> = items.into_iter().filter_map(|item| self.acquire_key(item)).collect();
-        self.route_all(acquired);
+    pub fn submit_all(&self, items: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
+        let acquired: Vec<_> = items.into_iter().filter_map(|item| self.acquire_key(item, work)).collect();
+        self.route_all(acquired, work);
     }
 
     /// Acquires the key. Returns `None` if the claim waits elsewhere or was answered.
-    fn acquire_key(&self, item: Box<PendingClaim>) -> Option<Box<PendingClaim>> {
+    fn acquire_key(&self, item: Box<PendingClaim>, work: &mut EffectQueue) -> Option<Box<PendingClaim>> {
         match self.keys.acquire(item) {
             KeyAcquire::Acquired(item) => return Some(item),
             KeyAcquire::Joined(None) => {}
@@ -119,31 +141,20 @@ impl ClaimDispatcher {
             KeyAcquire::Unreadable(item) => {
                 self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Loading))
             }
-            KeyAcquire::Held(item, holder) => {
-                let pools = self.pools.load();
-                match pools.shard(holder.shard) {
-                    // The pool is being deleted; its shard is about to free the key.
-                    None => self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Loading)),
-                    Some(shard_handle) => {
-                        if let Err((Command::Reacquire(item, _), reason)) =
-                            shard_handle.push(Command::Reacquire(item, holder.handle))
-                        {
-                            self.reply_rejected(item, RequestError::Unavailable(reason));
-                        }
-                    }
-                }
+            KeyAcquire::Repeated(repeated) => {
+                work.push(Effect::Send(repeated.shard, Command::Reacquire(repeated.call)));
             }
         }
         None
     }
 
     /// Routes a claim with a ticket to the next shard, or rejects it when none is left.
-    pub fn route(&self, mut item: Box<PendingClaim>) {
+    pub fn route(&self, mut item: Box<PendingClaim>, work: &mut EffectQueue) {
         let pools = self.pools.load();
         // A rejection passes the ticket to the oldest duplicate, which is then routed.
         loop {
             if let Some(over) = item.over_quota.take() {
-                match self.queue_or_reject(item, RequestError::Exhausted(ExhaustionReason::Quota(over))) {
+                match self.queue_or_reject(item, RequestError::Exhausted(ExhaustionReason::Quota(over)), work) {
                     Some(next) => item = next,
                     None => return,
                 }
@@ -153,17 +164,13 @@ impl ClaimDispatcher {
                 None if item.advance_stage(&pools) => Some(item),
                 None => {
                     let rejection = item.rejection(&pools);
-                    self.queue_or_reject(item, rejection)
+                    self.queue_or_reject(item, rejection, work)
                 }
                 Some((pool, shard)) => {
                     item.tried_shards.insert(shard);
-                    match pool.shards[shard as usize].push(Command::Claim(item)) {
-                        Err((Command::Claim(mut item), reason)) => {
-                            item.unreachable = Some(reason);
-                            Some(item)
-                        }
-                        _ => None,
-                    }
+                    let shard = ShardRef { pool: pool.number, shard };
+                    self.ask(shard, item, work);
+                    None
                 }
             };
             match next {
@@ -173,29 +180,73 @@ impl ClaimDispatcher {
         }
     }
 
+    /// Leaves the claim in its entry and asks a shard for a worker.
+    fn ask(&self, shard: ShardRef, item: Box<PendingClaim>, work: &mut EffectQueue) {
+        let call = item.call(shard);
+        match self.keys.deposit(item, shard) {
+            Ok(()) => work.push(Effect::Send(shard, Command::Claim(call))),
+            // Somebody else released the ticket. That cannot happen, but if it does the caller must be answered.
+            Err(item) => self.reply_rejected(item, RequestError::DeadlineExceeded),
+        }
+    }
+
+    /// Leaves claims in their entries and asks a shard for workers.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    fn ask_group(&self, shard: ShardRef, group: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
+        let mut calls = Vec::with_capacity(group.len());
+        for item in group {
+            let call = item.call(shard);
+            match self.keys.deposit(item, shard) {
+                Ok(()) => calls.push(call),
+                Err(item) => self.reply_rejected(item, RequestError::DeadlineExceeded),
+            }
+        }
+        work.push(Effect::Send(shard, Command::Claims(calls)));
+    }
+
+    /// Goes on with a claim that a shard did not take.
+    pub(super) fn route_past(&self, id: &ClaimId, ticket: KeyTicket, reason: PushRejection, work: &mut EffectQueue) {
+        if let Some(mut item) = self.keys.withdraw(id, ticket) {
+            item.unreachable = Some(reason);
+            self.route(item, work);
+        }
+    }
+
     /// Routes claims with tickets in groups, to each shard at most as many as it has idle workers.
-    pub fn route_all(&self, mut items: Vec<Box<PendingClaim>>) {
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub fn route_all(&self, mut items: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
         let over: Vec<_> = items.extract_if(.., |item| item.over_quota.is_some()).collect();
-        over.into_iter().for_each(|item| self.route(item));
+        over.into_iter().for_each(|item| self.route(item, work));
         let pools = self.pools.load();
         let is_shared =
             |item: &PendingClaim| pools.by_number(item.pool).is_some_and(|pool| pool.board.free().is_some());
         if items.len() > 1 && items.iter().any(|item| is_shared(item)) {
             let (shared, exclusive): (Vec<_>, _) = items.into_iter().partition(|item| is_shared(item));
-            self.route_shared(&pools, shared);
+            self.route_shared(&pools, shared, work);
             items = exclusive;
         }
+        // Shards whose idle workers are all spoken for by this batch.
+        let mut full: BTreeMap<u32, ShardSet> = BTreeMap::new();
         // Taken from the end, so that the earliest claims get the first workers.
         items.reverse();
         while items.len() > 1 {
             let last = &items[items.len() - 1];
-            let picked = if last.pinned_worker().is_some() { None } else { next_shard(&pools, last) };
+            let spoken_for = full.get(&last.pool);
+            let picked = match last.pinned_worker() {
+                Some(_) => None,
+                None => next_shard_beside(&pools, last, spoken_for),
+            };
             let Some((pool, shard)) = picked else {
+                if spoken_for.is_some() && last.pinned_worker().is_none() {
+                    // Whether more is free is known once those shards have answered.
+                    items.reverse();
+                    return work.push(Effect::RouteAll(items));
+                }
                 // The claim falls back, is rejected, or goes to the shard of its pinned worker.
-                items.pop().into_iter().for_each(|item| self.route(item));
+                items.pop().into_iter().for_each(|item| self.route(item, work));
                 continue;
             };
-            let group_max = (pool.board.idle(shard) as usize).clamp(1, SHARD_BATCH_MAX);
+            let group_max = (pool.board.idle(shard) as usize).max(1);
             let mut group = Vec::with_capacity(group_max.min(items.len()));
             while group.len() < group_max
                 && let Some(mut item) = items.pop_if(|item| {
@@ -205,29 +256,31 @@ impl ClaimDispatcher {
                 item.tried_shards.insert(shard);
                 group.push(item);
             }
-            if let Err((Command::Claims(group), reason)) = pool.shards[shard as usize].push(Command::Claims(group)) {
-                for mut item in group {
-                    item.unreachable = Some(reason);
-                    self.route(item);
-                }
+            full.entry(pool.number).or_default().insert(shard);
+            let shard = ShardRef { pool: pool.number, shard };
+            let mut group = group.into_iter().peekable();
+            while group.peek().is_some() {
+                self.ask_group(shard, group.by_ref().take(SHARD_BATCH_MAX).collect(), work);
             }
         }
-        for item in items {
-            self.route(item);
+        if full.is_empty() {
+            items.into_iter().for_each(|item| self.route(item, work));
+        } else if !items.is_empty() {
+            work.push(Effect::RouteAll(items));
         }
     }
 
     /// Routes claims on shared pools: divides them by the free resources that each shard publishes, so that each shard
     /// is asked once. A claim that does not fit after all continues on its own.
-    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
-    fn route_shared(&self, pools: &PoolMap, items: Vec<Box<PendingClaim>>) {
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    fn route_shared(&self, pools: &PoolMap, items: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
         let mut allotment = BatchAllotment::default();
         // Shard of the previous claim: as many as fit go to one shard, and so to few workers.
         let mut last: Option<ShardRef> = None;
         for mut item in items {
             let picked = allot_shard(pools, &item, &mut allotment, last);
             let Some(shard) = picked else {
-                self.route(item);
+                self.route(item, work);
                 continue;
             };
             item.tried_shards.insert(shard.shard);
@@ -235,13 +288,7 @@ impl ClaimDispatcher {
             last = Some(shard);
         }
         for (shard, group) in allotment.items {
-            let Some(shard_handle) = pools.shard(shard) else { continue };
-            if let Err((Command::Claims(group), reason)) = shard_handle.push(Command::Claims(group)) {
-                for mut item in group {
-                    item.unreachable = Some(reason);
-                    self.route(item);
-                }
-            }
+            self.ask_group(shard, group, work);
         }
     }
 
@@ -274,19 +321,18 @@ impl ClaimDispatcher {
     }
 
     /// Rejects the claim and routes the duplicate that takes over its ticket.
-    pub fn reject_and_route_next(&self, item: Box<PendingClaim>, rejection: RequestError) {
+    pub fn reject_and_route_next(&self, item: Box<PendingClaim>, rejection: RequestError, work: &mut EffectQueue) {
         if let Some(next) = self.reject(item, rejection) {
-            self.route(next);
+            self.route(next, work);
         }
     }
 
     /// Rolls back a claim whose grant will reach nobody, unless it was disclosed to others.
     pub(crate) fn roll_back(&self, id: &ClaimId, fence: Fence) {
-        if let KeyLookup::Held(holder) = self.keys.lookup(id)
-            && holder.handle.fence == fence
+        if let Some(holder) = self.keys.holder(id).filter(|holder| holder.handle.fence == fence)
             && let Some(shard_handle) = self.pools.load().shard(holder.shard)
         {
-            shard_handle.roll_back(id.clone(), fence);
+            shard_handle.roll_back(id.clone(), holder.handle, holder.life);
         }
     }
 
@@ -304,7 +350,7 @@ impl ClaimDispatcher {
     /// # Errors
     /// `Store` while the store does not confirm a higher ceiling.
     pub fn allocate_fences(&self, n: u64) -> Result<u64, UnavailableReason> {
-        self.fences.allocate(n, self.clock.unix_us()).ok_or(UnavailableReason::Store)
+        self.environment.allocate_fences(n)
     }
 
     /// Arrival time of a request for the histograms, in nanoseconds, or `None` if the request is not timed. Under light load
@@ -325,7 +371,7 @@ impl ClaimDispatcher {
     /// Whether claims may no longer wait, because a shutdown is near.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.environment.is_draining()
     }
 
     /// Whether the service is shutting down.
@@ -337,6 +383,15 @@ impl ClaimDispatcher {
 
 /// Next shard for the claim; `None` once every shard of its pool that could have a worker for it was asked.
 pub fn next_shard<'a>(pools: &'a PoolMap, item: &PendingClaim) -> Option<(&'a Arc<Pool>, u16)> {
+    next_shard_beside(pools, item, None)
+}
+
+/// Next shard for the claim that is not one of `full`.
+fn next_shard_beside<'a>(
+    pools: &'a PoolMap,
+    item: &PendingClaim,
+    full: Option<&ShardSet>,
+) -> Option<(&'a Arc<Pool>, u16)> {
     let pool = pools.by_number(item.pool)?;
     if item.is_exhausted() {
         return None;
@@ -353,7 +408,10 @@ pub fn next_shard<'a>(pools: &'a PoolMap, item: &PendingClaim) -> Option<(&'a Ar
         (Some(_), Some(constraints)) => {
             pool.board.pick_with_capacity(&item.tried_shards, constraints, tie_break, preference(pool), |_| true)?
         }
-        _ => pool.board.pick(&item.tried_shards, item.affinity, tie_break)?,
+        _ => match full {
+            Some(full) => pool.board.pick(&item.tried_shards.union(full), item.affinity, tie_break)?,
+            None => pool.board.pick(&item.tried_shards, item.affinity, tie_break)?,
+        },
     };
     Some((pool, shard))
 }

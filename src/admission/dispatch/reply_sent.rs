@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use super::ClaimDispatcher;
-use crate::admission::key::KeyLookup;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimState, Millis};
 use crate::shard::{ClaimAnswer, ShardRef};
@@ -52,7 +51,7 @@ impl ClaimDispatcher {
     }
 
     fn holds(&self, id: &ClaimId, answer: &ClaimAnswer) -> bool {
-        matches!(self.keys.lookup(id), KeyLookup::Held(holder) if holder.handle.fence == answer.grant.handle.fence)
+        self.keys.holder(id).is_some_and(|holder| holder.handle.fence == answer.grant.handle.fence)
     }
 
     /// Starts the deadlines at the shards that hold the claims.

@@ -10,13 +10,15 @@ use hashbrown::HashMap;
 use crate::engine::ClaimGrant;
 use crate::limits;
 use crate::model::{ClaimId, Fence, Millis, PoolName};
-use crate::shard::ShardRef;
+use crate::shard::{ShardLife, ShardRef};
 
 /// Claim that has ended without its holder.
 #[derive(Debug, Clone)]
 pub struct EndedClaim {
     /// Shard that held the claim.
     pub shard: ShardRef,
+    /// Life of the shard that numbered the claim.
+    pub life: ShardLife,
     /// Pool that held the claim.
     pub pool: PoolName,
     /// Last state of the grant, except that it is `lost`, or `releasing` if its clean-up timed out.
@@ -121,7 +123,7 @@ mod tests {
             spec: None,
             gpu_mask: None,
         };
-        EndedClaim { shard: ShardRef { pool: 0, shard: 0 }, pool: PoolName::new("ns", "p").unwrap(), grant }
+        EndedClaim { life: 0, shard: ShardRef { pool: 0, shard: 0 }, pool: PoolName::new("ns", "p").unwrap(), grant }
     }
 
     /// A slot that counts too low hides a key from `remove_on_grant`; one that counts too high costs every grant a

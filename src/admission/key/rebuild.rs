@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use dashmap::Entry as Slot;
 
-use super::{KeyDirectory, KeyEntry, KeyHolder, KeyTicket, PendingWrites, ShardRef};
+use super::PendingClaim;
+use super::directory::KeyDirectory;
+use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey};
 use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
-use crate::shard::PendingClaim;
+use crate::shard::{KeyTicket, PendingWrites, ShardLife, ShardRef};
 
 /// Keys that a shard holds: the handle of each claim, and the part of its request that is kept.
 pub type RecoveredKeys = HashMap<ClaimId, (ClaimHandle, Option<Arc<ClaimSpec>>)>;
@@ -23,13 +25,13 @@ impl KeyDirectory {
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
                 let charge = charge(slot.key());
-                slot.insert(KeyEntry::Held { holder, pending_writes: PendingWrites::new(), charge });
+                slot.insert(held(holder, PendingWrites::new(), charge));
                 None
             }
             Slot::Occupied(mut slot) => {
                 let ours = match slot.get() {
-                    KeyEntry::Pending { .. } => false,
-                    KeyEntry::Held { holder: other, .. } => other.handle.fence < holder.handle.fence,
+                    KeyEntry::Pending(_) => false,
+                    KeyEntry::Held(other) => other.holder.handle.fence < holder.handle.fence,
                     KeyEntry::Unreadable { fence, .. } => *fence <= holder.handle.fence,
                     KeyEntry::Gone { .. } => true,
                 };
@@ -38,13 +40,11 @@ impl KeyDirectory {
                 }
                 let charge = charge(slot.key());
                 let (loser, pending_writes) = match slot.get_mut() {
-                    KeyEntry::Held { holder: other, pending_writes, .. } => {
-                        (Some(*other), std::mem::take(pending_writes))
-                    }
+                    KeyEntry::Held(other) => (Some(other.holder), std::mem::take(&mut other.pending_writes)),
                     KeyEntry::Gone { pending_writes } => (None, std::mem::take(pending_writes)),
                     _ => (None, PendingWrites::new()),
                 };
-                slot.insert(KeyEntry::Held { holder, pending_writes, charge });
+                slot.insert(held(holder, pending_writes, charge));
                 loser
             }
         }
@@ -67,8 +67,8 @@ impl KeyDirectory {
                 None
             }
             Slot::Occupied(mut slot) => match slot.get() {
-                KeyEntry::Held { holder, .. } if holder.handle.fence < fence => {
-                    let loser = *holder;
+                KeyEntry::Held(other) if other.holder.handle.fence < fence => {
+                    let loser = other.holder;
                     let _charge = charge(slot.key());
                     slot.insert(KeyEntry::Unreadable { fence, shard, _charge });
                     Some(loser)
@@ -88,7 +88,7 @@ impl KeyDirectory {
         fence: Fence,
     ) -> Vec<Box<PendingClaim>> {
         let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
-        let KeyEntry::Pending { ticket: ours, waiting_duplicates: duplicates, charge, .. } = &mut *entry else {
+        let KeyEntry::Pending(PendingKey { ticket: ours, duplicates, charge, .. }) = &mut *entry else {
             return Vec::new();
         };
         if *ours != ticket {
@@ -106,9 +106,12 @@ impl KeyDirectory {
             .remove_if(id, |_, entry| matches!(entry, KeyEntry::Unreadable { fence: record, .. } if *record == fence));
     }
 
-    /// Forgets the keys and records of a deleted pool's shards. Walks the directory.
-    pub fn forget_pool(&self, pool: u32) {
-        self.forget_shards(|shard| shard.pool == pool);
+    /// Forgets the keys and records of a deleted pool's shards. Returns the repeated claims that were not answered. Walks
+    /// the directory.
+    #[must_use]
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub fn forget_pool(&self, pool: u32) -> Vec<Box<PendingClaim>> {
+        let unanswered = self.forget_shards(|shard| shard.pool == pool);
         self.map.retain(|id, entry| match entry {
             KeyEntry::Unreadable { fence, shard, .. } if shard.pool == pool => {
                 self.adoption.record_ended(id.hash64(), *fence);
@@ -116,54 +119,64 @@ impl KeyDirectory {
             }
             _ => true,
         });
+        unanswered
     }
 
-    /// Ends all entries of shards whose claims are unknown. Walks the directory.
-    pub fn forget_shards(&self, is_forgotten: impl Fn(ShardRef) -> bool) {
-        self.retain_held(is_forgotten, |id, holder, _| {
-            self.adoption.record_ended(id.hash64(), holder.handle.fence);
-            false
-        });
-    }
-
-    /// Rebinds the keys of a shard that was restarted from the store. `held` has the claims that it still holds, under
-    /// new ordinals; everything else that was held there is undone. What remains in `held` afterwards are claims whose
-    /// keys are not held by the shard, for [`Self::recover`]. A key that stays held is never vacant in between. Walks
+    /// Ends all entries of shards whose claims are unknown. Returns the repeated claims that were not answered. Walks
     /// the directory.
-    pub fn rebind_shard(&self, restarted: ShardRef, held: &mut RecoveredKeys) {
+    #[must_use]
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub fn forget_shards(&self, is_forgotten: impl Fn(ShardRef) -> bool) -> Vec<Box<PendingClaim>> {
+        self.retain_held(is_forgotten, |id, held| {
+            self.adoption.record_ended(id.hash64(), held.holder.handle.fence);
+            false
+        })
+    }
+
+    /// Rebinds the keys of a shard that was restarted from the store. `recovered` has the claims that it still holds,
+    /// under new ordinals; everything else that was held there is undone. What remains in `recovered` afterwards are
+    /// claims whose keys are not held by the shard, for [`Self::recover`]. A key that stays held is never vacant in
+    /// between. Returns the repeated claims of those that are undone: they must be submitted again once the shard
+    /// serves. Walks the directory.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub fn rebind_shard(
+        &self,
+        restarted: ShardRef,
+        life: ShardLife,
+        recovered: &mut RecoveredKeys,
+    ) -> Vec<Box<PendingClaim>> {
         self.retain_held(
             |shard| shard == restarted,
-            |id, holder, charge| {
-                // A claim with another fence stays in `held`.
-                let is_same = held.get(id).is_some_and(|(handle, _)| handle.fence == holder.handle.fence);
-                let Some((handle, spec)) = is_same.then(|| held.remove(id)).flatten() else { return false };
-                holder.handle = handle;
-                charge.set(spec);
+            |id, held| {
+                // A claim with another fence stays in `recovered`.
+                let is_same = recovered.get(id).is_some_and(|(handle, _)| handle.fence == held.holder.handle.fence);
+                let Some((handle, spec)) = is_same.then(|| recovered.remove(id)).flatten() else { return false };
+                (held.holder.handle, held.holder.life) = (handle, life);
+                held.charge.set(spec);
                 true
             },
-        );
+        )
     }
 
-    /// Removes the records of the affected shards, and the keys that they hold and `keep` rejects.
+    /// Removes the records of the affected shards, and the keys that they hold and `keep` rejects. Returns the repeated
+    /// claims of those keys.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
     fn retain_held(
         &self,
         is_affected: impl Fn(ShardRef) -> bool,
-        mut keep: impl FnMut(&ClaimId, &mut KeyHolder, &mut QuotaLease) -> bool,
-    ) {
+        mut keep: impl FnMut(&ClaimId, &mut HeldKey) -> bool,
+    ) -> Vec<Box<PendingClaim>> {
+        let mut unanswered = Vec::new();
         self.map.retain(|id, entry| {
-            let (KeyEntry::Pending { pending_writes, .. }
-            | KeyEntry::Held { pending_writes, .. }
-            | KeyEntry::Gone { pending_writes }) = entry
-            else {
-                return true;
-            };
+            let Some(pending_writes) = entry.pending_writes_mut() else { return true };
             pending_writes.retain(|record| !is_affected(record.shard));
             match entry {
-                KeyEntry::Held { holder, pending_writes, charge } if is_affected(holder.shard) => {
-                    if keep(id, holder, charge) {
+                KeyEntry::Held(held) if is_affected(held.holder.shard) => {
+                    if keep(id, held) {
                         return true;
                     }
-                    let pending_writes = std::mem::take(pending_writes);
+                    unanswered.append(&mut held.take_all_repeated());
+                    let pending_writes = std::mem::take(&mut held.pending_writes);
                     let has_writes = !pending_writes.is_empty();
                     *entry = KeyEntry::Gone { pending_writes };
                     has_writes
@@ -172,5 +185,10 @@ impl KeyDirectory {
                 _ => true,
             }
         });
+        unanswered
     }
+}
+
+fn held(holder: KeyHolder, pending_writes: PendingWrites, charge: QuotaLease) -> KeyEntry {
+    KeyEntry::Held(HeldKey { holder, pending_writes, charge, repeated: None })
 }

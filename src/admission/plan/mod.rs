@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::engine::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
 use crate::model::GangRef;
@@ -22,7 +23,7 @@ use crate::model::{
     AckLevel, ClaimRequest, ClaimSpec, Millis, PoolMode, PoolSpec, ResourceRequirements, ResourceUsage, WorkerCapacity,
     WorkerId,
 };
-use crate::shard::{PendingClaim, ShardSet};
+use crate::shard::ShardSet;
 
 /// Search plan of a claim that is more selective than "any worker of one pool".
 #[derive(Debug)]

@@ -4,47 +4,40 @@ mod numbers;
 
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
 
 use self::numbers::NumberTable;
+use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::queue::WaitQueue;
-use crate::events::PoolEventLog;
-use crate::metrics::{ClaimOutcome, PoolMetrics, ShardState};
-use crate::model::{AckLevel, PoolName, PoolSpec, UnschedulableReason};
-use crate::shard::capacity_board::CapacityBoard;
-use crate::shard::{PendingWrite, ShardHandle, ShardRef};
+use crate::metrics::{ClaimOutcome, ShardState};
+use crate::model::{PoolName, UnschedulableReason};
+use crate::shard::{self, PoolContext, ShardRef};
 
-/// Pool and its running state.
+/// Handle of a shard that reports to this layer.
+pub type ShardHandle = shard::ShardHandle<ClaimDispatcher>;
+
+/// Pool with its shards, and with what this layer keeps for it.
 pub struct Pool {
-    /// Number of the pool in this process.
-    pub number: u32,
+    /// Part that the shards know too.
+    pub context: Arc<PoolContext>,
     /// Part of the pool's keys in the store; never reused.
     pub uid: u64,
-    /// Name of the pool, unique in its namespace.
-    pub name: PoolName,
-    /// Specification as of the last PUT.
-    pub spec: ArcSwap<PoolSpec>,
-    /// Version of the specification.
-    version: AtomicU64,
-    /// Whether `spec.ack` is durable; shards read it in every run.
-    durable: AtomicBool,
     /// Handles of the pool's shards, by index.
     pub shards: Box<[Arc<ShardHandle>]>,
-    /// Bounds and figures that the shards publish.
-    pub board: CapacityBoard,
-    /// Metrics of the pool and its shards.
-    pub metrics: Arc<PoolMetrics>,
     /// Queue of claims that wait for capacity in the pool.
     pub wait_queue: WaitQueue,
-    /// Events of the pool, for watchers.
-    pub event_log: Arc<PoolEventLog>,
     /// Lock of the gang that is being placed in the pool.
     pub gang_lock: Arc<tokio::sync::Mutex<()>>,
-    /// Set while the pool is being deleted and accepts nothing new.
-    pub closing: AtomicBool,
+}
+
+impl std::ops::Deref for Pool {
+    type Target = PoolContext;
+
+    fn deref(&self) -> &PoolContext {
+        &self.context
+    }
 }
 
 impl std::fmt::Debug for Pool {
@@ -56,61 +49,15 @@ impl std::fmt::Debug for Pool {
 impl Pool {
     /// Creates a pool with one handle per shard.
     #[must_use]
-    pub fn new(
-        number: u32,
-        uid: u64,
-        version: u64,
-        name: PoolName,
-        spec: PoolSpec,
-        handles: Box<[Arc<ShardHandle>]>,
-        metrics: Arc<PoolMetrics>,
-    ) -> Self {
-        let durable = AtomicBool::new(spec.ack == AckLevel::Durable);
-        let board = CapacityBoard::new(spec.shards, spec.mode);
-        let spec = ArcSwap::from_pointee(spec);
-        Self {
-            number,
-            uid,
-            name,
-            spec,
-            version: AtomicU64::new(version),
-            durable,
-            shards: handles,
-            board,
-            metrics,
-            wait_queue: WaitQueue::default(),
-            event_log: Arc::default(),
-            gang_lock: Arc::default(),
-            closing: AtomicBool::new(false),
-        }
+    pub fn new(uid: u64, context: Arc<PoolContext>, shards: Box<[Arc<ShardHandle>]>) -> Self {
+        let wait_queue = WaitQueue::new(Arc::clone(&context.queue_state));
+        Self { context, uid, shards, wait_queue, gang_lock: Arc::default() }
     }
 
     /// Whether some shard does not answer, so that "exhausted" cannot be said.
     #[must_use]
     pub fn has_unavailable_shard(&self) -> bool {
         self.shards.iter().any(|handle| handle.state() != ShardState::Serving)
-    }
-
-    /// Whether replies wait for the store by default.
-    #[must_use]
-    pub fn is_durable(&self) -> bool {
-        self.durable.load(Ordering::Relaxed)
-    }
-
-    /// Replaces the specification. Calls must not overlap.
-    pub fn set_spec(&self, version: u64, spec: PoolSpec) {
-        debug_assert!(version > self.version.load(Ordering::Relaxed), "versions grow");
-        self.durable.store(spec.ack == AckLevel::Durable, Ordering::Relaxed);
-        self.spec.store(Arc::new(spec));
-        self.version.store(version, Ordering::Release);
-    }
-
-    /// Specification and its version. During a change the version may be the one before: a caller that relies on it is
-    /// rejected, which is better than changing a specification that it did not see.
-    #[must_use]
-    pub fn versioned_spec(&self) -> (u64, Arc<PoolSpec>) {
-        let version = self.version.load(Ordering::Acquire);
-        (version, self.spec.load_full())
     }
 
     /// Updates the pool's gauges, and the counters that shards keep for themselves.
@@ -156,12 +103,6 @@ impl Pool {
         metrics.accounting_mismatch.set(accounting_mismatch as f64);
         metrics.claims_pending.set(self.wait_queue.waiting() as f64);
         metrics.watchers.set(self.event_log.watchers() as f64);
-    }
-
-    /// Whether the pool is being deleted.
-    #[must_use]
-    pub fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
     }
 }
 
@@ -226,12 +167,6 @@ impl PoolMap {
     #[must_use]
     pub fn shard(&self, shard: ShardRef) -> Option<&Arc<ShardHandle>> {
         self.by_number(shard.pool)?.shards.get(shard.shard as usize)
-    }
-
-    /// Whether the store has the record. Records of a deleted pool have gone with it.
-    #[must_use]
-    pub fn is_stored(&self, record: &PendingWrite) -> bool {
-        self.shard(record.shard).is_none_or(|handle| handle.outbox.applied_seq() >= record.seq)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Waiting state of a pending claim.
 
 use super::{ArrivalNumber, DequeueGuard, WaitState};
+use crate::admission::key::PendingClaim;
 use crate::admission::plan::NodeScope;
 use crate::model::Millis;
-use crate::shard::{PendingClaim, ShardSet};
+use crate::shard::ShardSet;
 
 impl PendingClaim {
     /// Whether the claim waits if there is no free capacity.

@@ -9,12 +9,13 @@ use super::fair_queue::QueueEntry;
 use super::gang;
 use super::{DEQUEUE_TIMEOUT_MS, DequeueGuard, QueuedClaim, SERVED_WINDOW_MS};
 use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::effect::{Effect, EffectQueue};
+use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
 use crate::limits;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Millis, QueuedClaimView};
-use crate::shard::PendingClaim;
 
 /// Number of tenants whose shares one dequeue refreshes, round robin.
 const SHARES_REFRESHED_MAX: usize = 16;
@@ -26,9 +27,10 @@ impl ClaimDispatcher {
         &self,
         item: Box<PendingClaim>,
         rejection: RequestError,
+        work: &mut EffectQueue,
     ) -> Option<Box<PendingClaim>> {
         if item.dequeue_guard().is_some() {
-            return self.requeue_or_fall_back(item, &rejection);
+            return self.requeue_or_fall_back(item, &rejection, work);
         }
         let now_ms = self.clock.engine_ms();
         let reason = match rejection {
@@ -42,7 +44,7 @@ impl ClaimDispatcher {
         if item.is_wait_over(now_ms) {
             return self.reject(item, rejection);
         }
-        self.enqueue(item, reason, now_ms)
+        self.enqueue(item, reason, now_ms, work)
     }
 
     /// Enters a claim into the queues that it may wait in.
@@ -51,6 +53,7 @@ impl ClaimDispatcher {
         mut item: Box<PendingClaim>,
         reason: ExhaustionReason,
         now_ms: Millis,
+        work: &mut EffectQueue,
     ) -> Option<Box<PendingClaim>> {
         let map = self.pools.load_full();
         let pools: SmallVec<[Arc<Pool>; 1]> = match reason {
@@ -76,23 +79,23 @@ impl ClaimDispatcher {
             self.schedule_duplicate_expiry(due_ms, &id);
         }
         self.insert_into_queues(&queued, due_ms);
-        self.remove_if_closed(&queued);
+        self.remove_if_closed(&queued, work);
         if queued.lock().as_ref().is_some_and(|item| item.reply.is_abandoned()) {
-            self.cancel_queued(&id);
+            self.cancel_queued(&id, work);
         }
         for pool in &queued.pools {
-            self.dispatch_next(pool);
+            self.dispatch_next(pool, work);
         }
         if queued.pools.is_empty() {
-            self.dispatch_next_for_quota(&queued.tenant);
+            self.dispatch_next_for_quota(&queued.tenant, work);
         }
-        self.request_reservation(&queued);
+        self.request_reservation(&queued, work);
         None
     }
 
     /// Enters a newcomer into the queue of a pool whose queue is not settled: claims that rank before it are tried
     /// first.
-    pub(crate) fn enqueue_newcomer(&self, pool: &Arc<Pool>, mut item: Box<PendingClaim>) {
+    pub(crate) fn enqueue_newcomer(&self, pool: &Arc<Pool>, mut item: Box<PendingClaim>, work: &mut EffectQueue) {
         let now_ms = self.clock.engine_ms();
         let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival()).max(now_ms + SERVED_WINDOW_MS);
         let tenant = self.keys.tenants.get_or_insert(&item.id);
@@ -101,6 +104,7 @@ impl ClaimDispatcher {
         let queued = Arc::new(QueuedClaim { newcomer: true, ..claim });
         *queued.lock() = Some(item);
         self.insert_into_queues(&queued, due_ms);
+        work.push(Effect::DispatchNext(pool.number));
     }
 
     pub(super) fn insert_into_queues(&self, queued: &Arc<QueuedClaim>, due_ms: Millis) {
@@ -116,7 +120,12 @@ impl ClaimDispatcher {
     }
 
     /// Requeues a dequeued claim that found no free capacity. A newcomer falls back to its other pools instead.
-    fn requeue_or_fall_back(&self, mut item: Box<PendingClaim>, rejection: &RequestError) -> Option<Box<PendingClaim>> {
+    fn requeue_or_fall_back(
+        &self,
+        mut item: Box<PendingClaim>,
+        rejection: &RequestError,
+        work: &mut EffectQueue,
+    ) -> Option<Box<PendingClaim>> {
         let Some(guard) = item.take_dequeue_guard() else { return Some(item) };
         let (queued, pool) = (Arc::clone(&guard.queued), Arc::clone(&guard.pool));
         pool.wait_queue.mark_unplaceable(queued.request_class, guard.generation);
@@ -125,7 +134,7 @@ impl ClaimDispatcher {
         }
         if queued.newcomer {
             drop(guard);
-            return self.try_next_pool(item);
+            return self.try_next_pool(item, work);
         }
         let now_ms = self.clock.engine_ms();
         if matches!(rejection, RequestError::NotFound(_)) || queued.until_ms <= now_ms || item.reply.is_abandoned() {
@@ -138,7 +147,7 @@ impl ClaimDispatcher {
             return self.reject(item, rejection);
         }
         item.reset_for_wait(now_ms, || queued.arrival);
-        self.requeue(&queued, item);
+        self.requeue(&queued, item, work);
         drop(guard);
         if queued.skipped.swap(false, Ordering::AcqRel) {
             // Other queues skipped the claim while it was dequeued here.
@@ -147,12 +156,12 @@ impl ClaimDispatcher {
                 other.wait_queue.retry_on_tick.store(true, Ordering::Release);
             }
         }
-        self.request_reservation(&queued);
+        self.request_reservation(&queued, work);
         None
     }
 
     /// Requeues a claim that was being tried, at its old arrival.
-    fn requeue(&self, queued: &Arc<QueuedClaim>, item: Box<PendingClaim>) {
+    fn requeue(&self, queued: &Arc<QueuedClaim>, item: Box<PendingClaim>, work: &mut EffectQueue) {
         let (id, ticket) = (item.id.clone(), item.ticket);
         let duplicates = self.keys.mark_queued(&id, ticket, queued);
         *queued.lock() = Some(item);
@@ -164,24 +173,24 @@ impl ClaimDispatcher {
                 self.schedule_duplicate_expiry(due_ms, &id);
             }
         }
-        self.remove_if_closed(queued);
+        self.remove_if_closed(queued, work);
         if queued.lock().as_ref().is_some_and(|item| item.reply.is_abandoned()) {
-            self.cancel_queued(&id);
+            self.cancel_queued(&id, work);
         }
     }
 
     /// Routes a newcomer to its next pool after the queue of this pool had nothing for it.
-    fn try_next_pool(&self, mut item: Box<PendingClaim>) -> Option<Box<PendingClaim>> {
+    fn try_next_pool(&self, mut item: Box<PendingClaim>, work: &mut EffectQueue) -> Option<Box<PendingClaim>> {
         let pools = self.pools.load();
         if item.advance_pool(&pools) {
             return Some(item);
         }
         let rejection = item.rejection(&pools);
-        self.queue_or_reject(item, rejection)
+        self.queue_or_reject(item, rejection, work)
     }
 
     /// Dequeues claims until one is being tried or none is left.
-    pub(crate) fn dispatch_next(&self, pool: &Arc<Pool>) {
+    pub(crate) fn dispatch_next(&self, pool: &Arc<Pool>, work: &mut EffectQueue) {
         loop {
             let now_ms = self.clock.engine_ms();
             let (queued, generation) = match self.next_candidate(pool, now_ms) {
@@ -190,8 +199,8 @@ impl ClaimDispatcher {
                     for queued in newcomers {
                         let Some(item) = queued.take() else { continue };
                         queued.remove_from_queues();
-                        if let Some(item) = self.try_next_pool(item) {
-                            self.route(item);
+                        if let Some(item) = self.try_next_pool(item, work) {
+                            self.route(item, work);
                         }
                     }
                     return;
@@ -210,27 +219,27 @@ impl ClaimDispatcher {
             };
             item.set_dequeue_guard(DequeueGuard { pool: Arc::clone(pool), queued: Arc::clone(&queued), generation });
             if item.reply.is_abandoned() {
-                self.reject_and_route_next(item, RequestError::DeadlineExceeded);
+                self.reject_and_route_next(item, RequestError::DeadlineExceeded, work);
                 continue;
             }
             item.restart_in_pool(pool, now_ms);
             if !may_fit_pool(pool, &item) {
-                self.requeue_or_fall_back(item, &RequestError::Exhausted(queued.exhausted))
+                self.requeue_or_fall_back(item, &RequestError::Exhausted(queued.exhausted), work)
                     .into_iter()
-                    .for_each(|item| self.route(item));
+                    .for_each(|item| self.route(item, work));
                 continue;
             }
             if !queued.newcomer {
                 self.keys.mark_unqueued(&mut item);
                 if let Some(exceeded) = item.over_quota.take() {
                     drop(item.take_dequeue_guard());
-                    self.enqueue(item, ExhaustionReason::Quota(exceeded), now_ms)
+                    self.enqueue(item, ExhaustionReason::Quota(exceeded), now_ms, work)
                         .into_iter()
-                        .for_each(|item| self.route(item));
+                        .for_each(|item| self.route(item, work));
                     continue;
                 }
             }
-            self.route(item);
+            self.route(item, work);
         }
     }
 
@@ -266,14 +275,14 @@ impl ClaimDispatcher {
             }
             None => {
                 // Capacity reserved for a queued claim must not go to a newcomer.
-                queue.dispatch_pending.store(reserved_for.is_some(), Ordering::Release);
+                queue.published.set_dispatch_pending(reserved_for.is_some());
                 NextCandidate::Drained(state.queue.newcomers().cloned().collect())
             }
         }
     }
 
     /// Retries claims that wait for the tenant's quota.
-    pub(super) fn dispatch_next_for_quota(&self, tenant: &Arc<Tenant>) {
+    pub(super) fn dispatch_next_for_quota(&self, tenant: &Arc<Tenant>, work: &mut EffectQueue) {
         let queue = &tenant.wait_queue;
         let now_ms = self.clock.engine_ms();
         if queue.lock().dequeue_since_ms.replace(now_ms).is_some() {
@@ -306,37 +315,37 @@ impl ClaimDispatcher {
             };
             if item.reply.is_abandoned() {
                 queued.remove_from_queues();
-                self.reject_and_route_next(item, RequestError::DeadlineExceeded);
+                self.reject_and_route_next(item, RequestError::DeadlineExceeded, work);
                 continue;
             }
             self.keys.mark_unqueued(&mut item);
             if item.over_quota.take().is_some() {
                 queue.mark_unplaceable(queued.request_class, generation);
-                self.requeue(&queued, item);
+                self.requeue(&queued, item, work);
                 continue;
             }
             queued.remove_from_queues();
-            self.restart_routing(item, now_ms);
+            self.restart_routing(item, now_ms, work);
         }
     }
 
     /// Restarts the search of a claim that waited, from its first pool.
-    pub(super) fn restart_routing(&self, mut item: Box<PendingClaim>, now_ms: Millis) {
+    pub(super) fn restart_routing(&self, mut item: Box<PendingClaim>, now_ms: Millis, work: &mut EffectQueue) {
         let first = item.candidate_pools().iter().find_map(|&number| self.pools.load().by_number(number).cloned());
         match first {
             Some(pool) => {
                 item.restart_in_pool(&pool, now_ms);
-                self.route(item);
+                self.route(item, work);
             }
-            None => self.reject_and_route_next(item, RequestError::NotFound(ObjectKind::Pool)),
+            None => self.reject_and_route_next(item, RequestError::NotFound(ObjectKind::Pool), work),
         }
     }
 
     /// Retries claims of tenants that released quota.
-    pub(crate) fn dispatch_quota_queues(&self) {
+    pub(crate) fn dispatch_quota_queues(&self, work: &mut EffectQueue) {
         while let Some(tenant) = self.keys.tenants.next_retry() {
             tenant.wait_queue.retry_all();
-            self.dispatch_next_for_quota(&tenant);
+            self.dispatch_next_for_quota(&tenant, work);
         }
     }
 

@@ -134,7 +134,7 @@ impl Drop for QueuedGang {
         drop(gangs);
         drop(self.queued.gang.as_ref().and_then(|waker| waker.take()));
         for pool in &self.queued.pools {
-            self.dispatch.dispatch_next(pool);
+            self.dispatch.with_work(|work| self.dispatch.dispatch_next(pool, work));
         }
     }
 }
@@ -180,12 +180,14 @@ impl QueuedGang {
         });
         dispatch.wait_queues.gangs().extend(members.iter().map(|member| (member.clone(), Arc::clone(&queued))));
         dispatch.insert_into_queues(&queued, queued.until_ms);
-        for pool in &queued.pools {
-            dispatch.dispatch_next(pool);
-        }
-        if queued.pools.is_empty() {
-            dispatch.dispatch_next_for_quota(&queued.tenant);
-        }
+        dispatch.with_work(|work| {
+            for pool in &queued.pools {
+                dispatch.dispatch_next(pool, work);
+            }
+            if queued.pools.is_empty() {
+                dispatch.dispatch_next_for_quota(&queued.tenant, work);
+            }
+        });
         Some(Self { queued, members, dispatch: Arc::clone(dispatch) })
     }
 
@@ -224,7 +226,7 @@ impl QueuedGang {
                 other.wait_queue.retry_on_tick.store(true, Ordering::Release);
             }
         }
-        self.dispatch.dispatch_next(&pool);
+        self.dispatch.with_work(|work| self.dispatch.dispatch_next(&pool, work));
     }
 
     /// Whether the gang is queued for what `reason` names.

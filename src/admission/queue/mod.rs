@@ -23,18 +23,20 @@ mod reservation_request;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use smallvec::SmallVec;
 
 pub use self::fair_queue::{ArrivalNumber, FairQueue, QueueEntry};
 pub use self::gang::QueuedGang;
 pub use self::reservation_request::{CapacityReservation, ReservationRequest};
+use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
+use crate::engine::ReservationId;
 use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimId, Millis};
-use crate::shard::PendingClaim;
+use crate::shard::QueueState;
 
 /// Time after which a dequeued claim no longer blocks the queue: its shard does not run.
 const DEQUEUE_TIMEOUT_MS: Millis = 10;
@@ -162,10 +164,8 @@ impl WaitQueues {
 /// Queue of the claims that wait for one pool, or for one tenant's quota.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
-    /// Number of entries, dequeued ones included.
-    waiting: AtomicUsize,
-    /// Whether a queued claim may fit and has not been tried yet.
-    dispatch_pending: AtomicBool,
+    /// Number of entries, dequeued ones included, and whether one of them is to be tried.
+    published: Arc<QueueState>,
     /// Whether the next tick retries, because a shard could not be asked.
     retry_on_tick: AtomicBool,
     state: Mutex<WaitQueueState>,
@@ -180,6 +180,8 @@ struct WaitQueueState {
     dequeue_since_ms: Option<Millis>,
     /// Starved claim for which a worker of a shared pool is reserved.
     starved: Option<ArrivalNumber>,
+    /// Requests for reservations that a shard is being asked for.
+    reservation_requests: HashMap<ReservationId, Box<ReservationRequest>>,
     /// Claim for which all capacity that becomes free is reserved.
     reserved_for: Option<ArrivalNumber>,
     /// Tenants of the queued claims, for their shares.
@@ -195,23 +197,28 @@ struct WaitQueueState {
 const SERVED_WINDOW_MS: Millis = 30_000;
 
 impl WaitQueue {
+    /// Creates an empty queue that publishes its state.
+    #[must_use]
+    pub fn new(published: Arc<QueueState>) -> Self {
+        Self { published, ..Self::default() }
+    }
+
     /// Whether any claim waits here. Must be called after the change that may serve it became visible.
     #[must_use]
     pub fn has_waiting(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.published.has_waiting()
     }
 
     /// Number of claims that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.published.waiting()
     }
 
     /// Whether a queued claim may fit now.
     #[must_use]
     pub fn is_dispatch_pending(&self) -> bool {
-        self.dispatch_pending.load(Ordering::Acquire)
+        self.published.is_dispatch_pending()
     }
 
     fn lock(&self) -> MutexGuard<'_, WaitQueueState> {
@@ -221,7 +228,7 @@ impl WaitQueue {
     /// Ends a dequeue, whatever its result.
     fn end_dequeue(&self) {
         self.lock().dequeue_since_ms = None;
-        self.dispatch_pending.store(true, Ordering::Release);
+        self.published.set_dispatch_pending(true);
     }
 
     /// Marks a request class as unplaceable, unless capacity may have become free since `generation`.
@@ -237,17 +244,17 @@ impl WaitQueue {
         let mut state = self.lock();
         state.queue.clear_unplaceable();
         state.generation += 1;
-        self.dispatch_pending.store(!state.queue.is_empty(), Ordering::Release);
+        self.published.set_dispatch_pending(!state.queue.is_empty());
     }
 
     /// Adds an entry to the queue.
     fn insert(&self, entry: QueueEntry<Arc<QueuedClaim>>) {
         let mut state = self.lock();
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.published.add_waiting();
         let tenant = &entry.item.tenant;
         state.tenants.entry(tenant.number).or_insert_with(|| Arc::clone(tenant));
         state.queue.insert(entry);
-        self.dispatch_pending.store(true, Ordering::Release);
+        self.published.set_dispatch_pending(true);
         drop(state);
         fence(Ordering::SeqCst);
     }
@@ -263,7 +270,7 @@ impl WaitQueue {
         if state.queue.waiting_of(removed.tenant) == 0 {
             state.tenants.remove(&removed.tenant);
         }
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.published.remove_waiting(1);
         Some(removed)
     }
 
@@ -272,7 +279,7 @@ impl WaitQueue {
         let mut state = self.lock();
         let all: Vec<_> = state.queue.drain().into_iter().map(|entry| entry.item).collect();
         state.tenants.clear();
-        self.waiting.fetch_sub(all.len(), Ordering::SeqCst);
+        self.published.remove_waiting(all.len());
         all
     }
 

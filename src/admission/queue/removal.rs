@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering;
 
 use super::{QueuedClaim, WaitQueue};
 use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::effect::EffectQueue;
+use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Millis};
-use crate::shard::PendingClaim;
 
 /// Maximum number of due claims that one tick handles in one queue.
 const DUE_MAX: usize = 16_384;
@@ -26,19 +27,19 @@ fn catch_panic(answer: impl FnOnce()) {
 impl ClaimDispatcher {
     /// Advances the queues to `now_ms`: rejects claims whose time is over, and lets those that waited for preferred
     /// nodes accept any.
-    pub(crate) fn tick_wait_queues(&self, now_ms: Millis) {
-        self.dispatch_quota_queues();
+    pub(crate) fn tick_wait_queues(&self, now_ms: Millis, work: &mut EffectQueue) {
+        self.dispatch_quota_queues(work);
         for pool in self.pools.load_full().iter() {
             let queue = &pool.wait_queue;
             if queue.waiting() == 0 {
                 continue;
             }
-            self.expire_due(queue, now_ms);
+            self.expire_due(queue, now_ms, work);
             if queue.retry_on_tick.swap(false, Ordering::AcqRel) {
                 queue.retry_all();
             }
             if queue.is_dispatch_pending() {
-                self.dispatch_next(pool);
+                self.dispatch_next(pool, work);
             }
         }
         let waited: Vec<Arc<Tenant>> = {
@@ -47,7 +48,7 @@ impl ClaimDispatcher {
             queues.values().cloned().collect()
         };
         for tenant in waited {
-            self.expire_due(&tenant.wait_queue, now_ms);
+            self.expire_due(&tenant.wait_queue, now_ms, work);
         }
         loop {
             let id = {
@@ -72,7 +73,7 @@ impl ClaimDispatcher {
         duplicates_due.insert((due_ms, number), id.clone());
     }
 
-    fn expire_due(&self, queue: &WaitQueue, now_ms: Millis) {
+    fn expire_due(&self, queue: &WaitQueue, now_ms: Millis, work: &mut EffectQueue) {
         let due: Vec<Arc<QueuedClaim>> = queue.lock().queue.due(now_ms, DUE_MAX).cloned().collect();
         for queued in due {
             if let Some(gang) = &queued.gang {
@@ -84,15 +85,28 @@ impl ClaimDispatcher {
             if item.is_preferred_only() {
                 // The time for preferred nodes is over.
                 self.keys.mark_unqueued(&mut item);
-                catch_panic(|| self.restart_routing(item, now_ms));
+                catch_panic(|| self.restart_routing(item, now_ms, work));
             } else {
-                catch_panic(|| self.reject_and_route_next(item, RequestError::Exhausted(queued.exhausted)));
+                catch_panic(|| self.reject_and_route_next(item, RequestError::Exhausted(queued.exhausted), work));
             }
         }
     }
 
+    /// Removes a claim whose caller has gone, if it is being placed or queued.
+    pub(crate) fn cancel(&self, id: &ClaimId, work: &mut EffectQueue) {
+        match self.keys.withdraw_abandoned(id) {
+            Some((claim, shard)) => {
+                if let Some(handle) = self.pools.load().shard(shard) {
+                    handle.cancel(claim.ticket);
+                }
+                self.reject_and_route_next(claim, RequestError::DeadlineExceeded, work);
+            }
+            None => self.cancel_queued(id, work),
+        }
+    }
+
     /// Removes a claim whose caller has gone, if it is queued.
-    pub(crate) fn cancel_queued(&self, id: &ClaimId) {
+    pub(crate) fn cancel_queued(&self, id: &ClaimId, work: &mut EffectQueue) {
         let Some(queued) = self.keys.queued_claim(id) else { return };
         let item = {
             let mut slot = queued.lock();
@@ -100,12 +114,12 @@ impl ClaimDispatcher {
         };
         if let Some(item) = item {
             queued.remove_from_queues();
-            self.reject_and_route_next(item, RequestError::DeadlineExceeded);
+            self.reject_and_route_next(item, RequestError::DeadlineExceeded, work);
         }
     }
 
     /// Removes all claims from the queue of a pool that is being deleted.
-    pub(crate) fn close_wait_queue(&self, pool: &Pool) {
+    pub(crate) fn close_wait_queue(&self, pool: &Pool, work: &mut EffectQueue) {
         for queued in pool.wait_queue.drain() {
             if let Some(gang) = &queued.gang {
                 gang.wake();
@@ -113,7 +127,7 @@ impl ClaimDispatcher {
             let has_open_pool = queued.pools.iter().any(|other| other.number != pool.number && !other.is_closing());
             if !has_open_pool && let Some(item) = queued.take() {
                 queued.remove_from_queues();
-                catch_panic(|| self.reject_and_route_next(item, RequestError::NotFound(ObjectKind::Pool)));
+                catch_panic(|| self.reject_and_route_next(item, RequestError::NotFound(ObjectKind::Pool), work));
             }
         }
         // Claims that wait for their tenants' quotas are in no queue of a pool.
@@ -121,14 +135,14 @@ impl ClaimDispatcher {
         for queued in tenants.iter().flat_map(|tenant| tenant.wait_queue.queued_claims()) {
             match &queued.gang {
                 Some(gang) => gang.wake(),
-                None => catch_panic(|| self.remove_if_closed(&queued)),
+                None => catch_panic(|| self.remove_if_closed(&queued, work)),
             }
         }
     }
 
     /// Removes a claim that can no longer be served anywhere. Its queues may have been closed while it was dequeued or
     /// being queued, so that closing did not find it.
-    pub(super) fn remove_if_closed(&self, queued: &QueuedClaim) {
+    pub(super) fn remove_if_closed(&self, queued: &QueuedClaim, work: &mut EffectQueue) {
         let (draining, waits_for_quota) = (self.is_draining(), queued.pools.is_empty());
         if !draining && !waits_for_quota && !queued.pools.iter().all(|pool| pool.is_closing()) {
             return;
@@ -145,12 +159,12 @@ impl ClaimDispatcher {
         };
         if let Some(item) = item {
             queued.remove_from_queues();
-            self.reject_and_route_next(item, rejection);
+            self.reject_and_route_next(item, rejection, work);
         }
     }
 
     /// Removes all claims from all queues before the service stops.
-    pub(crate) fn close_wait_queues(&self) {
+    pub(crate) fn close_wait_queues(&self, work: &mut EffectQueue) {
         let quota: Vec<Arc<Tenant>> = {
             let queues = self.wait_queues.quota_queues();
             queues.values().cloned().collect()
@@ -164,7 +178,7 @@ impl ClaimDispatcher {
             if let Some(item) = queued.take() {
                 queued.remove_from_queues();
                 catch_panic(|| {
-                    self.reject_and_route_next(item, RequestError::Unavailable(UnavailableReason::Stopping))
+                    self.reject_and_route_next(item, RequestError::Unavailable(UnavailableReason::Stopping), work)
                 });
             }
         }

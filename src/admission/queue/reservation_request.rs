@@ -8,11 +8,13 @@ use std::sync::atomic::Ordering;
 
 use super::QueuedClaim;
 use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::pool_registry::Pool;
+use crate::admission::effect::{Effect, EffectQueue};
+use crate::admission::key::PendingClaim;
+use crate::admission::pool_registry::{Pool, ShardHandle};
 use crate::engine::{EvictionPolicy, PlacementConstraints, ReservationId};
 use crate::limits;
 use crate::model::{Millis, PoolMode, WorkerCapacity};
-use crate::shard::{Command, PendingClaim, ShardHandle, ShardRef, ShardSet};
+use crate::shard::{Command, ReservationOutcome, ReserveCall, ShardRef, ShardSet};
 
 /// Worker reserved for a queued claim, until this is dropped.
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl PendingClaim {
 
 impl ClaimDispatcher {
     /// Requests a reservation for a queued claim that may evict others or is starved.
-    pub(super) fn request_reservation(&self, queued: &Arc<QueuedClaim>) {
+    pub(super) fn request_reservation(&self, queued: &Arc<QueuedClaim>, work: &mut EffectQueue) {
         if queued.newcomer || queued.pools.is_empty() || queued.seeking_reservation.load(Ordering::Acquire) {
             return;
         }
@@ -129,15 +131,18 @@ impl ClaimDispatcher {
             if !queued.seeking_reservation.swap(true, Ordering::AcqRel) {
                 let (queued, pool, constraints) = (Arc::clone(queued), Arc::clone(pool), Arc::clone(&constraints));
                 let (visited, needs_ms) = (ShardSet::default(), spec.needs_ms(reserve_ms, ttl_ms));
-                self.try_next_shard(Box::new(ReservationRequest {
-                    queued,
-                    pool,
-                    visited,
-                    constraints,
-                    duration_ms: needs_ms,
-                    evict,
-                    reserved: false,
-                }));
+                self.try_next_shard(
+                    Box::new(ReservationRequest {
+                        queued,
+                        pool,
+                        visited,
+                        constraints,
+                        duration_ms: needs_ms,
+                        evict,
+                        reserved: false,
+                    }),
+                    work,
+                );
             }
             return;
         }
@@ -158,25 +163,53 @@ impl ClaimDispatcher {
         first
     }
 
-    /// Sends the request to the next shard.
-    pub(crate) fn try_next_shard(&self, mut request: Box<ReservationRequest>) {
-        loop {
-            let board = &request.pool.board;
-            let next = match request.evict {
-                Some(evict) => board.shard_to_evict(evict.below_priority, &request.visited),
-                None => {
-                    let from = (request.reservation_id().get() % request.pool.shards.len() as u64) as u16;
-                    let is_large = |capacity: &WorkerCapacity| request.constraints.is_large_enough(capacity);
-                    board.capacities().shard_with(from, &request.visited, is_large)
-                }
-            };
-            let Some(shard) = next else { return };
-            request.visited.insert(shard);
-            let shard_handle = Arc::clone(&request.pool.shards[shard as usize]);
-            match shard_handle.push(Command::Reserve(request)) {
-                Err((Command::Reserve(back), _)) => request = back,
-                _ => return,
+    /// Asks the next shard.
+    pub(crate) fn try_next_shard(&self, mut request: Box<ReservationRequest>, work: &mut EffectQueue) {
+        let board = &request.pool.board;
+        let next = match request.evict {
+            Some(evict) => board.shard_to_evict(evict.below_priority, &request.visited),
+            None => {
+                let from = (request.reservation_id().get() % request.pool.shards.len() as u64) as u16;
+                let is_large = |capacity: &WorkerCapacity| request.constraints.is_large_enough(capacity);
+                board.capacities().shard_with(from, &request.visited, is_large)
             }
+        };
+        let Some(shard) = next else { return };
+        request.visited.insert(shard);
+        let shard = ShardRef { pool: request.pool.number, shard };
+        let call = ReserveCall {
+            id: request.reservation_id(),
+            constraints: Arc::clone(&request.constraints),
+            duration_ms: request.duration_ms,
+            evict: request.evict,
+        };
+        let pool = Arc::clone(&request.pool);
+        let replaced = pool.wait_queue.lock().reservation_requests.insert(call.id, request);
+        debug_assert!(replaced.is_none(), "a claim asks for one reservation at a time");
+        work.push(Effect::Send(shard, Command::Reserve(call)));
+    }
+
+    /// Handles the answer of a shard to a request for a reservation.
+    pub(crate) fn on_reservation(
+        &self,
+        from: ShardRef,
+        id: ReservationId,
+        outcome: ReservationOutcome,
+        work: &mut EffectQueue,
+    ) {
+        let pools = self.pools.load();
+        let Some(pool) = pools.by_number(from.pool) else { return };
+        let request = pool.wait_queue.lock().reservation_requests.remove(&id);
+        match (request, outcome, pools.shard(from)) {
+            (Some(request), ReservationOutcome::Reserved, Some(handle)) => request.reserved_on(handle),
+            (Some(request), ..) => self.try_next_shard(request, work),
+            (None, ReservationOutcome::Reserved, Some(handle)) => handle.cancel_reservation(id),
+            (None, ..) => {}
         }
+    }
+
+    /// Goes on with a request for a reservation that a shard did not take.
+    pub(crate) fn reserve_elsewhere(&self, shard: ShardRef, id: ReservationId, work: &mut EffectQueue) {
+        self.on_reservation(shard, id, ReservationOutcome::NoWorker, work);
     }
 }

@@ -83,6 +83,12 @@ impl QuotaAccount {
         &mut self.pools[index].1
     }
 
+    fn charge(&mut self, amounts: &ResourceUsage, pool: u32) {
+        self.used = self.used.plus(amounts);
+        let held = self.pool(pool);
+        *held = held.plus(amounts);
+    }
+
     fn release(&mut self, amounts: &ResourceUsage, pool: u32) {
         self.used = self.used.minus(amounts);
         if let Some(index) = self.pools.iter().position(|(existing, _)| *existing == pool) {
@@ -102,28 +108,47 @@ pub struct QuotaLease {
     tenant: Arc<Tenant>,
     spec: Option<Arc<ClaimSpec>>,
     pool: u32,
+    /// Charge while requests to change the claim's resources are undecided. Boxed, because there are almost never any.
+    resizing: Option<Box<ResizingCharge>>,
+}
+
+/// Charge of a claim whose resources may be about to change.
+#[derive(Debug)]
+struct ResizingCharge {
+    /// Largest amounts that the claim may come to hold.
+    amounts: ResourceUsage,
+    /// Number of requests that are undecided.
+    undecided: u32,
 }
 
 impl QuotaLease {
+    /// Amounts that are charged.
+    fn charged(&self) -> ResourceUsage {
+        match &self.resizing {
+            Some(resizing) => resizing.amounts,
+            None => ResourceUsage::of_claim(self.spec.as_deref()),
+        }
+    }
+
     /// Moves the charge to the pool in which the claim is held.
     pub fn move_to_pool(&mut self, pool: u32) {
         if self.pool != pool {
-            let amounts = ResourceUsage::of_claim(self.spec.as_deref());
+            let amounts = self.charged();
             let mut account = self.tenant.account();
             account.release(&amounts, self.pool);
-            account.used = account.used.plus(&amounts);
-            *account.pool(pool) = account.pool(pool).plus(&amounts);
+            account.charge(&amounts, pool);
             self.pool = pool;
         }
     }
 
-    /// Charges for `spec` from now on. Returns the specification charged before.
+    /// Charges as if the claim had grown to `spec`, until the request to resize it is decided.
     ///
     /// # Errors
     /// The resource that would exceed the tenant's quota; nothing changed. An amount that does not grow is never
     /// rejected.
-    pub fn resize(&mut self, spec: Option<Arc<ClaimSpec>>) -> Result<Option<Arc<ClaimSpec>>, QuotaResource> {
-        let (before, after) = (ResourceUsage::of_claim(self.spec.as_deref()), ResourceUsage::of_claim(spec.as_deref()));
+    pub fn begin_resize(&mut self, spec: &ClaimSpec) -> Result<(), QuotaResource> {
+        let before = self.charged();
+        let after = before.max(&ResourceUsage::of_claim(Some(spec)));
         {
             let mut account = self.tenant.account();
             let more = after.minus(&before);
@@ -131,24 +156,42 @@ impl QuotaLease {
                 return Err(exceeded);
             }
             account.release(&before, self.pool);
-            account.used = account.used.plus(&after);
-            *account.pool(self.pool) = account.pool(self.pool).plus(&after);
+            account.charge(&after, self.pool);
         }
-        self.tenant.queue_retry();
-        Ok(std::mem::replace(&mut self.spec, spec))
+        let undecided = self.resizing.take().map_or(0, |resizing| resizing.undecided) + 1;
+        self.resizing = Some(Box::new(ResizingCharge { amounts: after, undecided }));
+        Ok(())
+    }
+
+    /// Ends a request to resize: charges for `spec`, which the claim holds now, or for what it held before.
+    pub fn end_resize(&mut self, spec: Option<Option<Arc<ClaimSpec>>>) {
+        if let Some(spec) = spec {
+            self.spec = spec;
+        }
+        let Some(resizing) = &mut self.resizing else { return };
+        resizing.undecided -= 1;
+        if resizing.undecided == 0 {
+            let spec = self.spec.take();
+            self.set(spec);
+        }
     }
 
     /// Charges for `spec` regardless of the quota, because the claim is held like that.
     pub fn set(&mut self, spec: Option<Arc<ClaimSpec>>) {
-        let tenant = Arc::clone(&self.tenant);
-        let pool = self.pool;
-        *self = tenant.charge(spec, pool);
+        let (before, after) = (self.charged(), ResourceUsage::of_claim(spec.as_deref()));
+        {
+            let mut account = self.tenant.account();
+            account.release(&before, self.pool);
+            account.charge(&after, self.pool);
+        }
+        (self.spec, self.resizing) = (spec, None);
+        self.tenant.queue_retry();
     }
 }
 
 impl Drop for QuotaLease {
     fn drop(&mut self) {
-        self.tenant.account().release(&ResourceUsage::of_claim(self.spec.as_deref()), self.pool);
+        self.tenant.account().release(&self.charged(), self.pool);
         self.tenant.queue_retry();
     }
 }
@@ -172,7 +215,7 @@ impl Tenant {
         account.used = account.used.plus(&amounts);
         *account.pool(pool) = account.pool(pool).plus(&amounts);
         drop(account);
-        QuotaLease { tenant: Arc::clone(self), spec, pool }
+        QuotaLease { tenant: Arc::clone(self), spec, pool, resizing: None }
     }
 
     /// Resources that the tenant holds.
@@ -255,12 +298,18 @@ impl TenantRegistry {
             account.used = account.used.plus(&amounts);
             *account.pool(pool) = account.pool(pool).plus(&amounts);
         }
-        Ok(QuotaLease { tenant, spec: spec.cloned(), pool })
+        Ok(QuotaLease { tenant, spec: spec.cloned(), pool, resizing: None })
     }
 
     /// Charges a claim that is held already, without checking the quota.
     pub fn charge(&self, id: &ClaimId, spec: Option<Arc<ClaimSpec>>, pool: u32) -> QuotaLease {
         self.get_or_insert(id).charge(spec, pool)
+    }
+
+    /// Whether some tenant released resources while claims of it wait.
+    #[must_use]
+    pub fn has_retries(&self) -> bool {
+        !self.retry_queue.is_empty()
     }
 
     /// Next tenant that released resources while claims of it wait.

@@ -150,7 +150,7 @@ impl Scheduler {
     fn release_member_tickets(&self, members: Vec<InDoubtMember>) {
         for InDoubtMember { id, ticket, .. } in members {
             if let Some(next) = ticket.and_then(|ticket| self.dispatch().keys.release_ticket(&id, ticket)) {
-                self.dispatch().route(next);
+                self.dispatch().with_work(|work| self.dispatch().route(next, work));
             }
         }
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::Scheduler;
-use crate::admission::key::KeyLookup;
+use crate::admission::key::PendingClaim;
 use crate::admission::plan::AdmittedClaim;
 use crate::admission::pool_registry::Pool;
 use crate::admission::queue::QueuedGang;
@@ -29,7 +29,7 @@ use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
 use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, ResourceVector};
-use crate::shard::{KeyTicket, PendingClaim, ReplyBatch, ReplySender};
+use crate::shard::{KeyTicket, ReplyBatch, ReplySender};
 
 use self::commit::GangDecision;
 
@@ -92,7 +92,7 @@ impl Scheduler {
         if let Err(error) = self.check_serving() {
             return requests.iter().map(|_| Err(error.clone())).collect();
         }
-        let held = |request: &ClaimRequest| matches!(self.dispatch().keys.lookup(&request.id), KeyLookup::Held(_));
+        let held = |request: &ClaimRequest| self.dispatch().keys.holder(&request.id).is_some();
         if requests.iter().all(held) {
             return self.claim_batch(requests).await;
         }
@@ -217,7 +217,7 @@ impl Scheduler {
             self.release_tickets(&members);
             return Some(gang_rejections(requests.len(), rejections));
         }
-        dispatch.route_all(items);
+        dispatch.with_work(|work| dispatch.route_all(items, work));
         let granted = answers.await;
         let decision = self.decide_gang(home, &members, granted).await;
         drop(guards);
@@ -318,7 +318,7 @@ impl Scheduler {
     fn release_tickets<'m>(&self, members: impl IntoIterator<Item = &'m GangMember>) {
         for GangMember { id, ticket, .. } in members {
             if let Some(next) = ticket.and_then(|ticket| self.dispatch().keys.release_ticket(id, ticket)) {
-                self.dispatch().route(next);
+                self.dispatch().with_work(|work| self.dispatch().route(next, work));
             }
         }
     }

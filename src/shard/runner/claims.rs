@@ -1,103 +1,118 @@
-//! Claims and operations on held claims: translates each into an event, and the engine's reply into an outcome.
+//! Claims and operations on held claims: translates each into an event of the engine, and the engine's reply into an
+//! outcome.
 
-use std::sync::Arc;
-
-use super::{ReplyRoute, ShardRunner, rejection_of};
-use crate::admission::key::KeyHolder;
-use crate::admission::queue::ReservationRequest;
+use super::{ClaimRoute, NotGranted, PendingReply, ReplyIndex, ReplyRoute, ShardEvent, ShardRunner, rejection_of};
 use crate::engine::{ClaimHandle, EngineReply, Event};
 use crate::limits;
-use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
-use crate::model::{AckLevel, ClaimSpec, ResourceRequirements};
-use crate::shard::address::PendingWrites;
-use crate::shard::command::{ClaimOp, Command, PendingClaim};
-use crate::shard::reply::{ClaimAnswer, ReplyPayload};
+use crate::model::AckLevel;
+use crate::model::request_error::{RequestError, UnavailableReason};
+use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
+use crate::shard::event::{GrantKind, ShardSink};
+use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 
-impl ShardRunner {
-    pub(super) fn claim(&mut self, item: Box<PendingClaim>) {
-        if item.reply.is_closed() {
-            return self.dispatch.reject_and_route_next(item, RequestError::DeadlineExceeded);
-        }
-        if self.must_queue(&item) {
-            return self.must_queue.push(item);
-        }
-        if let Some(reason) = self.overload_reason(item.ack) {
-            return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(reason));
-        }
-        let fence = match self.fences.next() {
-            Some(fence) => fence,
-            None => match self.dispatch.allocate_fences(1) {
-                Ok(fence) => fence,
-                Err(reason) => return self.dispatch.reject_and_route_next(item, RequestError::Unavailable(reason)),
-            },
+impl<S: ShardSink> ShardRunner<S> {
+    pub(super) fn claim(&mut self, call: ClaimCall) {
+        let fence = match self.admission_check(&call) {
+            Ok(fence) => fence,
+            Err(reason) => {
+                let ClaimCall { id, ticket, .. } = call;
+                return self.events.push(ShardEvent::NotGranted { id, ticket, reason });
+            }
         };
-        let (id, affinity, constraints) = (item.id.clone(), item.affinity, item.constraints().cloned());
-        let (reserve_ms, ttl_ms) = (item.reserve_ms, item.ttl_ms.unwrap_or(0));
-        let reservation_id = item.reservation_at(self.handle.shard).filter(|&id| self.shard.has_reservation(id));
+        let ClaimCall {
+            id, ticket, affinity, reserve_ms, ttl_ms, constraints, reservation_id, ack, started_ns, ..
+        } = call;
+        let route = ClaimRoute { id: id.clone(), ticket, ack, affinity, reservation_id, started_ns };
         self.apply(Event::Claim {
             id,
             fence,
             affinity,
             reserve_ms,
-            ttl_ms,
+            ttl_ms: ttl_ms.unwrap_or(0),
             constraints,
-            reservation_id,
-            to: ReplyRoute::Claim(item),
+            reservation_id: reservation_id.filter(|&id| self.shard.has_reservation(id)),
+            to: ReplyRoute::Claim(route),
         });
     }
 
+    /// Fence for a claim that this shard may decide at present.
+    fn admission_check(&mut self, call: &ClaimCall) -> Result<u64, NotGranted> {
+        if !self.cancelled.is_empty() && self.cancelled.remove(&call.ticket) {
+            return Err(NotGranted::Rejected(RequestError::DeadlineExceeded));
+        }
+        if self.is_behind_queue(call) {
+            return Err(NotGranted::BehindQueue);
+        }
+        if let Some(reason) = self.overload_reason(call.ack) {
+            return Err(NotGranted::Rejected(RequestError::Unavailable(reason)));
+        }
+        match self.fences.next() {
+            Some(fence) => Ok(fence),
+            None => self
+                .environment
+                .allocate_fences(1)
+                .map_err(|reason| NotGranted::Rejected(RequestError::Unavailable(reason))),
+        }
+    }
+
     /// Whether claims are queued that may rank before this one for the present capacity.
-    fn must_queue(&self, item: &PendingClaim) -> bool {
-        let queue = &self.pool.wait_queue;
+    fn is_behind_queue(&self, call: &ClaimCall) -> bool {
+        let queue = &self.pool.queue_state;
         queue.waiting() > 0
-            && !item.bypasses_queue()
+            && call.rank == QueueRank::Newcomer
             && (Some(self.shard.capacity_epoch()) != self.capacity_epoch || queue.is_dispatch_pending())
     }
 
-    /// Changes the resources of a claim, if its worker has enough free and the tenant's quota allows it.
-    pub(super) fn resize(&mut self, mut item: ClaimOp, resources: ResourceRequirements) {
-        self.refresh_handle(&item.id, &mut item.handle);
-        let ClaimOp { id, handle, .. } = &item;
-        let (id, handle) = (id.clone(), *handle);
-        let requested = Arc::new(ClaimSpec { resources: resources.clone(), ..ClaimSpec::default() });
-        let before = match self.dispatch.keys.resize(&id, handle.fence, Some(Arc::clone(&requested))) {
-            Ok(before) => before,
-            Err(exceeded) => {
-                let pending_writes = self.pending_writes(&id);
-                return self.answer(
-                    item.reply,
-                    Err(RequestError::Exhausted(ExhaustionReason::Quota(exceeded))),
-                    pending_writes,
-                    None,
-                );
+    /// Carries out an operation on a held claim, unless it names the claim as an earlier life of the shard did.
+    pub(super) fn operate(&mut self, mut operation: HeldOperation) {
+        if operation.life != self.life {
+            return self.events.push(ShardEvent::Stale(operation));
+        }
+        let handle = operation.handle;
+        let (id, events_before) = (operation.id.clone(), self.events.len());
+        // Placeholder of the verb that was taken out; operations of this kind are complete without it.
+        let verb = std::mem::replace(&mut operation.verb, HeldVerb::Get);
+        let resized = matches!(verb, HeldVerb::Resize(_));
+        self.releases += u64::from(verb == HeldVerb::Release);
+        let to = ReplyRoute::Operation(operation);
+        self.apply(match verb {
+            HeldVerb::Get => Event::Get { handle, to },
+            HeldVerb::Confirm => Event::Confirm { handle, to },
+            HeldVerb::Renew(ttl_ms) => Event::Renew { handle, ttl_ms, to },
+            HeldVerb::Resize(resources) => Event::Resize { handle, resources: *resources, to },
+            HeldVerb::BeginRelease => {
+                Event::BeginRelease { handle, releasing_ms: self.pool.spec.load().releasing_ms, to }
             }
-        };
-        self.apply(Event::Resize { handle, resources, to: ReplyRoute::Key(item) });
-        let held_spec = self.shard.grant(handle).and_then(|grant| grant.spec);
-        if held_spec.is_none_or(|spec| spec.resources != requested.resources) {
-            self.dispatch.keys.revert_resize(&id, handle.fence, before);
+            HeldVerb::Release => Event::Release { handle, to },
+        });
+        if resized {
+            let fence = handle.fence;
+            return self.events.push(match self.shard.grant(handle) {
+                Some(grant) => ShardEvent::Resized { id, fence, spec: grant.spec },
+                None => ShardEvent::ResizeRejected { id, fence },
+            });
+        }
+        // The reply about an end also waits for what the store lacks about the key; the sink knows.
+        let index = self.last_reply();
+        for event in &mut self.events[events_before..] {
+            if let ShardEvent::Ended { id: ended, reply, .. } = event
+                && *ended == id
+            {
+                *reply = index;
+            }
         }
     }
 
-    /// Drops a reservation of this shard that it has cancelled or could not use.
-    fn drop_lost_reservation(&self, item: &mut PendingClaim) {
-        if item.reservation_at(self.handle.shard).is_some_and(|id| !self.shard.has_reservation(id)) {
-            item.drop_reservation();
-        }
+    /// Index of the reply that was prepared last.
+    pub(super) fn last_reply(&self) -> Option<ReplyIndex> {
+        self.new_replies.len().checked_sub(1).map(|index| ReplyIndex(index as u32))
     }
 
-    /// Reserves a worker for a queued claim.
-    pub(super) fn reserve(&mut self, request: Box<ReservationRequest>) {
-        let until_ms = self.now_ms + request.duration_ms;
-        let (id, constraints, evict) = (request.reservation_id(), Arc::clone(&request.constraints), request.evict);
-        self.apply(Event::Reserve { id, constraints, evict, until_ms, to: ReplyRoute::Reservation(request) });
-    }
-
-    pub(super) fn reply_reservation(&self, request: Box<ReservationRequest>, answer: &EngineReply) {
-        match answer {
-            EngineReply::WorkerReserved => request.reserved_on(&self.handle),
-            _ => self.dispatch.try_next_shard(request),
-        }
+    /// Reserves a worker for a claim that waits.
+    pub(super) fn reserve(&mut self, call: ReserveCall) {
+        let ReserveCall { id, constraints, duration_ms, evict } = call;
+        let until_ms = self.now_ms + duration_ms;
+        self.apply(Event::Reserve { id, constraints, evict, until_ms, to: ReplyRoute::Reservation(id) });
     }
 
     /// Reason why this shard accepts no claims at present: the store lags too far behind.
@@ -116,80 +131,76 @@ impl ShardRunner {
         lags.then_some(UnavailableReason::Overloaded)
     }
 
-    pub(super) fn reply_claim(&mut self, mut item: Box<PendingClaim>, answer: EngineReply) {
-        if let EngineReply::Granted(grant) = &answer {
-            self.record_claimed(&item.id, grant, None);
-        }
-        match answer {
-            EngineReply::Granted(grant) if item.is_gang_member() => {
-                // The key stays pending until the gang is committed.
-                self.answer_claim(*item, ClaimAnswer::created(grant, self.handle.shard), PendingWrites::new(), None);
-            }
+    pub(super) fn reply_claim(&mut self, route: ClaimRoute, answer: EngineReply) {
+        let ClaimRoute { id, ticket, ack, affinity, reservation_id, started_ns } = route;
+        let reason = match answer {
             EngineReply::Granted(grant) => {
-                let holder = KeyHolder { shard: self.handle.shard, handle: grant.handle };
-                let (duplicates, pending_writes) =
-                    self.dispatch.keys.set_held(&item.id, item.ticket, holder, grant.spec.as_ref());
-                self.dispatch.ended_claims.remove_on_grant(&item.id);
-                self.follow_ups
-                    .extend(duplicates.into_iter().map(|duplicate| Command::Reacquire(duplicate, grant.handle)));
-                if grant.gpu_mask.is_none() {
-                    self.pool.board.record_affinity(item.affinity, self.handle.shard.shard);
+                self.record_claimed(&id, &grant, None);
+                let (handle, spec) = (grant.handle, grant.spec.clone());
+                // The key of a gang's member stays pending, and the gang decides what becomes of the member.
+                let provisional = self.shard.is_provisional(handle);
+                let kind = if provisional { GrantKind::Provisional } else { GrantKind::Claim };
+                let granted = (kind == GrantKind::Claim).then_some(handle);
+                if granted.is_some() && grant.gpu_mask.is_none() {
+                    self.pool.board.record_affinity(affinity, self.handle.shard.shard);
                 }
-                if item.started_ns.is_some() {
-                    self.pool.metrics.claim_shards_tried.record(u64::from(item.tried_shards.len()));
-                }
-                if let Some((_, since_ms)) = item.queue_position() {
-                    self.pool.wait_queue.record_served(self.now_ms);
-                    let waited_ms = self.now_ms.saturating_sub(since_ms);
-                    self.pool.metrics.wait_seconds.record(waited_ms);
-                }
-                let granted = Some(grant.handle);
-                self.answer_claim(*item, ClaimAnswer::created(grant, self.handle.shard), pending_writes, granted);
+                let answer = ClaimAnswer::created(grant, self.handle.shard);
+                let reply = self.prepare_claim_reply(Ok(ReplyPayload::Claim(answer)), ack, granted, started_ns);
+                return self.events.push(ShardEvent::Granted { kind, id, ticket, handle, spec, reply });
             }
-            EngineReply::NoCapacity => {
-                self.drop_lost_reservation(&mut item);
-                self.unplaced.push(item);
-            }
-            EngineReply::NotPlaced(reason) => {
-                self.drop_lost_reservation(&mut item);
-                item.record_failure(reason);
-                self.unplaced.push(item);
-            }
-            EngineReply::Held(grant) => {
-                let pending_writes = self.pending_writes(&item.id);
-                self.answer_claim(*item, ClaimAnswer::existing(grant, self.handle.shard), pending_writes, None);
-            }
-            EngineReply::StaleHandle | EngineReply::RolledBack => self.dispatch.submit(item),
+            EngineReply::NoCapacity => NotGranted::NoCapacity,
+            EngineReply::NotPlaced(failure) => NotGranted::NotPlaced(failure),
             // The pool's limit was higher when the request arrived.
-            EngineReply::TtlTooLong { .. } => self.dispatch.reject_and_route_next(item, rejection_of(&answer)),
-            answer => {
-                let pending_writes = self.pending_writes(&item.id);
-                self.answer(item.reply, Err(rejection_of(&answer)), pending_writes, None);
+            answer => NotGranted::Rejected(rejection_of(&answer)),
+        };
+        if reservation_id.is_some_and(|id| !self.shard.has_reservation(id)) {
+            self.events.push(ShardEvent::ReservationLost { id: id.clone(), ticket });
+        }
+        self.events.push(ShardEvent::NotGranted { id, ticket, reason });
+    }
+
+    pub(super) fn reply_repeated(&mut self, call: ReacquireCall, answer: EngineReply) {
+        let ReacquireCall { id, number, ack, started_ns, .. } = call;
+        let (ack, outcome) = match answer {
+            EngineReply::StaleHandle | EngineReply::RolledBack => {
+                return self.events.push(ShardEvent::NotReacquired { id, number, rejection: None });
             }
-        }
+            EngineReply::Held(grant) => (ack, Ok(ReplyPayload::Claim(ClaimAnswer::existing(grant, self.handle.shard)))),
+            answer => (self.ack, Err(rejection_of(&answer))),
+        };
+        let reply = self.prepare_claim_reply(outcome, ack, None, started_ns);
+        self.events.push(ShardEvent::Reacquired { id, number, reply });
     }
 
-    fn answer_claim(
+    /// Prepares a reply to a claim, whose caller the sink knows.
+    fn prepare_claim_reply(
         &mut self,
-        item: PendingClaim,
-        answer: ClaimAnswer,
-        pending_writes: PendingWrites,
+        outcome: ShardOutcome,
+        ack: AckLevel,
         granted: Option<ClaimHandle>,
-    ) {
-        let ack = if self.keeps_rows { item.ack.max(self.ack) } else { AckLevel::Memory };
-        self.send_when_stored(item.reply, Ok(ReplyPayload::Claim(answer)), ack, pending_writes, granted);
-        if let Some(reply) = self.new_replies.last_mut() {
-            reply.started_ns = item.started_ns;
-        }
+        started_ns: Option<std::num::NonZeroU64>,
+    ) -> ReplyIndex {
+        let ack = if self.keeps_rows { ack.max(self.ack) } else { AckLevel::Memory };
+        let reply = self.prepare_reply(None, outcome, ack);
+        let prepared: &mut PendingReply = &mut self.new_replies[reply.0 as usize];
+        (prepared.granted, prepared.started_ns) = (granted, started_ns);
+        reply
     }
 
-    pub(super) fn reply_key(&mut self, item: ClaimOp, answer: EngineReply) {
-        let pending_writes = self.pending_writes(&item.id);
+    pub(super) fn reply_operation(&mut self, operation: HeldOperation, answer: EngineReply) {
+        let HeldOperation { reply, pending_writes, .. } = operation;
         let outcome = match answer {
             EngineReply::Held(grant) => Ok(ReplyPayload::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
             EngineReply::Released => Ok(ReplyPayload::Done),
             answer => Err(rejection_of(&answer)),
         };
-        self.answer(item.reply, outcome, pending_writes, None);
+        let reply = self.answer(reply, outcome);
+        self.new_replies[reply.0 as usize].wait_for(pending_writes);
+    }
+
+    /// Replies with the durability of the pool.
+    pub(super) fn answer(&mut self, sender: ReplySender, outcome: ShardOutcome) -> ReplyIndex {
+        let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
+        self.prepare_reply(Some(sender), outcome, ack)
     }
 }

@@ -3,59 +3,39 @@
 //! A durable reply waits here for the record of its shard and for every other record that the key directory names. If
 //! it cannot be sent in time it becomes `store`, and a claim that no other reply disclosed is rolled back.
 
-use super::{PendingReply, ShardRunner};
+use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner};
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
-use crate::model::{AckLevel, ClaimId, Millis};
+use crate::model::{AckLevel, Millis};
 use crate::shard::address::PendingWrites;
+use crate::shard::event::ShardSink;
 use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
 
-impl ShardRunner {
-    pub(super) fn pending_writes(&self, id: &ClaimId) -> PendingWrites {
-        if self.keeps_rows { self.dispatch.keys.pending_writes(id) } else { PendingWrites::new() }
-    }
-
-    /// Replies with the durability of the pool.
-    pub(super) fn answer(
+impl<S: ShardSink> ShardRunner<S> {
+    /// Prepares a reply, which leaves at the end of the run at the earliest.
+    pub(super) fn prepare_reply(
         &mut self,
-        sender: ReplySender,
-        outcome: ShardOutcome,
-        pending_writes: PendingWrites,
-        granted: Option<ClaimHandle>,
-    ) {
-        let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
-        self.send_when_stored(sender, outcome, ack, pending_writes, granted);
-    }
-
-    pub(super) fn send_when_stored(
-        &mut self,
-        sender: ReplySender,
+        sender: Option<ReplySender>,
         outcome: ShardOutcome,
         ack: AckLevel,
-        pending_writes: PendingWrites,
-        granted: Option<ClaimHandle>,
-    ) {
+    ) -> ReplyIndex {
         let durable = ack == AckLevel::Durable;
-        if durable && self.pending_replies_len() >= limits::PENDING_REPLIES_MAX {
-            // Claims are rejected before it comes to this. Other requests are carried out, but their replies do not
-            // wait.
-            sender.send(Err(RequestError::Unavailable(UnavailableReason::Store)));
-            self.on_undelivered(&outcome, granted);
-            return;
-        }
-        let seq = if durable { self.shard.seq() } else { 0 };
-        let pending_writes = if durable { pending_writes } else { PendingWrites::new() };
-        let until_ms = self.now_ms + self.dispatch.settings.store_wait_ms;
+        // Claims are rejected before it comes to this. Other requests are carried out, but their replies do not wait.
+        let too_many = durable && self.pending_replies_len() >= limits::PENDING_REPLIES_MAX;
+        let index = ReplyIndex(self.new_replies.len() as u32);
         self.new_replies.push(PendingReply {
             sender,
             outcome,
-            seq,
-            pending_writes,
-            granted,
+            ack,
+            seq: if durable { self.shard.seq() } else { 0 },
+            pending_writes: PendingWrites::new(),
+            granted: None,
+            overflow: if too_many { ReplyOverflow::TooMany } else { ReplyOverflow::MayWait },
             started_ns: None,
-            until_ms,
+            until_ms: self.now_ms + self.environment.store_wait_ms,
         });
+        index
     }
 
     /// Number of replies that have not been sent.
@@ -65,7 +45,9 @@ impl ShardRunner {
 
     /// Sends a new reply, or keeps it until the store has its records.
     pub(super) fn send_or_await_store(&mut self, reply: PendingReply) {
-        if self.handle.outbox.applied_seq() < reply.seq {
+        if reply.sender.is_none() || reply.overflow == ReplyOverflow::TooMany {
+            self.refuse_reply(reply, UnavailableReason::Store);
+        } else if self.handle.outbox.applied_seq() < reply.seq {
             self.awaiting_store.push_back(reply);
         } else {
             self.send_or_await_shards(reply);
@@ -87,16 +69,15 @@ impl ShardRunner {
         if pending_writes.is_empty() {
             return false;
         }
-        let pools = self.dispatch.pools.load();
-        let missing = || pending_writes.iter().find(|record| !pools.is_stored(record));
+        let environment = &self.environment;
+        let missing = || pending_writes.iter().find(|record| !environment.is_stored(record));
         // Subscribed first and checked again afterwards, so that no progress is missed in between.
         while let Some(record) = missing() {
-            if self.subscribed_shards.contains(&record.shard) {
+            if !self.subscribed_shards.insert(record.shard) {
                 return true;
             }
-            self.subscribed_shards.insert(record.shard);
-            if let Some(shard_handle) = pools.shard(record.shard) {
-                shard_handle.outbox.notify_also(&self.handle.outbox);
+            if let Some(outbox) = environment.outbox(record.shard) {
+                outbox.notify_also(&self.handle.outbox);
             }
         }
         false
@@ -106,13 +87,13 @@ impl ShardRunner {
     pub(super) fn send_stored_replies(&mut self) {
         self.subscribed_shards.clear();
         self.applied_seq = self.handle.outbox.applied_seq();
-        if self.keeps_rows && self.dispatch.journal.is_fenced() {
+        if self.keeps_rows && self.environment.journal.is_fenced() {
             let undeliverable: Vec<_> =
                 self.awaiting_store.drain(..).chain(self.awaiting_other_shards.drain(..)).collect();
             undeliverable.into_iter().for_each(|reply| self.expire_reply(reply));
             return;
         }
-        if self.keeps_rows && !self.dispatch.journal.lease().is_valid() {
+        if self.keeps_rows && !self.environment.journal.lease().is_valid() {
             // The replies wait for the renewal, which wakes every shard, or for their deadline.
             return;
         }
@@ -128,14 +109,13 @@ impl ShardRunner {
     }
 
     pub(super) fn send_reply(&mut self, reply: PendingReply) {
-        let PendingReply { sender, mut outcome, granted, started_ns, .. } = reply;
         if self.keeps_rows
-            && let Some(reason) = self.dispatch.journal.reply_blocker()
+            && let Some(reason) = self.environment.journal.reply_blocker()
         {
-            sender.send(Err(RequestError::Unavailable(reason)));
-            self.on_undelivered(&outcome, granted);
-            return;
+            return self.refuse_reply(reply, reason);
         }
+        let PendingReply { sender, mut outcome, granted, started_ns, .. } = reply;
+        let Some(sender) = sender else { return };
         match &mut outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
@@ -152,7 +132,7 @@ impl ShardRunner {
         // One claim of a run is timed for all: timing each would cost more than deciding it.
         if let Some(started_ns) = started_ns.filter(|_| !self.timed) {
             self.timed = true;
-            let elapsed = self.dispatch.clock.mono_ns().saturating_sub(started_ns.get());
+            let elapsed = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
         if !sender.send(outcome)
@@ -179,7 +159,7 @@ impl ShardRunner {
     fn fill_deadline(&self, answer: &mut ClaimAnswer) {
         let deadline = self.shard.deadline_ms(answer.grant.handle);
         answer.grant.deadline_ms = deadline;
-        answer.expires_at_ms = deadline.map(|at| self.dispatch.clock.unix_of(at));
+        answer.expires_at_ms = deadline.map(|at| self.environment.clock.unix_of(at));
     }
 
     /// Expires replies that the store kept waiting for too long.
@@ -199,9 +179,17 @@ impl ShardRunner {
     }
 
     pub(super) fn expire_reply(&mut self, reply: PendingReply) {
-        let reason = self.dispatch.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
-        reply.sender.send(Err(RequestError::Unavailable(reason)));
-        self.on_undelivered(&reply.outcome, reply.granted);
+        let reason = self.environment.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
+        self.refuse_reply(reply, reason);
+    }
+
+    /// Says that the outcome could not be made known, if anybody listens, and undoes what depended on it.
+    fn refuse_reply(&mut self, reply: PendingReply, reason: UnavailableReason) {
+        let PendingReply { sender, outcome, granted, .. } = reply;
+        if let Some(sender) = sender {
+            sender.send(Err(RequestError::Unavailable(reason)));
+        }
+        self.on_undelivered(&outcome, granted);
     }
 
     /// Rolls back the claim that this reply granted. Other claims in the reply stay held, and their deadlines start
@@ -248,10 +236,11 @@ impl ShardRunner {
         self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
     }
 
-    pub(super) fn clear_stored_ends(&mut self) {
+    /// Reports the ends of claims whose records the store has.
+    pub(super) fn note_stored_ends(&mut self) {
         let applied = self.handle.outbox.applied_seq();
         while let Some((seq, id)) = self.pending_ends.pop_front_if(|(seq, _)| *seq <= applied) {
-            self.dispatch.keys.clear_pending_write(&id, self.handle.shard, seq);
+            self.events.push(ShardEvent::EndStored { id, seq });
         }
     }
 }

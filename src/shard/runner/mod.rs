@@ -17,6 +17,8 @@ mod statistics;
 mod views;
 mod workers;
 
+pub(super) use self::workers::reserved_keys;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -27,21 +29,22 @@ use self::errors::rejection_of;
 use self::publish::event_of_command;
 use self::statistics::AUDIT_INTERVAL_MS;
 use super::actor::SpawnArgs;
-use super::command::{ClaimOp, Command, InjectedStep, PendingClaim};
+use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
+use super::command::{Command, HeldOperation, InjectedStep, ReacquireCall};
+use super::environment::ShardEnvironment;
+use super::event::{
+    NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim,
+};
 use super::handle::ShardHandle;
+use super::pool_context::PoolContext;
 use super::reply::{ReplyPayload, ReplySender, ShardOutcome};
-use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::key::ended_claims::EndedClaim;
-use crate::admission::pool_registry::Pool;
-use crate::admission::queue::ReservationRequest;
 use crate::engine::{
-    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, GangAction, ListingSlice, PoolEligibility, Shard,
+    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, GangAction, ListingSlice, ReservationId, Shard,
     ShardCounters,
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
 use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
-use crate::shard::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 
 /// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
 /// arrived since.
@@ -58,34 +61,69 @@ pub(super) enum DueDeadlines {
 
 /// Recipient of a reply of the engine.
 enum ReplyRoute {
-    Claim(Box<PendingClaim>),
-    Key(ClaimOp),
+    Claim(ClaimRoute),
+    Repeated(ReacquireCall),
+    Operation(HeldOperation),
     Reply(ReplySender),
     Gang(ReplySender, GangAction),
-    Reservation(Box<ReservationRequest>),
+    Reservation(ReservationId),
     Discard,
 }
 
+/// New claim whose decision the engine reports.
+struct ClaimRoute {
+    id: ClaimId,
+    ticket: KeyTicket,
+    ack: AckLevel,
+    affinity: u64,
+    /// Reservation that the claim named.
+    reservation_id: Option<ReservationId>,
+    started_ns: Option<NonZeroU64>,
+}
+
 /// Reply that has not been sent.
-struct PendingReply {
-    sender: ReplySender,
+pub(super) struct PendingReply {
+    /// Caller; `None` until the sink has said who it is, and for a reply that nobody wants.
+    pub(super) sender: Option<ReplySender>,
     outcome: ShardOutcome,
+    /// Level at which the reply acknowledges.
+    ack: AckLevel,
     /// Sequence number of this shard that must be stored first.
     seq: Seq,
     /// Records of other shards that must be stored first.
     pending_writes: PendingWrites,
     /// Claim that the reply grants, which is rolled back if it cannot be sent.
     granted: Option<ClaimHandle>,
+    /// Whether too many replies wait already for this one to join them.
+    overflow: ReplyOverflow,
     /// Arrival time of the request in nanoseconds, if timed.
     started_ns: Option<NonZeroU64>,
     /// Engine time after which the reply expires.
     until_ms: Millis,
 }
 
-pub(crate) struct ShardRunner {
-    dispatch: Arc<ClaimDispatcher>,
-    pool: Arc<Pool>,
-    handle: Arc<ShardHandle>,
+/// Whether a reply may wait for the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReplyOverflow {
+    MayWait,
+    TooMany,
+}
+
+impl PendingReply {
+    /// Adds records that the reply waits for, if it is durable.
+    pub(super) fn wait_for(&mut self, writes: PendingWrites) {
+        if self.ack == AckLevel::Durable {
+            self.pending_writes.extend(writes);
+        }
+    }
+}
+
+pub(crate) struct ShardRunner<S: ShardSink> {
+    sink: Arc<S>,
+    environment: Arc<ShardEnvironment>,
+    pool: Arc<PoolContext>,
+    handle: Arc<ShardHandle<S>>,
+    life: ShardLife,
     shard: Shard,
     now_ms: Millis,
     /// Sequence number that the store had applied when this run began.
@@ -101,26 +139,22 @@ pub(crate) struct ShardRunner {
     memory_from: Seq,
     /// Whether the service is stopping.
     sealed: bool,
-    /// Tickets of keys that may be adopted by the current event.
-    adoption_tickets: Vec<(ClaimId, KeyTicket)>,
-    /// Gang being committed: the tickets of its members, and the records of other shards that its reply waits for.
-    members: (HashMap<ClaimId, KeyTicket>, PendingWrites),
+    /// Tickets of the gang members that are being committed.
+    member_tickets: HashMap<ClaimId, KeyTicket>,
+    /// Keys that are reserved for claims of the worker's report that is being handled.
+    report_tickets: Vec<(ClaimId, KeyTicket)>,
+    /// Tickets of claims in the mailbox that are not wanted any more.
+    cancelled: HashSet<KeyTicket>,
     /// Fences allocated for the current commands.
     fences: std::ops::Range<Fence>,
-    /// Tickets of claims that are being decided; released after a panic.
-    pub(super) undecided_tickets: Vec<(ClaimId, KeyTicket)>,
+    /// Claims that are being decided; handed back after a panic.
+    pub(super) undecided: Vec<UndecidedClaim>,
     batch: Vec<Command>,
-    /// Commands that other commands caused in this run.
-    follow_ups: VecDeque<Command>,
     effects: Vec<Effect<ReplyRoute>>,
-    /// Claims that must not overtake queued ones.
-    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
-    must_queue: Vec<Box<PendingClaim>>,
+    /// Decisions of this run that concern the layer above.
+    events: Vec<ShardEvent>,
     /// Capacity epoch of which the wait queue was last notified, if any.
     capacity_epoch: Option<u64>,
-    /// Claims that this shard could not place.
-    #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
-    unplaced: Vec<Box<PendingClaim>>,
     /// Replies decided in this run.
     new_replies: Vec<PendingReply>,
     /// Claims that were rolled back and whose rows are not handed over yet.
@@ -151,36 +185,37 @@ pub(crate) struct ShardRunner {
     published_workers: Option<u64>,
 }
 
-impl ShardRunner {
+impl<S: ShardSink> ShardRunner<S> {
     /// Creates the runner of a shard that is about to serve, and publishes its bounds.
-    pub(super) fn new(spawn: SpawnArgs) -> Self {
-        let SpawnArgs { dispatch, pool, handle: shard_handle, shard, pending_ends } = spawn;
+    pub(super) fn new(spawn: SpawnArgs<S>, life: ShardLife) -> Self {
+        let SpawnArgs { sink, environment, pool, handle: shard_handle, shard, pending_ends } = spawn;
         let mut runner = Self {
             keeps_rows: shard_handle.outbox.wants_rows(),
             ack: AckLevel::Durable,
             memory_from: 0,
             sealed: false,
-            adoption_tickets: Vec::new(),
-            members: (HashMap::new(), PendingWrites::new()),
+            member_tickets: HashMap::new(),
+            report_tickets: Vec::new(),
+            cancelled: HashSet::new(),
             published_counters: shard.counters(),
             published_unschedulable: None,
             audit: AccountingAudit::new(&shard),
-            dispatch,
+            sink,
+            environment,
             pool,
             handle: shard_handle,
+            life,
             shard,
             now_ms: 0,
             applied_seq: 0,
             subscribed_shards: HashSet::new(),
             overdue_runs: 0,
             fences: 0..0,
-            undecided_tickets: Vec::new(),
+            undecided: Vec::new(),
             batch: Vec::new(),
-            follow_ups: VecDeque::new(),
             effects: Vec::new(),
-            must_queue: Vec::new(),
+            events: Vec::new(),
             capacity_epoch: None,
-            unplaced: Vec::new(),
             new_replies: Vec::new(),
             rolled_back: Vec::new(),
             awaiting_store: VecDeque::new(),
@@ -199,10 +234,10 @@ impl ShardRunner {
         runner
     }
 
-    /// Runs once: handles the mailbox, then `command`, which bypassed it.
-    pub(super) fn run(&mut self, command: Option<Command>) -> DueDeadlines {
-        self.now_ms = self.dispatch.clock.engine_ms();
-        self.shard.set_wall_clock(self.dispatch.clock.unix_ahead_ms());
+    /// Runs once: handles the mailbox, then `command`, which bypassed it. Effects of the run are added to `work`.
+    pub(super) fn run(&mut self, command: Option<Command>, work: &mut S::Work) -> DueDeadlines {
+        self.now_ms = self.environment.clock.engine_ms();
+        self.shard.set_wall_clock(self.environment.clock.unix_ahead_ms());
         self.send_stored_replies();
         self.update_ack_mode();
         while let Some(id) = self.handle.pop_cancelled_reservation() {
@@ -216,19 +251,23 @@ impl ShardRunner {
         self.refresh_watched();
         if !commands.is_empty() {
             self.prepare_batch(&commands);
-            commands.drain(..).for_each(|command| self.execute_with_follow_ups(command));
+            commands.drain(..).for_each(|command| self.execute(command));
         }
         self.batch = commands;
         if let Some(command) = command {
             self.prepare_batch(std::slice::from_ref(&command));
-            self.execute_with_follow_ups(command);
+            self.execute(command);
+        }
+        if taken_count < limits::DRAIN_MAX {
+            // Whatever was cancelled was in the mailbox, which is empty.
+            self.cancelled.clear();
         }
         // Deadlines set in this run lie in the future, so the time computed by the last run holds.
         let due = match self.handle.is_due(self.now_ms) {
             true => self.fire_deadlines(taken_count),
             false => DueDeadlines::AllFired,
         };
-        self.finish_run();
+        self.finish_run(work);
         due
     }
 
@@ -251,62 +290,44 @@ impl ShardRunner {
     /// Allocates fences for the commands. They have left the mailbox, so the fences are above all that their keys ever
     /// had.
     fn prepare_batch(&mut self, commands: &[Command]) {
+        commands.iter().for_each(|command| command.add_undecided(&mut self.undecided));
         let claims: u64 = commands.iter().map(Command::fences_needed).sum();
-        if claims > 0 {
-            self.undecided_tickets
-                .extend(commands.iter().flat_map(Command::claim_items).map(|item| (item.id.clone(), item.ticket)));
-        }
         self.fences = match claims {
             0 => 0..0,
-            n => self.dispatch.allocate_fences(n).map_or(0..0, |first| first..first + n),
+            n => self.environment.allocate_fences(n).map_or(0..0, |first| first..first + n),
         };
         if commands.len() > 1 {
-            let affinities = commands.iter().flat_map(Command::claim_items).map(|item| item.affinity);
+            let affinities = commands.iter().flat_map(Command::claim_calls).map(|call| call.affinity);
             self.shard.prefetch(commands.iter().flat_map(Command::handles), affinities);
         }
         if let Some(started) = commands.iter().find_map(started_ns) {
-            let waited_ns = self.dispatch.clock.mono_ns().saturating_sub(started.get());
+            let waited_ns = self.environment.clock.mono_ns().saturating_sub(started.get());
             self.pool.metrics.queue_wait_seconds.record(waited_ns);
-        }
-    }
-
-    fn execute_with_follow_ups(&mut self, command: Command) {
-        self.execute(command);
-        while let Some(command) = self.follow_ups.pop_front() {
-            self.execute(command);
         }
     }
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Claim(item) => self.claim(item),
-            Command::Claims(items) => {
+            Command::Claim(call) => self.claim(call),
+            Command::Claims(calls) => {
                 self.shard.begin_batch();
-                items.into_iter().for_each(|item| self.claim(item));
+                calls.into_iter().for_each(|call| self.claim(call));
                 self.shard.end_batch();
             }
-            Command::Reacquire(item, handle) => {
-                let pool = match item.may_use(self.pool.number) {
-                    true => PoolEligibility::Eligible,
-                    false => PoolEligibility::Ineligible,
-                };
-                let constraints = item.accepts();
-                self.apply(Event::Reacquire { handle, pool, constraints, to: ReplyRoute::Claim(item) });
+            Command::Reacquire(call) => {
+                let ReacquireCall { handle, eligibility: pool, .. } = call;
+                let constraints = call.constraints.clone();
+                self.apply(Event::Reacquire { handle, pool, constraints, to: ReplyRoute::Repeated(call) });
             }
-            Command::Release(item) => self.release(item),
-            Command::Releases(items) => items.into_iter().for_each(|item| self.release(item)),
-            Command::Confirm(item) => self.apply_to_held(item, |handle, to| Event::Confirm { handle, to }),
-            Command::GetClaim(item) => self.apply_to_held(item, |handle, to| Event::Get { handle, to }),
-            Command::Renew(item, ttl_ms) => self.apply_to_held(item, |handle, to| Event::Renew { handle, ttl_ms, to }),
-            Command::Resize(item, resources) => self.resize(item, *resources),
+            Command::Operation(operation) => self.operate(operation),
+            Command::Operations(operations) => operations.into_iter().for_each(|operation| self.operate(operation)),
             Command::Gang(item) => self.gang(*item),
-            Command::Reserve(request) => self.reserve(request),
+            Command::Reserve(call) => self.reserve(call),
             Command::Relinquish(handle) => self.apply(Event::Relinquish { handle }),
-            Command::BeginRelease(item) => self.begin_release(item),
             Command::Register(workers) => self.register_all(workers),
             Command::Heartbeat(workers) => {
-                for (id, heartbeat, reply) in workers {
-                    self.heartbeat(id, heartbeat, reply);
+                for (id, heartbeat, keys, reply) in workers {
+                    self.heartbeat(id, heartbeat, keys, reply);
                 }
             }
             Command::CommandWorker(id, verb, reply) => {
@@ -323,15 +344,15 @@ impl ShardRunner {
             }
             Command::GetWorker(id, reply) => {
                 let outcome = self.get_worker(&id);
-                self.answer(reply, outcome, PendingWrites::new(), None);
+                self.answer(reply, outcome);
             }
             Command::ListWorkers(from, limit, reply) => {
                 let workers = self.shard.workers_from(from, limit);
-                self.answer(reply, Ok(ReplyPayload::Workers(workers)), PendingWrites::new(), None);
+                self.answer(reply, Ok(ReplyPayload::Workers(workers)));
             }
             Command::ListClaims(from, limit, sieve, reply) => {
                 let outcome = self.list_claims(from, limit, &sieve);
-                self.answer(reply, Ok(outcome), PendingWrites::new(), None);
+                self.answer(reply, Ok(outcome));
             }
             Command::Report(reply) => {
                 reply.send(Ok(ReplyPayload::Report(Box::new(self.report()))));
@@ -356,17 +377,6 @@ impl ShardRunner {
         let _ = to.send((rows, next));
     }
 
-    fn release(&mut self, item: ClaimOp) {
-        self.releases += 1;
-        self.apply_to_held(item, |handle, to| Event::Release { handle, to });
-    }
-
-    /// Applies an operation to a held claim.
-    fn apply_to_held(&mut self, mut item: ClaimOp, event: impl FnOnce(ClaimHandle, ReplyRoute) -> Event<ReplyRoute>) {
-        self.refresh_handle(&item.id, &mut item.handle);
-        self.apply(event(item.handle, ReplyRoute::Key(item)));
-    }
-
     fn apply(&mut self, event: Event<ReplyRoute>) {
         let mut effects = std::mem::take(&mut self.effects);
         self.shard.handle_event(event, self.now_ms, &mut effects);
@@ -379,61 +389,59 @@ impl ShardRunner {
                 }
                 Effect::WorkerLost { worker } => self.record_lost(worker),
                 Effect::WorkerDeleted { worker } => self.record_deleted(worker),
-                Effect::RetainEnded { id, grant } => {
-                    let ended = EndedClaim { shard: self.handle.shard, pool: self.pool.name.clone(), grant };
-                    self.dispatch.ended_claims.insert(id, ended, self.now_ms);
-                }
-                Effect::ClaimAdopted { id, handle } => self.adopted(&id, handle),
-                Effect::ClaimCommitted { id, handle } => self.committed(&id, handle),
+                Effect::RetainEnded { id, grant } => self.events.push(ShardEvent::EndRetained { id, grant }),
+                Effect::ClaimAdopted { id, handle } => self.adopted(id, handle),
+                Effect::ClaimCommitted { id, handle } => self.committed(id, handle),
             }
         }
         self.effects = effects;
     }
 
     fn record_end(&mut self, id: ClaimId, fence: Fence) {
-        let record = self.keeps_rows.then(|| PendingWrite { shard: self.handle.shard, seq: self.shard.seq() });
-        self.dispatch.keys.end_claim(&id, fence, record);
-        if let Some(record) = record {
-            self.pending_ends.push_back((record.seq, id));
+        let write = self.keeps_rows.then(|| PendingWrite { shard: self.handle.shard, seq: self.shard.seq() });
+        if let Some(write) = write {
+            self.pending_ends.push_back((write.seq, id.clone()));
         }
+        self.events.push(ShardEvent::Ended { id, fence, write, reply: None });
     }
 
     fn reply(&mut self, to: ReplyRoute, answer: EngineReply) {
         match to {
-            ReplyRoute::Claim(item) => self.reply_claim(item, answer),
-            ReplyRoute::Key(item) => self.reply_key(item, answer),
+            ReplyRoute::Claim(route) => self.reply_claim(route, answer),
+            ReplyRoute::Repeated(call) => self.reply_repeated(call, answer),
+            ReplyRoute::Operation(operation) => self.reply_operation(operation, answer),
             ReplyRoute::Gang(reply, action) => self.reply_gang(reply, action, answer),
-            ReplyRoute::Reply(reply) => {
-                let (outcome, pending_writes) = self.worker_outcome(answer);
-                self.answer(reply, outcome, pending_writes, None);
+            ReplyRoute::Reply(reply) => self.reply_worker(reply, answer),
+            ReplyRoute::Reservation(id) => {
+                let outcome = match answer {
+                    EngineReply::WorkerReserved => ReservationOutcome::Reserved,
+                    _ => ReservationOutcome::NoWorker,
+                };
+                self.events.push(ShardEvent::ReservationDecided { id, outcome });
             }
-            ReplyRoute::Reservation(request) => self.reply_reservation(request, &answer),
             ReplyRoute::Discard => {}
         }
     }
 
-    /// Ends a run: rows, bounds, replies, in this order.
-    fn finish_run(&mut self) {
+    /// Ends a run: rows, bounds, events, replies, in this order.
+    fn finish_run(&mut self, work: &mut S::Work) {
         self.append_rows();
         self.publish();
-        // A panic from here on leaves no ticket undecided: unplaced claims move on to other shards.
-        self.undecided_tickets.clear();
-        if !self.unplaced.is_empty() {
-            self.dispatch.route_all(std::mem::take(&mut self.unplaced));
+        if self.keeps_rows {
+            self.note_stored_ends();
         }
-        self.serve_wait_queue();
+        self.deliver(work);
+        // A panic from here on leaves no claim undecided.
+        self.undecided.clear();
         let mut new_replies = std::mem::take(&mut self.new_replies);
         new_replies.drain(..).for_each(|reply| self.send_or_await_store(reply));
         self.new_replies = new_replies;
         self.expire_replies();
-        if self.keeps_rows {
-            self.clear_stored_ends();
-        }
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.append_rows() {
             self.publish();
-            self.serve_wait_queue();
         }
+        self.deliver(work);
         self.update_counters();
         self.publish_events();
         let next_expiry = self.awaiting_store.front().map(|reply| reply.until_ms);
@@ -445,23 +453,21 @@ impl ShardRunner {
         );
     }
 
-    /// Offers capacity that became free, and is published, to queued claims, and queues newcomers that must not
-    /// overtake them.
-    fn serve_wait_queue(&mut self) {
-        let queue = &self.pool.wait_queue;
+    /// Delivers the events of the run to the layer above. Must follow the publication of the bounds: a claim that
+    /// begins to wait afterwards finds what came free, and one that waited before is noticed here (`Q05`).
+    fn deliver(&mut self, work: &mut S::Work) {
+        let queue = &self.pool.queue_state;
         let epoch = Some(self.shard.capacity_epoch());
         let raised = std::mem::replace(&mut self.capacity_epoch, epoch) != epoch;
         if raised && queue.has_waiting() {
-            queue.retry_all();
+            self.events.push(ShardEvent::CapacityFreed);
+        } else if queue.waiting() > 0 && queue.is_dispatch_pending() {
+            self.events.push(ShardEvent::QueuePending);
         }
-        for item in std::mem::take(&mut self.must_queue) {
-            self.dispatch.enqueue_newcomer(&self.pool, item);
-        }
-        if queue.waiting() > 0 && queue.is_dispatch_pending() {
-            self.dispatch.dispatch_next(&self.pool);
-        }
-        if raised {
-            self.dispatch.dispatch_quota_queues();
+        if !self.events.is_empty() {
+            let origin = RunOrigin { shard: self.handle.shard, life: self.life, now_ms: self.now_ms };
+            self.sink.deliver(origin, &mut self.events, &mut RunReplies::new(&mut self.new_replies), work);
+            self.events.clear();
         }
     }
 
@@ -494,6 +500,6 @@ impl ShardRunner {
 
 /// Arrival time of the first request in the command, if it is timed.
 fn started_ns(command: &Command) -> Option<NonZeroU64> {
-    let item = command.claim_items().next().map(|item| item.started_ns);
-    item.or_else(|| command.claim_ops().first().map(|item| item.started_ns)).flatten()
+    let call = command.claim_calls().first().map(|call| call.started_ns);
+    call.or_else(|| command.held_operations().first().map(|operation| operation.started_ns)).flatten()
 }

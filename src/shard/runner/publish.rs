@@ -6,8 +6,9 @@ use super::ShardRunner;
 use crate::engine::{ClaimGrant, EndReason};
 use crate::events::{EventClaim, PoolEvent, PoolEventKind, PoolEventReason};
 use crate::model::{ClaimId, ClaimTimes, Fence, WorkerCommand, WorkerId, WorkerRegistration};
+use crate::shard::event::ShardSink;
 
-impl ShardRunner {
+impl<S: ShardSink> ShardRunner<S> {
     /// Checks after the mailbox was drained whether events are recorded: a client that started to watch before its
     /// request sees the change before the reply.
     pub(super) fn refresh_watched(&mut self) {
@@ -28,7 +29,7 @@ impl ShardRunner {
         worker: Arc<WorkerRegistration>,
         claim: Option<EventClaim>,
     ) {
-        let at_ms = self.dispatch.clock.unix_of(self.now_ms);
+        let at_ms = self.environment.clock.unix_of(self.now_ms);
         let shard = self.handle.shard.shard;
         self.pending_events.push(PoolEvent { kind, reason, at_ms, shard, worker, claim });
     }

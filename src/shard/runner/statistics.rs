@@ -5,11 +5,12 @@ use crate::engine::LifecycleCounters;
 use crate::limits;
 use crate::metrics::ExpiryReason;
 use crate::model::Millis;
+use crate::shard::event::ShardSink;
 
 /// Interval between audits of the accounting, in milliseconds.
 pub(super) const AUDIT_INTERVAL_MS: Millis = 1_000;
 
-impl ShardRunner {
+impl<S: ShardSink> ShardRunner<S> {
     /// Publishes the bounds of the shard. Must precede every reply of the run.
     pub(super) fn publish(&mut self) {
         let version = Some(self.shard.capacity_version());

@@ -8,9 +8,10 @@ use crate::limits;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ShardStatus, WorkerId};
 use crate::shard::command::{ExplainQuery, ShardClaimFilter};
+use crate::shard::event::ShardSink;
 use crate::shard::reply::{ClaimAnswer, ClaimableCapacity, ReplyPayload, ShardOutcome, ShardReport};
 
-impl ShardRunner {
+impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn get_worker(&self, id: &WorkerId) -> ShardOutcome {
         let worker = self.shard.find_worker(id).ok_or(RequestError::NotFound(ObjectKind::Worker))?;
         Ok(ReplyPayload::Worker { created: false, worker: Box::new(worker), revoked: Vec::new() })
@@ -24,7 +25,7 @@ impl ShardRunner {
         };
         let shard = self.handle.shard;
         let answer = |(_, id, grant): (u32, ClaimId, ClaimGrant)| {
-            let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch.clock.unix_of(at));
+            let expires_at_ms = grant.deadline_ms.map(|at| self.environment.clock.unix_of(at));
             (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
         };
         ReplyPayload::Claims(ListingSlice { rows: rows.into_iter().map(answer).collect(), next })

@@ -7,13 +7,10 @@
 //! caller is the actor's: progress of the store, deadlines, and whatever a run left over. So are requests while many
 //! replies wait for the store: their replies would wait too, so they are batched into one run.
 
-mod reject;
-
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crossbeam::queue::SegQueue;
@@ -23,32 +20,29 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::actor::ActorMessage;
-use super::command::Command;
+use super::address::{KeyTicket, ShardRef};
+use super::command::{Command, HeldOperation};
 use super::counters::RunnerCounters;
+use super::environment::ShardEnvironment;
+use super::event::{RunOrigin, RunReplies, ShardLife, ShardSink, UndecidedClaim};
 use super::mailbox::ShardMailbox;
 use super::notice::ShardNotice;
-use super::paused_shard::PausedShard;
+use super::paused_shard::{PausableShard, PausedShard};
 use super::reason_cells::ReasonCells;
+use super::reply::ReplySender;
 use super::runner::{DueDeadlines, ShardRunner};
 use super::schedule::RunSchedule;
-use crate::admission::dispatch::ClaimDispatcher;
 use crate::engine::{ClaimHandle, ReservationId, ShardConfig, UnschedulableSummary};
+use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::request_error::{RequestError, UnavailableReason};
+use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
 use crate::persist::journal::{Outbox, RowSource};
-use crate::shard::address::{KeyTicket, ShardRef};
 
 /// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;
 /// Number of replies waiting for the store from which requests are batched.
 const BATCH_MIN: usize = 16;
-
-thread_local! {
-    /// Whether this thread runs a shard. Commands that it sends to other shards are left to their actors: a run within
-    /// a run would have no bound.
-    static RUNS: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Mode in which a pushed command is run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,7 +68,7 @@ pub(super) enum RunEnd {
 pub type PushRejection = UnavailableReason;
 
 /// Handle of a shard, shared by all callers.
-pub struct ShardHandle {
+pub struct ShardHandle<S: ShardSink> {
     /// Pool number and index of the shard.
     pub shard: ShardRef,
     /// Rows of the shard on their way to the store.
@@ -86,7 +80,7 @@ pub struct ShardHandle {
     actor: RwLock<Option<ActorRef<ActorMessage>>>,
     /// State of the shard. Locked by whoever has the right to run it ([`RunSchedule`]), so nobody waits here except at
     /// the end of a life.
-    runner: Mutex<Option<ShardRunner>>,
+    runner: Mutex<Option<ShardRunner<S>>>,
     /// Ids of reservations that are no longer needed. Not in the mailbox, which may be full: a worker must not
     /// stay reserved for nobody.
     cancelled_reservations: SegQueue<ReservationId>,
@@ -96,8 +90,10 @@ pub struct ShardHandle {
     next_tick_ms: AtomicU64,
     /// Number of replies that wait for the store, as of the last run.
     answers_waiting: AtomicUsize,
-    /// Tickets of claims that were being decided when the shard panicked; its supervisor releases them.
-    undecided_tickets: Mutex<Vec<(ClaimId, KeyTicket)>>,
+    /// Number of the life that runs now, or ran last.
+    life: AtomicU32,
+    /// Claims that were being decided when the shard panicked; its supervisor hands them back.
+    undecided: Mutex<Vec<UndecidedClaim>>,
     /// Claims that were undisclosed when the shard panicked; the next life may still roll them back.
     undisclosed: Mutex<HashSet<Fence>>,
     restarts: Mutex<RestartHistory>,
@@ -112,8 +108,9 @@ pub struct ShardHandle {
     metrics: Arc<PoolMetrics>,
     /// Counters of the shard, added up for its pool.
     pub counters: RunnerCounters,
-    /// Dispatcher for the tickets in commands that nobody will decide.
-    dispatch: Weak<ClaimDispatcher>,
+    environment: Arc<ShardEnvironment>,
+    /// Layer above, for commands that nobody will decide.
+    sink: Weak<S>,
 }
 
 #[derive(Default)]
@@ -122,21 +119,23 @@ struct RestartHistory {
     recent: Vec<Millis>,
 }
 
-impl std::fmt::Debug for ShardHandle {
+impl<S: ShardSink> std::fmt::Debug for ShardHandle<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ShardHandle").field("shard", &self.shard).field("state", &self.state()).finish_non_exhaustive()
     }
 }
 
-impl ShardHandle {
+impl<S: ShardSink> ShardHandle<S> {
     /// Creates a handle without an actor, which refuses commands until one serves.
     #[must_use]
     pub fn new(
         shard: ShardRef,
         outbox: Arc<Outbox>,
         metrics: Arc<PoolMetrics>,
-        dispatch: &Arc<ClaimDispatcher>,
+        environment: &Arc<ShardEnvironment>,
+        sink: &Arc<S>,
     ) -> Arc<Self> {
+        environment.add_outbox(shard, &outbox);
         let handle = Arc::new(Self {
             shard,
             outbox,
@@ -150,7 +149,8 @@ impl ShardHandle {
             notices: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
             answers_waiting: AtomicUsize::new(0),
-            undecided_tickets: Mutex::new(Vec::new()),
+            life: AtomicU32::new(0),
+            undecided: Mutex::new(Vec::new()),
             undisclosed: Mutex::default(),
             restarts: Mutex::default(),
             accounting_mismatch: AtomicU64::new(0),
@@ -159,19 +159,38 @@ impl ShardHandle {
             unreconciled: AtomicUsize::new(0),
             metrics,
             counters: RunnerCounters::default(),
-            dispatch: Arc::downgrade(dispatch),
+            environment: Arc::clone(environment),
+            sink: Arc::downgrade(sink),
         });
         let source: Weak<dyn RowSource> = Arc::downgrade(&handle) as Weak<dyn RowSource>;
         handle.outbox.attach(source);
         handle
     }
 
-    /// Pushes a command, and runs the shard inline if nobody runs it, unless many replies wait for the store.
+    /// Pushes a command and works off what it causes, as [`Self::push_into`] does.
+    ///
+    /// # Errors
+    /// Fails like [`Self::push_into`].
+    pub fn push(&self, command: Command) -> Result<(), (Command, PushRejection)> {
+        let mut work = S::Work::default();
+        let pushed = self.push_into(command, &mut work);
+        self.carry_out(&mut work);
+        pushed
+    }
+
+    /// Pushes a command, and runs the shard inline if nobody runs it, unless many replies wait for the store. What the
+    /// run causes is added to `work`.
     ///
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
-    pub fn push(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, if self.should_batch() { RunMode::Actor } else { RunMode::Inline })
+    pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), (Command, PushRejection)> {
+        self.enqueue(command, if self.should_batch() { RunMode::Actor } else { RunMode::Inline }, work)
+    }
+
+    fn carry_out(&self, work: &mut S::Work) {
+        if let Some(sink) = self.sink.upgrade() {
+            sink.carry_out(work);
+        }
     }
 
     /// Whether so many replies wait for the store that requests should be batched: the actor lets them accumulate and
@@ -189,37 +208,46 @@ impl ShardHandle {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn post(&self, command: Command) -> Result<(), (Command, PushRejection)> {
-        self.enqueue(command, RunMode::Actor)
+        let mut work = S::Work::default();
+        let posted = self.enqueue(command, RunMode::Actor, &mut work);
+        self.carry_out(&mut work);
+        posted
     }
 
-    fn enqueue(&self, command: Command, mode: RunMode) -> Result<(), (Command, PushRejection)> {
+    fn enqueue(&self, command: Command, mode: RunMode, work: &mut S::Work) -> Result<(), (Command, PushRejection)> {
         if self.state() != ShardState::Serving {
             return Err((command, self.unavailable_reason()));
         }
-        // A run within a run would have no bound.
-        let inline = mode == RunMode::Inline && !RUNS.get();
+        let inline = mode == RunMode::Inline;
         if inline && self.schedule.wake_needed() {
-            self.run_inline(Some(command));
+            self.run_inline(Some(command), work);
         } else {
             if let Err(command) = self.mailbox.push(command) {
                 self.metrics.queue_rejections.increment(1);
                 return Err((command, UnavailableReason::Overloaded));
             }
             if self.schedule.wake_needed() {
-                if inline { self.run_inline(None) } else { self.wake_actor() }
+                if inline { self.run_inline(None, work) } else { self.wake_actor() }
             }
         }
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
             // The shard stopped between the check and the push: its mailbox will not be drained otherwise.
-            self.reject_all();
+            self.reject_mailbox(work);
         }
         Ok(())
     }
 
-    /// Pushes a command that carries a plain reply, or rejects it.
+    /// Pushes a command and works off what it causes; rejects it if the shard does not take it.
     pub fn push_or_reject(&self, command: Command) {
-        if let Err((command, reason)) = self.push(command) {
-            self.reject(command, &RequestError::Unavailable(reason));
+        let mut work = S::Work::default();
+        self.push_or_reject_into(command, &mut work);
+        self.carry_out(&mut work);
+    }
+
+    /// Pushes a command, or rejects it. What that causes is added to `work`.
+    pub fn push_or_reject_into(&self, command: Command, work: &mut S::Work) {
+        if let Err((command, reason)) = self.push_into(command, work) {
+            self.reject(command, &RequestError::Unavailable(reason), work);
         }
     }
 
@@ -240,10 +268,22 @@ impl ShardHandle {
         self.cancelled_reservations.pop()
     }
 
+    /// Cancels a claim that may still be in the mailbox, so that it takes no worker from others. Wakes nobody: the run
+    /// that would decide the claim sees it first.
+    pub fn cancel(&self, ticket: KeyTicket) {
+        self.notices.push(ShardNotice::Cancelled(ticket));
+    }
+
     /// Rolls back a claim whose grant will reach nobody.
-    pub fn roll_back(&self, id: ClaimId, fence: Fence) {
-        self.notices.push(ShardNotice::Undelivered(id, fence));
+    pub fn roll_back(&self, id: ClaimId, handle: ClaimHandle, life: ShardLife) {
+        self.notices.push(ShardNotice::Rollback { id, handle, life });
         self.wake();
+    }
+
+    /// Number of the life that runs now, or ran last.
+    #[must_use]
+    pub fn life(&self) -> ShardLife {
+        self.life.load(Ordering::Acquire)
     }
 
     /// Notes that replies that grant these claims were sent at `at_ms`. Handled by the next run, in time for `due_ms`,
@@ -363,7 +403,7 @@ impl ShardHandle {
         restarts.recent.len()
     }
 
-    pub(super) fn is_run_by(&self, actor: ractor::ActorId) -> bool {
+    pub(crate) fn is_run_by(&self, actor: ractor::ActorId) -> bool {
         self.actor.read().as_ref().is_some_and(|own| own.get_id() == actor)
     }
 
@@ -376,6 +416,89 @@ impl ShardHandle {
             let _ = actor.stop_and_wait(None, None).await;
         }
         self.reject_all();
+    }
+
+    /// Rejects all requests in the mailbox, because nobody else will reply to them.
+    pub(crate) fn reject_all(&self) {
+        let mut work = S::Work::default();
+        self.reject_mailbox(&mut work);
+        self.carry_out(&mut work);
+    }
+
+    fn reject_mailbox(&self, work: &mut S::Work) {
+        let rejection = RequestError::Unavailable(self.unavailable_reason());
+        let mut waiting = Vec::new();
+        while self.mailbox.drain(limits::DRAIN_MAX, &mut waiting) > 0 {
+            waiting.drain(..).for_each(|command| self.reject(command, &rejection, work));
+        }
+    }
+
+    /// Rejects a command that no shard will decide: its caller is answered, and the layer above learns of the claims
+    /// in it.
+    pub fn reject(&self, command: Command, rejection: &RequestError, work: &mut S::Work) {
+        let mut undecided = Vec::new();
+        command.add_undecided(&mut undecided);
+        self.hand_back(undecided, rejection, work);
+        // A shard stops with the service, or because its pool is deleted. In the latter case its claims are gone too.
+        let stopped = *rejection == RequestError::Unavailable(UnavailableReason::Stopping);
+        let deleted = stopped && !self.environment.is_draining();
+        let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
+        let reject_reply = |reply: ReplySender| {
+            reply.send(Err(rejection_for(ObjectKind::Pool)));
+        };
+        let reject_operation = |operation: HeldOperation| {
+            operation.reply.send(Err(rejection_for(ObjectKind::Claim)));
+        };
+        match command {
+            Command::Operation(operation) => reject_operation(operation),
+            Command::Operations(operations) => operations.into_iter().for_each(reject_operation),
+            Command::CommandWorker(_, _, reply)
+            | Command::ClearWorkers(reply)
+            | Command::Seal(reply)
+            | Command::DeleteWorker(_, reply)
+            | Command::GetWorker(_, reply)
+            | Command::ListWorkers(_, _, reply)
+            | Command::ListClaims(_, _, _, reply)
+            | Command::Report(reply)
+            | Command::IdleLongest(_, reply)
+            | Command::Explain(_, reply)
+            | Command::EndWorkers(_, reply) => reject_reply(reply),
+            Command::Register(workers) => workers.into_iter().for_each(|(.., reply)| reject_reply(reply)),
+            Command::Heartbeat(workers) => workers.into_iter().for_each(|(.., reply)| reject_reply(reply)),
+            // The driver of the gang finds out the outcome by itself.
+            Command::Gang(item) => drop(item.reply.send(Err(rejection.clone()))),
+            // What they name was handed back.
+            Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
+            Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
+        }
+    }
+
+    /// Tells the layer above that these requests will not be decided here.
+    fn hand_back(&self, undecided: Vec<UndecidedClaim>, rejection: &RequestError, work: &mut S::Work) {
+        if undecided.is_empty() {
+            return;
+        }
+        let Some(sink) = self.sink.upgrade() else { return };
+        let mut events = undecided.into_iter().map(|claim| claim.reject(rejection.clone())).collect();
+        let now_ms = self.environment.clock.engine_ms();
+        let origin = RunOrigin { shard: self.shard, life: self.life(), now_ms };
+        sink.deliver(origin, &mut events, &mut RunReplies::new(&mut []), work);
+    }
+
+    /// Hands back the claims whose decision ended in a panic.
+    pub(super) fn hand_back_undecided(&self) {
+        let undecided = std::mem::take(&mut *self.undecided.lock());
+        let mut work = S::Work::default();
+        self.hand_back(undecided, &RequestError::DeadlineExceeded, &mut work);
+        self.carry_out(&mut work);
+    }
+
+    /// Reason that a shard that does not serve gives.
+    fn unavailable_reason(&self) -> PushRejection {
+        match self.state() {
+            ShardState::Stopped => UnavailableReason::Stopping,
+            _ => UnavailableReason::Loading,
+        }
     }
 
     /// Makes a new actor serve. It must check the mailbox once, whatever the last one left.
@@ -398,9 +521,9 @@ impl ShardHandle {
     }
 
     /// Uses the right to run on this thread.
-    fn run_inline(&self, mut command: Option<Command>) {
+    fn run_inline(&self, mut command: Option<Command>, work: &mut S::Work) {
         // The caller must not fail with the shard: a panic is passed to the actor, which has a supervisor.
-        let mut ends = (0..RUNS_MAX).map(|_| self.run(command.take()));
+        let mut ends = (0..RUNS_MAX).map(|_| self.run(command.take(), work));
         match catch_unwind(AssertUnwindSafe(|| ends.find(|end| *end != RunEnd::MoreRequests))) {
             Ok(Some(RunEnd::Asleep)) => {}
             // Deadlines are left to the actor: a caller does not wait for those of others.
@@ -420,26 +543,27 @@ impl ShardHandle {
         }
     }
 
+    /// Runs the shard as its actor, once, and works off what the run causes.
+    pub(super) fn run_as_actor(&self) -> RunEnd {
+        let mut work = S::Work::default();
+        let end = self.run(None, &mut work);
+        self.carry_out(&mut work);
+        end
+    }
+
     /// Runs the shard once; the caller must have the right to.
-    pub(super) fn run(&self, command: Option<Command>) -> RunEnd {
-        struct RunGuard(bool);
-        impl Drop for RunGuard {
-            fn drop(&mut self) {
-                RUNS.set(self.0);
-            }
-        }
+    pub(super) fn run(&self, command: Option<Command>, work: &mut S::Work) -> RunEnd {
         let mut runner_slot = self.lock_runner();
         let Some(runner) = &mut *runner_slot else {
             // Between two lives: the next one begins by draining the mailbox. After the last one it is emptied by
             // `reject_all`.
             if let Some(Err(command)) = command.map(|command| self.mailbox.push(command)) {
-                self.reject(command, &RequestError::Unavailable(UnavailableReason::Overloaded));
+                self.reject(command, &RequestError::Unavailable(UnavailableReason::Overloaded), work);
             }
             return RunEnd::Asleep;
         };
-        let _flag = RunGuard(RUNS.replace(true));
         self.schedule.begin_run();
-        let due = runner.run(command);
+        let due = runner.run(command, work);
         drop(runner_slot);
         if due == DueDeadlines::MoreDue {
             return RunEnd::MoreDeadlines;
@@ -452,11 +576,11 @@ impl ShardHandle {
     /// Takes the right to run, if nobody has it: requests stay in the mailbox until the guard is dropped. For tests
     /// that inject a competing step.
     pub(crate) fn pause(self: &Arc<Self>) -> Option<PausedShard> {
-        self.schedule.wake_needed().then(|| PausedShard::of(Arc::clone(self)))
+        self.schedule.wake_needed().then(|| PausedShard::of(Arc::clone(self) as Arc<dyn PausableShard>))
     }
 
     /// Installs the runner of a shard that was started or restarted.
-    pub(super) fn install_runner(&self, runner: ShardRunner) {
+    pub(super) fn install_runner(&self, runner: ShardRunner<S>) {
         *self.lock_runner() = Some(runner);
     }
 
@@ -464,8 +588,7 @@ impl ShardHandle {
     pub(super) fn remove_runner(&self) {
         let ended = self.lock_runner().take();
         if let Some(mut runner) = ended {
-            let mut undecided_tickets = self.undecided_tickets.lock();
-            undecided_tickets.append(&mut runner.undecided_tickets);
+            self.undecided.lock().append(&mut runner.undecided);
             // Read from a state that a panic left behind. That is sound: a claim is marked before it is disclosed.
             *self.undisclosed.lock() = runner.undisclosed();
             runner
@@ -480,7 +603,7 @@ impl ShardHandle {
         std::mem::take(&mut self.undisclosed.lock())
     }
 
-    fn lock_runner(&self) -> MutexGuard<'_, Option<ShardRunner>> {
+    fn lock_runner(&self) -> MutexGuard<'_, Option<ShardRunner<S>>> {
         self.runner.lock()
     }
 
@@ -494,13 +617,23 @@ impl ShardHandle {
         self.next_tick_ms.store(at_ms.unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
-    /// Takes the tickets of claims whose decision ended in a panic.
-    pub(super) fn take_undecided_tickets(&self) -> Vec<(ClaimId, KeyTicket)> {
-        std::mem::take(&mut self.undecided_tickets.lock())
+    /// Begins a new life, and returns its number.
+    pub(super) fn begin_life(&self) -> ShardLife {
+        self.life.fetch_add(1, Ordering::AcqRel) + 1
     }
 }
 
-impl RowSource for ShardHandle {
+impl<S: ShardSink> PausableShard for ShardHandle<S> {
+    fn depth(&self) -> usize {
+        self.queue_depth()
+    }
+
+    fn resume(&self) {
+        self.wake_actor();
+    }
+}
+
+impl<S: ShardSink> RowSource for ShardHandle<S> {
     fn on_progress(&self) {
         self.wake();
     }

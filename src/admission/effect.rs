@@ -1,0 +1,49 @@
+//! Effects of decisions, to be carried out outside the locks of keys, tenants and queues: they are
+//! noted where they are decided, and carried out by whoever began, after unlocking.
+
+use std::collections::VecDeque;
+
+use super::key::PendingClaim;
+use crate::shard::{Command, ShardRef};
+
+/// Action that takes locks, runs a shard, or answers a caller.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a command to a shard.
+    Send(ShardRef, Command),
+    /// Submit a claim again: the holder that it had found is gone.
+    Submit(Box<PendingClaim>),
+    /// Place claims of a batch, once the shards that were asked for the others have answered.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    RouteAll(Vec<Box<PendingClaim>>),
+    /// Try the next claim that waits for the pool with this number.
+    DispatchNext(u32),
+    /// Try the claims of tenants that released quota.
+    DispatchQuotas,
+}
+
+/// Effects that are not carried out yet, in the order in which they were noted.
+#[derive(Debug, Default)]
+pub struct EffectQueue {
+    effects: VecDeque<Effect>,
+    /// Commands that were sent while this work was carried out.
+    pub(super) sent: usize,
+}
+
+impl EffectQueue {
+    /// Adds an effect to the end.
+    pub fn push(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    /// Takes the oldest effect.
+    pub fn pop(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+}

@@ -1,0 +1,74 @@
+//! Carries out effects: the only place of this layer that sends commands to shards. No lock is held while it does.
+
+use super::dispatch::ClaimDispatcher;
+use super::effect::{Effect, EffectQueue};
+use crate::model::request_error::{RequestError, UnavailableReason};
+use crate::shard::{Command, PushRejection, ShardRef};
+
+/// Commands that a caller sends inline for others, beyond which the actors of the shards take over: a caller does not
+/// serve everybody who waits.
+const INLINE_SENDS_MAX: usize = 64;
+
+impl ClaimDispatcher {
+    /// Runs `begin`, and carries out what it notes.
+    pub fn with_work<T>(&self, begin: impl FnOnce(&mut EffectQueue) -> T) -> T {
+        let mut work = EffectQueue::default();
+        let result = begin(&mut work);
+        self.work_off(&mut work);
+        result
+    }
+
+    /// Carries out effects, and those that they cause, until none is left.
+    pub(super) fn work_off(&self, work: &mut EffectQueue) {
+        while let Some(effect) = work.pop() {
+            match effect {
+                Effect::Send(shard, command) => self.send(shard, command, work),
+                Effect::Submit(claim) => self.submit(claim, work),
+                Effect::RouteAll(claims) => self.route_all(claims, work),
+                Effect::DispatchNext(pool) => {
+                    let pool = self.pools.load().by_number(pool).cloned();
+                    if let Some(pool) = pool {
+                        self.dispatch_next(&pool, work);
+                    }
+                }
+                Effect::DispatchQuotas => self.dispatch_quota_queues(work),
+            }
+        }
+    }
+
+    fn send(&self, shard: ShardRef, command: Command, work: &mut EffectQueue) {
+        work.sent += 1;
+        let pools = self.pools.load();
+        let Some(handle) = pools.shard(shard) else {
+            return self.not_asked(shard, command, UnavailableReason::Loading, work);
+        };
+        let pushed = match work.sent > INLINE_SENDS_MAX {
+            true => handle.post(command),
+            false => handle.push_into(command, work),
+        };
+        if let Err((command, reason)) = pushed {
+            self.not_asked(shard, command, reason, work);
+        }
+    }
+
+    /// Goes on with the claims of a command that a shard did not take.
+    fn not_asked(&self, shard: ShardRef, command: Command, reason: PushRejection, work: &mut EffectQueue) {
+        match command {
+            Command::Claim(call) => self.route_past(&call.id, call.ticket, reason, work),
+            Command::Claims(calls) => {
+                calls.iter().for_each(|call| self.route_past(&call.id, call.ticket, reason, work));
+            }
+            Command::Reacquire(call) => {
+                if let Some((claim, _)) = self.keys.take_repeated(&call.id, call.number) {
+                    self.reply_rejected(claim, RequestError::Unavailable(reason));
+                }
+            }
+            Command::Reserve(call) => self.reserve_elsewhere(shard, call.id, work),
+            command => {
+                if let Some(handle) = self.pools.load().shard(shard) {
+                    handle.reject(command, &RequestError::Unavailable(reason), work);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! Directory of claim keys. Derived from the rows of workers and never stored.
+//!
+//! An entry is changed under its guard in the map, and no guard leaves this file and `rebuild`, where the map is filled
+//! during recovery. An entry carries the quota that its claim uses ([`QuotaLease`]): charged with the ticket, released
+//! with the entry.
+
+use std::cell::Cell;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
+
+use super::adoption::AdoptionWindow;
+use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage};
+use super::{PendingClaim, PrehashedHasher};
+use crate::admission::queue::QueuedClaim;
+use crate::admission::tenant::{QuotaLease, TenantRegistry};
+use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
+use crate::shard::{KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardRef};
+
+/// Result of an attempt to acquire a key.
+#[derive(Debug)]
+pub enum KeyAcquire {
+    /// The key is acquired and the ticket is in the claim, which now needs a worker.
+    Acquired(Box<PendingClaim>),
+    /// The claim waits as a duplicate of the ticket's owner; with a deadline if that owner is queued.
+    Joined(Option<(Millis, ClaimId)>),
+    /// The ticket's owner is queued, and this request does not wait.
+    HolderQueued(Box<PendingClaim>),
+    /// The key is held; the claim stays in its entry until the holder's shard has answered this call.
+    Repeated(RepeatedCall),
+    /// Too many duplicates wait for this key already.
+    TooManyDuplicates(Box<PendingClaim>),
+    /// The key is held by a shard that does not serve.
+    Unreadable(Box<PendingClaim>),
+}
+
+/// Call to the shard that holds the key of a repeated claim.
+#[derive(Debug)]
+pub struct RepeatedCall {
+    /// Shard that holds the key.
+    pub shard: ShardRef,
+    /// Call that shows the holder.
+    pub call: ReacquireCall,
+}
+
+/// State of a key as other requests see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyLookup {
+    /// The key is vacant, and the store has all records.
+    Vacant,
+    /// The key is vacant or pending, but the store still lacks these records.
+    PendingWrites(PendingWrites),
+    /// The key is held; the holder's shard answers.
+    Held {
+        /// Claim that holds the key.
+        holder: KeyHolder,
+        /// Records about the key that the store still lacks.
+        pending_writes: PendingWrites,
+    },
+    /// The key is held by a shard that does not serve.
+    Unreadable,
+}
+
+/// Locks of the map. Far more than threads, so that two requests seldom contend for one.
+const MAP_SHARDS: usize = 1024;
+
+/// Directory of all keys that are claimed or were until recently.
+#[derive(Debug)]
+pub struct KeyDirectory {
+    pub(super) map: DashMap<ClaimId, KeyEntry, BuildHasherDefault<PrehashedHasher>>,
+    /// Quotas and usage of all tenants.
+    pub tenants: TenantRegistry,
+    /// Keys that a lost claim may still readopt.
+    pub adoption: AdoptionWindow,
+}
+
+impl Default for KeyDirectory {
+    fn default() -> Self {
+        let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), MAP_SHARDS);
+        Self { map, tenants: TenantRegistry::default(), adoption: AdoptionWindow::default() }
+    }
+}
+
+/// Allocates a ticket that is unique in this process. Each thread has a range of its own, so that threads do not
+/// contend for one counter.
+pub(super) fn next_ticket() -> KeyTicket {
+    static RANGES: AtomicU64 = AtomicU64::new(1);
+    thread_local! {
+        static NEXT: Cell<KeyTicket> = Cell::new(RANGES.fetch_add(1, Ordering::Relaxed) << 40);
+    }
+    NEXT.with(|next| next.replace(next.get() + 1))
+}
+
+impl KeyDirectory {
+    /// Gives the claim a ticket and charges its tenant. If the quota is used up, [`PendingClaim::over_quota`] says so.
+    fn grant_ticket(&self, item: &mut PendingClaim) -> (KeyTicket, Option<QuotaLease>) {
+        item.ticket = next_ticket();
+        (item.ticket, self.charge(item))
+    }
+
+    fn charge(&self, item: &mut PendingClaim) -> Option<QuotaLease> {
+        let charge = self.tenants.try_charge(&item.id, item.spec(), item.pool);
+        item.over_quota = charge.as_ref().err().copied();
+        charge.ok()
+    }
+
+    /// Acquires the key of a claim.
+    pub fn acquire(&self, mut item: Box<PendingClaim>) -> KeyAcquire {
+        match self.map.entry(item.id.clone()) {
+            Slot::Vacant(slot) => {
+                let (ticket, charge) = self.grant_ticket(&mut item);
+                slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, PendingWrites::new())));
+                KeyAcquire::Acquired(item)
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item)),
+                KeyEntry::Unreadable { .. } => KeyAcquire::Unreadable(item),
+                KeyEntry::Gone { pending_writes } => {
+                    let pending_writes = std::mem::take(pending_writes);
+                    let (ticket, charge) = self.grant_ticket(&mut item);
+                    slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, pending_writes)));
+                    KeyAcquire::Acquired(item)
+                }
+                KeyEntry::Pending(pending) => {
+                    let queued = matches!(pending.stage, PendingStage::Queued(_));
+                    if queued && !item.waits() {
+                        return KeyAcquire::HolderQueued(item);
+                    }
+                    let until =
+                        if queued { item.wait_until_ms().map(|until_ms| (until_ms, item.id.clone())) } else { None };
+                    match pending.add_duplicate(item) {
+                        Ok(()) => KeyAcquire::Joined(until),
+                        Err(item) => KeyAcquire::TooManyDuplicates(item),
+                    }
+                }
+            },
+        }
+    }
+
+    /// Leaves a claim in its entry while a shard is asked.
+    ///
+    /// # Errors
+    /// Returns the claim if its ticket is not valid any more.
+    pub fn deposit(&self, claim: Box<PendingClaim>, shard: ShardRef) -> Result<(), Box<PendingClaim>> {
+        match self.map.get_mut(&claim.id).as_deref_mut() {
+            Some(KeyEntry::Pending(pending)) if pending.ticket == claim.ticket => {
+                pending.stage = PendingStage::Asking(claim, shard);
+                Ok(())
+            }
+            _ => Err(claim),
+        }
+    }
+
+    /// Takes the claim that a shard was asked for; `None` if the ticket is not valid any more.
+    pub fn withdraw(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(KeyEntry::Pending(pending)) if pending.ticket == ticket => pending.withdraw(),
+            _ => None,
+        }
+    }
+
+    /// Takes the claim that a shard was asked for if its caller has gone. The answer of the shard will be stale.
+    pub fn withdraw_abandoned(&self, id: &ClaimId) -> Option<(Box<PendingClaim>, ShardRef)> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(KeyEntry::Pending(pending)) => match &pending.stage {
+                PendingStage::Asking(claim, shard) if claim.reply.is_abandoned() => {
+                    let shard = *shard;
+                    Some((pending.withdraw()?, shard))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Takes a repeated claim that the holder's shard has answered, or cannot answer, and the records that a durable
+    /// reply waits for.
+    pub fn take_repeated(&self, id: &ClaimId, number: u64) -> Option<(Box<PendingClaim>, PendingWrites)> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, held.pending_writes.clone())),
+            _ => None,
+        }
+    }
+
+    /// State of the key of a claim with this fence that a worker reports. A vacant key is reserved if the claim may be
+    /// adopted; the caller must follow with [`KeyDirectory::set_held`] or [`KeyDirectory::release_ticket`].
+    pub fn report(&self, id: &ClaimId, fence: Fence) -> KeyReport {
+        let ticket = next_ticket();
+        // Under the entry's guard: an earlier holder of the key has been recorded by now.
+        let take = || if self.adoption.allows(id.hash64(), fence) { Ok((ticket, None)) } else { Err(None) };
+        match self.enter_vacant(id, take) {
+            Ok(()) => KeyReport::Reserved(ticket),
+            Err(_) => match self.map.get(id).as_deref() {
+                Some(KeyEntry::Held(held)) if held.holder.handle.fence < fence => KeyReport::OlderHolder,
+                _ => KeyReport::NotAdoptable,
+            },
+        }
+    }
+
+    /// Acquires the key of a gang member and charges its tenant.
+    ///
+    /// # Errors
+    /// `None` if the key is not vacant, or the resource that would exceed the tenant's quota.
+    pub fn acquire_for_member(&self, item: &mut PendingClaim) -> Result<(), Option<QuotaResource>> {
+        let id = item.id.clone();
+        self.enter_vacant(&id, || {
+            let (ticket, charge) = self.grant_ticket(item);
+            item.over_quota.take().map_or(Ok((ticket, charge)), |over| Err(Some(over)))
+        })
+    }
+
+    fn enter_vacant(
+        &self,
+        id: &ClaimId,
+        take: impl FnOnce() -> Result<(KeyTicket, Option<QuotaLease>), Option<QuotaResource>>,
+    ) -> Result<(), Option<QuotaResource>> {
+        match self.map.entry(id.clone()) {
+            Slot::Vacant(slot) => {
+                let (ticket, charge) = take()?;
+                slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, PendingWrites::new())));
+                Ok(())
+            }
+            Slot::Occupied(mut slot) => match slot.get_mut() {
+                KeyEntry::Gone { pending_writes } => {
+                    let (ticket, charge) = take()?;
+                    let pending_writes = std::mem::take(pending_writes);
+                    slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, pending_writes)));
+                    Ok(())
+                }
+                KeyEntry::Held(_) | KeyEntry::Unreadable { .. } | KeyEntry::Pending(_) => Err(None),
+            },
+        }
+    }
+
+    /// Marks the claim with this ticket as queued and releases its quota. Returns the duplicates that do not wait, and
+    /// the deadlines of the others. Returns `None` if the ticket is no longer valid.
+    pub fn mark_queued(
+        &self,
+        id: &ClaimId,
+        ticket: KeyTicket,
+        claim: &Arc<QueuedClaim>,
+    ) -> Option<(Vec<Box<PendingClaim>>, Vec<Millis>)> {
+        let mut entry = self.map.get_mut(id)?;
+        let KeyEntry::Pending(pending) = &mut *entry else { return None };
+        if pending.ticket != ticket {
+            return None;
+        }
+        pending.stage = PendingStage::Queued(Arc::clone(claim));
+        drop(pending.charge.take());
+        let leave = pending.take_duplicates(|item| item.waits());
+        let deadlines = pending.duplicates.iter().flat_map(|duplicates| duplicates.iter());
+        Some((leave, deadlines.filter_map(|item| item.wait_until_ms()).collect()))
+    }
+
+    /// Marks a queued claim as active: charges its tenant again, or notes that the quota is used up.
+    pub fn mark_unqueued(&self, item: &mut PendingClaim) {
+        let Some(mut entry) = self.map.get_mut(&item.id) else { return };
+        let KeyEntry::Pending(pending) = &mut *entry else { return };
+        if pending.ticket == item.ticket {
+            pending.stage = PendingStage::InTransit;
+            pending.charge = self.charge(item);
+        }
+    }
+
+    /// Queued claim that owns the key's ticket, if any.
+    #[must_use]
+    pub fn queued_claim(&self, id: &ClaimId) -> Option<Arc<QueuedClaim>> {
+        match self.map.get(id).as_deref() {
+            Some(KeyEntry::Pending(PendingKey { stage: PendingStage::Queued(queued), .. })) => Some(Arc::clone(queued)),
+            _ => None,
+        }
+    }
+
+    /// Removes the duplicates whose own waiting time is over.
+    pub fn take_expired_duplicates(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<PendingClaim>> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(KeyEntry::Pending(pending)) => pending.take_duplicates(|item| !item.is_wait_over(now_ms)),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Charges the claim with this fence as if it had grown to `spec`, while its shard decides whether it does. Must be
+    /// followed by [`Self::end_resize`].
+    ///
+    /// # Errors
+    /// The resource that would exceed the tenant's quota; nothing changed.
+    pub fn begin_resize(&self, id: &ClaimId, fence: Fence, spec: &ClaimSpec) -> Result<(), QuotaResource> {
+        match self.map.get_mut(id).as_deref_mut() {
+            Some(KeyEntry::Held(held)) if held.holder.handle.fence == fence => held.begin_resize(spec),
+            _ => Ok(()),
+        }
+    }
+
+    /// Charges for what the claim holds after the decision; `None` if that did not change.
+    pub fn end_resize(&self, id: &ClaimId, fence: Fence, spec: Option<Option<Arc<ClaimSpec>>>) {
+        if let Some(KeyEntry::Held(held)) = self.map.get_mut(id).as_deref_mut()
+            && held.holder.handle.fence == fence
+        {
+            held.end_resize(spec);
+        }
+    }
+
+    /// Makes the key held after the owner of `ticket` was granted a worker. Returns the claim if it was here, the calls
+    /// for the duplicates that waited, and the records that a durable reply waits for. Returns `None` if the ticket is
+    /// not valid any more: the grant must be rolled back.
+    pub fn set_held(
+        &self,
+        id: &ClaimId,
+        ticket: KeyTicket,
+        holder: KeyHolder,
+        spec: Option<&Arc<ClaimSpec>>,
+    ) -> Option<HeldTransition> {
+        let mut entry = self.map.get_mut(id)?;
+        let KeyEntry::Pending(pending) = &mut *entry else { return None };
+        if pending.ticket != ticket {
+            return None;
+        }
+        let claim = pending.withdraw();
+        let duplicates = pending.duplicates.take();
+        let pending_writes = std::mem::take(&mut pending.pending_writes);
+        let mut charge =
+            pending.charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
+        charge.move_to_pool(holder.shard.pool);
+        let mut held = HeldKey { holder, pending_writes: pending_writes.clone(), charge, repeated: None };
+        let repeated = duplicates
+            .map(|duplicates| duplicates.into_iter().map(|duplicate| repeat(&mut held, duplicate)).collect())
+            .unwrap_or_default();
+        *entry = KeyEntry::Held(held);
+        Some(HeldTransition { claim, repeated, pending_writes })
+    }
+
+    /// Makes the key of a committed gang member held, like [`KeyDirectory::set_held`]. May be repeated if the shard
+    /// panicked before the record was stored.
+    pub fn set_committed(
+        &self,
+        id: &ClaimId,
+        ticket: KeyTicket,
+        holder: KeyHolder,
+        spec: Option<&Arc<ClaimSpec>>,
+    ) -> Option<HeldTransition> {
+        let again = match self.map.get(id).as_deref() {
+            Some(KeyEntry::Held(held)) if held.holder.handle.fence == holder.handle.fence => {
+                Some(held.pending_writes.clone())
+            }
+            _ => None,
+        };
+        match again {
+            Some(pending_writes) => Some(HeldTransition { claim: None, repeated: Vec::new(), pending_writes }),
+            None => self.set_held(id, ticket, holder, spec),
+        }
+    }
+
+    /// Releases the ticket. The oldest duplicate that still listens gets a fresh ticket and is returned.
+    pub fn release_ticket(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
+        let KeyEntry::Pending(pending) = slot.get_mut() else { return None };
+        if pending.ticket != ticket {
+            return None;
+        }
+        match pending.next_duplicate() {
+            Some(mut next) => {
+                // Released before it is charged again: the next claim may need exactly this quota.
+                drop(pending.charge.take());
+                (pending.ticket, pending.charge) = self.grant_ticket(&mut next);
+                pending.stage = PendingStage::InTransit;
+                Some(next)
+            }
+            None if pending.pending_writes.is_empty() => {
+                slot.remove();
+                None
+            }
+            None => {
+                let pending_writes = std::mem::take(&mut pending.pending_writes);
+                slot.insert(KeyEntry::Gone { pending_writes });
+                None
+            }
+        }
+    }
+
+    /// Ends the claim with this fence. `write`: the record of the end that the store still lacks. Returns the earlier
+    /// records that a durable reply waits for, and the repeated claims that its shard will not answer any more.
+    pub fn end_claim(&self, id: &ClaimId, fence: Fence, write: Option<PendingWrite>) -> Option<EndTransition> {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
+        let KeyEntry::Held(held) = slot.get_mut() else { return None };
+        if held.holder.handle.fence != fence {
+            return None;
+        }
+        self.adoption.record_ended(id.hash64(), fence);
+        let repeated = held.take_all_repeated();
+        let earlier = held.pending_writes.clone();
+        if let Some(write) = write {
+            slot.get_mut().add_pending_write(write);
+        }
+        match slot.get_mut().pending_writes_mut().map(std::mem::take) {
+            Some(pending_writes) if !pending_writes.is_empty() => drop(slot.insert(KeyEntry::Gone { pending_writes })),
+            _ => drop(slot.remove()),
+        }
+        Some(EndTransition { repeated, earlier })
+    }
+
+    /// Adds a record that the store lacks about the key, whoever holds it now: a recovered shard relinquished its
+    /// claim.
+    pub fn add_pending_write(&self, id: &ClaimId, record: PendingWrite) {
+        match self.map.entry(id.clone()) {
+            Slot::Vacant(slot) => {
+                drop(slot.insert(KeyEntry::Gone { pending_writes: PendingWrites::from_iter([record]) }))
+            }
+            Slot::Occupied(mut slot) => slot.get_mut().add_pending_write(record),
+        }
+    }
+
+    /// Clears records of `shard` up to `seq`, which the store now has.
+    pub fn clear_pending_write(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
+        if slot.get_mut().clear_pending_write(shard, seq) {
+            slot.remove();
+        }
+    }
+
+    /// State of the key and its holder.
+    #[must_use]
+    pub fn lookup(&self, id: &ClaimId) -> KeyLookup {
+        match self.map.get(id).as_deref() {
+            None => KeyLookup::Vacant,
+            Some(KeyEntry::Held(HeldKey { holder, pending_writes, .. })) => {
+                KeyLookup::Held { holder: *holder, pending_writes: pending_writes.clone() }
+            }
+            Some(KeyEntry::Unreadable { .. }) => KeyLookup::Unreadable,
+            Some(entry) => match entry.pending_writes() {
+                writes if writes.is_empty() => KeyLookup::Vacant,
+                writes => KeyLookup::PendingWrites(writes),
+            },
+        }
+    }
+
+    /// Claim that holds the key, if any.
+    #[must_use]
+    pub fn holder(&self, id: &ClaimId) -> Option<KeyHolder> {
+        match self.map.get(id).as_deref() {
+            Some(KeyEntry::Held(held)) => Some(held.holder),
+            _ => None,
+        }
+    }
+
+    /// Records that a durable reply about the key waits for, besides that of its own shard.
+    #[must_use]
+    pub fn pending_writes(&self, id: &ClaimId) -> PendingWrites {
+        self.map.get(id).map_or_else(PendingWrites::new, |entry| entry.pending_writes())
+    }
+
+    /// Number of entries in any state.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether the directory has no entries.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Number of keys that are being claimed. Walks the directory; for tests and `/debug/shards`.
+    #[must_use]
+    pub fn pending_len(&self) -> usize {
+        self.map.iter().filter(|entry| matches!(entry.value(), KeyEntry::Pending(_))).count()
+    }
+}
+
+/// Consequences of a grant for the key that is held now.
+#[derive(Debug)]
+pub struct HeldTransition {
+    /// Claim that was granted; `None` for a member of a gang and for an adopted claim.
+    pub claim: Option<Box<PendingClaim>>,
+    /// Calls for the duplicates that waited for the decision.
+    pub repeated: Vec<RepeatedCall>,
+    /// Records about the key that the store lacks.
+    pub pending_writes: PendingWrites,
+}
+
+/// Consequences of the end of a claim for its key.
+#[derive(Debug)]
+pub struct EndTransition {
+    /// Repeated claims that were not answered: they must be submitted again.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub repeated: Vec<Box<PendingClaim>>,
+    /// Earlier records about the key that the store lacks.
+    pub earlier: PendingWrites,
+}
+
+/// Keeps a repeated claim with the holder, and makes the call that answers it.
+fn repeat(held: &mut HeldKey, claim: Box<PendingClaim>) -> RepeatedCall {
+    let number = next_ticket();
+    let call = claim.reacquire_call(number, &held.holder);
+    held.add_repeated(number, claim);
+    RepeatedCall { shard: held.holder.shard, call }
+}

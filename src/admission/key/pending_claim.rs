@@ -1,0 +1,81 @@
+//! Claim on its way to a worker, and the calls to shards that are made from it.
+
+use std::num::NonZeroU64;
+
+use super::entry::KeyHolder;
+use crate::admission::plan::CandidatePlan;
+use crate::admission::queue::WaitState;
+use crate::engine::PoolEligibility;
+use crate::model::request_error::UnavailableReason;
+use crate::model::{AckLevel, ClaimId, Millis, QuotaResource};
+use crate::shard::{ClaimCall, KeyTicket, QueueRank, ReacquireCall, ReplySender, ShardRef, ShardSet};
+
+/// Claim that is being placed. It stays in the entry of its key while a shard is asked, and goes from one to the next
+/// until one grants it or none is left, whether or not its caller still listens.
+#[derive(Debug)]
+pub struct PendingClaim {
+    /// Identity of the claim.
+    pub id: ClaimId,
+    /// Number of the pool that is being tried, in this process.
+    pub pool: u32,
+    /// Search plan, unless any worker of the pool will do. Boxed: most claims have none.
+    pub plan: Option<Box<CandidatePlan>>,
+    /// Ticket of the attempt, once [`super::KeyDirectory::acquire`] granted it.
+    pub ticket: KeyTicket,
+    /// Hash of the affinity key.
+    pub affinity: u64,
+    /// Time to confirm, in milliseconds.
+    pub reserve_ms: Millis,
+    /// Requested time to live without renewal, in milliseconds; `None` takes the pool's default.
+    pub ttl_ms: Option<Millis>,
+    /// Level at which the reply acknowledges the claim.
+    pub ack: AckLevel,
+    /// Random number that breaks ties between shards.
+    pub tie_break: u64,
+    /// Shards that were asked so far.
+    pub tried_shards: ShardSet,
+    /// Reason why an eligible shard could not be asked: the rejection cannot be "exhausted" then.
+    pub unreachable: Option<UnavailableReason>,
+    /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
+    pub started_ns: Option<NonZeroU64>,
+    /// Sender of the reply to the caller.
+    pub reply: ReplySender,
+    /// Waiting state, if the claim waits or did. Boxed: most claims do not.
+    pub wait: Option<Box<WaitState>>,
+    /// Quota that the claim would exceed, if it got its ticket nevertheless.
+    pub over_quota: Option<QuotaResource>,
+}
+
+impl PendingClaim {
+    /// Call that asks a shard for a worker.
+    #[must_use]
+    pub fn call(&self, shard: ShardRef) -> ClaimCall {
+        ClaimCall {
+            id: self.id.clone(),
+            ticket: self.ticket,
+            affinity: self.affinity,
+            reserve_ms: self.reserve_ms,
+            ttl_ms: self.ttl_ms,
+            constraints: self.constraints().cloned(),
+            reservation_id: self.reservation_at(shard),
+            ack: self.ack,
+            rank: if self.bypasses_queue() { QueueRank::Dequeued } else { QueueRank::Newcomer },
+            started_ns: self.started_ns,
+        }
+    }
+
+    /// Call that shows the holder of the key to this repeated claim.
+    #[must_use]
+    pub fn reacquire_call(&self, number: u64, holder: &KeyHolder) -> ReacquireCall {
+        let may_use = self.may_use(holder.shard.pool);
+        ReacquireCall {
+            id: self.id.clone(),
+            number,
+            handle: holder.handle,
+            eligibility: if may_use { PoolEligibility::Eligible } else { PoolEligibility::Ineligible },
+            constraints: self.accepts(),
+            ack: self.ack,
+            started_ns: self.started_ns,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Effects of a shard's run on what lies above it: keys, quotas, wait queues. Each event is one step of one key; what
+//! follows from it is noted as an effect and carried out after the run.
+
+use super::dispatch::ClaimDispatcher;
+use super::effect::{Effect, EffectQueue};
+use super::key::ended_claims::EndedClaim;
+use super::key::{HeldTransition, KeyHolder, KeyLookup, PendingClaim};
+use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
+use crate::model::{ClaimId, ClaimSpec, Fence};
+use crate::shard::{
+    Command, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent,
+    ShardSink,
+};
+
+/// Claims that a run did not place, for the shards that are next.
+#[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+type UnplacedClaims = Vec<Box<PendingClaim>>;
+
+impl ShardSink for ClaimDispatcher {
+    type Work = EffectQueue;
+
+    fn deliver(
+        &self,
+        from: RunOrigin,
+        events: &mut Vec<ShardEvent>,
+        replies: &mut RunReplies<'_>,
+        work: &mut Self::Work,
+    ) {
+        let mut unplaced = UnplacedClaims::new();
+        for event in events.drain(..) {
+            self.on_event(from, event, replies, &mut unplaced, work);
+        }
+        if !unplaced.is_empty() {
+            self.route_all(unplaced, work);
+        }
+        if self.keys.tenants.has_retries() {
+            work.push(Effect::DispatchQuotas);
+        }
+    }
+
+    fn carry_out(&self, work: &mut Self::Work) {
+        self.work_off(work);
+    }
+}
+
+impl ClaimDispatcher {
+    fn on_event(
+        &self,
+        from: RunOrigin,
+        event: ShardEvent,
+        replies: &mut RunReplies<'_>,
+        unplaced: &mut UnplacedClaims,
+        work: &mut EffectQueue,
+    ) {
+        let holder = |handle| KeyHolder { shard: from.shard, life: from.life, handle };
+        match event {
+            ShardEvent::Granted { kind: GrantKind::Provisional, id, ticket, reply, .. } => {
+                if let Some(claim) = self.keys.withdraw(&id, ticket) {
+                    replies.address(reply, claim.reply, Default::default());
+                }
+            }
+            ShardEvent::Granted { kind: GrantKind::Claim, id, ticket, handle, spec, reply } => {
+                let held = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref());
+                self.on_granted(from, held, reply, replies, work);
+                self.ended_claims.remove_on_grant(&id);
+            }
+            ShardEvent::NotGranted { id, ticket, reason } => {
+                self.on_not_granted(from, &id, ticket, reason, unplaced, work);
+            }
+            ShardEvent::ReservationLost { id, ticket } => {
+                if let Some(mut claim) = self.keys.withdraw(&id, ticket) {
+                    claim.drop_reservation();
+                    // The next event about the ticket says what becomes of the claim.
+                    drop(self.keys.deposit(claim, from.shard));
+                }
+            }
+            ShardEvent::Reacquired { id, number, reply } => {
+                if let Some((claim, pending_writes)) = self.keys.take_repeated(&id, number) {
+                    replies.address(reply, claim.reply, pending_writes);
+                }
+            }
+            ShardEvent::NotReacquired { id, number, rejection } => {
+                match (self.keys.take_repeated(&id, number), rejection) {
+                    (Some((claim, _)), None) => work.push(Effect::Submit(claim)),
+                    (Some((claim, _)), Some(rejection)) => self.reply_rejected(claim, rejection),
+                    (None, _) => {}
+                }
+            }
+            ShardEvent::Ended { id, fence, write, reply } => {
+                let Some(end) = self.keys.end_claim(&id, fence, write) else { return };
+                if let Some(reply) = reply {
+                    replies.wait_for(reply, end.earlier);
+                }
+                end.repeated.into_iter().for_each(|claim| work.push(Effect::Submit(claim)));
+            }
+            ShardEvent::EndRetained { id, grant } => {
+                let Some(pool) = self.pools.load().by_number(from.shard.pool).map(|pool| pool.name.clone()) else {
+                    return;
+                };
+                let ended = EndedClaim { shard: from.shard, life: from.life, pool, grant };
+                self.ended_claims.insert(id, ended, from.now_ms);
+            }
+            ShardEvent::Adopted { id, ticket, handle, spec } => {
+                let held = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref());
+                self.on_held(held, work);
+                self.ended_claims.remove_on_grant(&id);
+            }
+            ShardEvent::ReportDecided { tickets } => {
+                for (id, ticket) in tickets {
+                    if let Some(next) = self.keys.release_ticket(&id, ticket) {
+                        self.route(next, work);
+                    }
+                }
+            }
+            ShardEvent::PredecessorHeld { id, fence } => {
+                if let Some(older) = self.keys.holder(&id).filter(|older| older.handle.fence < fence) {
+                    work.push(Effect::Send(older.shard, Command::Relinquish(older.handle)));
+                }
+            }
+            ShardEvent::Committed { id, ticket, handle, spec, reply } => {
+                let held = self.keys.set_committed(&id, ticket, holder(handle), spec.as_ref());
+                if let (Some(reply), Some(held)) = (reply, &held) {
+                    replies.wait_for(reply, held.pending_writes.clone());
+                }
+                self.on_held(held, work);
+                self.ended_claims.remove_on_grant(&id);
+            }
+            ShardEvent::Resized { id, fence, spec } => self.keys.end_resize(&id, fence, Some(spec)),
+            ShardEvent::ResizeRejected { id, fence } => self.keys.end_resize(&id, fence, None),
+            ShardEvent::Shown { id, reply } => replies.wait_for(reply, self.keys.pending_writes(&id)),
+            ShardEvent::EndStored { id, seq } => self.keys.clear_pending_write(&id, from.shard, seq),
+            ShardEvent::ReservationDecided { id, outcome } => self.on_reservation(from.shard, id, outcome, work),
+            ShardEvent::CapacityFreed => {
+                if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
+                    pool.wait_queue.retry_all();
+                }
+                work.push(Effect::DispatchNext(from.shard.pool));
+            }
+            ShardEvent::QueuePending => work.push(Effect::DispatchNext(from.shard.pool)),
+            ShardEvent::Stale(operation) => self.resolve_again(operation, work),
+            ShardEvent::StaleRollback { id, fence } => self.roll_back(&id, fence),
+        }
+    }
+
+    fn on_granted(
+        &self,
+        from: RunOrigin,
+        held: Option<HeldTransition>,
+        reply: ReplyIndex,
+        replies: &mut RunReplies<'_>,
+        work: &mut EffectQueue,
+    ) {
+        // A grant whose ticket is not valid any more has nobody to answer, and is rolled back.
+        let Some(mut held) = held else { return };
+        let Some(claim) = held.claim.take() else { return };
+        if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
+            if claim.started_ns.is_some() {
+                pool.metrics.claim_shards_tried.record(u64::from(claim.tried_shards.len()));
+            }
+            if let Some((_, since_ms)) = claim.queue_position() {
+                pool.wait_queue.record_served(from.now_ms);
+                pool.metrics.wait_seconds.record(from.now_ms.saturating_sub(since_ms));
+            }
+        }
+        replies.address(reply, claim.reply, std::mem::take(&mut held.pending_writes));
+        self.on_held(Some(held), work);
+    }
+
+    /// Answers the duplicates that waited for a key which is held now.
+    fn on_held(&self, held: Option<HeldTransition>, work: &mut EffectQueue) {
+        for repeated in held.into_iter().flat_map(|held| held.repeated) {
+            work.push(Effect::Send(repeated.shard, Command::Reacquire(repeated.call)));
+        }
+    }
+
+    fn on_not_granted(
+        &self,
+        from: RunOrigin,
+        id: &ClaimId,
+        ticket: KeyTicket,
+        reason: NotGranted,
+        unplaced: &mut UnplacedClaims,
+        work: &mut EffectQueue,
+    ) {
+        let claim = self.keys.withdraw(id, ticket);
+        match (claim, reason) {
+            (Some(claim), NotGranted::NoCapacity) => unplaced.push(claim),
+            (Some(mut claim), NotGranted::NotPlaced(failure)) => {
+                claim.record_failure(failure);
+                unplaced.push(claim);
+            }
+            (Some(claim), NotGranted::BehindQueue) => {
+                let pool = self.pools.load().by_number(from.shard.pool).cloned();
+                match pool {
+                    Some(pool) => self.enqueue_newcomer(&pool, claim, work),
+                    None => self.reject_and_route_next(claim, RequestError::NotFound(ObjectKind::Pool), work),
+                }
+            }
+            (Some(claim), NotGranted::Rejected(rejection)) => self.reject_and_route_next(claim, rejection, work),
+            (None, _) => {}
+        }
+    }
+
+    /// Resolves an operation anew that names a claim by a handle of an earlier life of its shard.
+    fn resolve_again(&self, mut operation: HeldOperation, work: &mut EffectQueue) {
+        match self.keys.lookup(&operation.id) {
+            KeyLookup::Held { holder, pending_writes } if holder.handle.fence == operation.handle.fence => {
+                (operation.handle, operation.life) = (holder.handle, holder.life);
+                operation.pending_writes = pending_writes;
+                if let Err(error) = self.begin_resize(&operation) {
+                    operation.reply.send(Err(error));
+                    return;
+                }
+                work.push(Effect::Send(holder.shard, Command::Operation(operation)));
+            }
+            // What the store has says that the claim ended, or never was.
+            _ => drop(operation.reply.send(Err(RequestError::NotFound(ObjectKind::Claim)))),
+        }
+    }
+
+    /// Charges what the claim may come to hold, if the operation changes its resources.
+    ///
+    /// # Errors
+    /// The tenant's quota does not allow it.
+    pub fn begin_resize(&self, operation: &HeldOperation) -> Result<(), RequestError> {
+        let HeldVerb::Resize(resources) = &operation.verb else { return Ok(()) };
+        let spec = ClaimSpec { resources: (**resources).clone(), ..ClaimSpec::default() };
+        let fence: Fence = operation.handle.fence;
+        self.keys
+            .begin_resize(&operation.id, fence, &spec)
+            .map_err(|exceeded| RequestError::Exhausted(ExhaustionReason::Quota(exceeded)))
+    }
+}

@@ -1,0 +1,293 @@
+//! Events that a run reports to the layer above, once, at its end: after its rows were handed over and its bounds published,
+//! before its replies leave.
+//!
+//! A shard never calls the layer above in the middle of a run. It decides its commands, notes an event for each
+//! decision that concerns a key, a tenant or the wait queue, and hands them to its [`ShardSink`] together. A reply that
+//! depends on what is above (the address of the caller, the records of other shards that it must wait for) is prepared
+//! by the run and completed by the sink through [`RunReplies`].
+
+use std::sync::Arc;
+
+use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
+use super::command::HeldOperation;
+use super::reply::ReplySender;
+use super::runner::PendingReply;
+use crate::engine::{ClaimGrant, ClaimHandle, PlacementFailure, ReservationId};
+use crate::model::request_error::RequestError;
+use crate::model::{ClaimId, ClaimSpec, Fence, Millis, Seq};
+
+/// Position of a reply among those that a run has prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplyIndex(pub(super) u32);
+
+/// Number of the life of a shard: it grows with each restart, and handles of an earlier life mean nothing in a later.
+pub type ShardLife = u32;
+
+/// Reason for which a shard did not grant a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotGranted {
+    /// No worker is free.
+    NoCapacity,
+    /// No worker meets the claim's constraints.
+    NotPlaced(PlacementFailure),
+    /// Claims that wait may rank before this one, and must be tried first.
+    BehindQueue,
+    /// The shard accepts no such claim at present, or never does.
+    Rejected(RequestError),
+}
+
+/// Kind of a grant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantKind {
+    /// Claim that holds its key from now on.
+    Claim,
+    /// Provisional member of a gang, whose key stays pending.
+    Provisional,
+}
+
+/// Decision of a run that concerns the layer above.
+#[derive(Debug)]
+pub enum ShardEvent {
+    /// A claim was granted. Its prepared reply needs the address of the caller.
+    Granted {
+        /// Whether the key becomes held, or stays pending for the gang of the claim.
+        kind: GrantKind,
+        /// Key of the claim.
+        id: ClaimId,
+        /// Ticket of the attempt.
+        ticket: KeyTicket,
+        /// Handle of the claim in this life of the shard.
+        handle: ClaimHandle,
+        /// Part of the request that is kept with the claim.
+        spec: Option<Arc<ClaimSpec>>,
+        /// Reply that the run prepared.
+        reply: ReplyIndex,
+    },
+    /// A claim was not granted.
+    NotGranted {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Ticket of the attempt.
+        ticket: KeyTicket,
+        /// Why it was not granted.
+        reason: NotGranted,
+    },
+    /// The shard does not have the reservation any more that a claim named.
+    ReservationLost {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Ticket of the attempt.
+        ticket: KeyTicket,
+    },
+    /// A repeated claim was answered with the claim that holds the key, or rejected.
+    Reacquired {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Number of the repeated claim among those of its key.
+        number: u64,
+        /// Reply that the run prepared.
+        reply: ReplyIndex,
+    },
+    /// A repeated claim was not answered.
+    NotReacquired {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Number of the repeated claim among those of its key.
+        number: u64,
+        /// Why it was not decided; `None` if the claim that it found is gone.
+        rejection: Option<RequestError>,
+    },
+    /// A claim ended, for whatever reason.
+    Ended {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Fence of the claim.
+        fence: Fence,
+        /// Record of the end that the store lacks, if it keeps any.
+        write: Option<PendingWrite>,
+        /// Prepared reply to the request that ended it.
+        reply: Option<ReplyIndex>,
+    },
+    /// A claim ended without its holder, whose last state is shown for a while.
+    EndRetained {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Last state of its grant.
+        grant: ClaimGrant,
+    },
+    /// A lost claim that a worker reported was adopted.
+    Adopted {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Ticket under which the key was reserved.
+        ticket: KeyTicket,
+        /// Handle of the claim in this life of the shard.
+        handle: ClaimHandle,
+        /// Part of the request that is kept with the claim.
+        spec: Option<Arc<ClaimSpec>>,
+    },
+    /// The keys that a worker's report had reserved are decided: those that were not adopted are vacant again.
+    ReportDecided {
+        /// Keys with the tickets that the report had.
+        tickets: Vec<(ClaimId, KeyTicket)>,
+    },
+    /// A worker runs a claim whose predecessor this process still holds: the predecessor must be relinquished.
+    PredecessorHeld {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Fence of the claim that the worker runs.
+        fence: Fence,
+    },
+    /// A member of a gang became an ordinary claim.
+    Committed {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Ticket of the pending key.
+        ticket: KeyTicket,
+        /// Handle of the claim in this life of the shard.
+        handle: ClaimHandle,
+        /// Part of the request that is kept with the claim.
+        spec: Option<Arc<ClaimSpec>>,
+        /// Prepared reply to the gang, once there is one.
+        reply: Option<ReplyIndex>,
+    },
+    /// A request to change a claim's resources was decided.
+    Resized {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Fence of the claim.
+        fence: Fence,
+        /// Part of the request that the claim has from now on, or had all along.
+        spec: Option<Arc<ClaimSpec>>,
+    },
+    /// A reply shows a claim: a durable one waits for what the store lacks about its key.
+    Shown {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Reply that the run prepared.
+        reply: ReplyIndex,
+    },
+    /// The store has the record of a claim's end.
+    EndStored {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Sequence number of the record.
+        seq: Seq,
+    },
+    /// A request to change a claim's resources was not decided.
+    ResizeRejected {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Fence of the claim.
+        fence: Fence,
+    },
+    /// A request to reserve a worker was decided.
+    ReservationDecided {
+        /// Id of the reservation.
+        id: ReservationId,
+        /// Whether a worker is reserved.
+        outcome: ReservationOutcome,
+    },
+    /// Capacity may have become free, and claims wait.
+    CapacityFreed,
+    /// A claim that waits is to be tried.
+    QueuePending,
+    /// An operation names a claim by a handle of an earlier life: it was not decided.
+    Stale(HeldOperation),
+    /// A claim of an earlier life is to be rolled back.
+    StaleRollback {
+        /// Key of the claim.
+        id: ClaimId,
+        /// Fence of the claim.
+        fence: Fence,
+    },
+}
+
+/// Result of a request to reserve a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReservationOutcome {
+    /// A worker is reserved.
+    Reserved,
+    /// No worker of the shard qualifies.
+    NoWorker,
+}
+
+/// Layer above the shards, as far as they know it.
+pub trait ShardSink: Sized + Send + Sync + 'static {
+    /// Effects that are worked off by whoever started the run.
+    type Work: Default + Send;
+
+    /// Takes the events of a run, completes its replies, and adds what must be done to `work`.
+    fn deliver(
+        &self,
+        from: RunOrigin,
+        events: &mut Vec<ShardEvent>,
+        replies: &mut RunReplies<'_>,
+        work: &mut Self::Work,
+    );
+
+    /// Works off effects until none is left.
+    fn carry_out(&self, work: &mut Self::Work);
+}
+
+/// Run that delivers events.
+#[derive(Debug, Clone, Copy)]
+pub struct RunOrigin {
+    /// Shard that made the run.
+    pub shard: ShardRef,
+    /// Life of the shard.
+    pub life: ShardLife,
+    /// Engine time of the run.
+    pub now_ms: Millis,
+}
+
+/// Request whose decision the layer above waits for, and which no shard will decide: its shard panicked or stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UndecidedClaim {
+    /// New claim, or member of a gang, with its ticket.
+    Ticket(ClaimId, KeyTicket),
+    /// Key that was reserved for a claim which a worker reported, with its ticket.
+    Report(ClaimId, KeyTicket),
+    /// Request to change the resources of the claim with this fence.
+    Resize(ClaimId, Fence),
+    /// Repeated claim, with its number among those of its key.
+    Repeated(ClaimId, u64),
+    /// Request to reserve a worker.
+    Reservation(ReservationId),
+}
+
+impl UndecidedClaim {
+    /// Event that rejects the claim.
+    pub(super) fn reject(self, rejection: RequestError) -> ShardEvent {
+        match self {
+            Self::Ticket(id, ticket) => ShardEvent::NotGranted { id, ticket, reason: NotGranted::Rejected(rejection) },
+            Self::Repeated(id, number) => ShardEvent::NotReacquired { id, number, rejection: Some(rejection) },
+            Self::Reservation(id) => ShardEvent::ReservationDecided { id, outcome: ReservationOutcome::NoWorker },
+            Self::Resize(id, fence) => ShardEvent::ResizeRejected { id, fence },
+            Self::Report(id, ticket) => ShardEvent::ReportDecided { tickets: vec![(id, ticket)] },
+        }
+    }
+}
+
+/// Replies that a run has prepared, for the sink to complete.
+pub struct RunReplies<'r>(&'r mut [PendingReply]);
+
+impl<'r> RunReplies<'r> {
+    pub(super) fn new(replies: &'r mut [PendingReply]) -> Self {
+        Self(replies)
+    }
+
+    /// Sets the caller of a reply and the records that a durable reply waits for besides that of its shard. A reply
+    /// without a caller is discarded, and what it granted is rolled back.
+    pub fn address(&mut self, reply: ReplyIndex, caller: ReplySender, writes: PendingWrites) {
+        let reply = &mut self.0[reply.0 as usize];
+        assert!(reply.sender.is_none(), "R1: a reply has one caller");
+        reply.sender = Some(caller);
+        reply.wait_for(writes);
+    }
+
+    /// Adds records that a durable reply waits for.
+    pub fn wait_for(&mut self, reply: ReplyIndex, writes: PendingWrites) {
+        self.0[reply.0 as usize].wait_for(writes);
+    }
+}
