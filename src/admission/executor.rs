@@ -46,8 +46,8 @@ impl ClaimDispatcher {
             true => handle.post(command),
             false => handle.push_into(command, work),
         };
-        if let Err((command, reason)) = pushed {
-            self.not_asked(shard, command, reason, work);
+        if let Err(rejected) = pushed {
+            self.not_asked(shard, rejected.command, rejected.reason, work);
         }
     }
 

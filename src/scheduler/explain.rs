@@ -59,8 +59,8 @@ async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPr
             from_ordinal: None,
         };
         let (reply, answer) = ReplySender::oneshot();
-        if let Err((_, reason)) = pool.shards[shard as usize].push(Command::Explain(query, reply)) {
-            item.unreachable = Some(reason);
+        if let Err(rejected) = pool.shards[shard as usize].push(Command::Explain(query, reply)) {
+            item.unreachable = Some(rejected.reason);
             continue;
         }
         match recv_outcome(answer).await? {

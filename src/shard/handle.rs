@@ -67,6 +67,22 @@ pub(super) enum RunEnd {
 /// Reason why a command was refused.
 pub type PushRejection = UnavailableReason;
 
+/// Command that a shard did not take.
+#[derive(Debug)]
+pub struct RejectedCommand {
+    /// Command as it was pushed.
+    pub command: Command,
+    /// Reason of the rejection.
+    pub reason: PushRejection,
+}
+
+impl RejectedCommand {
+    /// Boxed, because it is rare and larger than what a push returns otherwise.
+    fn new(command: Command, reason: PushRejection) -> Box<Self> {
+        Box::new(Self { command, reason })
+    }
+}
+
 /// Handle of a shard, shared by all callers.
 pub struct ShardHandle<S: ShardSink> {
     /// Pool number and index of the shard.
@@ -171,7 +187,7 @@ impl<S: ShardSink> ShardHandle<S> {
     ///
     /// # Errors
     /// Fails like [`Self::push_into`].
-    pub fn push(&self, command: Command) -> Result<(), (Command, PushRejection)> {
+    pub fn push(&self, command: Command) -> Result<(), Box<RejectedCommand>> {
         let mut work = S::Work::default();
         let pushed = self.push_into(command, &mut work);
         self.carry_out(&mut work);
@@ -183,7 +199,7 @@ impl<S: ShardSink> ShardHandle<S> {
     ///
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
-    pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), (Command, PushRejection)> {
+    pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
         self.enqueue(command, if self.should_batch() { RunMode::Actor } else { RunMode::Inline }, work)
     }
 
@@ -207,16 +223,16 @@ impl<S: ShardSink> ShardHandle<S> {
     ///
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
-    pub fn post(&self, command: Command) -> Result<(), (Command, PushRejection)> {
+    pub fn post(&self, command: Command) -> Result<(), Box<RejectedCommand>> {
         let mut work = S::Work::default();
         let posted = self.enqueue(command, RunMode::Actor, &mut work);
         self.carry_out(&mut work);
         posted
     }
 
-    fn enqueue(&self, command: Command, mode: RunMode, work: &mut S::Work) -> Result<(), (Command, PushRejection)> {
+    fn enqueue(&self, command: Command, mode: RunMode, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
         if self.state() != ShardState::Serving {
-            return Err((command, self.unavailable_reason()));
+            return Err(RejectedCommand::new(command, self.unavailable_reason()));
         }
         let inline = mode == RunMode::Inline;
         if inline && self.schedule.wake_needed() {
@@ -224,7 +240,7 @@ impl<S: ShardSink> ShardHandle<S> {
         } else {
             if let Err(command) = self.mailbox.push(command) {
                 self.metrics.queue_rejections.increment(1);
-                return Err((command, UnavailableReason::Overloaded));
+                return Err(RejectedCommand::new(command, UnavailableReason::Overloaded));
             }
             if self.schedule.wake_needed() {
                 if inline { self.run_inline(None, work) } else { self.wake_actor() }
@@ -246,8 +262,8 @@ impl<S: ShardSink> ShardHandle<S> {
 
     /// Pushes a command, or rejects it. What that causes is added to `work`.
     pub fn push_or_reject_into(&self, command: Command, work: &mut S::Work) {
-        if let Err((command, reason)) = self.push_into(command, work) {
-            self.reject(command, &RequestError::Unavailable(reason), work);
+        if let Err(rejected) = self.push_into(command, work) {
+            self.reject(rejected.command, &RequestError::Unavailable(rejected.reason), work);
         }
     }
 

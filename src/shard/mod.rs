@@ -37,7 +37,7 @@ pub use event::{
     GrantKind, NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink,
     UndecidedClaim,
 };
-pub use handle::{PushRejection, ShardHandle};
+pub use handle::{PushRejection, RejectedCommand, ShardHandle};
 pub use paused_shard::PausedShard;
 pub use pool_context::{PoolContext, QueueState};
 pub use reply::{

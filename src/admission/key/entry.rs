@@ -81,6 +81,10 @@ pub(super) enum PendingStage {
 #[allow(clippy::box_collection, reason = "8 bytes an entry instead of 32")]
 pub(super) type WaitingDuplicates = Option<Box<VecDeque<Box<PendingClaim>>>>;
 
+/// Repeated claims that wait for an answer of the holder's shard, by number. Boxed like [`WaitingDuplicates`].
+#[allow(clippy::box_collection, reason = "8 bytes an entry instead of 32")]
+pub(super) type RepeatedClaims = Option<Box<VecDeque<(u64, Box<PendingClaim>)>>>;
+
 /// Key that a claim holds.
 #[derive(Debug)]
 pub(super) struct HeldKey {
@@ -88,8 +92,7 @@ pub(super) struct HeldKey {
     pub pending_writes: PendingWrites,
     pub charge: QuotaLease,
     /// Repeated claims that the holder's shard has not answered, each with its number.
-    #[allow(clippy::box_collection, reason = "8 bytes an entry instead of 32")]
-    pub repeated: Option<Box<VecDeque<(u64, Box<PendingClaim>)>>>,
+    pub repeated: RepeatedClaims,
 }
 
 impl PendingKey {
