@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use hotpool::admission::queue::{QueuedClaim, WaitState};
-use hotpool::admission::tenant::TenantRegistry;
+use hotpool::admission::tenant::TenantDirectory;
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
@@ -224,7 +224,7 @@ async fn deadline() {
 fn quota() {
     const ROUNDS: u32 = 5_000_000;
     let id = ClaimId::new("bench", "default", "key").expect("a name");
-    let tenants = TenantRegistry::default();
+    let tenants = TenantDirectory::default();
     for quota in [None, Some(Quota { claims: Some(1_000), cpu_milli: Some(1_000), ..Quota::default() })] {
         let named = if quota.is_some() { "with a quota" } else { "without a quota" };
         tenants.set_quota("bench/default", quota);

@@ -33,7 +33,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
         ],
     ),
     ("tokio::time", TIMERS),
-    ("use dashmap", &["src/admission/key/", "src/persist/journal/mod.rs", "src/admission/tenant/mod.rs"]),
+    ("use dashmap", &["src/admission/key/", "src/persist/journal/mod.rs", "src/admission/tenant/directory.rs"]),
     ("api::http", &["src/api/http/"]),
     ("use axum", &["src/api/http/"]),
     ("use tonic", &["src/api/grpc/", "src/load/grpc"]),

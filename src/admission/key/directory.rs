@@ -16,7 +16,7 @@ use super::adoption::AdoptionWindow;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage};
 use super::{PendingClaim, PrehashedHasher};
 use crate::admission::queue::QueuedClaim;
-use crate::admission::tenant::{QuotaLease, TenantRegistry};
+use crate::admission::tenant::{QuotaLease, TenantDirectory};
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
 use crate::shard::{KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardRef};
 
@@ -72,7 +72,7 @@ const MAP_SHARDS: usize = 1024;
 pub struct KeyDirectory {
     pub(super) map: DashMap<ClaimId, KeyEntry, BuildHasherDefault<PrehashedHasher>>,
     /// Quotas and usage of all tenants.
-    pub tenants: TenantRegistry,
+    pub tenants: TenantDirectory,
     /// Keys that a lost claim may still readopt.
     pub adoption: AdoptionWindow,
 }
@@ -80,7 +80,7 @@ pub struct KeyDirectory {
 impl Default for KeyDirectory {
     fn default() -> Self {
         let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), MAP_SHARDS);
-        Self { map, tenants: TenantRegistry::default(), adoption: AdoptionWindow::default() }
+        Self { map, tenants: TenantDirectory::default(), adoption: AdoptionWindow::default() }
     }
 }
 
