@@ -15,6 +15,8 @@ mod gangs;
 #[allow(dead_code, reason = "shared with the cases, which use all of it")]
 #[path = "behavior/gated_store.rs"]
 mod gated_store;
+#[path = "redis/hash_slots.rs"]
+mod hash_slots;
 #[path = "behavior/inspect.rs"]
 mod inspect;
 #[path = "behavior/journal.rs"]

@@ -5,6 +5,7 @@ mod claim;
 pub mod claim_request;
 mod demand;
 mod explain;
+pub mod hash_slot;
 pub mod label_selector;
 mod names;
 mod pool;

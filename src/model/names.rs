@@ -175,6 +175,9 @@ impl fmt::Debug for WorkerId {
     }
 }
 
+/// Tenant of a claim that names none.
+pub const DEFAULT_TENANT: &str = "default";
+
 /// Number of length bytes before the text of a [`ClaimId`].
 const LENGTHS: usize = 2;
 
@@ -248,6 +251,12 @@ impl ClaimId {
     #[must_use]
     pub fn key(&self) -> &str {
         self.part(self.ends().1 + 1, self.text.len())
+    }
+
+    /// Key with its tenant, as `tenant/key`.
+    #[must_use]
+    pub fn tenant_and_key(&self) -> &str {
+        self.part(self.ends().0 + 1, self.text.len())
     }
 
     /// Owner of the claim, as `namespace/tenant`.

@@ -4,6 +4,7 @@ pub mod adoption;
 mod directory;
 pub mod ended_claims;
 mod entry;
+pub mod partition;
 mod pending_claim;
 mod prehashed;
 mod rebuild;

@@ -20,8 +20,7 @@ pub(in crate::api) use parse_errors::truncate;
 pub(in crate::api) use pools::*;
 pub(in crate::api) use workers::*;
 
-/// Tenant of a request that names none.
-pub(in crate::api) const DEFAULT_TENANT: &str = "default";
+pub(in crate::api) use crate::model::DEFAULT_TENANT;
 
 /// Text that borrows from the body unless it holds an escape.
 #[derive(Deserialize, Default)]

@@ -11,9 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::ShardKey;
 use crate::limits::SHARDS_MAX;
-
-/// Number of slots of a Redis Cluster.
-pub(super) const SLOTS: u16 = 16_384;
+use crate::model::hash_slot::{SLOTS, slot_of};
 
 const _: () = assert!(SHARDS_MAX == 1 << 10, "the shards' bits are reversed as ten");
 
@@ -22,11 +20,6 @@ pub(super) fn slot(key: ShardKey) -> u16 {
     let start = xxh3_64(&key.pool.to_le_bytes()) % u64::from(SLOTS);
     let offset = (key.shard.reverse_bits() >> 6) * (SLOTS >> 10);
     ((start + u64::from(offset)) % u64::from(SLOTS)) as u16
-}
-
-/// Slot of a tag: CRC16 (XMODEM) modulo the number of slots, as Redis Cluster specifies.
-fn slot_of(tag: &str) -> u16 {
-    crc16::State::<crc16::XMODEM>::calculate(tag.as_bytes()) % SLOTS
 }
 
 fn tag_number(number: u32) -> String {
@@ -48,7 +41,7 @@ pub(super) fn tag(slot: u16) -> String {
         let mut tags = vec![u32::MAX; usize::from(SLOTS)];
         let mut missing = tags.len();
         for number in 0.. {
-            let tag = &mut tags[usize::from(slot_of(&tag_number(number)))];
+            let tag = &mut tags[usize::from(slot_of(tag_number(number).as_bytes()))];
             if *tag == u32::MAX {
                 *tag = number;
                 missing -= 1;
@@ -81,11 +74,10 @@ mod tests {
     #[test]
     fn tags_hash_to_their_slots_and_never_change() {
         for slot in 0..SLOTS {
-            assert_eq!(slot_of(&tag(slot)), slot);
+            assert_eq!(slot_of(tag(slot).as_bytes()), slot);
         }
         // A change of these would lose sight of every record that is stored.
         assert_eq!(sides("hotpool", ShardKey { pool: 7, shard: 3 }), PINNED);
-        assert_eq!(slot_of("123456789"), 0x31c3 % SLOTS, "the check value of the cluster's specification");
     }
 
     const PINNED: [&str; 2] = ["hotpool:{jw81}:7.3:a", "hotpool:{jw81}:7.3:b"];

@@ -18,10 +18,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value, cmd};
 
 use super::connect::{RedisConnector, ServerFault};
-use super::keys::SLOTS;
 use super::library::LIBRARY;
 use super::url::{RedisTopology, ServerAddress};
 use crate::metrics::{NodeMetrics, metrics};
+use crate::model::hash_slot::SLOTS;
 
 /// Maximum number of redirections of a call before it fails.
 const REDIRECTS_MAX: usize = 6;
