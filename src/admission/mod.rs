@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod effect;
 mod executor;
+pub mod ids;
 pub mod key;
 pub mod plan;
 pub mod pool_registry;
