@@ -6,6 +6,7 @@ pub mod effect;
 mod executor;
 pub mod ids;
 pub mod key;
+pub mod lock_order;
 pub mod plan;
 pub mod pool_registry;
 pub mod queue;

@@ -26,6 +26,7 @@ use crossbeam::queue::SegQueue;
 pub use self::account::TenantAccount;
 pub use self::directory::TenantDirectory;
 pub use self::lease::QuotaLease;
+use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::queue::WaitQueue;
 use crate::model::ResourceUsage;
 
@@ -48,6 +49,7 @@ pub struct Tenant {
 impl Tenant {
     /// Reads or changes the account under its lock, the last in the order of locks: `step` takes no other.
     fn with_account<T>(&self, step: impl FnOnce(&mut TenantAccount) -> T) -> T {
+        let _held = lock_order::acquire(LockLevel::TenantAccount);
         step(&mut self.account.lock())
     }
 
