@@ -125,14 +125,16 @@ mod tests {
     }
 
     #[test]
-    fn instances_that_alternate_on_a_thread_repeat_nothing_of_their_own() {
-        let instances = [Ids::default(), Ids::default()];
-        let mut tickets = [BTreeSet::new(), BTreeSet::new()];
+    fn instances_that_alternate_on_a_thread_repeat_no_ticket_of_their_own() {
+        let [a, b] = [Ids::default(), Ids::default()];
+        let (mut of_a, mut of_b) = (BTreeSet::new(), BTreeSet::new());
         for _ in 0..1_000 {
-            for (ids, tickets) in instances.iter().zip(&mut tickets) {
-                assert!(tickets.insert(ids.next_ticket()) && tickets.insert(ids.next_ticket()));
-            }
+            assert!(of_a.insert(a.next_ticket()) && of_b.insert(b.next_ticket()));
         }
+        // Had the thread drawn for one instance from the range of the other, the next thread that takes a range of its
+        // own would repeat it.
+        let mut draw = || (0..1_000).for_each(|_| assert!(of_b.insert(b.next_ticket())));
+        std::thread::scope(|scope| scope.spawn(&mut draw).join().unwrap());
     }
 
     #[test]
