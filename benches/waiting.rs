@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use hotpool::admission::key::PendingClaim;
 use hotpool::admission::queue::{QueuedClaim, WaitState};
 use hotpool::admission::tenant::TenantDirectory;
 use hotpool::clock::Clock;
@@ -19,7 +20,7 @@ use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
-use hotpool::shard::{PendingClaim, ShardOutcome};
+use hotpool::shard::ShardOutcome;
 use plotters::prelude::*;
 use tokio::sync::mpsc;
 
