@@ -14,7 +14,7 @@ use crate::model::{
     AckLevel, ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements,
 };
 use crate::shard::{
-    ClaimAnswer, Command, HeldOperation, HeldVerb, PendingWrites, ReplyBatch, ReplyPayload, ReplySender, ShardRef,
+    ClaimAnswer, ClaimReply, Command, HeldOperation, HeldVerb, PendingWrites, ReplyBatch, ReplySender, ShardRef,
 };
 
 impl Scheduler {
@@ -205,7 +205,7 @@ impl Scheduler {
         for (id, fence, reply) in others {
             let released = self.release_held(&id, fence).await;
             reply.send(released.and_then(|held| {
-                if held { Ok(ReplyPayload::Done) } else { Err(RequestError::NotFound(ObjectKind::Claim)) }
+                if held { Ok(ClaimReply::Released) } else { Err(RequestError::NotFound(ObjectKind::Claim)) }
             }));
         }
         let released = |outcome| match outcome {
@@ -230,9 +230,8 @@ impl Scheduler {
 
     /// Sends an operation to the shard that holds the key, and returns the claim.
     async fn view_held(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<ClaimView, RequestError> {
-        let (payload, holder) = self.ask_holder(id, fence, verb).await??;
-        let ReplyPayload::Claim(answer) = payload else { return Err(RequestError::NotFound(ObjectKind::Claim)) };
-        self.view_in(id, holder.shard.pool, answer)
+        let (reply, holder) = self.ask_holder(id, fence, verb).await??;
+        self.view_in(id, holder.shard.pool, reply.into_claim()?)
     }
 
     /// View of a claim that is held in the pool with this number.
@@ -249,7 +248,7 @@ impl Scheduler {
         id: &ClaimId,
         fence: Option<Fence>,
         verb: HeldVerb,
-    ) -> Result<Result<(ReplyPayload, KeyHolder), RequestError>, RequestError> {
+    ) -> Result<Result<(ClaimReply, KeyHolder), RequestError>, RequestError> {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
         let mut found = self.dispatch().keys.lookup(id);
@@ -281,7 +280,7 @@ impl Scheduler {
             shard_handle.push_or_reject(Command::Operation(operation));
         }
         match recv_outcome(answer).await {
-            Ok(payload) => Ok(Ok((payload, holder))),
+            Ok(reply) => Ok(Ok((reply, holder))),
             Err(error @ RequestError::NotFound(_)) => Ok(Err(error)),
             Err(error) => Err(error),
         }

@@ -15,7 +15,7 @@ use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis};
-use crate::shard::{BatchAnswers, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardSet};
+use crate::shard::{BatchAnswers, ClaimReply, ReplyBatch, ReplySender, ShardOutcome, ShardSet};
 
 impl Scheduler {
     /// Claims a worker for a key, or returns the claim that holds the key already.
@@ -140,9 +140,9 @@ impl Scheduler {
         &self,
         id: &ClaimId,
         pools: &PoolChoice,
-        payload: ReplyPayload,
+        reply: ClaimReply,
     ) -> Result<ClaimResult, RequestError> {
-        let ReplyPayload::Claim(answer) = payload else { unreachable!("a claim is answered with a claim") };
+        let answer = reply.into_claim()?;
         let created = answer.created;
         let claim = match pools {
             PoolChoice::One(pool) => claim_view(id, pool, answer),
@@ -189,7 +189,7 @@ impl ClaimCall<'_> {
     pub async fn result(mut self) -> Result<ClaimResult, RequestError> {
         let outcome = recv_outcome(&mut self.answer).await;
         self.answered = true;
-        let result = outcome.and_then(|payload| self.scheduler.claim_result(&self.id, &self.pools, payload));
+        let result = outcome.and_then(|reply| self.scheduler.claim_result(&self.id, &self.pools, reply));
         self.scheduler.count_claim(&self.pools, &result);
         result
     }
@@ -231,13 +231,13 @@ impl BatchCall<'_> {
         let dispatch = self.scheduler.dispatch();
         let mut sent = dispatch.begin_reply(self.started_ms);
         for (item, outcome) in self.items.iter().zip(&mut outcomes) {
-            if let Ok(ReplyPayload::Claim(answer)) = outcome {
+            if let Ok(ClaimReply::Claim(answer)) = outcome {
                 dispatch.set_first_deadline(&mut sent, &item.id, answer);
             }
         }
         dispatch.notify_reply_sent(sent);
         let result = |(BatchItem { id, pools, .. }, outcome): (BatchItem, ShardOutcome)| {
-            let result = outcome.and_then(|payload| self.scheduler.claim_result(&id, &pools, payload));
+            let result = outcome.and_then(|reply| self.scheduler.claim_result(&id, &pools, reply));
             self.scheduler.count_claim(&pools, &result);
             result
         };

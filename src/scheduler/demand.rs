@@ -1,12 +1,13 @@
 //! Demand of a pool, for controllers that add and remove workers.
 
 use futures::future::join_all;
+use tokio::sync::oneshot;
 
 use super::{Scheduler, recv_outcome};
 use crate::limits;
 use crate::model::request_error::RequestError;
 use crate::model::{IdleWorker, PoolDemand, PoolMode, PoolName, claims_per_worker};
-use crate::shard::{Command, ReplyPayload, ReplySender};
+use crate::shard::Command;
 
 impl Scheduler {
     /// Claims that wait for a pool, grouped by what they request, and idle workers that could be removed. Walks the
@@ -52,12 +53,9 @@ impl Scheduler {
 
     async fn idle_longest(&self, pool: &crate::admission::pool_registry::Pool) -> Vec<IdleWorker> {
         let shards = join_all(pool.shards.iter().map(|handle| async move {
-            let (reply, answer) = ReplySender::oneshot();
+            let (reply, answer) = oneshot::channel();
             handle.push_or_reject(Command::IdleLongest(limits::DEMAND_SHAPES_MAX, reply));
-            match recv_outcome(answer).await {
-                Ok(ReplyPayload::Idle(workers)) => workers,
-                _ => Vec::new(),
-            }
+            recv_outcome(answer).await.unwrap_or_default()
         }));
         let mut all: Vec<(bool, usize, IdleWorker)> = Vec::new();
         for workers in shards.await {

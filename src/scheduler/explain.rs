@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
+use tokio::sync::oneshot;
 
 use super::{Scheduler, recv_outcome};
 use crate::admission::dispatch::next_shard;
@@ -11,7 +12,7 @@ use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::{Pool, PoolMap, ShardHandle};
 use crate::model::request_error::{ExhaustionReason, RequestError};
 use crate::model::{ClaimExplanation, ClaimRequest, Millis, PlacementPreview, PoolSurvey, WorkerSurvey};
-use crate::shard::{Command, ExplainQuery, ReplyPayload, ReplySender};
+use crate::shard::{Command, PreviewQuery, ReplySender, SurveyQuery, SurveySlice};
 
 impl Scheduler {
     /// Explains what would happen to a claim now: the worker that it would get or the reason of its rejection, and for
@@ -51,25 +52,24 @@ async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPr
             return Err(item.rejection(pools));
         };
         item.tried_shards.insert(shard);
-        let query = ExplainQuery {
+        let query = PreviewQuery {
             constraints: item.constraints().cloned(),
             affinity: item.affinity,
             duration_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
             ack: item.ack,
-            from_ordinal: None,
         };
-        let (reply, answer) = ReplySender::oneshot();
-        if let Err(rejected) = pool.shards[shard as usize].push(Command::Explain(query, reply)) {
+        let (reply, answer) = oneshot::channel();
+        if let Err(rejected) = pool.shards[shard as usize].push(Command::Preview(query, reply)) {
             item.unreachable = Some(rejected.reason);
             continue;
         }
         match recv_outcome(answer).await? {
-            ReplyPayload::WouldTake(Ok(worker)) => {
+            Ok(worker) => {
                 let node = worker.spec.node.as_deref().map(Into::into);
                 return Ok(PlacementPreview { pool: pool.name.clone(), worker: worker.spec.id.clone(), node });
             }
-            ReplyPayload::WouldTake(Err(Some(reason))) => item.record_failure(reason),
-            _ => {}
+            Err(Some(reason)) => item.record_failure(reason),
+            Err(None) => {}
         }
     }
 }
@@ -77,12 +77,10 @@ async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPr
 /// Surveys all workers of a pool.
 async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis>) -> PoolSurvey {
     let spec = pool.spec.load();
-    let query = ExplainQuery {
+    let query = SurveyQuery {
         constraints: item.accepts(),
-        affinity: item.affinity,
         duration_ms: spec.needs_ms(reserve_ms.unwrap_or(spec.reserve_ms), item.ttl_ms),
-        ack: item.ack,
-        from_ordinal: Some(0),
+        from_ordinal: 0,
     };
     let shards = join_all(pool.shards.iter().map(|handle| survey_shard(handle, query.clone()))).await;
     let mut total = PoolSurvey { pool: pool.name.clone(), silent_shards: 0, survey: WorkerSurvey::default() };
@@ -96,14 +94,16 @@ async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis
 }
 
 /// Surveys the workers of a shard, slice by slice. Returns `None` if the shard did not answer.
-async fn survey_shard(handle: &ShardHandle, mut query: ExplainQuery) -> Option<WorkerSurvey> {
+async fn survey_shard(handle: &ShardHandle, mut query: SurveyQuery) -> Option<WorkerSurvey> {
     let mut total = WorkerSurvey::default();
-    while query.from_ordinal.is_some() {
-        let (reply, answer) = ReplySender::oneshot();
-        handle.push_or_reject(Command::Explain(query.clone(), reply));
-        let Ok(ReplyPayload::Survey(survey, next)) = recv_outcome(answer).await else { return None };
-        total.merge(*survey);
-        query.from_ordinal = next;
+    loop {
+        let (reply, answer) = oneshot::channel();
+        handle.push_or_reject(Command::Survey(query.clone(), reply));
+        let SurveySlice { survey, next } = recv_outcome(answer).await.ok()?;
+        total.merge(survey);
+        match next {
+            Some(next) => query.from_ordinal = next,
+            None => return Some(total),
+        }
     }
-    Some(total)
 }

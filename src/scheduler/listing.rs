@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
 use crate::admission::pool_registry::Pool;
@@ -10,7 +12,7 @@ use crate::engine::ListingSlice;
 use crate::limits;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimFilter, ClaimView, ListPage, PoolName, PoolStatus, WorkerId, WorkerView};
-use crate::shard::{Command, ReplyPayload, ReplySender, ShardClaimFilter};
+use crate::shard::{Command, ShardClaimFilter};
 
 impl Scheduler {
     /// Number of claims that wait for capacity in the pool; 0 if there is no such pool.
@@ -56,11 +58,9 @@ impl Scheduler {
             if (shard as usize) >= pool.shards.len() || items.len() == limit {
                 break;
             }
-            let (reply, answer) = ReplySender::oneshot();
+            let (reply, answer) = oneshot::channel();
             pool.shards[shard as usize].push_or_reject(Command::ListWorkers(from, limit - items.len(), reply));
-            let ReplyPayload::Workers(ListingSlice { rows, next }) = recv_outcome(answer).await? else {
-                unreachable!("workers are asked for")
-            };
+            let ListingSlice { rows, next } = recv_outcome(answer).await?;
             items.extend(rows.into_iter().map(|(_, worker)| self.worker_view(&pool, shard, worker)));
             (shard, from) = next.map_or((shard + 1, 0), |next| (shard, next));
         }
@@ -110,7 +110,7 @@ impl Scheduler {
                         return Ok(ListPage { items, next: Some(format!("{}:{shard}-{from}", pool.name)) });
                     }
                     slices += 1;
-                    let (reply, answer) = ReplySender::oneshot();
+                    let (reply, answer) = oneshot::channel();
                     let remaining = limit - items.len();
                     pool.shards[shard as usize].push_or_reject(Command::ListClaims(
                         from,
@@ -119,11 +119,10 @@ impl Scheduler {
                         reply,
                     ));
                     let ListingSlice { rows, next } = match recv_outcome(answer).await {
-                        Ok(ReplyPayload::Claims(slice)) => slice,
+                        Ok(slice) => slice,
                         // The claims ended with the pool.
                         Err(RequestError::NotFound(ObjectKind::Pool)) => ListingSlice { rows: Vec::new(), next: None },
                         Err(error) => return Err(error),
-                        Ok(_) => unreachable!("claims are asked for"),
                     };
                     items.extend(rows.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)));
                     if let Some(next) = next {

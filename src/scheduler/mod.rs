@@ -256,7 +256,7 @@ impl Scheduler {
         let handles = || pools.iter().flat_map(|pool| pool.shards.iter());
         for handle in handles() {
             // The reply says that the shard decided everything before it.
-            let (reply, answer) = crate::shard::ReplySender::oneshot();
+            let (reply, answer) = tokio::sync::oneshot::channel();
             if handle.push(crate::shard::Command::Seal(reply)).is_ok() {
                 let _ = answer.await;
             }
@@ -268,7 +268,7 @@ impl Scheduler {
         let flushed = dispatch.journal.wait_flushed(outboxes).await;
         for handle in handles() {
             // Once more, so that replies whose record has just been stored are sent before the actor ends.
-            let (reply, answer) = crate::shard::ReplySender::oneshot();
+            let (reply, answer) = tokio::sync::oneshot::channel();
             if handle.push(crate::shard::Command::Report(reply)).is_ok() {
                 let _ = answer.await;
             }
@@ -395,8 +395,8 @@ impl Scheduler {
 }
 
 /// Outcome of one call; unknown if its shard did not keep the reply.
-async fn recv_outcome(
-    answer: impl Future<Output = Result<crate::shard::ShardOutcome, tokio::sync::oneshot::error::RecvError>>,
-) -> crate::shard::ShardOutcome {
+async fn recv_outcome<T>(
+    answer: impl Future<Output = Result<Result<T, RequestError>, tokio::sync::oneshot::error::RecvError>>,
+) -> Result<T, RequestError> {
     answer.await.unwrap_or(Err(RequestError::DeadlineExceeded))
 }

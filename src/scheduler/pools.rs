@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
+use tokio::sync::oneshot;
 
 use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
 use super::{Scheduler, recv_outcome};
@@ -19,7 +20,7 @@ use crate::persist::catalog::{self, PoolCatalog};
 use crate::persist::row::PoolRow;
 use crate::scheduler::caller::with_current_caller;
 use crate::scheduler::recovery;
-use crate::shard::{Command, ReplyPayload, ReplySender, ShardReport};
+use crate::shard::{Command, EndedWorkers, ShardReport};
 
 /// Attempts to end the workers of a shard that is overloaded or restarting, and the pause between two.
 const END_ATTEMPTS: u32 = 20;
@@ -307,12 +308,9 @@ impl Scheduler {
     /// Collects the reports of all shards, using the handles of shards that do not answer.
     pub(super) async fn status(&self, pool: &Arc<Pool>) -> PoolStatus {
         let reports = join_all(pool.shards.iter().map(|handle| async move {
-            let (reply, answer) = ReplySender::oneshot();
+            let (reply, answer) = oneshot::channel();
             handle.push_or_reject(Command::Report(reply));
-            match recv_outcome(answer).await {
-                Ok(ReplyPayload::Report(report)) => *report,
-                _ => offline_report(handle),
-            }
+            recv_outcome(answer).await.unwrap_or_else(|_| offline_report(handle))
         }))
         .await;
         let (version, spec) = pool.versioned_spec();
@@ -384,11 +382,11 @@ fn add_accounting(status: &mut PoolStatus, report: &ShardReport) {
 async fn end_workers(handle: &ShardHandle) {
     let (mut from, mut attempts) = (0, 0);
     while attempts < END_ATTEMPTS {
-        let (reply, answer) = ReplySender::oneshot();
+        let (reply, answer) = oneshot::channel();
         handle.push_or_reject(Command::EndWorkers(from, reply));
         match answer.await {
-            Ok(Ok(ReplyPayload::Unfinished(next))) => from = next,
-            Ok(Ok(_)) => return,
+            Ok(Ok(EndedWorkers { next: Some(next) })) => from = next,
+            Ok(Ok(EndedWorkers { next: None })) => return,
             Ok(Err(RequestError::Unavailable(UnavailableReason::Overloaded | UnavailableReason::Loading))) | Err(_) => {
                 // A shard that panicked numbers its workers anew.
                 (from, attempts) = (0, attempts + 1);

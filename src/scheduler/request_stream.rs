@@ -20,10 +20,10 @@ use crate::admission::key::{KeyHolder, KeyLookup, PendingClaim};
 use crate::admission::pool_registry::ShardHandle;
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
-use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, Millis};
 use crate::shard::{
-    Command, CompletionQueue, HeldOperation, HeldVerb, PendingWrites, ReplyPayload, ReplySender, ShardOutcome, ShardRef,
+    Command, CompletionQueue, HeldOperation, HeldVerb, PendingWrites, ReplySender, ShardOutcome, ShardRef,
 };
 
 /// Completion of a request of the stream.
@@ -298,15 +298,12 @@ impl RequestStream {
         let OpenRequest { number, request, .. } = self.release_slot(slot)?;
         let completion = match request {
             InFlightRequest::Claim { id, pools, .. } => {
-                let result = outcome.and_then(|payload| self.scheduler.claim_result(&id, &pools, payload));
+                let result = outcome.and_then(|reply| self.scheduler.claim_result(&id, &pools, reply));
                 self.scheduler.count_claim(&pools, &result);
                 RequestCompletion::Claimed(result)
             }
             InFlightRequest::Held { id, pool, verb } => {
-                let view = |outcome: ShardOutcome| match outcome? {
-                    ReplyPayload::Claim(answer) => self.scheduler.view_in(&id, pool, answer),
-                    _ => Err(RequestError::NotFound(ObjectKind::Claim)),
-                };
+                let view = |outcome: ShardOutcome| self.scheduler.view_in(&id, pool, outcome?.into_claim()?);
                 match verb {
                     ClaimVerb::Release | ClaimVerb::BeginRelease => RequestCompletion::Released(match outcome {
                         Ok(_) => Ok(true),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::change_log::{self, ChangeDetails, ChangeKind, ChangeResult};
 use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
@@ -13,7 +15,7 @@ use crate::model::{
     ClearResult, HeartbeatRequest, HeartbeatResponse, PoolName, RegistrationRequest, RegistrationResponse,
     RunningClaim, WorkerCommand, WorkerId, WorkerView,
 };
-use crate::shard::{ClaimAnswer, Command, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardRef};
+use crate::shard::{ClaimAnswer, Command, CommandReply, DeletedWorker, HeartbeatReply, RegisteredWorker, ShardRef};
 
 impl Scheduler {
     /// Registers a worker, or replaces its registration.
@@ -31,11 +33,11 @@ impl Scheduler {
         let pool = self.pool(pool)?;
         let shard = worker.spec.id.shard(pool.shards.len() as u16);
         let keys = self.dispatch().report_keys(worker.claims.as_deref());
-        let (reply, answer) = ReplySender::oneshot();
+        let (reply, answer) = oneshot::channel();
         pool.shards[shard as usize].push_or_reject(Command::Register(vec![(worker, keys, reply)]));
-        let registered = self.registered(&pool, shard, recv_outcome(answer).await?);
-        self.log_registrations(&pool, std::slice::from_ref(&registered));
-        registered
+        let registered = self.registration_response(&pool, shard, recv_outcome(answer).await?);
+        self.log_registrations(&pool, 1);
+        Ok(registered)
     }
 
     /// Registers many workers in one call. Returns one result each, in order. Visits each shard once.
@@ -55,9 +57,11 @@ impl Scheduler {
         };
         let outcomes =
             ask_shards(&pool, workers, |worker| &worker.spec.id, check_registration, worker, Command::Register).await;
-        let registered: Vec<_> =
-            outcomes.into_iter().map(|(shard, outcome)| self.registered(&pool, shard, outcome?)).collect();
-        self.log_registrations(&pool, &registered);
+        let mut registered = Vec::with_capacity(outcomes.len());
+        for (shard, outcome) in outcomes {
+            registered.push(outcome.map(|worker| self.registration_response(&pool, shard, worker)));
+        }
+        self.log_registrations(&pool, registered.iter().flatten().count());
         Ok(registered)
     }
 
@@ -66,8 +70,8 @@ impl Scheduler {
     /// # Errors
     /// `NotFound` if there is no such pool or worker.
     pub async fn get_worker(&self, pool: &PoolName, id: &WorkerId) -> Result<WorkerView, RequestError> {
-        let (pool, shard, payload) = self.ask_worker_shard(pool, id, Command::GetWorker).await?;
-        self.registered(&pool, shard, payload).map(|registered| registered.worker)
+        let (pool, shard, worker) = self.ask_worker_shard(pool, id, Command::GetWorker).await?;
+        Ok(self.worker_view(&pool, shard, *worker))
     }
 
     /// Deletes a worker; its claims are lost and their keys are free.
@@ -77,7 +81,7 @@ impl Scheduler {
     pub async fn delete_worker(&self, pool: &PoolName, id: &WorkerId) -> Result<(), RequestError> {
         let mut change = self.change(ChangeKind::DeleteWorker, ChangeDetails::of_worker(pool, id));
         let deleted = self.ask_worker_shard(pool, id, Command::DeleteWorker).await;
-        if let Ok((_, _, ReplyPayload::Deleted { claims_lost })) = deleted {
+        if let Ok((_, _, DeletedWorker { claims_lost })) = deleted {
             change.details().claims_lost = Some(claims_lost);
         }
         change.outcome(ChangeResult::Done, deleted).map(drop)
@@ -100,8 +104,8 @@ impl Scheduler {
             let keys = self.dispatch().report_keys(heartbeat.claims.as_deref());
             Command::Heartbeat(vec![(id, heartbeat, keys, reply)])
         };
-        let (pool, _, payload) = self.ask_worker_shard(pool, id, command).await?;
-        Ok(heartbeat_response(&pool, payload))
+        let (pool, _, reply) = self.ask_worker_shard(pool, id, command).await?;
+        Ok(heartbeat_response(&pool, reply))
     }
 
     /// Handles many heartbeats in one call. Returns one result each, in order. Visits each shard once.
@@ -137,9 +141,9 @@ impl Scheduler {
     ) -> Result<WorkerView, RequestError> {
         let change = self.change(ChangeKind::CommandWorker(verb), ChangeDetails::of_worker(pool, id));
         let command = |id, reply| Command::CommandWorker(id, verb, reply);
-        let (pool, shard, payload) =
+        let (pool, shard, worker) =
             change.outcome(ChangeResult::Done, self.ask_worker_shard(pool, id, command).await)?;
-        self.registered(&pool, shard, payload).map(|registered| registered.worker)
+        Ok(self.worker_view(&pool, shard, *worker))
     }
 
     /// Clears suspicion from all workers of a pool. Returns how many were cleared, and how many stay suspect.
@@ -159,41 +163,39 @@ impl Scheduler {
         self.check_serving()?;
         let pool = self.pool(pool)?;
         let answers = futures::future::join_all(pool.shards.iter().map(|handle| {
-            let (reply, answer) = ReplySender::oneshot();
+            let (reply, answer) = oneshot::channel();
             handle.push_or_reject(Command::ClearWorkers(reply));
             recv_outcome(answer)
         }));
         let mut sum = ClearResult::default();
         for answer in answers.await {
-            if let ReplyPayload::Cleared(shard) = answer? {
-                sum.cleared += shard.cleared;
-                sum.suspect += shard.suspect;
-            }
+            let ClearResult { cleared, suspect } = answer?;
+            sum.cleared += cleared;
+            sum.suspect += suspect;
         }
         Ok(sum)
     }
 
-    async fn ask_worker_shard(
+    async fn ask_worker_shard<T>(
         &self,
         pool: &PoolName,
         id: &WorkerId,
-        command: impl FnOnce(WorkerId, ReplySender) -> Command,
-    ) -> Result<(Arc<Pool>, u16, ReplyPayload), RequestError> {
+        command: impl FnOnce(WorkerId, CommandReply<T>) -> Command,
+    ) -> Result<(Arc<Pool>, u16, T), RequestError> {
         self.check_serving()?;
         let pool = self.pool(pool)?;
         let shard = id.shard(pool.shards.len() as u16);
-        let (reply, answer) = ReplySender::oneshot();
+        let (reply, answer) = oneshot::channel();
         pool.shards[shard as usize].push_or_reject(command(id.clone(), reply));
-        let payload = recv_outcome(answer).await?;
-        Ok((pool, shard, payload))
+        let answer = recv_outcome(answer).await?;
+        Ok((pool, shard, answer))
     }
 
-    fn log_registrations(&self, pool: &Pool, registered: &[Result<RegistrationResponse, RequestError>]) {
+    fn log_registrations(&self, pool: &Pool, workers: usize) {
         if !change_log::are_registrations_logged() {
             return;
         }
-        let workers = registered.iter().filter(|registered| registered.is_ok()).count() as u64;
-        let details = ChangeDetails { workers: Some(workers), ..ChangeDetails::of_pool(&pool.name) };
+        let details = ChangeDetails { workers: Some(workers as u64), ..ChangeDetails::of_pool(&pool.name) };
         self.change(ChangeKind::RegisterWorkers, details).end(ChangeResult::Done);
     }
 
@@ -203,13 +205,9 @@ impl Scheduler {
         pools.get(name).filter(|pool| !pool.is_closing()).cloned().ok_or(RequestError::NotFound(ObjectKind::Pool))
     }
 
-    fn registered(&self, pool: &Pool, shard: u16, payload: ReplyPayload) -> Result<RegistrationResponse, RequestError> {
-        match payload {
-            ReplyPayload::Worker { created, worker: snapshot, revoked } => {
-                Ok(RegistrationResponse { created, worker: self.worker_view(pool, shard, *snapshot), stop: revoked })
-            }
-            _ => Err(RequestError::NotFound(ObjectKind::Worker)),
-        }
+    fn registration_response(&self, pool: &Pool, shard: u16, registered: RegisteredWorker) -> RegistrationResponse {
+        let RegisteredWorker { created, worker, revoked } = registered;
+        RegistrationResponse { created, worker: self.worker_view(pool, shard, *worker), stop: revoked }
     }
 
     /// View of a worker for callers.
@@ -235,44 +233,39 @@ impl Scheduler {
 
 /// Sends each shard one command with those of `items` that it owns and that pass `check`. Returns the shard and
 /// outcome of every item, in order.
-async fn ask_shards<T, A>(
+async fn ask_shards<T, A, R>(
     pool: &Pool,
     items: Vec<T>,
     id: impl Fn(&T) -> &WorkerId,
     check: impl Fn(&T) -> Result<(), RequestError>,
-    pair: impl Fn(T, ReplySender) -> A,
+    pair: impl Fn(T, CommandReply<R>) -> A,
     command: impl Fn(Vec<A>) -> Command,
-) -> Vec<(u16, ShardOutcome)> {
-    if items.is_empty() {
-        return Vec::new();
-    }
-    let (batch, answers) = ReplyBatch::new(items.len());
+) -> Vec<(u16, Result<R, RequestError>)> {
     let mut groups: Vec<Vec<A>> = pool.shards.iter().map(|_| Vec::new()).collect();
-    let mut shards = Vec::with_capacity(items.len());
-    for (index, item) in (0..).zip(items) {
-        let reply = ReplySender::batch_part(Arc::clone(&batch), index);
+    let mut answers = Vec::with_capacity(items.len());
+    for item in items {
+        let (reply, answer) = oneshot::channel();
         let shard = id(&item).shard(pool.shards.len() as u16);
-        shards.push(shard);
+        answers.push((shard, answer));
         match check(&item) {
             Ok(()) => groups[shard as usize].push(pair(item, reply)),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
-    drop(batch);
     for (handle, groups) in pool.shards.iter().zip(groups).filter(|(_, groups)| !groups.is_empty()) {
         handle.push_or_reject(command(groups));
     }
-    shards.into_iter().zip(answers.await).collect()
+    let mut outcomes = Vec::with_capacity(answers.len());
+    for (shard, answer) in answers {
+        outcomes.push((shard, recv_outcome(answer).await));
+    }
+    outcomes
 }
 
-fn heartbeat_response(pool: &Pool, payload: ReplyPayload) -> HeartbeatResponse {
-    match payload {
-        ReplyPayload::Heartbeat { claims, revoked, late_for } => {
-            let claims = claims.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)).collect();
-            HeartbeatResponse { claims, stop: revoked, superseded_by: late_for }
-        }
-        _ => unreachable!("a heartbeat is handled or rejected"),
-    }
+fn heartbeat_response(pool: &Pool, reply: HeartbeatReply) -> HeartbeatResponse {
+    let HeartbeatReply { claims, revoked, late_for } = reply;
+    let claims = claims.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)).collect();
+    HeartbeatResponse { claims, stop: revoked, superseded_by: late_for }
 }
 
 fn check_registration(worker: &RegistrationRequest) -> Result<(), RequestError> {

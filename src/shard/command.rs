@@ -7,15 +7,19 @@ use tokio::sync::oneshot;
 
 use super::address::{KeyTicket, PendingWrites};
 use super::event::{ShardLife, UndecidedClaim};
-use super::reply::ReplySender;
+use super::reply::{
+    ClaimSlice, CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement,
+    RegisteredWorker, ReplySender, ShardReport, SurveySlice, WorkerSlice,
+};
 use super::runner::reserved_keys;
 use crate::engine::{
-    ClaimHandle, EvictionPolicy, GangAction, ListedClaim, PlacementConstraints, PoolEligibility, ReservationId, Shard,
+    ClaimHandle, EvictionPolicy, ListedClaim, PlacementConstraints, PoolEligibility, ReservationId, Shard,
+    WorkerSnapshot,
 };
 use crate::limits;
 use crate::model::{
-    AckLevel, ClaimId, ClaimState, Fence, HeartbeatRequest, Millis, RegistrationRequest, ResourceRequirements,
-    RunningClaim, WorkerCommand, WorkerId,
+    AckLevel, ClaimId, ClaimState, ClearResult, Fence, HeartbeatRequest, IdleWorker, Millis, RegistrationRequest,
+    ResourceRequirements, RunningClaim, WorkerCommand, WorkerId,
 };
 
 /// Request to find a worker for a claim. The claim itself stays in the entry of its key.
@@ -200,11 +204,25 @@ pub struct GangItem {
     /// Fence that identifies the gang.
     pub id: Fence,
     /// Action to take on the members in this shard.
-    pub action: GangAction,
-    /// Tickets of the members that were granted here, for a commit.
-    pub tickets: Vec<(ClaimId, KeyTicket)>,
-    /// Sender of the reply to the gang's driver.
-    pub reply: ReplySender,
+    pub request: GangRequest,
+}
+
+/// Action on the members of a gang in one shard ([`crate::engine::GangAction`]), with the sender of its reply to the
+/// gang's driver.
+#[derive(Debug)]
+pub enum GangRequest {
+    /// Commits the members; these are the tickets of those that were granted here.
+    Commit(Vec<(ClaimId, KeyTicket)>, CommandReply<CommittedMembers>),
+    /// Aborts the gang: its members are rolled back.
+    Abort(CommandReply<()>),
+    /// Records in the gang's home shard that it is committed.
+    Record(CommandReply<()>),
+    /// Forgets the gang in its home shard.
+    Forget(CommandReply<()>),
+    /// Retracts the record of the gang.
+    Retract(CommandReply<()>),
+    /// Counts the members that are live here.
+    Count(CommandReply<usize>),
 }
 
 /// Step that a test injects in the middle of a run.
@@ -236,40 +254,42 @@ pub enum Command {
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.
     Relinquish(ClaimHandle),
     /// Registers workers, or updates their registrations.
-    Register(Vec<(RegistrationRequest, KeyReports, ReplySender)>),
+    Register(Vec<(RegistrationRequest, KeyReports, CommandReply<RegisteredWorker>)>),
     /// Handles heartbeats of workers.
-    Heartbeat(Vec<(WorkerId, HeartbeatRequest, KeyReports, ReplySender)>),
+    Heartbeat(Vec<(WorkerId, HeartbeatRequest, KeyReports, CommandReply<HeartbeatReply>)>),
     /// Operator command: cordon, uncordon, drain or clear.
-    CommandWorker(WorkerId, WorkerCommand, ReplySender),
+    CommandWorker(WorkerId, WorkerCommand, CommandReply<Box<WorkerSnapshot>>),
     /// Clears suspicion from all workers of the shard.
-    ClearWorkers(ReplySender),
+    ClearWorkers(CommandReply<ClearResult>),
     /// Deletes a worker and ends its claims.
-    DeleteWorker(WorkerId, ReplySender),
+    DeleteWorker(WorkerId, CommandReply<DeletedWorker>),
     /// Shows a worker of the shard.
-    GetWorker(WorkerId, ReplySender),
+    GetWorker(WorkerId, CommandReply<Box<WorkerSnapshot>>),
     /// Lists workers from an ordinal on, up to a limit.
-    ListWorkers(u32, usize, ReplySender),
+    ListWorkers(u32, usize, CommandReply<WorkerSlice>),
     /// Lists claims that pass the filter from an ordinal on, up to a limit.
-    ListClaims(u32, usize, ShardClaimFilter, ReplySender),
+    ListClaims(u32, usize, ShardClaimFilter, CommandReply<ClaimSlice>),
     /// Reports the figures of the shard.
-    Report(ReplySender),
+    Report(CommandReply<ShardReport>),
     /// Lists the workers that have been idle longest, up to a limit.
-    IdleLongest(usize, ReplySender),
-    /// Explains what a claim would find, without taking anything.
-    Explain(ExplainQuery, ReplySender),
+    IdleLongest(usize, CommandReply<Vec<IdleWorker>>),
+    /// Previews which worker a claim would get, without taking it.
+    Preview(PreviewQuery, CommandReply<PreviewedPlacement>),
+    /// Surveys which workers a claim could use, as many as one run may.
+    Survey(SurveyQuery, CommandReply<SurveySlice>),
     /// Serialises rows for a snapshot: from a cursor on, about this many bytes.
     SnapshotRows(u32, usize, oneshot::Sender<(Vec<u8>, Option<u32>)>),
     /// Stops acknowledging claims from memory, and records that, because the service stops.
-    Seal(ReplySender),
+    Seal(CommandReply<()>),
     /// Ends all workers from an ordinal on, a slice at a time, because the pool is being deleted.
-    EndWorkers(u32, ReplySender),
+    EndWorkers(u32, CommandReply<EndedWorkers>),
     /// Executes a step of a test in the middle of a run, or panics in it. No edge can send this.
     Inject(InjectedStep),
 }
 
-/// Hypothetical claim to explain.
+/// Hypothetical claim whose placement is previewed.
 #[derive(Debug, Clone)]
-pub struct ExplainQuery {
+pub struct PreviewQuery {
     /// Constraints on the worker; `None` accepts any.
     pub constraints: Option<Arc<PlacementConstraints>>,
     /// Hash of the affinity key.
@@ -278,8 +298,17 @@ pub struct ExplainQuery {
     pub duration_ms: Millis,
     /// Level at which the reply would acknowledge the claim.
     pub ack: AckLevel,
-    /// Ordinal from which workers are surveyed; `None` previews the placement instead.
-    pub from_ordinal: Option<u32>,
+}
+
+/// Hypothetical claim for which workers are surveyed.
+#[derive(Debug, Clone)]
+pub struct SurveyQuery {
+    /// Constraints on the worker; `None` accepts any.
+    pub constraints: Option<Arc<PlacementConstraints>>,
+    /// Time for which the claim would need the worker, in milliseconds.
+    pub duration_ms: Millis,
+    /// Ordinal from which workers are surveyed.
+    pub from_ordinal: u32,
 }
 
 /// Filter of a listing of claims.

@@ -281,8 +281,7 @@ impl<'r> RunReplies<'r> {
     /// without a caller is discarded, and what it granted is rolled back.
     pub fn address(&mut self, reply: ReplyIndex, caller: ReplySender, writes: PendingWrites) {
         let reply = &mut self.0[reply.0 as usize];
-        assert!(reply.sender.is_none(), "R1: a reply has one caller");
-        reply.sender = Some(caller);
+        reply.address(caller);
         reply.wait_for(writes);
     }
 

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::actor::ActorMessage;
 use super::address::{KeyTicket, ShardRef};
-use super::command::{Command, HeldOperation};
+use super::command::{Command, GangRequest, HeldOperation};
 use super::counters::RunnerCounters;
 use super::environment::ShardEnvironment;
 use super::event::{RunOrigin, RunReplies, ShardLife, ShardSink, UndecidedClaim};
@@ -29,7 +29,7 @@ use super::mailbox::ShardMailbox;
 use super::notice::ShardNotice;
 use super::paused_shard::{PausableShard, PausedShard};
 use super::reason_cells::ReasonCells;
-use super::reply::ReplySender;
+use super::reply::CommandReply;
 use super::runner::{DueDeadlines, ShardRunner};
 use super::schedule::RunSchedule;
 use crate::engine::{ClaimHandle, ReservationId, ShardConfig, UnschedulableSummary};
@@ -459,30 +459,32 @@ impl<S: ShardSink> ShardHandle<S> {
         let stopped = *rejection == RequestError::Unavailable(UnavailableReason::Stopping);
         let deleted = stopped && !self.environment.is_draining();
         let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
-        let reject_reply = |reply: ReplySender| {
-            reply.send(Err(rejection_for(ObjectKind::Pool)));
-        };
+        let pool_rejection = || rejection_for(ObjectKind::Pool);
         let reject_operation = |operation: HeldOperation| {
             operation.reply.send(Err(rejection_for(ObjectKind::Claim)));
         };
         match command {
             Command::Operation(operation) => reject_operation(operation),
             Command::Operations(operations) => operations.into_iter().for_each(reject_operation),
-            Command::CommandWorker(_, _, reply)
-            | Command::ClearWorkers(reply)
-            | Command::Seal(reply)
-            | Command::DeleteWorker(_, reply)
-            | Command::GetWorker(_, reply)
-            | Command::ListWorkers(_, _, reply)
-            | Command::ListClaims(_, _, _, reply)
-            | Command::Report(reply)
-            | Command::IdleLongest(_, reply)
-            | Command::Explain(_, reply)
-            | Command::EndWorkers(_, reply) => reject_reply(reply),
-            Command::Register(workers) => workers.into_iter().for_each(|(.., reply)| reject_reply(reply)),
-            Command::Heartbeat(workers) => workers.into_iter().for_each(|(.., reply)| reject_reply(reply)),
+            Command::CommandWorker(_, _, reply) | Command::GetWorker(_, reply) => send_error(reply, pool_rejection()),
+            Command::ClearWorkers(reply) => send_error(reply, pool_rejection()),
+            Command::Seal(reply) => send_error(reply, pool_rejection()),
+            Command::DeleteWorker(_, reply) => send_error(reply, pool_rejection()),
+            Command::ListWorkers(_, _, reply) => send_error(reply, pool_rejection()),
+            Command::ListClaims(_, _, _, reply) => send_error(reply, pool_rejection()),
+            Command::Report(reply) => send_error(reply, pool_rejection()),
+            Command::IdleLongest(_, reply) => send_error(reply, pool_rejection()),
+            Command::Preview(_, reply) => send_error(reply, pool_rejection()),
+            Command::Survey(_, reply) => send_error(reply, pool_rejection()),
+            Command::EndWorkers(_, reply) => send_error(reply, pool_rejection()),
+            Command::Register(workers) => {
+                workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
+            }
+            Command::Heartbeat(workers) => {
+                workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
+            }
             // The driver of the gang finds out the outcome by itself.
-            Command::Gang(item) => drop(item.reply.send(Err(rejection.clone()))),
+            Command::Gang(item) => reject_gang_request(item.request, rejection.clone()),
             // What they name was handed back.
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
@@ -658,5 +660,21 @@ impl<S: ShardSink> RowSource for ShardHandle<S> {
         let (to, snapshot) = oneshot::channel();
         let pushed = self.post(Command::SnapshotRows(from, bytes, to)).is_ok();
         async move { if pushed { snapshot.await.ok() } else { None } }.boxed()
+    }
+}
+
+/// Sends an error, unless the caller has left.
+fn send_error<T>(reply: CommandReply<T>, error: RequestError) {
+    let _ = reply.send(Err(error));
+}
+
+fn reject_gang_request(request: GangRequest, error: RequestError) {
+    match request {
+        GangRequest::Commit(_, reply) => send_error(reply, error),
+        GangRequest::Count(reply) => send_error(reply, error),
+        GangRequest::Abort(reply)
+        | GangRequest::Record(reply)
+        | GangRequest::Forget(reply)
+        | GangRequest::Retract(reply) => send_error(reply, error),
     }
 }

@@ -29,8 +29,8 @@ mod supervisor;
 
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{
-    ClaimCall, Command, ExplainQuery, GangItem, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports,
-    QueueRank, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet,
+    ClaimCall, Command, GangItem, GangRequest, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports,
+    PreviewQuery, QueueRank, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery,
 };
 pub use environment::ShardEnvironment;
 pub use event::{
@@ -41,7 +41,9 @@ pub use handle::{PushRejection, RejectedCommand, ShardHandle};
 pub use paused_shard::PausedShard;
 pub use pool_context::{PoolContext, QueueState};
 pub use reply::{
-    BatchAnswers, ClaimAnswer, CompletionQueue, ReplyBatch, ReplyPayload, ReplySender, ShardOutcome, ShardReport,
+    BatchAnswers, ClaimAnswer, ClaimReply, ClaimSlice, CommandReply, CommittedMembers, CompletionQueue, DeletedWorker,
+    EndedWorkers, HeartbeatReply, PreviewedPlacement, RegisteredWorker, ReplyBatch, ReplySender, ShardOutcome,
+    ShardReport, SurveySlice, WorkerSlice,
 };
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
 

@@ -8,7 +8,8 @@ use hotpool::model::{AckLevel, ClaimRequest, Quota, RegistrationRequest, WorkerI
 use hotpool::persist::row::{RowKind, put_deletion};
 use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::scheduler::{DeleteMode, Scheduler};
-use hotpool::shard::{Command, ReplySender};
+use hotpool::shard::Command;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::queued_claims::{one_full_worker, waiting};
@@ -121,7 +122,7 @@ async fn s17_a_registration_after_a_deletion_counted_the_workers_is_rejected() {
     let busy = world.busy("p").await;
     let deleting = world.begin_alone(|s| async move { s.delete_pool(&name("p"), DeleteMode::RequireEmpty).await });
     until("the workers are being counted", async || busy.depth() == 2).await;
-    let (reply, answer) = ReplySender::oneshot();
+    let (reply, answer) = oneshot::channel();
     let spec = worker(&ids_on(0, 2, 1, "w")[0]);
     pool.shards[0].push(Command::Register(vec![(RegistrationRequest::from(spec), Vec::new(), reply)])).unwrap();
     drop(busy);
@@ -277,7 +278,7 @@ async fn s17_requests_in_the_mailboxes_of_a_deleted_pool_are_rejected() {
     drop(busy);
     assert_eq!(done(deleting).await, Ok(()));
     // The pool was resolved before, and its shards get the request after.
-    let (reply, answer) = ReplySender::oneshot();
+    let (reply, answer) = oneshot::channel();
     pool.shards[0].push_or_reject(Command::GetWorker(WorkerId::new("w").unwrap(), reply));
     assert_eq!(answer.await.unwrap(), Err(GONE));
     assert_eq!(world.s.release(&id("held"), fence).await, Ok(()));

@@ -26,7 +26,7 @@ use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::{BatchBudget, FreeCapacity, ShardPreference};
 use crate::shard::{
-    Command, KeyReports, KeyTicket, PushRejection, ReplyPayload, ShardEnvironment, ShardOutcome, ShardRef, ShardSet,
+    ClaimReply, Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardOutcome, ShardRef, ShardSet,
 };
 
 /// Maximum number of claims of a batch in one command to a shard: enough to pay for waking it, few enough to
@@ -338,7 +338,7 @@ impl ClaimDispatcher {
 
     /// Rolls back the claim that an unread reply created.
     pub(crate) fn roll_back_unread(&self, id: &ClaimId, outcome: &ShardOutcome) {
-        if let Ok(ReplyPayload::Claim(answer)) = outcome
+        if let Ok(ClaimReply::Claim(answer)) = outcome
             && answer.created
         {
             self.roll_back(id, answer.grant.handle.fence);

@@ -15,15 +15,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::super::recv_outcome;
 use super::in_doubt::in_doubt_gang;
 use super::{GangMember, GangResults, Scheduler};
-use crate::engine::GangAction;
 use crate::metrics::ShardState;
 use crate::model::GangRef;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimResult, ClaimState, Fence};
-use crate::shard::{ClaimAnswer, Command, GangItem, KeyTicket, ReplyPayload, ReplySender, ShardOutcome, ShardRef};
+use crate::shard::{
+    ClaimAnswer, ClaimReply, Command, CommandReply, GangItem, GangRequest, KeyTicket, ShardOutcome, ShardRef,
+};
 
 /// First and longest pause before an unanswered action is retried; doubled each time.
 const RETRY_BACKOFF: [Duration; 2] = [Duration::from_millis(2), Duration::from_secs(1)];
@@ -68,13 +71,12 @@ impl GrantedMembers {
         let mut granted =
             Self { by_shard: TicketsByShard::new(), answers, rejections: BTreeMap::new(), unknown: false };
         for (index, (member, outcome)) in members.iter().zip(outcomes).enumerate() {
-            match outcome {
-                Ok(ReplyPayload::Claim(answer)) => {
+            match outcome.and_then(ClaimReply::into_claim) {
+                Ok(answer) => {
                     let ticket = member.ticket.map(|ticket| (member.id.clone(), ticket));
                     granted.by_shard.entry(answer.shard).or_default().extend(ticket);
                     granted.answers[index] = Some(answer);
                 }
-                Ok(_) => {}
                 Err(error) => {
                     granted.unknown |= !matches!(error, RequestError::Exhausted(_) | RequestError::Unsatisfiable);
                     granted.rejections.insert(index, error);
@@ -118,8 +120,8 @@ impl Scheduler {
             self.release_tickets(members);
             return GangDecision::Refused(rejections);
         };
-        match self.send_gang_action(home_shard, home.id, GangAction::Record, Vec::new()).await {
-            Ok(_) => {}
+        match self.send_gang_request(home_shard, home.id, GangRequest::Record).await {
+            Ok(()) => {}
             Err(error) if is_rejected_unseen(&error) => {
                 self.abort_gang(home.id, shards).await;
                 self.release_tickets(members);
@@ -132,7 +134,7 @@ impl Scheduler {
             }
         }
         if !self.holds_all(home.id, &by_shard).await {
-            if self.send_gang_action(home_shard, home.id, GangAction::Retract, Vec::new()).await.is_err() {
+            if self.send_gang_request(home_shard, home.id, GangRequest::Retract).await.is_err() {
                 self.spawn_retraction(home_shard, in_doubt_gang(home, members, &answers));
                 return GangDecision::InDoubt;
             }
@@ -153,14 +155,14 @@ impl Scheduler {
         answers: Vec<Option<ClaimAnswer>>,
     ) -> GangDecision {
         let commits = by_shard.iter().map(|(&shard, tickets)| async move {
-            (shard, self.retry_gang_action(shard, home.id, GangAction::Commit, tickets, RetryUntil::Decided).await)
+            let commit = |reply| GangRequest::Commit(tickets.clone(), reply);
+            (shard, self.retry_gang_request(shard, home.id, RetryUntil::Decided, commit).await)
         });
         let mut committed: HashMap<ClaimId, ClaimAnswer> = HashMap::new();
         let mut unanswered = TicketsByShard::new();
         for (shard, outcome) in futures::future::join_all(commits).await {
             match outcome {
-                Ok(ReplyPayload::Gang(claims)) => committed.extend(claims),
-                Ok(_) => {}
+                Ok(claims) => committed.extend(claims),
                 Err(_) => drop(unanswered.insert(shard, by_shard[&shard].clone())),
             }
         }
@@ -173,7 +175,7 @@ impl Scheduler {
             return GangDecision::InDoubt;
         }
         // Every member is stored as committed.
-        if self.send_gang_action(home_shard, home.id, GangAction::Forget, Vec::new()).await.is_err() {
+        if self.send_gang_request(home_shard, home.id, GangRequest::Forget).await.is_err() {
             tokio::spawn(self.clone().forget_gangs(vec![(home_shard, home.id)]));
         }
         let mut outcomes = Vec::with_capacity(members.len());
@@ -212,9 +214,9 @@ impl Scheduler {
     /// Whether the shards hold all members that they granted. A shard that cannot answer is asked again at the commit.
     async fn holds_all(&self, id: Fence, by_shard: &TicketsByShard) -> bool {
         let counts = by_shard.iter().map(|(&shard, tickets)| async move {
-            match self.retry_gang_action(shard, id, GangAction::Count, &[], RetryUntil::Decided).await {
-                Ok(ReplyPayload::Members(count)) => count >= tickets.len(),
-                _ => true,
+            match self.retry_gang_request(shard, id, RetryUntil::Decided, GangRequest::Count).await {
+                Ok(count) => count >= tickets.len(),
+                Err(_) => true,
             }
         });
         futures::future::join_all(counts).await.into_iter().all(|holds| holds)
@@ -222,9 +224,8 @@ impl Scheduler {
 
     /// Rolls back the members of a gang that has no stored record.
     pub(super) async fn abort_gang(&self, id: Fence, shards: Vec<ShardRef>) {
-        let aborts = shards
-            .into_iter()
-            .map(|shard| self.retry_gang_action(shard, id, GangAction::Abort, &[], RetryUntil::Decided));
+        let aborts =
+            shards.into_iter().map(|shard| self.retry_gang_request(shard, id, RetryUntil::Decided, GangRequest::Abort));
         futures::future::join_all(aborts).await;
     }
 
@@ -247,32 +248,30 @@ impl Scheduler {
     }
 
     /// Sends an action of a gang to a shard.
-    pub(super) async fn send_gang_action(
+    pub(super) async fn send_gang_request<T>(
         &self,
         shard: ShardRef,
         id: Fence,
-        action: GangAction,
-        tickets: Vec<(ClaimId, KeyTicket)>,
-    ) -> ShardOutcome {
+        request: impl FnOnce(CommandReply<T>) -> GangRequest,
+    ) -> Result<T, RequestError> {
         let handle = self.dispatch().pools.load().shard(shard).cloned();
         let handle = handle.ok_or(RequestError::NotFound(ObjectKind::Pool))?;
-        let (reply, answer) = ReplySender::oneshot();
-        handle.push_or_reject(Command::Gang(Box::new(GangItem { id, action, tickets, reply })));
+        let (reply, answer) = oneshot::channel();
+        handle.push_or_reject(Command::Gang(Box::new(GangItem { id, request: request(reply) })));
         recv_outcome(answer).await
     }
 
     /// Repeats an action until it is answered, or cannot be answered before a restart.
-    pub(super) async fn retry_gang_action(
+    pub(super) async fn retry_gang_request<T>(
         &self,
         shard: ShardRef,
         id: Fence,
-        action: GangAction,
-        tickets: &[(ClaimId, KeyTicket)],
         until: RetryUntil,
-    ) -> ShardOutcome {
+        request: impl Fn(CommandReply<T>) -> GangRequest,
+    ) -> Result<T, RequestError> {
         let [mut pause, max] = RETRY_BACKOFF;
         loop {
-            let outcome = self.send_gang_action(shard, id, action, tickets.to_vec()).await;
+            let outcome = self.send_gang_request(shard, id, &request).await;
             let must_retry = match &outcome {
                 Err(RequestError::DeadlineExceeded) => true,
                 Err(RequestError::Unavailable(reason)) => match reason {

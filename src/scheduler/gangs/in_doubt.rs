@@ -7,12 +7,11 @@ use std::sync::Arc;
 use super::commit::RetryUntil;
 use super::{GangMember, Scheduler};
 use crate::admission::dispatch::{InDoubtGang, InDoubtMember};
-use crate::engine::GangAction;
 use crate::model::GangRef;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence};
 use crate::persist::journal::Outbox;
-use crate::shard::{ClaimAnswer, KeyTicket, ReplyPayload, ShardRef};
+use crate::shard::{ClaimAnswer, GangRequest, KeyTicket, ShardRef};
 
 /// Builds the gang in doubt from the members that were granted.
 pub(super) fn in_doubt_gang(home: GangRef, members: &[GangMember], answers: &[Option<ClaimAnswer>]) -> InDoubtGang {
@@ -29,12 +28,10 @@ impl Scheduler {
     pub(super) fn spawn_retraction(&self, home_shard: ShardRef, gang: InDoubtGang) {
         let scheduler = self.clone();
         tokio::spawn(async move {
-            match scheduler
-                .retry_gang_action(home_shard, gang.home.id, GangAction::Retract, &[], RetryUntil::Stored)
-                .await
+            match scheduler.retry_gang_request(home_shard, gang.home.id, RetryUntil::Stored, GangRequest::Retract).await
             {
                 // The record went with its pool.
-                Ok(_) | Err(RequestError::NotFound(ObjectKind::Pool)) => scheduler.abort_in_doubt(gang).await,
+                Ok(()) | Err(RequestError::NotFound(ObjectKind::Pool)) => scheduler.abort_in_doubt(gang).await,
                 // The shard is refused, or its pool is being deleted. The next start resolves the gang.
                 Err(_) if scheduler.is_stopped() => {}
                 Err(_) => scheduler.suspend_gang(gang).await,
@@ -58,10 +55,8 @@ impl Scheduler {
             let commits = unanswered.iter().map(|(&shard, tickets)| {
                 let scheduler = &scheduler;
                 async move {
-                    (
-                        shard,
-                        scheduler.retry_gang_action(shard, id, GangAction::Commit, tickets, RetryUntil::Stored).await,
-                    )
+                    let commit = |reply| GangRequest::Commit(tickets.clone(), reply);
+                    (shard, scheduler.retry_gang_request(shard, id, RetryUntil::Stored, commit).await)
                 }
             });
             let outcomes = futures::future::join_all(commits).await;
@@ -70,11 +65,11 @@ impl Scheduler {
             let mut decided_shards = Vec::new();
             for (shard, outcome) in outcomes {
                 match outcome {
-                    Ok(ReplyPayload::Gang(mut claims)) => {
+                    Ok(mut claims) => {
                         claims.iter_mut().for_each(|(id, answer)| dispatch.set_first_deadline(&mut sent, id, answer));
                         decided_shards.push(shard);
                     }
-                    Ok(_) | Err(RequestError::NotFound(ObjectKind::Pool)) => decided_shards.push(shard),
+                    Err(RequestError::NotFound(ObjectKind::Pool)) => decided_shards.push(shard),
                     Err(_) => {}
                 }
             }
@@ -82,7 +77,7 @@ impl Scheduler {
             let decided = gang.members.extract_if(.., |member| decided_shards.contains(&member.shard));
             scheduler.release_member_tickets(decided.collect());
             if decided_shards.len() == unanswered.len() {
-                let _ = scheduler.retry_gang_action(home_shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
+                let _ = scheduler.retry_gang_request(home_shard, id, RetryUntil::Decided, GangRequest::Forget).await;
             } else if !scheduler.is_stopped() {
                 // The gang is committed: its home no longer matters to these members.
                 scheduler.suspend_keys(&gang.members);
@@ -100,7 +95,7 @@ impl Scheduler {
         let outboxes: Vec<Arc<Outbox>> = handles.map(|handle| Arc::clone(&handle.outbox)).collect();
         self.dispatch().journal.wait_flushed(outboxes).await;
         for (shard, id) in gangs {
-            let _ = self.retry_gang_action(shard, id, GangAction::Forget, &[], RetryUntil::Decided).await;
+            let _ = self.retry_gang_request(shard, id, RetryUntil::Decided, GangRequest::Forget).await;
         }
     }
 

@@ -107,7 +107,7 @@ impl Drop for BatchAnswers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::{ReplyPayload, ReplySender};
+    use crate::shard::{ClaimReply, ReplySender};
 
     fn poll(answers: &mut BatchAnswers) -> Poll<Vec<ShardOutcome>> {
         Pin::new(answers).poll(&mut Context::from_waker(Waker::noop()))
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn replies_arrive_together_in_the_order_of_their_items() {
         let (batch, mut answers) = ReplyBatch::new(3);
-        assert!(ReplySender::batch_part(Arc::clone(&batch), 2).send(Ok(ReplyPayload::Done)));
+        assert!(ReplySender::batch_part(Arc::clone(&batch), 2).send(Ok(ClaimReply::Released)));
         assert!(poll(&mut answers).is_pending());
         assert!(ReplySender::batch_part(Arc::clone(&batch), 0).send(Err(RequestError::FenceMismatch)));
         // The shard of the last item panicked.
@@ -124,7 +124,7 @@ mod tests {
         let unknown = Err(RequestError::DeadlineExceeded);
         assert_eq!(
             poll(&mut answers),
-            Poll::Ready(vec![Err(RequestError::FenceMismatch), unknown, Ok(ReplyPayload::Done)])
+            Poll::Ready(vec![Err(RequestError::FenceMismatch), unknown, Ok(ClaimReply::Released)])
         );
         assert_eq!(answers.close(), []);
     }
@@ -132,12 +132,12 @@ mod tests {
     #[test]
     fn c12_a_closed_batch_returns_its_replies_and_accepts_no_more() {
         let (batch, answers) = ReplyBatch::new(3);
-        assert!(ReplySender::batch_part(Arc::clone(&batch), 1).send(Ok(ReplyPayload::Done)));
-        assert_eq!(answers.close(), [(1, Ok(ReplyPayload::Done))]);
+        assert!(ReplySender::batch_part(Arc::clone(&batch), 1).send(Ok(ClaimReply::Released)));
+        assert_eq!(answers.close(), [(1, Ok(ClaimReply::Released))]);
         let late = ReplySender::batch_part(Arc::clone(&batch), 0);
-        assert!(late.is_abandoned() && !late.send(Ok(ReplyPayload::Done)));
+        assert!(late.is_abandoned() && !late.send(Ok(ClaimReply::Released)));
         assert_eq!(answers.close(), []);
         drop(answers);
-        assert!(!ReplySender::batch_part(batch, 2).send(Ok(ReplyPayload::Done)), "the last reply is refused too");
+        assert!(!ReplySender::batch_part(batch, 2).send(Ok(ClaimReply::Released)), "the last reply is refused too");
     }
 }

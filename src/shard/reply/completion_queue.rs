@@ -78,7 +78,7 @@ mod tests {
 
     use super::*;
     use crate::model::request_error::RequestError;
-    use crate::shard::{ReplyPayload, ReplySender};
+    use crate::shard::{ClaimReply, ReplySender};
 
     #[derive(Default)]
     struct Count(std::sync::atomic::AtomicUsize);
@@ -97,23 +97,23 @@ mod tests {
         let mut outcomes = Vec::new();
         assert!(queue.poll_take(&mut context, &mut outcomes).is_pending());
         for token in [7, 3] {
-            assert!(ReplySender::completion(Arc::clone(&queue), token).send(Ok(ReplyPayload::Done)));
+            assert!(ReplySender::completion(Arc::clone(&queue), token).send(Ok(ClaimReply::Released)));
         }
         // The shard of this request panicked.
         drop(ReplySender::completion(Arc::clone(&queue), 5));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(queue.poll_take(&mut context, &mut outcomes).is_ready());
         let unknown = Err(RequestError::DeadlineExceeded);
-        assert_eq!(outcomes, [(7, Ok(ReplyPayload::Done)), (3, Ok(ReplyPayload::Done)), (5, unknown)]);
+        assert_eq!(outcomes, [(7, Ok(ClaimReply::Released)), (3, Ok(ClaimReply::Released)), (5, unknown)]);
     }
 
     #[test]
     fn a_closed_queue_returns_its_completions_and_accepts_no_more() {
         let queue = Arc::new(CompletionQueue::default());
         let late = ReplySender::completion(Arc::clone(&queue), 1);
-        assert!(!late.is_closed() && ReplySender::completion(Arc::clone(&queue), 0).send(Ok(ReplyPayload::Done)));
-        assert_eq!(queue.close(), [(0, Ok(ReplyPayload::Done))]);
-        assert!(late.is_closed() && late.is_abandoned() && !late.send(Ok(ReplyPayload::Done)));
+        assert!(!late.is_closed() && ReplySender::completion(Arc::clone(&queue), 0).send(Ok(ClaimReply::Released)));
+        assert_eq!(queue.close(), [(0, Ok(ClaimReply::Released))]);
+        assert!(late.is_closed() && late.is_abandoned() && !late.send(Ok(ClaimReply::Released)));
         assert_eq!(queue.close(), []);
     }
 }

@@ -1,74 +1,47 @@
-//! Destinations of replies: one caller, one slot of a batch that is delivered when all slots are filled, or a
-//! completion queue that has each reply as soon as it arrives.
+//! Destinations of replies. Those about one claim go to one caller, to one slot of a batch that is delivered when all
+//! slots are filled, or to a completion queue that has each reply as soon as it arrives. Every other command has a
+//! reply of its own type ([`CommandReply`]).
 
 mod batch;
+mod command_reply;
 mod completion_queue;
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::engine::{CapacityUsage, ClaimGrant, ListingSlice, PlacementFailure, WorkerSnapshot};
-use crate::model::request_error::RequestError;
-use crate::model::{
-    ClaimId, ClearResult, IdleWorker, Millis, ResourceVector, RunningClaim, ShardStatus, WorkerRegistration,
-    WorkerSurvey,
-};
+use crate::engine::{CapacityUsage, ClaimGrant};
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{Millis, ResourceVector, ShardStatus};
 use crate::shard::address::ShardRef;
 
 pub use self::batch::{BatchAnswers, ReplyBatch};
+pub use self::command_reply::{
+    ClaimSlice, CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement,
+    RegisteredWorker, SurveySlice, WorkerSlice,
+};
 pub use self::completion_queue::CompletionQueue;
 
-/// Payload of a successful reply.
+/// Successful reply to a request about one claim.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ReplyPayload {
-    /// A held claim, for requests about one claim.
+pub enum ClaimReply {
+    /// Claim that is held now.
     Claim(ClaimAnswer),
-    /// Members of a committed gang, which are ordinary claims from now on.
-    Gang(Vec<(ClaimId, ClaimAnswer)>),
-    /// Number of members of a gang that the shard holds.
-    Members(usize),
-    /// The request was carried out; there is nothing to add.
-    Done,
-    /// A worker was deleted from the shard.
-    Deleted {
-        /// Claims that ended with the worker.
-        claims_lost: u64,
-    },
-    /// Workers up to this ordinal are done; the request continues there.
-    Unfinished(u32),
-    /// State of a worker, after a registration, a command or a query.
-    Worker {
-        /// True if the worker is new, false if it was known.
-        created: bool,
-        /// Current state of the worker.
-        worker: Box<WorkerSnapshot>,
-        /// Reported claims that the worker must stop.
-        revoked: Vec<RunningClaim>,
-    },
-    /// Result of a heartbeat.
-    Heartbeat {
-        /// Claims that the worker holds.
-        claims: Vec<(ClaimId, ClaimAnswer)>,
-        /// Reported claims that the worker must stop.
-        revoked: Vec<RunningClaim>,
-        /// Higher sequence number that was handled before; this heartbeat was ignored.
-        late_for: Option<u64>,
-    },
-    /// Number of workers that were cleared, and of those that stay suspect.
-    Cleared(ClearResult),
-    /// Slice of the list of workers, with their ordinals.
-    Workers(ListingSlice<(u32, WorkerSnapshot)>),
-    /// Slice of the list of claims.
-    Claims(ListingSlice<(ClaimId, ClaimAnswer)>),
-    /// Figures of the shard.
-    Report(Box<ShardReport>),
-    /// Workers that hold nothing.
-    Idle(Vec<IdleWorker>),
-    /// Worker that the claim would get, or why not; no reason if none is free.
-    WouldTake(Result<Arc<WorkerRegistration>, Option<PlacementFailure>>),
-    /// Survey of some workers for a claim, and the ordinal to continue at.
-    Survey(Box<WorkerSurvey>, Option<u32>),
+    /// The claim was released; there is nothing to add.
+    Released,
+}
+
+impl ClaimReply {
+    /// Claim that the reply shows as held.
+    ///
+    /// # Errors
+    /// `NotFound` if the claim was released.
+    pub fn into_claim(self) -> Result<ClaimAnswer, RequestError> {
+        match self {
+            Self::Claim(answer) => Ok(answer),
+            Self::Released => Err(RequestError::NotFound(ObjectKind::Claim)),
+        }
+    }
 }
 
 /// Figures of a shard.
@@ -120,8 +93,8 @@ impl ClaimAnswer {
     }
 }
 
-/// Outcome of a request to a shard.
-pub type ShardOutcome = Result<ReplyPayload, RequestError>;
+/// Outcome of a request about one claim.
+pub type ShardOutcome = Result<ClaimReply, RequestError>;
 
 #[derive(Debug)]
 enum ReplyTarget {
@@ -131,7 +104,7 @@ enum ReplyTarget {
     Nobody,
 }
 
-/// Sender of one reply. If it is dropped unsent (its shard panicked), it reports that the outcome is unknown.
+/// Sender of one reply about a claim. If it is dropped unsent (its shard panicked), it reports that the outcome is unknown.
 #[derive(Debug)]
 pub struct ReplySender(ReplyTarget);
 

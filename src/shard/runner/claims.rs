@@ -1,6 +1,7 @@
 //! Claims and operations on held claims: translates each into an event of the engine, and the engine's reply into an
 //! outcome.
 
+use super::unsent_reply::UnsentReply;
 use super::{ClaimRoute, NotGranted, PendingReply, ReplyIndex, ReplyRoute, ShardEvent, ShardRunner, rejection_of};
 use crate::engine::{ClaimHandle, EngineReply, Event};
 use crate::limits;
@@ -8,7 +9,7 @@ use crate::model::AckLevel;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
 use crate::shard::event::{GrantKind, ShardSink};
-use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
+use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplySender, ShardOutcome};
 
 impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn claim(&mut self, call: ClaimCall) {
@@ -145,7 +146,7 @@ impl<S: ShardSink> ShardRunner<S> {
                     self.pool.board.record_affinity(affinity, self.handle.shard.shard);
                 }
                 let answer = ClaimAnswer::created(grant, self.handle.shard);
-                let reply = self.prepare_claim_reply(Ok(ReplyPayload::Claim(answer)), ack, granted, started_ns);
+                let reply = self.prepare_claim_reply(Ok(ClaimReply::Claim(answer)), ack, granted, started_ns);
                 return self.events.push(ShardEvent::Granted { kind, id, ticket, handle, spec, reply });
             }
             EngineReply::NoCapacity => NotGranted::NoCapacity,
@@ -165,7 +166,7 @@ impl<S: ShardSink> ShardRunner<S> {
             EngineReply::StaleHandle | EngineReply::RolledBack => {
                 return self.events.push(ShardEvent::NotReacquired { id, number, rejection: None });
             }
-            EngineReply::Held(grant) => (ack, Ok(ReplyPayload::Claim(ClaimAnswer::existing(grant, self.handle.shard)))),
+            EngineReply::Held(grant) => (ack, Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard)))),
             answer => (self.ack, Err(rejection_of(&answer))),
         };
         let reply = self.prepare_claim_reply(outcome, ack, None, started_ns);
@@ -181,7 +182,7 @@ impl<S: ShardSink> ShardRunner<S> {
         started_ns: Option<std::num::NonZeroU64>,
     ) -> ReplyIndex {
         let ack = if self.keeps_rows { ack.max(self.ack) } else { AckLevel::Memory };
-        let reply = self.prepare_reply(None, outcome, ack);
+        let reply = self.prepare_reply(UnsentReply::Claim(None, outcome), ack);
         let prepared: &mut PendingReply = &mut self.new_replies[reply.0 as usize];
         (prepared.granted, prepared.started_ns) = (granted, started_ns);
         reply
@@ -190,8 +191,8 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn reply_operation(&mut self, operation: HeldOperation, answer: EngineReply) {
         let HeldOperation { reply, pending_writes, .. } = operation;
         let outcome = match answer {
-            EngineReply::Held(grant) => Ok(ReplyPayload::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
-            EngineReply::Released => Ok(ReplyPayload::Done),
+            EngineReply::Held(grant) => Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
+            EngineReply::Released => Ok(ClaimReply::Released),
             answer => Err(rejection_of(&answer)),
         };
         let reply = self.answer(reply, outcome);
@@ -201,6 +202,6 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Replies with the durability of the pool.
     pub(super) fn answer(&mut self, sender: ReplySender, outcome: ShardOutcome) -> ReplyIndex {
         let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
-        self.prepare_reply(Some(sender), outcome, ack)
+        self.prepare_reply(UnsentReply::Claim(Some(sender), outcome), ack)
     }
 }

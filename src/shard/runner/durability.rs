@@ -3,6 +3,7 @@
 //! A durable reply waits here for the record of its shard and for every other record that the key directory names. If
 //! it cannot be sent in time it becomes `store`, and a claim that no other reply disclosed is rolled back.
 
+use super::unsent_reply::UnsentReply;
 use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner};
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
@@ -10,23 +11,27 @@ use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{AckLevel, Millis};
 use crate::shard::address::PendingWrites;
 use crate::shard::event::ShardSink;
-use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
+use crate::shard::reply::{ClaimAnswer, ClaimReply, CommandReply};
 
 impl<S: ShardSink> ShardRunner<S> {
-    /// Prepares a reply, which leaves at the end of the run at the earliest.
-    pub(super) fn prepare_reply(
+    /// Replies to a command that is not about one claim, with the durability of the pool.
+    pub(super) fn answer_command<T: Send + 'static>(
         &mut self,
-        sender: Option<ReplySender>,
-        outcome: ShardOutcome,
-        ack: AckLevel,
+        reply: CommandReply<T>,
+        outcome: Result<T, RequestError>,
     ) -> ReplyIndex {
+        let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
+        self.prepare_reply(UnsentReply::command(reply, outcome), ack)
+    }
+
+    /// Prepares a reply, which leaves at the end of the run at the earliest.
+    pub(super) fn prepare_reply(&mut self, content: UnsentReply, ack: AckLevel) -> ReplyIndex {
         let durable = ack == AckLevel::Durable;
         // Claims are rejected before it comes to this. Other requests are carried out, but their replies do not wait.
         let too_many = durable && self.pending_replies_len() >= limits::PENDING_REPLIES_MAX;
         let index = ReplyIndex(self.new_replies.len() as u32);
         self.new_replies.push(PendingReply {
-            sender,
-            outcome,
+            content,
             ack,
             seq: if durable { self.shard.seq() } else { 0 },
             pending_writes: PendingWrites::new(),
@@ -45,8 +50,8 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Sends a new reply, or keeps it until the store has its records.
     pub(super) fn send_or_await_store(&mut self, reply: PendingReply) {
-        if reply.sender.is_none() || reply.overflow == ReplyOverflow::TooMany {
-            self.refuse_reply(reply, UnavailableReason::Store);
+        if reply.content.is_unwanted() || reply.overflow == ReplyOverflow::TooMany {
+            self.reject_reply(reply.content, reply.granted, UnavailableReason::Store);
         } else if self.handle.outbox.applied_seq() < reply.seq {
             self.awaiting_store.push_back(reply);
         } else {
@@ -109,24 +114,30 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     pub(super) fn send_reply(&mut self, reply: PendingReply) {
+        let PendingReply { content, granted, started_ns, .. } = reply;
         if self.keeps_rows
             && let Some(reason) = self.environment.journal.reply_blocker()
         {
-            return self.refuse_reply(reply, reason);
+            self.reject_reply(content, granted, reason);
+            return;
         }
-        let PendingReply { sender, mut outcome, granted, started_ns, .. } = reply;
-        let Some(sender) = sender else { return };
+        let (sender, mut outcome) = match content {
+            UnsentReply::Claim(Some(sender), outcome) => (sender, outcome),
+            UnsentReply::Claim(None, _) => return,
+            UnsentReply::GangCommit(reply) => return reply.send_outcome(),
+            UnsentReply::Command(reply) => return reply.send(),
+        };
         match &mut outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
-            Ok(ReplyPayload::Claim(answer)) if sender.is_part() => {
+            Ok(ClaimReply::Claim(answer)) if sender.is_part() => {
                 if !answer.created {
                     self.shard.mark_referenced(answer.grant.handle);
                 }
                 self.fill_deadline(answer);
             }
-            Ok(ReplyPayload::Claim(answer)) => self.start_deadline(answer),
-            _ => {}
+            Ok(ClaimReply::Claim(answer)) => self.start_deadline(answer),
+            Ok(ClaimReply::Released) | Err(_) => {}
         }
         self.created += u64::from(granted.is_some());
         // One claim of a run is timed for all: timing each would cost more than deciding it.
@@ -180,32 +191,30 @@ impl<S: ShardSink> ShardRunner<S> {
 
     pub(super) fn expire_reply(&mut self, reply: PendingReply) {
         let reason = self.environment.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
-        self.refuse_reply(reply, reason);
+        self.reject_reply(reply.content, reply.granted, reason);
     }
 
-    /// Says that the outcome could not be made known, if anybody listens, and undoes what depended on it.
-    fn refuse_reply(&mut self, reply: PendingReply, reason: UnavailableReason) {
-        let PendingReply { sender, outcome, granted, .. } = reply;
-        if let Some(sender) = sender {
-            sender.send(Err(RequestError::Unavailable(reason)));
-        }
-        self.on_undelivered(&outcome, granted);
-    }
-
-    /// Rolls back the claim that this reply granted. Other claims in the reply stay held, and their deadlines start
-    /// now.
-    fn on_undelivered(&mut self, outcome: &ShardOutcome, granted: Option<ClaimHandle>) {
-        if let Some(handle) = granted {
-            self.roll_back(handle);
-        }
-        match outcome {
-            Ok(ReplyPayload::Gang(members)) => {
-                for (_, member) in members {
+    /// Sends an error instead of a reply, and rolls back the claim that the reply granted. Members of a committed gang
+    /// stay held, and their deadlines start now.
+    fn reject_reply(&mut self, reply: UnsentReply, granted: Option<ClaimHandle>, reason: UnavailableReason) {
+        let error = RequestError::Unavailable(reason);
+        match reply {
+            UnsentReply::Claim(sender, outcome) => {
+                if let Some(sender) = sender {
+                    sender.send(Err(error));
+                }
+                match (granted, outcome) {
+                    (Some(handle), _) => self.roll_back(handle),
+                    (None, Ok(ClaimReply::Claim(answer))) => self.roll_back_orphan(answer.grant.handle),
+                    (None, Ok(ClaimReply::Released) | Err(_)) => {}
+                }
+            }
+            UnsentReply::GangCommit(reply) => {
+                for (_, member) in reply.send_error(error).into_iter().flatten() {
                     self.apply(Event::ReplySent { handle: member.grant.handle, at_ms: self.now_ms });
                 }
             }
-            Ok(ReplyPayload::Claim(answer)) if granted.is_none() => self.roll_back_orphan(answer.grant.handle),
-            _ => {}
+            UnsentReply::Command(reply) => reply.reject(error),
         }
     }
 
@@ -214,9 +223,9 @@ impl<S: ShardSink> ShardRunner<S> {
         if !self.shard.is_orphan(handle) {
             return;
         }
-        let mentions_claim = |reply: &PendingReply| match &reply.outcome {
-            Ok(ReplyPayload::Claim(answer)) => answer.grant.handle.fence == handle.fence,
-            _ => false,
+        let mentions_claim = |reply: &PendingReply| match &reply.content {
+            UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))) => answer.grant.handle.fence == handle.fence,
+            UnsentReply::Claim(..) | UnsentReply::GangCommit(_) | UnsentReply::Command(_) => false,
         };
         if !self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies).any(mentions_claim) {
             self.shard.end_orphan(handle);

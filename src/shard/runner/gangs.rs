@@ -1,18 +1,30 @@
 //! Two-phase commit of gangs: translates each action into an event, and the engine's reply into an outcome.
 
-use super::{ReplyRoute, ShardEvent, ShardRunner};
+use super::unsent_reply::UnsentReply;
+use super::{ReplyRoute, ShardEvent, ShardRunner, rejection_of};
 use crate::engine::{ClaimHandle, EngineReply, Event, GangAction};
 use crate::model::{AckLevel, ClaimId};
-use crate::shard::command::GangItem;
+use crate::shard::command::{GangItem, GangRequest};
 use crate::shard::event::ShardSink;
-use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender};
+use crate::shard::reply::{ClaimAnswer, CommandReply, CommittedMembers};
 
 impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn gang(&mut self, item: GangItem) {
-        let GangItem { id, action, tickets, reply } = item;
-        self.member_tickets.extend(tickets);
+        let GangItem { id, request } = item;
+        // Durable whatever the pool's ack: the next action of the gang relies on these. Nothing relies on the others.
+        let (action, to) = match request {
+            GangRequest::Commit(tickets, reply) => {
+                self.member_tickets.extend(tickets);
+                (GangAction::Commit, ReplyRoute::GangCommit(reply))
+            }
+            GangRequest::Record(reply) => (GangAction::Record, ReplyRoute::Gang(reply, AckLevel::Durable)),
+            GangRequest::Retract(reply) => (GangAction::Retract, ReplyRoute::Gang(reply, AckLevel::Durable)),
+            GangRequest::Abort(reply) => (GangAction::Abort, ReplyRoute::Gang(reply, AckLevel::Memory)),
+            GangRequest::Forget(reply) => (GangAction::Forget, ReplyRoute::Gang(reply, AckLevel::Memory)),
+            GangRequest::Count(reply) => (GangAction::Count, ReplyRoute::GangCount(reply)),
+        };
         let events_before = self.events.len();
-        self.apply(Event::Gang { id, action, to: ReplyRoute::Gang(reply, action) });
+        self.apply(Event::Gang { id, action, to });
         self.member_tickets.clear();
         let index = self.last_reply();
         for event in &mut self.events[events_before..] {
@@ -30,21 +42,35 @@ impl<S: ShardSink> ShardRunner<S> {
         self.events.push(ShardEvent::Committed { id, ticket, handle, spec, reply: None });
     }
 
-    pub(super) fn reply_gang(&mut self, reply: ReplySender, action: GangAction, answer: EngineReply) {
+    pub(super) fn reply_gang_commit(&mut self, reply: CommandReply<CommittedMembers>, answer: EngineReply) {
         let shard = self.handle.shard;
-        let payload = match answer {
+        let outcome = match answer {
             EngineReply::Committed(members) => {
-                let answer = |(id, grant)| (id, ClaimAnswer::created(grant, shard));
-                ReplyPayload::Gang(members.into_iter().map(answer).collect())
+                Ok(members.into_iter().map(|(id, grant)| (id, ClaimAnswer::created(grant, shard))).collect())
             }
-            EngineReply::GangMembers(members) => ReplyPayload::Members(members),
-            _ => ReplyPayload::Done,
+            answer => Err(rejection_of(&answer)),
         };
-        // Durable whatever the pool's ack: the next action of the gang relies on this one. Nothing relies on the
-        // others.
-        let durable =
-            self.keeps_rows && matches!(action, GangAction::Record | GangAction::Commit | GangAction::Retract);
-        let ack = if durable { AckLevel::Durable } else { AckLevel::Memory };
-        self.prepare_reply(Some(reply), Ok(payload), ack);
+        self.prepare_gang_reply(UnsentReply::gang_commit(reply, outcome), AckLevel::Durable);
+    }
+
+    pub(super) fn reply_gang_count(&mut self, reply: CommandReply<usize>, answer: &EngineReply) {
+        let outcome = match *answer {
+            EngineReply::GangMembers(members) => Ok(members),
+            _ => Err(rejection_of(answer)),
+        };
+        self.prepare_gang_reply(UnsentReply::command(reply, outcome), AckLevel::Memory);
+    }
+
+    pub(super) fn reply_gang(&mut self, reply: CommandReply<()>, ack: AckLevel, answer: &EngineReply) {
+        let outcome = match answer {
+            EngineReply::Released => Ok(()),
+            _ => Err(rejection_of(answer)),
+        };
+        self.prepare_gang_reply(UnsentReply::command(reply, outcome), ack);
+    }
+
+    fn prepare_gang_reply(&mut self, reply: UnsentReply, ack: AckLevel) {
+        let ack = if self.keeps_rows { ack } else { AckLevel::Memory };
+        self.prepare_reply(reply, ack);
     }
 }

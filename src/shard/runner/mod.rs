@@ -14,6 +14,7 @@ mod gangs;
 mod notices;
 mod publish;
 mod statistics;
+mod unsent_reply;
 mod views;
 mod workers;
 
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 use self::errors::rejection_of;
 use self::publish::event_of_command;
 use self::statistics::AUDIT_INTERVAL_MS;
+use self::unsent_reply::UnsentReply;
 use super::actor::SpawnArgs;
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 use super::command::{Command, HeldOperation, InjectedStep, ReacquireCall};
@@ -37,14 +39,16 @@ use super::event::{
 };
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
-use super::reply::{ReplyPayload, ReplySender, ShardOutcome};
+use super::reply::{
+    CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, RegisteredWorker, ReplySender,
+};
 use crate::engine::{
-    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, GangAction, ListingSlice, ReservationId, Shard,
-    ShardCounters,
+    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, ListingSlice, ReservationId, Shard, ShardCounters,
+    WorkerSnapshot,
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
-use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
+use crate::model::{AckLevel, ClaimId, ClearResult, Fence, Millis, Seq};
 
 /// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
 /// arrived since.
@@ -64,8 +68,15 @@ enum ReplyRoute {
     Claim(ClaimRoute),
     Repeated(ReacquireCall),
     Operation(HeldOperation),
-    Reply(ReplySender),
-    Gang(ReplySender, GangAction),
+    Register(CommandReply<RegisteredWorker>),
+    Heartbeat(CommandReply<HeartbeatReply>),
+    CommandWorker(CommandReply<Box<WorkerSnapshot>>),
+    ClearWorkers(CommandReply<ClearResult>),
+    DeleteWorker(CommandReply<DeletedWorker>),
+    GangCommit(CommandReply<CommittedMembers>),
+    GangCount(CommandReply<usize>),
+    /// Gang action without a result, with the level at which its reply acknowledges it.
+    Gang(CommandReply<()>, AckLevel),
     Reservation(ReservationId),
     Discard,
 }
@@ -83,9 +94,7 @@ struct ClaimRoute {
 
 /// Reply that has not been sent.
 pub(super) struct PendingReply {
-    /// Caller; `None` until the sink has said who it is, and for a reply that nobody wants.
-    pub(super) sender: Option<ReplySender>,
-    outcome: ShardOutcome,
+    content: UnsentReply,
     /// Level at which the reply acknowledges.
     ack: AckLevel,
     /// Sequence number of this shard that must be stored first.
@@ -110,6 +119,11 @@ enum ReplyOverflow {
 }
 
 impl PendingReply {
+    /// Sets the caller of a reply about one claim.
+    pub(super) fn address(&mut self, caller: ReplySender) {
+        self.content.address(caller);
+    }
+
     /// Adds records that the reply waits for, if it is durable.
     pub(super) fn wait_for(&mut self, writes: PendingWrites) {
         if self.ack == AckLevel::Durable {
@@ -117,6 +131,8 @@ impl PendingReply {
         }
     }
 }
+
+const _: () = assert!(size_of::<PendingReply>() <= 224, "a reply about a claim takes four cache lines at most");
 
 pub(crate) struct ShardRunner<S: ShardSink> {
     sink: Arc<S>,
@@ -332,37 +348,33 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             Command::CommandWorker(id, verb, reply) => {
                 self.record_worker_change(&id.clone(), event_of_command(verb), |run| {
-                    run.apply(Event::WorkerCommand { id, command: verb, to: ReplyRoute::Reply(reply) })
+                    run.apply(Event::WorkerCommand { id, command: verb, to: ReplyRoute::CommandWorker(reply) })
                 });
             }
-            Command::ClearWorkers(reply) => self.apply(Event::ClearAll { to: ReplyRoute::Reply(reply) }),
+            Command::ClearWorkers(reply) => self.apply(Event::ClearAll { to: ReplyRoute::ClearWorkers(reply) }),
             Command::Seal(reply) => self.seal(reply),
             Command::DeleteWorker(id, reply) => {
                 self.record_worker_change(&id.clone(), Some(PoolEventKind::Deleted), |run| {
-                    run.apply(Event::Delete { id, to: ReplyRoute::Reply(reply) })
+                    run.apply(Event::Delete { id, to: ReplyRoute::DeleteWorker(reply) })
                 });
             }
             Command::GetWorker(id, reply) => {
                 let outcome = self.get_worker(&id);
-                self.answer(reply, outcome);
+                self.answer_command(reply, outcome);
             }
             Command::ListWorkers(from, limit, reply) => {
                 let workers = self.shard.workers_from(from, limit);
-                self.answer(reply, Ok(ReplyPayload::Workers(workers)));
+                self.answer_command(reply, Ok(workers));
             }
             Command::ListClaims(from, limit, sieve, reply) => {
-                let outcome = self.list_claims(from, limit, &sieve);
-                self.answer(reply, Ok(outcome));
+                let claims = self.list_claims(from, limit, &sieve);
+                self.answer_command(reply, Ok(claims));
             }
-            Command::Report(reply) => {
-                reply.send(Ok(ReplyPayload::Report(Box::new(self.report()))));
-            }
-            Command::IdleLongest(limit, reply) => {
-                reply.send(Ok(ReplyPayload::Idle(self.shard.idle_longest(limit))));
-            }
-            Command::Explain(query, reply) => {
-                reply.send(self.explain(&query));
-            }
+            // A caller that has left needs no reply.
+            Command::Report(reply) => drop(reply.send(Ok(self.report()))),
+            Command::IdleLongest(limit, reply) => drop(reply.send(Ok(self.shard.idle_longest(limit)))),
+            Command::Preview(query, reply) => drop(reply.send(self.preview(&query))),
+            Command::Survey(query, reply) => drop(reply.send(Ok(self.survey(&query)))),
             Command::SnapshotRows(from, bytes, to) => self.snapshot_rows(from, bytes, to),
             Command::EndWorkers(from, reply) => self.end_workers(from, reply),
             Command::Inject(InjectedStep(step)) => step(&mut self.shard),
@@ -410,8 +422,14 @@ impl<S: ShardSink> ShardRunner<S> {
             ReplyRoute::Claim(route) => self.reply_claim(route, answer),
             ReplyRoute::Repeated(call) => self.reply_repeated(call, answer),
             ReplyRoute::Operation(operation) => self.reply_operation(operation, answer),
-            ReplyRoute::Gang(reply, action) => self.reply_gang(reply, action, answer),
-            ReplyRoute::Reply(reply) => self.reply_worker(reply, answer),
+            ReplyRoute::Register(reply) => self.reply_register(reply, answer),
+            ReplyRoute::Heartbeat(reply) => self.reply_heartbeat(reply, answer),
+            ReplyRoute::CommandWorker(reply) => self.reply_worker_command(reply, answer),
+            ReplyRoute::ClearWorkers(reply) => self.reply_clear(reply, &answer),
+            ReplyRoute::DeleteWorker(reply) => self.reply_delete(reply, &answer),
+            ReplyRoute::GangCommit(reply) => self.reply_gang_commit(reply, answer),
+            ReplyRoute::GangCount(reply) => self.reply_gang_count(reply, &answer),
+            ReplyRoute::Gang(reply, ack) => self.reply_gang(reply, ack, &answer),
             ReplyRoute::Reservation(id) => {
                 let outcome = match answer {
                     EngineReply::WorkerReserved => ReservationOutcome::Reserved,
@@ -488,13 +506,13 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Ends workers and their claims from an ordinal on, as many as one run may. Rows need not be deleted one by one: the
     /// store forgets the whole shard.
-    fn end_workers(&mut self, from: u32, reply: ReplySender) {
+    fn end_workers(&mut self, from: u32, reply: CommandReply<EndedWorkers>) {
         let ListingSlice { rows, next } = self.shard.workers_from(from, usize::MAX);
         for (_, worker) in rows {
             self.apply(Event::Delete { id: worker.registration.spec.id.clone(), to: ReplyRoute::Discard });
         }
         self.append_rows();
-        reply.send(Ok(next.map_or(ReplyPayload::Done, ReplyPayload::Unfinished)));
+        let _ = reply.send(Ok(EndedWorkers { next }));
     }
 }
 

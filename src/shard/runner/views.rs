@@ -3,21 +3,20 @@
 use std::sync::Arc;
 
 use super::ShardRunner;
-use crate::engine::{ClaimGrant, ListedClaim, ListingSlice, UnschedulableSummary};
+use crate::engine::{ClaimGrant, ListedClaim, ListingSlice, UnschedulableSummary, WorkerSnapshot};
 use crate::limits;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ShardStatus, WorkerId};
-use crate::shard::command::{ExplainQuery, ShardClaimFilter};
+use crate::shard::command::{PreviewQuery, ShardClaimFilter, SurveyQuery};
 use crate::shard::event::ShardSink;
-use crate::shard::reply::{ClaimAnswer, ClaimableCapacity, ReplyPayload, ShardOutcome, ShardReport};
+use crate::shard::reply::{ClaimAnswer, ClaimSlice, ClaimableCapacity, PreviewedPlacement, ShardReport, SurveySlice};
 
 impl<S: ShardSink> ShardRunner<S> {
-    pub(super) fn get_worker(&self, id: &WorkerId) -> ShardOutcome {
-        let worker = self.shard.find_worker(id).ok_or(RequestError::NotFound(ObjectKind::Worker))?;
-        Ok(ReplyPayload::Worker { created: false, worker: Box::new(worker), revoked: Vec::new() })
+    pub(super) fn get_worker(&self, id: &WorkerId) -> Result<Box<WorkerSnapshot>, RequestError> {
+        self.shard.find_worker(id).map(Box::new).ok_or(RequestError::NotFound(ObjectKind::Worker))
     }
 
-    pub(super) fn list_claims(&self, from: u32, limit: usize, filter: &ShardClaimFilter) -> ReplyPayload {
+    pub(super) fn list_claims(&self, from: u32, limit: usize, filter: &ShardClaimFilter) -> ClaimSlice {
         let passes = |claim: &ListedClaim<'_>| filter.matches(claim);
         let ListingSlice { rows, next } = match &filter.worker {
             Some(worker) => self.shard.worker_claims_from(worker, from, limit, passes),
@@ -28,7 +27,7 @@ impl<S: ShardSink> ShardRunner<S> {
             let expires_at_ms = grant.deadline_ms.map(|at| self.environment.clock.unix_of(at));
             (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
         };
-        ReplyPayload::Claims(ListingSlice { rows: rows.into_iter().map(answer).collect(), next })
+        ListingSlice { rows: rows.into_iter().map(answer).collect(), next }
     }
 
     /// Resources that can be claimed, if the pool is shared.
@@ -38,18 +37,19 @@ impl<S: ShardSink> ShardRunner<S> {
         Some(ClaimableCapacity { amounts, gpus })
     }
 
-    pub(super) fn explain(&mut self, query: &ExplainQuery) -> ShardOutcome {
-        let ExplainQuery { constraints, affinity, duration_ms, ack, from_ordinal: from } = query;
-        let constraints = constraints.as_deref();
-        if let Some(from) = from {
-            let (survey, next) =
-                self.shard.survey(constraints, *duration_ms, self.now_ms, *from, limits::SLICE_ENTRIES);
-            return Ok(ReplyPayload::Survey(Box::new(survey), next));
-        }
+    pub(super) fn preview(&mut self, query: &PreviewQuery) -> Result<PreviewedPlacement, RequestError> {
+        let PreviewQuery { constraints, affinity, duration_ms, ack } = query;
         if let Some(reason) = self.overload_reason(*ack) {
             return Err(RequestError::Unavailable(reason));
         }
-        Ok(ReplyPayload::WouldTake(self.shard.preview_placement(constraints, *affinity, *duration_ms, self.now_ms)))
+        Ok(self.shard.preview_placement(constraints.as_deref(), *affinity, *duration_ms, self.now_ms))
+    }
+
+    pub(super) fn survey(&self, query: &SurveyQuery) -> SurveySlice {
+        let SurveyQuery { constraints, duration_ms, from_ordinal } = query;
+        let (survey, next) =
+            self.shard.survey(constraints.as_deref(), *duration_ms, self.now_ms, *from_ordinal, limits::SLICE_ENTRIES);
+        SurveySlice { survey, next }
     }
 
     pub(super) fn report(&self) -> ShardReport {

@@ -1,15 +1,16 @@
 //! Workers, operator commands, and releases in two steps: translates each into an event, and the engine's reply into
 //! an outcome. Also decides whether this shard may acknowledge from memory.
 
-use super::{ReplyRoute, ShardEvent, ShardRunner, rejection_of};
-use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event, HeartbeatReport, ReportedClaim};
+use super::unsent_reply::UnsentReply;
+use super::{ReplyIndex, ReplyRoute, ShardEvent, ShardRunner, rejection_of};
+use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event, HeartbeatReport, ReportedClaim, WorkerSnapshot};
 use crate::events::{PoolEventKind, PoolEventReason};
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{AckLevel, ClaimId, ClearResult, HeartbeatRequest, RegistrationRequest, RunningClaim, WorkerId};
 use crate::shard::address::KeyTicket;
 use crate::shard::command::{KeyReport, KeyReports};
 use crate::shard::event::ShardSink;
-use crate::shard::reply::{ClaimAnswer, ReplyPayload, ReplySender, ShardOutcome};
+use crate::shard::reply::{ClaimAnswer, CommandReply, DeletedWorker, HeartbeatReply, RegisteredWorker};
 
 impl<S: ShardSink> ShardRunner<S> {
     /// Updates whether claims may be acknowledged from memory: only after the store knows that they are, so that a
@@ -27,20 +28,23 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Stops acknowledgements from memory. The reply is sent when that fact is on its way to the store.
-    pub(super) fn seal(&mut self, reply: ReplySender) {
+    pub(super) fn seal(&mut self, reply: CommandReply<()>) {
         self.sealed = true;
         self.update_ack_mode();
-        self.prepare_reply(Some(reply), Ok(ReplyPayload::Done), AckLevel::Memory);
+        self.prepare_reply(UnsentReply::command(reply, Ok(())), AckLevel::Memory);
     }
 
-    pub(super) fn register_all(&mut self, workers: Vec<(RegistrationRequest, KeyReports, ReplySender)>) {
+    pub(super) fn register_all(
+        &mut self,
+        workers: Vec<(RegistrationRequest, KeyReports, CommandReply<RegisteredWorker>)>,
+    ) {
         // The pool is marked before its workers are counted: registrations after the count are refused.
         let is_closing = self.pool.is_closing();
         for (registration, keys, reply) in workers {
             if is_closing {
                 let tickets = reserved_keys(registration.claims.as_deref().unwrap_or_default(), &keys).collect();
                 self.events.push(ShardEvent::ReportDecided { tickets });
-                reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
+                let _ = reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
                 continue;
             }
             let id = registration.spec.id.clone();
@@ -49,14 +53,14 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    fn register(&mut self, registration: RegistrationRequest, keys: KeyReports, reply: ReplySender) {
+    fn register(&mut self, registration: RegistrationRequest, keys: KeyReports, reply: CommandReply<RegisteredWorker>) {
         let RegistrationRequest { spec, claims } = registration;
         // Unix time is read once; from then on the end of the worker is a deadline like any other.
         let unix_ms = || self.environment.clock.unix_ms();
         let ends_ms = spec.expires_at_ms.map(|at_ms| self.now_ms + at_ms.saturating_sub(unix_ms()));
         let claims = self.reported_claims(&spec.id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
-        self.apply(Event::Register { spec, ends_ms, claims, ttl_ms, to: ReplyRoute::Reply(reply) });
+        self.apply(Event::Register { spec, ends_ms, claims, ttl_ms, to: ReplyRoute::Register(reply) });
         self.end_report();
     }
 
@@ -65,13 +69,13 @@ impl<S: ShardSink> ShardRunner<S> {
         id: WorkerId,
         heartbeat: HeartbeatRequest,
         keys: KeyReports,
-        reply: ReplySender,
+        reply: CommandReply<HeartbeatReply>,
     ) {
         let HeartbeatRequest { incarnation, seq, claims } = heartbeat;
         let claims = self.reported_claims(&id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
         let heartbeat = HeartbeatReport { incarnation, seq, claims, ttl_ms };
-        self.apply(Event::Heartbeat { id, heartbeat, to: ReplyRoute::Reply(reply) });
+        self.apply(Event::Heartbeat { id, heartbeat, to: ReplyRoute::Heartbeat(reply) });
         self.end_report();
     }
 
@@ -120,48 +124,73 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    /// Replies with the engine's answer about a worker. A durable reply waits for what the store lacks about the keys
-    /// of the claims that it shows.
-    pub(super) fn reply_worker(&mut self, reply: ReplySender, answer: EngineReply) {
-        let shown: Vec<ClaimId> = match &answer {
-            EngineReply::Registered { worker, .. } if self.keeps_rows => {
-                worker.claims.iter().map(|(id, _)| id.clone()).collect()
+    pub(super) fn reply_register(&mut self, reply: CommandReply<RegisteredWorker>, answer: EngineReply) {
+        let (outcome, shown) = match answer {
+            EngineReply::Registered { created, worker, stop } => {
+                let shown = self.shown_claims(worker.claims.iter().map(|(id, _)| id));
+                (Ok(RegisteredWorker { created, worker, revoked: running_claims(stop) }), shown)
             }
-            EngineReply::HeartbeatHandled { claims, .. } if self.keeps_rows => {
-                claims.iter().map(|(id, _)| id.clone()).collect()
-            }
-            _ => Vec::new(),
+            answer => (Err(rejection_of(&answer)), Vec::new()),
         };
-        let outcome = self.worker_outcome(answer);
-        let reply = self.answer(reply, outcome);
-        self.events.extend(shown.into_iter().map(|id| ShardEvent::Shown { id, reply }));
+        let reply = self.answer_command(reply, outcome);
+        self.report_shown(shown, reply);
     }
 
-    fn worker_outcome(&self, answer: EngineReply) -> ShardOutcome {
-        let running = |reported: Vec<ReportedClaim>| {
-            reported.into_iter().map(|ReportedClaim { id, fence, .. }| RunningClaim { id, fence })
-        };
-        match answer {
-            EngineReply::Registered { created, worker, stop } => {
-                Ok(ReplyPayload::Worker { created, worker, revoked: running(stop).collect() })
-            }
-            EngineReply::WorkerUpdated(worker) => {
-                Ok(ReplyPayload::Worker { created: false, worker, revoked: Vec::new() })
-            }
+    pub(super) fn reply_heartbeat(&mut self, reply: CommandReply<HeartbeatReply>, answer: EngineReply) {
+        let (outcome, shown) = match answer {
             EngineReply::HeartbeatHandled { claims, stop, superseded_by: late_for } => {
+                let shown = self.shown_claims(claims.iter().map(|(id, _)| id));
                 let shard = self.handle.shard;
                 let answer_of = |(id, grant): (_, ClaimGrant)| {
                     let expires_at_ms = grant.deadline_ms.map(|at_ms| self.environment.clock.unix_of(at_ms));
                     (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
                 };
                 let claims = claims.into_iter().map(answer_of).collect();
-                Ok(ReplyPayload::Heartbeat { claims, revoked: running(stop).collect(), late_for })
+                (Ok(HeartbeatReply { claims, revoked: running_claims(stop), late_for }), shown)
             }
-            EngineReply::Cleared { cleared, suspect } => Ok(ReplyPayload::Cleared(ClearResult { cleared, suspect })),
-            EngineReply::Deleted { claims_lost } => Ok(ReplyPayload::Deleted { claims_lost }),
-            answer => Err(rejection_of(&answer)),
-        }
+            answer => (Err(rejection_of(&answer)), Vec::new()),
+        };
+        let reply = self.answer_command(reply, outcome);
+        self.report_shown(shown, reply);
     }
+
+    /// Keys of the claims that a reply shows, if the reply may have to wait for records about them.
+    fn shown_claims<'c>(&self, ids: impl Iterator<Item = &'c ClaimId>) -> Vec<ClaimId> {
+        if self.keeps_rows { ids.cloned().collect() } else { Vec::new() }
+    }
+
+    fn report_shown(&mut self, shown: Vec<ClaimId>, reply: ReplyIndex) {
+        self.events.extend(shown.into_iter().map(|id| ShardEvent::Shown { id, reply }));
+    }
+
+    pub(super) fn reply_worker_command(&mut self, reply: CommandReply<Box<WorkerSnapshot>>, answer: EngineReply) {
+        let outcome = match answer {
+            EngineReply::WorkerUpdated(worker) => Ok(worker),
+            answer => Err(rejection_of(&answer)),
+        };
+        self.answer_command(reply, outcome);
+    }
+
+    pub(super) fn reply_clear(&mut self, reply: CommandReply<ClearResult>, answer: &EngineReply) {
+        let outcome = match *answer {
+            EngineReply::Cleared { cleared, suspect } => Ok(ClearResult { cleared, suspect }),
+            _ => Err(rejection_of(answer)),
+        };
+        self.answer_command(reply, outcome);
+    }
+
+    pub(super) fn reply_delete(&mut self, reply: CommandReply<DeletedWorker>, answer: &EngineReply) {
+        let outcome = match *answer {
+            EngineReply::Deleted { claims_lost } => Ok(DeletedWorker { claims_lost }),
+            _ => Err(rejection_of(answer)),
+        };
+        self.answer_command(reply, outcome);
+    }
+}
+
+/// Claims as a worker reported them.
+fn running_claims(reported: Vec<ReportedClaim>) -> Vec<RunningClaim> {
+    reported.into_iter().map(|ReportedClaim { id, fence, .. }| RunningClaim { id, fence }).collect()
 }
 
 /// Reported claims whose keys were reserved, each with its ticket.

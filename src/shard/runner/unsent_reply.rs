@@ -1,0 +1,112 @@
+//! Replies that are decided and wait to be sent, in a form that keeps those about one claim free of allocations.
+
+use crate::model::request_error::RequestError;
+use crate::shard::reply::{CommandReply, CommittedMembers, ReplySender, ShardOutcome};
+
+/// Reply that is decided and not sent. If it is dropped, its caller learns that the outcome is unknown.
+pub(super) enum UnsentReply {
+    /// Reply about one claim, with its caller: none until the sink has said who it is, and for a reply that nobody
+    /// wants. Inline, because nearly all replies are of this kind.
+    Claim(Option<ReplySender>, ShardOutcome),
+    /// Reply to the commit of a gang, whose members stay held even if the reply cannot be sent.
+    GangCommit(Box<TypedReply<CommittedMembers>>),
+    /// Reply to any other command. Nothing follows from whether it can be sent.
+    Command(Box<dyn CommandOutcome>),
+}
+
+const _: () = assert!(
+    size_of::<UnsentReply>() == size_of::<(Option<ReplySender>, ShardOutcome)>(),
+    "the other kinds cost a reply about a claim nothing"
+);
+
+impl UnsentReply {
+    /// Whether nobody waits for the reply.
+    pub const fn is_unwanted(&self) -> bool {
+        matches!(self, Self::Claim(None, _))
+    }
+
+    /// Sets the caller of a reply about one claim.
+    pub fn address(&mut self, to: ReplySender) {
+        let Self::Claim(caller @ None, _) = self else { unreachable!("R1: a reply about a claim has one caller") };
+        *caller = Some(to);
+    }
+
+    pub fn gang_commit(reply: CommandReply<CommittedMembers>, outcome: Result<CommittedMembers, RequestError>) -> Self {
+        Self::GangCommit(Box::new(TypedReply { reply, outcome }))
+    }
+
+    pub fn command<T: Send + 'static>(reply: CommandReply<T>, outcome: Result<T, RequestError>) -> Self {
+        Self::Command(Box::new(TypedReply { reply, outcome }))
+    }
+}
+
+/// Outcome of a command and the sender of its reply.
+pub(super) struct TypedReply<T> {
+    reply: CommandReply<T>,
+    outcome: Result<T, RequestError>,
+}
+
+impl<T> TypedReply<T> {
+    /// Sends the outcome, unless the caller has left.
+    pub fn send_outcome(self) {
+        let _ = self.reply.send(self.outcome);
+    }
+
+    /// Sends an error instead of the outcome, and returns the outcome.
+    pub fn send_error(self, error: RequestError) -> Result<T, RequestError> {
+        let _ = self.reply.send(Err(error));
+        self.outcome
+    }
+}
+
+/// Reply of a command, whatever its type.
+pub(super) trait CommandOutcome: Send {
+    /// Sends the outcome, unless the caller has left.
+    fn send(self: Box<Self>);
+
+    /// Sends an error instead of the outcome.
+    fn reject(self: Box<Self>, error: RequestError);
+}
+
+impl<T: Send> CommandOutcome for TypedReply<T> {
+    fn send(self: Box<Self>) {
+        self.send_outcome();
+    }
+
+    fn reject(self: Box<Self>, error: RequestError) {
+        drop(self.send_error(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::model::request_error::UnavailableReason;
+
+    const REJECTION: RequestError = RequestError::Unavailable(UnavailableReason::Store);
+
+    #[test]
+    fn a_command_gets_its_outcome_or_the_error_that_replaces_it() {
+        for (rejection, expected) in [(None, Ok(7)), (Some(REJECTION), Err(REJECTION))] {
+            let (reply, mut answer) = oneshot::channel();
+            let UnsentReply::Command(unsent) = UnsentReply::command(reply, Ok(7)) else { panic!("not a command") };
+            match rejection {
+                None => unsent.send(),
+                Some(error) => unsent.reject(error),
+            }
+            assert_eq!(answer.try_recv(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_rejected_commit_of_a_gang_returns_the_members_that_stay_held() {
+        let (reply, mut answer) = oneshot::channel();
+        let UnsentReply::GangCommit(unsent) = UnsentReply::gang_commit(reply, Ok(Vec::new())) else {
+            panic!("not a commit")
+        };
+        assert_eq!(unsent.send_error(REJECTION), Ok(Vec::new()));
+        assert_eq!(answer.try_recv(), Ok(Err(REJECTION)));
+    }
+}
