@@ -95,6 +95,22 @@ impl RespEdge {
         let threads = RespThreads::start(&shared, &stopping)?;
         Ok(tokio::spawn(accept(listener, shared, threads, grace, stopping)))
     }
+
+    /// Serves one connection in the calling task instead of a thread of the edge, until its client leaves: a benchmark
+    /// counts the instructions of its commands and of nothing else.
+    #[cfg(feature = "internals")]
+    pub async fn serve_connection(
+        self,
+        stream: tokio::net::TcpStream,
+        limits: ConnectionLimits,
+        stopping: watch::Receiver<()>,
+    ) {
+        let Self { scheduler, bounds, bodies } = self;
+        let shared = RespContext { scheduler, bounds, bodies, limits };
+        if let Ok(peer) = stream.peer_addr() {
+            serve(&shared, IdleConnection::new(stream, peer), stopping, ThreadAffinity::Pinned).await;
+        }
+    }
 }
 
 async fn accept(
