@@ -70,11 +70,12 @@ impl ResourceUsage {
         [self.claims, self.cpu_milli, self.memory_bytes, self.gpu_milli]
     }
 
-    /// First amount that would exceed `limit` if `more` were added; one that does not grow never does.
+    /// First amount that would exceed `limit`, or 64 bits, if `more` were added; one that does not grow never does.
     #[must_use]
     pub fn first_exceeded(&self, more: &Self, limit: &Self) -> Option<QuotaResource> {
         let exceeds = |i: &usize| {
-            more.to_array()[*i] > 0 && self.to_array()[*i].saturating_add(more.to_array()[*i]) > limit.to_array()[*i]
+            let (used, more, limit) = (self.to_array()[*i], more.to_array()[*i], limit.to_array()[*i]);
+            more > 0 && used.checked_add(more).is_none_or(|sum| sum > limit)
         };
         (0..4).find(exceeds).map(|i| QuotaResource::ALL[i])
     }
