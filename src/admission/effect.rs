@@ -25,7 +25,10 @@ pub enum Effect {
 /// Effects that are not carried out yet, in the order in which they were noted.
 #[derive(Debug, Default)]
 pub struct EffectQueue {
-    effects: VecDeque<Effect>,
+    /// Oldest effect. Inline, because most calls have one at a time, and none of them should allocate.
+    next: Option<Effect>,
+    /// Later effects, in the order in which they were added.
+    more: VecDeque<Effect>,
     /// Commands that were sent while this work was carried out.
     pub(super) sent: usize,
 }
@@ -33,17 +36,20 @@ pub struct EffectQueue {
 impl EffectQueue {
     /// Adds an effect to the end.
     pub fn push(&mut self, effect: Effect) {
-        self.effects.push_back(effect);
+        match &mut self.next {
+            None if self.more.is_empty() => self.next = Some(effect),
+            _ => self.more.push_back(effect),
+        }
     }
 
     /// Takes the oldest effect.
     pub fn pop(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        self.next.take().or_else(|| self.more.pop_front())
     }
 
     /// Whether nothing is left to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.effects.is_empty()
+        self.next.is_none() && self.more.is_empty()
     }
 }
