@@ -137,6 +137,12 @@ impl ClaimDispatcher {
                 work.push(Effect::DispatchNext(from.shard.pool));
             }
             ShardEvent::QueuePending => work.push(Effect::DispatchNext(from.shard.pool)),
+            ShardEvent::Panicked { tickets } => {
+                for (id, ticket) in self.keys.find_asking(from.shard, &tickets.into_iter().collect()) {
+                    let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
+                    self.on_not_granted(from, &id, ticket, reason, unplaced, work);
+                }
+            }
             ShardEvent::Stale(operation) => self.resolve_again(operation, work),
             ShardEvent::StaleRollback { id, fence } => self.roll_back(&id, fence),
         }

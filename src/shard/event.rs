@@ -194,6 +194,11 @@ pub enum ShardEvent {
     QueuePending,
     /// An operation names a claim by a handle of an earlier life: it was not decided.
     Stale(HeldOperation),
+    /// The shard panicked while it decided these claims.
+    Panicked {
+        /// Tickets of the claims.
+        tickets: Vec<KeyTicket>,
+    },
     /// A claim of an earlier life is to be rolled back.
     StaleRollback {
         /// Key of the claim.

@@ -24,7 +24,7 @@ use super::address::{KeyTicket, ShardRef};
 use super::command::{Command, GangRequest, HeldOperation};
 use super::counters::RunnerCounters;
 use super::environment::ShardEnvironment;
-use super::event::{RunOrigin, RunReplies, ShardLife, ShardSink, UndecidedClaim};
+use super::event::{RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::mailbox::ShardMailbox;
 use super::notice::ShardNotice;
 use super::paused_shard::{PausableShard, PausedShard};
@@ -97,9 +97,6 @@ pub struct ShardHandle<S: ShardSink> {
     /// State of the shard. Locked by whoever has the right to run it ([`RunSchedule`]), so nobody waits here except at
     /// the end of a life.
     runner: Mutex<Option<ShardRunner<S>>>,
-    /// Ids of reservations that are no longer needed. Not in the mailbox, which may be full: a worker must not
-    /// stay reserved for nobody.
-    cancelled_reservations: SegQueue<ReservationId>,
     /// Notices for the next run. Not in the mailbox, which may be full: an undelivered claim would be held for ever.
     notices: SegQueue<ShardNotice>,
     /// Engine time before which a wake-up would find nothing due; `u64::MAX` if nothing is pending.
@@ -108,8 +105,8 @@ pub struct ShardHandle<S: ShardSink> {
     answers_waiting: AtomicUsize,
     /// Number of the life that runs now, or ran last.
     life: AtomicU32,
-    /// Claims that were being decided when the shard panicked; its supervisor hands them back.
-    undecided: Mutex<Vec<UndecidedClaim>>,
+    /// Requests that were being decided when the shard panicked; its supervisor hands them back.
+    undecided: Mutex<(Vec<KeyTicket>, Vec<UndecidedClaim>)>,
     /// Claims that were undisclosed when the shard panicked; the next life may still roll them back.
     undisclosed: Mutex<HashSet<Fence>>,
     restarts: Mutex<RestartHistory>,
@@ -161,12 +158,11 @@ impl<S: ShardSink> ShardHandle<S> {
             reason: Mutex::new(None),
             actor: RwLock::new(None),
             runner: Mutex::new(None),
-            cancelled_reservations: SegQueue::new(),
             notices: SegQueue::new(),
             next_tick_ms: AtomicU64::new(u64::MAX),
             answers_waiting: AtomicUsize::new(0),
             life: AtomicU32::new(0),
-            undecided: Mutex::new(Vec::new()),
+            undecided: Mutex::default(),
             undisclosed: Mutex::default(),
             restarts: Mutex::default(),
             accounting_mismatch: AtomicU64::new(0),
@@ -236,14 +232,14 @@ impl<S: ShardSink> ShardHandle<S> {
         }
         let inline = mode == RunMode::Inline;
         if inline && self.schedule.wake_needed() {
-            self.run_inline(Some(command), work);
+            self.run_inline(&mut Some(command), work);
         } else {
             if let Err(command) = self.mailbox.push(command) {
                 self.metrics.queue_rejections.increment(1);
                 return Err(RejectedCommand::new(command, UnavailableReason::Overloaded));
             }
             if self.schedule.wake_needed() {
-                if inline { self.run_inline(None, work) } else { self.wake_actor() }
+                if inline { self.run_inline(&mut None, work) } else { self.wake_actor() }
             }
         }
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
@@ -276,12 +272,8 @@ impl<S: ShardSink> ShardHandle<S> {
 
     /// Cancels a reservation, so that its worker is free for all claims.
     pub fn cancel_reservation(&self, id: ReservationId) {
-        self.cancelled_reservations.push(id);
+        self.notices.push(ShardNotice::CancelReservation(id));
         self.wake();
-    }
-
-    pub(super) fn pop_cancelled_reservation(&self) -> Option<ReservationId> {
-        self.cancelled_reservations.pop()
     }
 
     /// Cancels a claim that may still be in the mailbox, so that it takes no worker from others. Wakes nobody: the run
@@ -319,7 +311,8 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     pub(super) fn pop_notice(&self) -> Option<ShardNotice> {
-        self.notices.pop()
+        // Nearly always empty, and this is cheaper to see than to pop nothing.
+        if self.notices.is_empty() { None } else { self.notices.pop() }
     }
 
     /// Wakes the actor if something is due at `now_ms`.
@@ -498,16 +491,26 @@ impl<S: ShardSink> ShardHandle<S> {
         }
         let Some(sink) = self.sink.upgrade() else { return };
         let mut events = undecided.into_iter().map(|claim| claim.reject(rejection.clone())).collect();
-        let now_ms = self.environment.clock.engine_ms();
-        let origin = RunOrigin { shard: self.shard, life: self.life(), now_ms };
-        sink.deliver(origin, &mut events, &mut RunReplies::new(&mut []), work);
+        sink.deliver(self.origin(), &mut events, &mut RunReplies::new(&mut []), work);
     }
 
-    /// Hands back the claims whose decision ended in a panic.
+    fn origin(&self) -> RunOrigin {
+        RunOrigin { shard: self.shard, life: self.life(), now_ms: self.environment.clock.engine_ms() }
+    }
+
+    /// Hands back the requests whose decision ended in a panic.
     pub(super) fn hand_back_undecided(&self) {
-        let undecided = std::mem::take(&mut *self.undecided.lock());
+        let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
         let mut work = S::Work::default();
         self.hand_back(undecided, &RequestError::DeadlineExceeded, &mut work);
+        if let Some(sink) = self.sink.upgrade().filter(|_| !tickets.is_empty()) {
+            sink.deliver(
+                self.origin(),
+                &mut vec![ShardEvent::Panicked { tickets }],
+                &mut RunReplies::new(&mut []),
+                &mut work,
+            );
+        }
         self.carry_out(&mut work);
     }
 
@@ -539,9 +542,9 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     /// Uses the right to run on this thread.
-    fn run_inline(&self, mut command: Option<Command>, work: &mut S::Work) {
+    fn run_inline(&self, command: &mut Option<Command>, work: &mut S::Work) {
         // The caller must not fail with the shard: a panic is passed to the actor, which has a supervisor.
-        let mut ends = (0..RUNS_MAX).map(|_| self.run(command.take(), work));
+        let mut ends = (0..RUNS_MAX).map(|_| self.run(command, work));
         match catch_unwind(AssertUnwindSafe(|| ends.find(|end| *end != RunEnd::MoreRequests))) {
             Ok(Some(RunEnd::Asleep)) => {}
             // Deadlines are left to the actor: a caller does not wait for those of others.
@@ -564,18 +567,18 @@ impl<S: ShardSink> ShardHandle<S> {
     /// Runs the shard as its actor, once, and works off what the run causes.
     pub(super) fn run_as_actor(&self) -> RunEnd {
         let mut work = S::Work::default();
-        let end = self.run(None, &mut work);
+        let end = self.run(&mut None, &mut work);
         self.carry_out(&mut work);
         end
     }
 
     /// Runs the shard once; the caller must have the right to.
-    pub(super) fn run(&self, command: Option<Command>, work: &mut S::Work) -> RunEnd {
+    pub(super) fn run(&self, command: &mut Option<Command>, work: &mut S::Work) -> RunEnd {
         let mut runner_slot = self.lock_runner();
         let Some(runner) = &mut *runner_slot else {
             // Between two lives: the next one begins by draining the mailbox. After the last one it is emptied by
             // `reject_all`.
-            if let Some(Err(command)) = command.map(|command| self.mailbox.push(command)) {
+            if let Some(Err(command)) = command.take().map(|command| self.mailbox.push(command)) {
                 self.reject(command, &RequestError::Unavailable(UnavailableReason::Overloaded), work);
             }
             return RunEnd::Asleep;
@@ -587,7 +590,7 @@ impl<S: ShardSink> ShardHandle<S> {
             return RunEnd::MoreDeadlines;
         }
         // Only what a run always removes; what it may or may not act on is a change ([`super::schedule`]).
-        let is_idle = || self.mailbox.is_empty() && self.cancelled_reservations.is_empty() && self.notices.is_empty();
+        let is_idle = || self.mailbox.is_empty() && self.notices.is_empty();
         if self.schedule.must_run_again(is_idle) { RunEnd::MoreRequests } else { RunEnd::Asleep }
     }
 
@@ -606,7 +609,9 @@ impl<S: ShardSink> ShardHandle<S> {
     pub(super) fn remove_runner(&self) {
         let ended = self.lock_runner().take();
         if let Some(mut runner) = ended {
-            self.undecided.lock().append(&mut runner.undecided);
+            let mut undecided = self.undecided.lock();
+            undecided.0.append(&mut runner.undecided_tickets);
+            undecided.1.append(&mut runner.undecided);
             // Read from a state that a panic left behind. That is sound: a claim is marked before it is disclosed.
             *self.undisclosed.lock() = runner.undisclosed();
             runner
@@ -627,7 +632,7 @@ impl<S: ShardSink> ShardHandle<S> {
 
     /// Removes up to `max` requests from the mailbox and returns how many.
     pub(super) fn drain_mailbox(&self, max: usize, into: &mut Vec<Command>) -> usize {
-        self.mailbox.drain(max, into)
+        if self.mailbox.is_empty() { 0 } else { self.mailbox.drain(max, into) }
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {

@@ -2,7 +2,7 @@
 
 use super::address::KeyTicket;
 use super::event::ShardLife;
-use crate::engine::{ClaimHandle, ShardConfig};
+use crate::engine::{ClaimHandle, ReservationId, ShardConfig};
 use crate::model::{ClaimId, Fence, Millis};
 
 /// Message to a shard that must not be refused. Bounded by the number of replies, and by changes of the pool.
@@ -23,6 +23,8 @@ pub(crate) enum ShardNotice {
     Undelivered(ClaimId, Fence),
     /// Replies that cover these claims were sent at this engine time.
     ReplySent(Vec<ClaimHandle>, Millis),
+    /// The reservation with this id is not needed any more.
+    CancelReservation(ReservationId),
     /// The settings of the pool changed.
     Config(ShardConfig),
 }

@@ -1,14 +1,14 @@
 //! Rebuilds the directory from what the shards hold: during recovery, after a shard restart, and when a pool is
 //! deleted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use dashmap::Entry as Slot;
 
 use super::PendingClaim;
 use super::directory::KeyDirectory;
-use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey};
+use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage};
 use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
@@ -104,6 +104,18 @@ impl KeyDirectory {
     pub fn end_unreadable(&self, id: &ClaimId, fence: Fence) {
         self.map
             .remove_if(id, |_, entry| matches!(entry, KeyEntry::Unreadable { fence: record, .. } if *record == fence));
+    }
+
+    /// Claims with these tickets that this shard is being asked for. Walks the directory.
+    #[must_use]
+    pub fn find_asking(&self, shard: ShardRef, tickets: &HashSet<KeyTicket>) -> Vec<(ClaimId, KeyTicket)> {
+        let is_asking = |entry: &KeyEntry| match entry {
+            KeyEntry::Pending(PendingKey { ticket, stage: PendingStage::Asking(_, asked), .. }) => {
+                (*asked == shard && tickets.contains(ticket)).then_some(*ticket)
+            }
+            _ => None,
+        };
+        self.map.iter().filter_map(|entry| Some((entry.key().clone(), is_asking(entry.value())?))).collect()
     }
 
     /// Forgets the keys and records of a deleted pool's shards. Returns the repeated claims that were not answered. Walks

@@ -2,13 +2,13 @@
 //! outcome.
 
 use super::unsent_reply::UnsentReply;
-use super::{ClaimRoute, NotGranted, PendingReply, ReplyIndex, ReplyRoute, ShardEvent, ShardRunner, rejection_of};
+use super::{NotGranted, PendingReply, ReplyIndex, ShardEvent, ShardRunner, rejection_of};
 use crate::engine::{ClaimHandle, EngineReply, Event};
 use crate::limits;
 use crate::model::AckLevel;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
-use crate::shard::event::{GrantKind, ShardSink};
+use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
 use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplySender, ShardOutcome};
 
 impl<S: ShardSink> ShardRunner<S> {
@@ -20,20 +20,17 @@ impl<S: ShardSink> ShardRunner<S> {
                 return self.events.push(ShardEvent::NotGranted { id, ticket, reason });
             }
         };
-        let ClaimCall {
-            id, ticket, affinity, reserve_ms, ttl_ms, constraints, reservation_id, ack, started_ns, ..
-        } = call;
-        let route = ClaimRoute { id: id.clone(), ticket, ack, affinity, reservation_id, started_ns };
-        self.apply(Event::Claim {
-            id,
+        let answer = self.decide(Event::Claim {
+            id: call.id.clone(),
             fence,
-            affinity,
-            reserve_ms,
-            ttl_ms: ttl_ms.unwrap_or(0),
-            constraints,
-            reservation_id: reservation_id.filter(|&id| self.shard.has_reservation(id)),
-            to: ReplyRoute::Claim(route),
+            affinity: call.affinity,
+            reserve_ms: call.reserve_ms,
+            ttl_ms: call.ttl_ms.unwrap_or(0),
+            constraints: call.constraints.clone(),
+            reservation_id: call.reservation_id.filter(|&id| self.shard.has_reservation(id)),
+            to: (),
         });
+        self.reply_claim(call, answer);
     }
 
     /// Fence for a claim that this shard may decide at present.
@@ -69,51 +66,62 @@ impl<S: ShardSink> ShardRunner<S> {
         if operation.life != self.life {
             return self.events.push(ShardEvent::Stale(operation));
         }
-        let handle = operation.handle;
-        let (id, events_before) = (operation.id.clone(), self.events.len());
-        // Placeholder of the verb that was taken out; operations of this kind are complete without it.
-        let verb = std::mem::replace(&mut operation.verb, HeldVerb::Get);
-        let resized = matches!(verb, HeldVerb::Resize(_));
-        self.releases += u64::from(verb == HeldVerb::Release);
-        let to = ReplyRoute::Operation(operation);
-        self.apply(match verb {
-            HeldVerb::Get => Event::Get { handle, to },
-            HeldVerb::Confirm => Event::Confirm { handle, to },
-            HeldVerb::Renew(ttl_ms) => Event::Renew { handle, ttl_ms, to },
-            HeldVerb::Resize(resources) => Event::Resize { handle, resources: *resources, to },
-            HeldVerb::BeginRelease => {
-                Event::BeginRelease { handle, releasing_ms: self.pool.spec.load().releasing_ms, to }
+        let (handle, events_before) = (operation.handle, self.events.len());
+        let to = ();
+        let answer = match &mut operation.verb {
+            HeldVerb::Get => self.decide(Event::Get { handle, to }),
+            HeldVerb::Confirm => self.decide(Event::Confirm { handle, to }),
+            HeldVerb::Renew(ttl_ms) => {
+                let ttl_ms = *ttl_ms;
+                self.decide(Event::Renew { handle, ttl_ms, to })
             }
-            HeldVerb::Release => Event::Release { handle, to },
-        });
-        if resized {
-            let fence = handle.fence;
-            return self.events.push(match self.shard.grant(handle) {
+            HeldVerb::Resize(resources) => {
+                let resources = std::mem::take(&mut **resources);
+                self.decide(Event::Resize { handle, resources, to })
+            }
+            HeldVerb::BeginRelease => {
+                let releasing_ms = self.pool.spec.load().releasing_ms;
+                self.decide(Event::BeginRelease { handle, releasing_ms, to })
+            }
+            HeldVerb::Release => {
+                self.releases += 1;
+                self.decide(Event::Release { handle, to })
+            }
+        };
+        if matches!(operation.verb, HeldVerb::Resize(_)) {
+            let (id, fence) = (operation.id.clone(), handle.fence);
+            self.events.push(match self.shard.grant(handle) {
                 Some(grant) => ShardEvent::Resized { id, fence, spec: grant.spec },
                 None => ShardEvent::ResizeRejected { id, fence },
             });
         }
+        let index = self.reply_operation(operation, answer);
         // The reply about an end also waits for what the store lacks about the key; the sink knows.
-        let index = self.last_reply();
         for event in &mut self.events[events_before..] {
-            if let ShardEvent::Ended { id: ended, reply, .. } = event
-                && *ended == id
+            if let ShardEvent::Ended { fence, reply, .. } = event
+                && *fence == handle.fence
             {
-                *reply = index;
+                *reply = Some(index);
             }
         }
     }
 
-    /// Index of the reply that was prepared last.
-    pub(super) fn last_reply(&self) -> Option<ReplyIndex> {
-        self.new_replies.len().checked_sub(1).map(|index| ReplyIndex(index as u32))
+    /// Shows the holder of a key to a repeated claim, or rolls the holder back.
+    pub(super) fn reacquire(&mut self, mut call: ReacquireCall) {
+        let ReacquireCall { handle, eligibility: pool, .. } = call;
+        let answer = self.decide(Event::Reacquire { handle, pool, constraints: call.constraints.take(), to: () });
+        self.reply_repeated(call, answer);
     }
 
     /// Reserves a worker for a claim that waits.
     pub(super) fn reserve(&mut self, call: ReserveCall) {
         let ReserveCall { id, constraints, duration_ms, evict } = call;
         let until_ms = self.now_ms + duration_ms;
-        self.apply(Event::Reserve { id, constraints, evict, until_ms, to: ReplyRoute::Reservation(id) });
+        let outcome = match self.decide(Event::Reserve { id, constraints, evict, until_ms, to: () }) {
+            EngineReply::WorkerReserved => ReservationOutcome::Reserved,
+            _ => ReservationOutcome::NoWorker,
+        };
+        self.events.push(ShardEvent::ReservationDecided { id, outcome });
     }
 
     /// Reason why this shard accepts no claims at present: the store lags too far behind.
@@ -132,8 +140,8 @@ impl<S: ShardSink> ShardRunner<S> {
         lags.then_some(UnavailableReason::Overloaded)
     }
 
-    pub(super) fn reply_claim(&mut self, route: ClaimRoute, answer: EngineReply) {
-        let ClaimRoute { id, ticket, ack, affinity, reservation_id, started_ns } = route;
+    fn reply_claim(&mut self, call: ClaimCall, answer: EngineReply) {
+        let ClaimCall { id, ticket, ack, affinity, reservation_id, started_ns, .. } = call;
         let reason = match answer {
             EngineReply::Granted(grant) => {
                 self.record_claimed(&id, &grant, None);
@@ -160,7 +168,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.events.push(ShardEvent::NotGranted { id, ticket, reason });
     }
 
-    pub(super) fn reply_repeated(&mut self, call: ReacquireCall, answer: EngineReply) {
+    fn reply_repeated(&mut self, call: ReacquireCall, answer: EngineReply) {
         let ReacquireCall { id, number, ack, started_ns, .. } = call;
         let (ack, outcome) = match answer {
             EngineReply::StaleHandle | EngineReply::RolledBack => {
@@ -188,7 +196,7 @@ impl<S: ShardSink> ShardRunner<S> {
         reply
     }
 
-    pub(super) fn reply_operation(&mut self, operation: HeldOperation, answer: EngineReply) {
+    fn reply_operation(&mut self, operation: HeldOperation, answer: EngineReply) -> ReplyIndex {
         let HeldOperation { reply, pending_writes, .. } = operation;
         let outcome = match answer {
             EngineReply::Held(grant) => Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
@@ -196,7 +204,10 @@ impl<S: ShardSink> ShardRunner<S> {
             answer => Err(rejection_of(&answer)),
         };
         let reply = self.answer(reply, outcome);
-        self.new_replies[reply.0 as usize].wait_for(pending_writes);
+        if !pending_writes.is_empty() {
+            self.new_replies[reply.0 as usize].wait_for(pending_writes);
+        }
+        reply
     }
 
     /// Replies with the durability of the pool.

@@ -1,7 +1,7 @@
 //! Two-phase commit of gangs: translates each action into an event, and the engine's reply into an outcome.
 
 use super::unsent_reply::UnsentReply;
-use super::{ReplyRoute, ShardEvent, ShardRunner, rejection_of};
+use super::{ReplyIndex, ShardEvent, ShardRunner, rejection_of};
 use crate::engine::{ClaimHandle, EngineReply, Event, GangAction};
 use crate::model::{AckLevel, ClaimId};
 use crate::shard::command::{GangItem, GangRequest};
@@ -11,27 +11,27 @@ use crate::shard::reply::{ClaimAnswer, CommandReply, CommittedMembers};
 impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn gang(&mut self, item: GangItem) {
         let GangItem { id, request } = item;
+        let events_before = self.events.len();
+        let event = |action| Event::Gang { id, action, to: () };
         // Durable whatever the pool's ack: the next action of the gang relies on these. Nothing relies on the others.
-        let (action, to) = match request {
+        let (action, reply, ack) = match request {
             GangRequest::Commit(tickets, reply) => {
                 self.member_tickets.extend(tickets);
-                (GangAction::Commit, ReplyRoute::GangCommit(reply))
+                let answer = self.decide(event(GangAction::Commit));
+                self.member_tickets.clear();
+                return self.reply_gang_commit(reply, answer, events_before);
             }
-            GangRequest::Record(reply) => (GangAction::Record, ReplyRoute::Gang(reply, AckLevel::Durable)),
-            GangRequest::Retract(reply) => (GangAction::Retract, ReplyRoute::Gang(reply, AckLevel::Durable)),
-            GangRequest::Abort(reply) => (GangAction::Abort, ReplyRoute::Gang(reply, AckLevel::Memory)),
-            GangRequest::Forget(reply) => (GangAction::Forget, ReplyRoute::Gang(reply, AckLevel::Memory)),
-            GangRequest::Count(reply) => (GangAction::Count, ReplyRoute::GangCount(reply)),
+            GangRequest::Count(reply) => {
+                let answer = self.decide(event(GangAction::Count));
+                return self.reply_gang_count(reply, &answer);
+            }
+            GangRequest::Record(reply) => (GangAction::Record, reply, AckLevel::Durable),
+            GangRequest::Retract(reply) => (GangAction::Retract, reply, AckLevel::Durable),
+            GangRequest::Abort(reply) => (GangAction::Abort, reply, AckLevel::Memory),
+            GangRequest::Forget(reply) => (GangAction::Forget, reply, AckLevel::Memory),
         };
-        let events_before = self.events.len();
-        self.apply(Event::Gang { id, action, to });
-        self.member_tickets.clear();
-        let index = self.last_reply();
-        for event in &mut self.events[events_before..] {
-            if let ShardEvent::Committed { reply, .. } = event {
-                *reply = index;
-            }
-        }
+        let answer = self.decide(event(action));
+        self.reply_gang(reply, ack, &answer);
     }
 
     /// Reports that a member became an ordinary claim.
@@ -42,7 +42,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.events.push(ShardEvent::Committed { id, ticket, handle, spec, reply: None });
     }
 
-    pub(super) fn reply_gang_commit(&mut self, reply: CommandReply<CommittedMembers>, answer: EngineReply) {
+    fn reply_gang_commit(&mut self, reply: CommandReply<CommittedMembers>, answer: EngineReply, events_before: usize) {
         let shard = self.handle.shard;
         let outcome = match answer {
             EngineReply::Committed(members) => {
@@ -50,10 +50,15 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             answer => Err(rejection_of(&answer)),
         };
-        self.prepare_gang_reply(UnsentReply::gang_commit(reply, outcome), AckLevel::Durable);
+        let index = self.prepare_gang_reply(UnsentReply::gang_commit(reply, outcome), AckLevel::Durable);
+        for event in &mut self.events[events_before..] {
+            if let ShardEvent::Committed { reply, .. } = event {
+                *reply = Some(index);
+            }
+        }
     }
 
-    pub(super) fn reply_gang_count(&mut self, reply: CommandReply<usize>, answer: &EngineReply) {
+    fn reply_gang_count(&mut self, reply: CommandReply<usize>, answer: &EngineReply) {
         let outcome = match *answer {
             EngineReply::GangMembers(members) => Ok(members),
             _ => Err(rejection_of(answer)),
@@ -61,7 +66,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.prepare_gang_reply(UnsentReply::command(reply, outcome), AckLevel::Memory);
     }
 
-    pub(super) fn reply_gang(&mut self, reply: CommandReply<()>, ack: AckLevel, answer: &EngineReply) {
+    fn reply_gang(&mut self, reply: CommandReply<()>, ack: AckLevel, answer: &EngineReply) {
         let outcome = match answer {
             EngineReply::Released => Ok(()),
             _ => Err(rejection_of(answer)),
@@ -69,8 +74,8 @@ impl<S: ShardSink> ShardRunner<S> {
         self.prepare_gang_reply(UnsentReply::command(reply, outcome), ack);
     }
 
-    fn prepare_gang_reply(&mut self, reply: UnsentReply, ack: AckLevel) {
+    fn prepare_gang_reply(&mut self, reply: UnsentReply, ack: AckLevel) -> ReplyIndex {
         let ack = if self.keeps_rows { ack } else { AckLevel::Memory };
-        self.prepare_reply(reply, ack);
+        self.prepare_reply(reply, ack)
     }
 }

@@ -32,23 +32,16 @@ use self::statistics::AUDIT_INTERVAL_MS;
 use self::unsent_reply::UnsentReply;
 use super::actor::SpawnArgs;
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
-use super::command::{Command, HeldOperation, InjectedStep, ReacquireCall};
+use super::command::{Command, InjectedStep};
 use super::environment::ShardEnvironment;
-use super::event::{
-    NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim,
-};
+use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
-use super::reply::{
-    CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, RegisteredWorker, ReplySender,
-};
-use crate::engine::{
-    AccountingAudit, ClaimHandle, Effect, EngineReply, Event, ListingSlice, ReservationId, Shard, ShardCounters,
-    WorkerSnapshot,
-};
+use super::reply::{CommandReply, EndedWorkers, ReplySender};
+use crate::engine::{AccountingAudit, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters};
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
-use crate::model::{AckLevel, ClaimId, ClearResult, Fence, Millis, Seq};
+use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
 
 /// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
 /// arrived since.
@@ -61,35 +54,6 @@ pub(super) enum DueDeadlines {
     AllFired,
     /// More deadlines are due; the next run continues.
     MoreDue,
-}
-
-/// Recipient of a reply of the engine.
-enum ReplyRoute {
-    Claim(ClaimRoute),
-    Repeated(ReacquireCall),
-    Operation(HeldOperation),
-    Register(CommandReply<RegisteredWorker>),
-    Heartbeat(CommandReply<HeartbeatReply>),
-    CommandWorker(CommandReply<Box<WorkerSnapshot>>),
-    ClearWorkers(CommandReply<ClearResult>),
-    DeleteWorker(CommandReply<DeletedWorker>),
-    GangCommit(CommandReply<CommittedMembers>),
-    GangCount(CommandReply<usize>),
-    /// Gang action without a result, with the level at which its reply acknowledges it.
-    Gang(CommandReply<()>, AckLevel),
-    Reservation(ReservationId),
-    Discard,
-}
-
-/// New claim whose decision the engine reports.
-struct ClaimRoute {
-    id: ClaimId,
-    ticket: KeyTicket,
-    ack: AckLevel,
-    affinity: u64,
-    /// Reservation that the claim named.
-    reservation_id: Option<ReservationId>,
-    started_ns: Option<NonZeroU64>,
 }
 
 /// Reply that has not been sent.
@@ -163,10 +127,12 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     cancelled: HashSet<KeyTicket>,
     /// Fences allocated for the current commands.
     fences: std::ops::Range<Fence>,
-    /// Claims that are being decided; handed back after a panic.
+    /// Tickets of the claims that are being decided; handed back after a panic.
+    pub(super) undecided_tickets: Vec<KeyTicket>,
+    /// Other requests that are being decided; handed back after a panic.
     pub(super) undecided: Vec<UndecidedClaim>,
     batch: Vec<Command>,
-    effects: Vec<Effect<ReplyRoute>>,
+    effects: Vec<Effect<()>>,
     /// Decisions of this run that concern the layer above.
     events: Vec<ShardEvent>,
     /// Capacity epoch of which the wait queue was last notified, if any.
@@ -227,6 +193,7 @@ impl<S: ShardSink> ShardRunner<S> {
             subscribed_shards: HashSet::new(),
             overdue_runs: 0,
             fences: 0..0,
+            undecided_tickets: Vec::new(),
             undecided: Vec::new(),
             batch: Vec::new(),
             effects: Vec::new(),
@@ -251,14 +218,11 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Runs once: handles the mailbox, then `command`, which bypassed it. Effects of the run are added to `work`.
-    pub(super) fn run(&mut self, command: Option<Command>, work: &mut S::Work) -> DueDeadlines {
+    pub(super) fn run(&mut self, command: &mut Option<Command>, work: &mut S::Work) -> DueDeadlines {
         self.now_ms = self.environment.clock.engine_ms();
         self.shard.set_wall_clock(self.environment.clock.unix_ahead_ms());
         self.send_stored_replies();
         self.update_ack_mode();
-        while let Some(id) = self.handle.pop_cancelled_reservation() {
-            self.apply(Event::CancelReservation { id });
-        }
         while let Some(notice) = self.handle.pop_notice() {
             self.on_notice(notice);
         }
@@ -270,11 +234,11 @@ impl<S: ShardSink> ShardRunner<S> {
             commands.drain(..).for_each(|command| self.execute(command));
         }
         self.batch = commands;
-        if let Some(command) = command {
+        if let Some(command) = command.take() {
             self.prepare_batch(std::slice::from_ref(&command));
             self.execute(command);
         }
-        if taken_count < limits::DRAIN_MAX {
+        if !self.cancelled.is_empty() && taken_count < limits::DRAIN_MAX {
             // Whatever was cancelled was in the mailbox, which is empty.
             self.cancelled.clear();
         }
@@ -306,8 +270,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Allocates fences for the commands. They have left the mailbox, so the fences are above all that their keys ever
     /// had.
     fn prepare_batch(&mut self, commands: &[Command]) {
-        commands.iter().for_each(|command| command.add_undecided(&mut self.undecided));
-        let claims: u64 = commands.iter().map(Command::fences_needed).sum();
+        let claims: u64 = commands.iter().map(|command| self.note_undecided(command)).sum();
         self.fences = match claims {
             0 => 0..0,
             n => self.environment.allocate_fences(n).map_or(0..0, |first| first..first + n),
@@ -322,6 +285,18 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
+    /// Notes what a panic in the middle of the command leaves undecided. Returns the number of fences that the command
+    /// may need.
+    fn note_undecided(&mut self, command: &Command) -> u64 {
+        let calls = command.claim_calls();
+        match calls {
+            [] => command.add_undecided(&mut self.undecided),
+            [call] => self.undecided_tickets.push(call.ticket),
+            calls => self.undecided_tickets.extend(calls.iter().map(|call| call.ticket)),
+        }
+        calls.len() as u64
+    }
+
     fn execute(&mut self, command: Command) {
         match command {
             Command::Claim(call) => self.claim(call),
@@ -330,16 +305,12 @@ impl<S: ShardSink> ShardRunner<S> {
                 calls.into_iter().for_each(|call| self.claim(call));
                 self.shard.end_batch();
             }
-            Command::Reacquire(call) => {
-                let ReacquireCall { handle, eligibility: pool, .. } = call;
-                let constraints = call.constraints.clone();
-                self.apply(Event::Reacquire { handle, pool, constraints, to: ReplyRoute::Repeated(call) });
-            }
+            Command::Reacquire(call) => self.reacquire(call),
             Command::Operation(operation) => self.operate(operation),
             Command::Operations(operations) => operations.into_iter().for_each(|operation| self.operate(operation)),
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(call) => self.reserve(call),
-            Command::Relinquish(handle) => self.apply(Event::Relinquish { handle }),
+            Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
             Command::Register(workers) => self.register_all(workers),
             Command::Heartbeat(workers) => {
                 for (id, heartbeat, keys, reply) in workers {
@@ -348,14 +319,19 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             Command::CommandWorker(id, verb, reply) => {
                 self.record_worker_change(&id.clone(), event_of_command(verb), |run| {
-                    run.apply(Event::WorkerCommand { id, command: verb, to: ReplyRoute::CommandWorker(reply) })
+                    let answer = run.decide(Event::WorkerCommand { id, command: verb, to: () });
+                    run.reply_worker_command(reply, answer);
                 });
             }
-            Command::ClearWorkers(reply) => self.apply(Event::ClearAll { to: ReplyRoute::ClearWorkers(reply) }),
+            Command::ClearWorkers(reply) => {
+                let answer = self.decide(Event::ClearAll { to: () });
+                self.reply_clear(reply, &answer);
+            }
             Command::Seal(reply) => self.seal(reply),
             Command::DeleteWorker(id, reply) => {
                 self.record_worker_change(&id.clone(), Some(PoolEventKind::Deleted), |run| {
-                    run.apply(Event::Delete { id, to: ReplyRoute::DeleteWorker(reply) })
+                    let answer = run.decide(Event::Delete { id, to: () });
+                    run.reply_delete(reply, &answer);
                 });
             }
             Command::GetWorker(id, reply) => {
@@ -389,12 +365,17 @@ impl<S: ShardSink> ShardRunner<S> {
         let _ = to.send((rows, next));
     }
 
-    fn apply(&mut self, event: Event<ReplyRoute>) {
+    /// Lets the engine decide an event and executes its effects. Returns the reply, if the event asks for one.
+    fn apply(&mut self, event: Event<()>) -> Option<EngineReply> {
+        let mut reply = None;
         let mut effects = std::mem::take(&mut self.effects);
         self.shard.handle_event(event, self.now_ms, &mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Reply { to, answer } => self.reply(to, answer),
+                Effect::Reply { to: (), answer } => {
+                    debug_assert!(reply.is_none(), "R1: an event is answered once");
+                    reply = Some(answer);
+                }
                 Effect::ClaimEnded { id, fence, end, worker, times } => {
                     self.record_ended(&id, fence, times, end, worker);
                     self.record_end(id, fence);
@@ -407,6 +388,12 @@ impl<S: ShardSink> ShardRunner<S> {
             }
         }
         self.effects = effects;
+        reply
+    }
+
+    /// Lets the engine decide an event that it always answers.
+    fn decide(&mut self, event: Event<()>) -> EngineReply {
+        self.apply(event).expect("R1: the engine answers every request")
     }
 
     fn record_end(&mut self, id: ClaimId, fence: Fence) {
@@ -415,30 +402,6 @@ impl<S: ShardSink> ShardRunner<S> {
             self.pending_ends.push_back((write.seq, id.clone()));
         }
         self.events.push(ShardEvent::Ended { id, fence, write, reply: None });
-    }
-
-    fn reply(&mut self, to: ReplyRoute, answer: EngineReply) {
-        match to {
-            ReplyRoute::Claim(route) => self.reply_claim(route, answer),
-            ReplyRoute::Repeated(call) => self.reply_repeated(call, answer),
-            ReplyRoute::Operation(operation) => self.reply_operation(operation, answer),
-            ReplyRoute::Register(reply) => self.reply_register(reply, answer),
-            ReplyRoute::Heartbeat(reply) => self.reply_heartbeat(reply, answer),
-            ReplyRoute::CommandWorker(reply) => self.reply_worker_command(reply, answer),
-            ReplyRoute::ClearWorkers(reply) => self.reply_clear(reply, &answer),
-            ReplyRoute::DeleteWorker(reply) => self.reply_delete(reply, &answer),
-            ReplyRoute::GangCommit(reply) => self.reply_gang_commit(reply, answer),
-            ReplyRoute::GangCount(reply) => self.reply_gang_count(reply, &answer),
-            ReplyRoute::Gang(reply, ack) => self.reply_gang(reply, ack, &answer),
-            ReplyRoute::Reservation(id) => {
-                let outcome = match answer {
-                    EngineReply::WorkerReserved => ReservationOutcome::Reserved,
-                    _ => ReservationOutcome::NoWorker,
-                };
-                self.events.push(ShardEvent::ReservationDecided { id, outcome });
-            }
-            ReplyRoute::Discard => {}
-        }
     }
 
     /// Ends a run: rows, bounds, events, replies, in this order.
@@ -450,6 +413,7 @@ impl<S: ShardSink> ShardRunner<S> {
         }
         self.deliver(work);
         // A panic from here on leaves no claim undecided.
+        self.undecided_tickets.clear();
         self.undecided.clear();
         let mut new_replies = std::mem::take(&mut self.new_replies);
         new_replies.drain(..).for_each(|reply| self.send_or_await_store(reply));
@@ -458,8 +422,8 @@ impl<S: ShardSink> ShardRunner<S> {
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.append_rows() {
             self.publish();
+            self.deliver(work);
         }
-        self.deliver(work);
         self.update_counters();
         self.publish_events();
         let next_expiry = self.awaiting_store.front().map(|reply| reply.until_ms);
@@ -509,7 +473,7 @@ impl<S: ShardSink> ShardRunner<S> {
     fn end_workers(&mut self, from: u32, reply: CommandReply<EndedWorkers>) {
         let ListingSlice { rows, next } = self.shard.workers_from(from, usize::MAX);
         for (_, worker) in rows {
-            self.apply(Event::Delete { id: worker.registration.spec.id.clone(), to: ReplyRoute::Discard });
+            self.apply(Event::Delete { id: worker.registration.spec.id.clone(), to: () });
         }
         self.append_rows();
         let _ = reply.send(Ok(EndedWorkers { next }));

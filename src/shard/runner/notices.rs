@@ -36,12 +36,13 @@ impl<S: ShardSink> ShardRunner<S> {
                 self.events.push(ShardEvent::StaleRollback { id, fence: handle.fence });
             }
             ShardNotice::Undelivered(id, fence) => self.events.push(ShardEvent::StaleRollback { id, fence }),
+            ShardNotice::CancelReservation(id) => drop(self.apply(Event::CancelReservation { id })),
             ShardNotice::Cancelled(ticket) => drop(self.cancelled.insert(ticket)),
             ShardNotice::Config(config) => self.shard.set_config(&config, self.now_ms),
             // A handle of an earlier life belongs to no claim, or to the same one; and deadlines started over after
             // the panic.
             ShardNotice::ReplySent(handles, at_ms) => {
-                handles.into_iter().for_each(|handle| self.apply(Event::ReplySent { handle, at_ms }));
+                handles.into_iter().for_each(|handle| drop(self.apply(Event::ReplySent { handle, at_ms })));
             }
         }
     }

@@ -2,7 +2,7 @@
 //! an outcome. Also decides whether this shard may acknowledge from memory.
 
 use super::unsent_reply::UnsentReply;
-use super::{ReplyIndex, ReplyRoute, ShardEvent, ShardRunner, rejection_of};
+use super::{ReplyIndex, ShardEvent, ShardRunner, rejection_of};
 use crate::engine::{ClaimGrant, ClaimHandle, EngineReply, Event, HeartbeatReport, ReportedClaim, WorkerSnapshot};
 use crate::events::{PoolEventKind, PoolEventReason};
 use crate::model::request_error::{ObjectKind, RequestError};
@@ -60,7 +60,8 @@ impl<S: ShardSink> ShardRunner<S> {
         let ends_ms = spec.expires_at_ms.map(|at_ms| self.now_ms + at_ms.saturating_sub(unix_ms()));
         let claims = self.reported_claims(&spec.id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
-        self.apply(Event::Register { spec, ends_ms, claims, ttl_ms, to: ReplyRoute::Register(reply) });
+        let answer = self.decide(Event::Register { spec, ends_ms, claims, ttl_ms, to: () });
+        self.reply_register(reply, answer);
         self.end_report();
     }
 
@@ -75,7 +76,8 @@ impl<S: ShardSink> ShardRunner<S> {
         let claims = self.reported_claims(&id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
         let heartbeat = HeartbeatReport { incarnation, seq, claims, ttl_ms };
-        self.apply(Event::Heartbeat { id, heartbeat, to: ReplyRoute::Heartbeat(reply) });
+        let answer = self.decide(Event::Heartbeat { id, heartbeat, to: () });
+        self.reply_heartbeat(reply, answer);
         self.end_report();
     }
 
@@ -124,7 +126,7 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    pub(super) fn reply_register(&mut self, reply: CommandReply<RegisteredWorker>, answer: EngineReply) {
+    fn reply_register(&mut self, reply: CommandReply<RegisteredWorker>, answer: EngineReply) {
         let (outcome, shown) = match answer {
             EngineReply::Registered { created, worker, stop } => {
                 let shown = self.shown_claims(worker.claims.iter().map(|(id, _)| id));
@@ -136,7 +138,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.report_shown(shown, reply);
     }
 
-    pub(super) fn reply_heartbeat(&mut self, reply: CommandReply<HeartbeatReply>, answer: EngineReply) {
+    fn reply_heartbeat(&mut self, reply: CommandReply<HeartbeatReply>, answer: EngineReply) {
         let (outcome, shown) = match answer {
             EngineReply::HeartbeatHandled { claims, stop, superseded_by: late_for } => {
                 let shown = self.shown_claims(claims.iter().map(|(id, _)| id));
