@@ -2,6 +2,7 @@
 
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
+use super::pool_registry::PoolMap;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::shard::{Command, PushRejection, ShardRef};
 
@@ -22,7 +23,7 @@ impl ClaimDispatcher {
     pub(super) fn work_off(&self, work: &mut EffectQueue) {
         while let Some(effect) = work.pop() {
             match effect {
-                Effect::Send(shard, command) => self.send(shard, command, work),
+                Effect::Send(shard, command) => self.send(&self.pools.load(), shard, command, work),
                 Effect::Submit(claim) => self.submit(claim, work),
                 Effect::RouteAll(claims) => self.route_all(claims, work),
                 Effect::DispatchNext(pool) => {
@@ -36,9 +37,9 @@ impl ClaimDispatcher {
         }
     }
 
-    fn send(&self, shard: ShardRef, command: Command, work: &mut EffectQueue) {
+    /// Sends a command to a shard, and lets the claims go on that the shard does not take.
+    pub(super) fn send(&self, pools: &PoolMap, shard: ShardRef, command: Command, work: &mut EffectQueue) {
         work.sent += 1;
-        let pools = self.pools.load();
         let Some(handle) = pools.shard(shard) else {
             return self.not_asked(shard, command, UnavailableReason::Loading, work);
         };

@@ -4,7 +4,7 @@
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::key::ended_claims::EndedClaim;
-use super::key::{HeldTransition, KeyHolder, KeyLookup, PendingClaim};
+use super::key::{HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::{
@@ -101,8 +101,9 @@ impl ClaimDispatcher {
                 self.ended_claims.insert(id, ended, from.now_ms);
             }
             ShardEvent::Adopted { id, ticket, handle, spec } => {
-                let held = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref());
-                self.on_held(held, work);
+                if let Some(held) = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref()) {
+                    self.answer_duplicates(held.repeated, work);
+                }
                 self.ended_claims.remove_on_grant(&id);
             }
             ShardEvent::ReportDecided { tickets } => {
@@ -118,11 +119,12 @@ impl ClaimDispatcher {
                 }
             }
             ShardEvent::Committed { id, ticket, handle, spec, reply } => {
-                let held = self.keys.set_committed(&id, ticket, holder(handle), spec.as_ref());
-                if let (Some(reply), Some(held)) = (reply, &held) {
-                    replies.wait_for(reply, held.pending_writes.clone());
+                if let Some(held) = self.keys.set_committed(&id, ticket, holder(handle), spec.as_ref()) {
+                    if let Some(reply) = reply {
+                        replies.wait_for(reply, held.pending_writes);
+                    }
+                    self.answer_duplicates(held.repeated, work);
                 }
-                self.on_held(held, work);
                 self.ended_claims.remove_on_grant(&id);
             }
             ShardEvent::Resized { id, fence, spec } => self.keys.end_resize(&id, fence, Some(spec)),
@@ -159,7 +161,9 @@ impl ClaimDispatcher {
         // A grant whose ticket is not valid any more has nobody to answer, and is rolled back.
         let Some(mut held) = held else { return };
         let Some(claim) = held.claim.take() else { return };
-        if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
+        if (claim.started_ns.is_some() || claim.wait.is_some())
+            && let Some(pool) = self.pools.load().by_number(from.shard.pool)
+        {
             if claim.started_ns.is_some() {
                 pool.metrics.claim_shards_tried.record(u64::from(claim.tried_shards.len()));
             }
@@ -168,13 +172,13 @@ impl ClaimDispatcher {
                 pool.metrics.wait_seconds.record(from.now_ms.saturating_sub(since_ms));
             }
         }
-        replies.address(reply, claim.reply, std::mem::take(&mut held.pending_writes));
-        self.on_held(Some(held), work);
+        replies.address(reply, claim.reply, held.pending_writes);
+        self.answer_duplicates(held.repeated, work);
     }
 
     /// Answers the duplicates that waited for a key which is held now.
-    fn on_held(&self, held: Option<HeldTransition>, work: &mut EffectQueue) {
-        for repeated in held.into_iter().flat_map(|held| held.repeated) {
+    fn answer_duplicates(&self, duplicates: Vec<RepeatedCall>, work: &mut EffectQueue) {
+        for repeated in duplicates {
             work.push(Effect::Send(repeated.shard, Command::Reacquire(repeated.call)));
         }
     }

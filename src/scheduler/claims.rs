@@ -25,7 +25,7 @@ impl Scheduler {
     pub async fn claim(&self, request: ClaimRequest) -> Result<ClaimResult, RequestError> {
         let (item, call) = self.begin_claim(request)?;
         if let Some(item) = item {
-            self.dispatch().with_work(|work| self.dispatch().submit(item, work));
+            self.dispatch().submit_now(item);
         }
         call.result().await
     }

@@ -49,12 +49,13 @@ impl ShardEnvironment {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Allocates fences for `n` claims and returns the first.
+    /// Allocates fences for `n` claims and returns the first. They follow the time of the last tick: fences grow by a
+    /// counter, and the time in them is for people.
     ///
     /// # Errors
     /// `Store` while the store does not confirm a higher ceiling.
     pub fn allocate_fences(&self, n: u64) -> Result<u64, UnavailableReason> {
-        self.fences.allocate(n, self.clock.unix_us()).ok_or(UnavailableReason::Store)
+        self.fences.allocate(n, self.clock.unix_of(self.clock.engine_ms()) * 1_000).ok_or(UnavailableReason::Store)
     }
 
     /// Outbox of a shard; `None` once its pool was deleted.

@@ -93,9 +93,26 @@ impl std::fmt::Debug for ClaimDispatcher {
 }
 
 impl ClaimDispatcher {
+    /// Submits a claim and carries out what follows from it.
+    pub fn submit_now(&self, item: Box<PendingClaim>) {
+        let mut work = EffectQueue::default();
+        let pools = self.pools.load();
+        match self.keys.acquire(item, |item| first_shard(&pools, item)) {
+            // Sent at once, because most claims need nothing else.
+            KeyAcquire::Asking(shard, call) => self.send(&pools, shard, Command::Claim(call), &mut work),
+            acquired => self.follow(acquired, &mut work),
+        }
+        self.work_off(&mut work);
+    }
+
     /// Submits a claim, or submits it again when the holder that it found has gone.
     pub fn submit(&self, item: Box<PendingClaim>, work: &mut EffectQueue) {
-        if let Some(item) = self.acquire_key(item, work) {
+        let acquired = self.keys.acquire(item, |item| first_shard(&self.pools.load(), item));
+        self.follow(acquired, work);
+    }
+
+    fn follow(&self, acquired: KeyAcquire, work: &mut EffectQueue) {
+        if let Some(item) = self.on_acquired(acquired, work) {
             self.route(item, work);
         }
     }
@@ -124,14 +141,21 @@ impl ClaimDispatcher {
 
     /// Submits many claims; those whose keys are vacant go to the shards in groups.
     pub fn submit_all(&self, items: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
-        let acquired: Vec<_> = items.into_iter().filter_map(|item| self.acquire_key(item, work)).collect();
+        let acquired: Vec<_> = items
+            .into_iter()
+            .filter_map(|item| {
+                let acquired = self.keys.acquire(item, |_| None);
+                self.on_acquired(acquired, work)
+            })
+            .collect();
         self.route_all(acquired, work);
     }
 
-    /// Acquires the key. Returns `None` if the claim waits elsewhere or was answered.
-    fn acquire_key(&self, item: Box<PendingClaim>, work: &mut EffectQueue) -> Option<Box<PendingClaim>> {
-        match self.keys.acquire(item) {
+    /// Goes on after an attempt to acquire a key. Returns the claim if it needs a worker and no shard was picked.
+    fn on_acquired(&self, acquired: KeyAcquire, work: &mut EffectQueue) -> Option<Box<PendingClaim>> {
+        match acquired {
             KeyAcquire::Acquired(item) => return Some(item),
+            KeyAcquire::Asking(shard, call) => work.push(Effect::Send(shard, Command::Claim(call))),
             KeyAcquire::Joined(None) => {}
             KeyAcquire::Joined(Some((until_ms, id))) => self.schedule_duplicate_expiry(until_ms, &id),
             KeyAcquire::HolderQueued(item) => self.reply_rejected(item, RequestError::KEY_ALREADY_WAITED_FOR),
@@ -384,6 +408,11 @@ impl ClaimDispatcher {
 /// Next shard for the claim; `None` once every shard of its pool that could have a worker for it was asked.
 pub fn next_shard<'a>(pools: &'a PoolMap, item: &PendingClaim) -> Option<(&'a Arc<Pool>, u16)> {
     next_shard_beside(pools, item, None)
+}
+
+/// First shard for a claim, if it has one without falling back.
+fn first_shard(pools: &PoolMap, item: &PendingClaim) -> Option<ShardRef> {
+    next_shard(pools, item).map(|(pool, shard)| ShardRef { pool: pool.number, shard })
 }
 
 /// Next shard for the claim that is not one of `full`.

@@ -18,11 +18,13 @@ use super::{PendingClaim, PrehashedHasher};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
-use crate::shard::{KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardRef};
+use crate::shard::{ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardRef};
 
 /// Result of an attempt to acquire a key.
 #[derive(Debug)]
 pub enum KeyAcquire {
+    /// The key is acquired, and the claim stays in its entry while this shard is asked.
+    Asking(ShardRef, ClaimCall),
     /// The key is acquired and the ticket is in the claim, which now needs a worker.
     Acquired(Box<PendingClaim>),
     /// The claim waits as a duplicate of the ticket's owner; with a deadline if that owner is queued.
@@ -107,37 +109,48 @@ impl KeyDirectory {
         charge.ok()
     }
 
-    /// Acquires the key of a claim.
-    pub fn acquire(&self, mut item: Box<PendingClaim>) -> KeyAcquire {
+    /// Acquires the key of a claim. If it is vacant and the quota allows the claim, `pick` may name the shard to ask.
+    pub fn acquire(&self, item: Box<PendingClaim>, pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>) -> KeyAcquire {
         match self.map.entry(item.id.clone()) {
             Slot::Vacant(slot) => {
-                let (ticket, charge) = self.grant_ticket(&mut item);
-                slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, PendingWrites::new())));
-                KeyAcquire::Acquired(item)
+                let (entry, acquired) = self.begin(item, PendingWrites::new(), pick);
+                slot.insert(entry);
+                acquired
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item)),
                 KeyEntry::Unreadable { .. } => KeyAcquire::Unreadable(item),
                 KeyEntry::Gone { pending_writes } => {
                     let pending_writes = std::mem::take(pending_writes);
-                    let (ticket, charge) = self.grant_ticket(&mut item);
-                    slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, pending_writes)));
-                    KeyAcquire::Acquired(item)
+                    let (entry, acquired) = self.begin(item, pending_writes, pick);
+                    slot.insert(entry);
+                    acquired
                 }
-                KeyEntry::Pending(pending) => {
-                    let queued = matches!(pending.stage, PendingStage::Queued(_));
-                    if queued && !item.waits() {
-                        return KeyAcquire::HolderQueued(item);
-                    }
-                    let until =
-                        if queued { item.wait_until_ms().map(|until_ms| (until_ms, item.id.clone())) } else { None };
-                    match pending.add_duplicate(item) {
-                        Ok(()) => KeyAcquire::Joined(until),
-                        Err(item) => KeyAcquire::TooManyDuplicates(item),
-                    }
-                }
+                KeyEntry::Pending(pending) => join(pending, item),
             },
         }
+    }
+
+    /// Begins to decide a vacant key: gives the claim a ticket, charges its tenant, and picks a shard.
+    fn begin(
+        &self,
+        mut item: Box<PendingClaim>,
+        pending_writes: PendingWrites,
+        pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>,
+    ) -> (KeyEntry, KeyAcquire) {
+        let (ticket, charge) = self.grant_ticket(&mut item);
+        let mut pending = PendingKey::in_transit(ticket, charge, pending_writes);
+        let shard = if item.over_quota.is_none() { pick(&item) } else { None };
+        let acquired = match shard {
+            Some(shard) => {
+                item.tried_shards.insert(shard.shard);
+                let call = item.call(shard);
+                pending.stage = PendingStage::Asking(item, shard);
+                KeyAcquire::Asking(shard, call)
+            }
+            None => KeyAcquire::Acquired(item),
+        };
+        (KeyEntry::Pending(pending), acquired)
     }
 
     /// Leaves a claim in its entry while a shard is asked.
@@ -180,7 +193,7 @@ impl KeyDirectory {
     /// reply waits for.
     pub fn take_repeated(&self, id: &ClaimId, number: u64) -> Option<(Box<PendingClaim>, PendingWrites)> {
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, held.pending_writes.clone())),
+            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, copy_writes(&held.pending_writes))),
             _ => None,
         }
     }
@@ -324,7 +337,7 @@ impl KeyDirectory {
         let mut charge =
             pending.charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
         charge.move_to_pool(holder.shard.pool);
-        let mut held = HeldKey { holder, pending_writes: pending_writes.clone(), charge, repeated: None };
+        let mut held = HeldKey { holder, pending_writes: copy_writes(&pending_writes), charge, repeated: None };
         let repeated = duplicates
             .map(|duplicates| duplicates.into_iter().map(|duplicate| repeat(&mut held, duplicate)).collect())
             .unwrap_or_default();
@@ -390,14 +403,18 @@ impl KeyDirectory {
         }
         self.adoption.record_ended(id.hash64(), fence);
         let repeated = held.take_all_repeated();
-        let earlier = held.pending_writes.clone();
+        if write.is_none() && held.pending_writes.is_empty() {
+            slot.remove();
+            return Some(EndTransition { repeated, earlier: PendingWrites::new() });
+        }
+        let mut pending_writes = std::mem::take(&mut held.pending_writes);
+        let earlier = copy_writes(&pending_writes);
         if let Some(write) = write {
-            slot.get_mut().add_pending_write(write);
+            // One record per shard is enough: a later one covers the earlier.
+            pending_writes.retain(|other| other.shard != write.shard);
+            pending_writes.push(write);
         }
-        match slot.get_mut().pending_writes_mut().map(std::mem::take) {
-            Some(pending_writes) if !pending_writes.is_empty() => drop(slot.insert(KeyEntry::Gone { pending_writes })),
-            _ => drop(slot.remove()),
-        }
+        slot.insert(KeyEntry::Gone { pending_writes });
         Some(EndTransition { repeated, earlier })
     }
 
@@ -426,7 +443,7 @@ impl KeyDirectory {
         match self.map.get(id).as_deref() {
             None => KeyLookup::Vacant,
             Some(KeyEntry::Held(HeldKey { holder, pending_writes, .. })) => {
-                KeyLookup::Held { holder: *holder, pending_writes: pending_writes.clone() }
+                KeyLookup::Held { holder: *holder, pending_writes: copy_writes(pending_writes) }
             }
             Some(KeyEntry::Unreadable { .. }) => KeyLookup::Unreadable,
             Some(entry) => match entry.pending_writes() {
@@ -491,10 +508,28 @@ pub struct EndTransition {
     pub earlier: PendingWrites,
 }
 
+/// Lets a claim wait for the decision about a pending key, unless its owner is queued and the claim does not wait.
+fn join(pending: &mut PendingKey, item: Box<PendingClaim>) -> KeyAcquire {
+    let queued = matches!(pending.stage, PendingStage::Queued(_));
+    if queued && !item.waits() {
+        return KeyAcquire::HolderQueued(item);
+    }
+    let until = if queued { item.wait_until_ms().map(|until_ms| (until_ms, item.id.clone())) } else { None };
+    match pending.add_duplicate(item) {
+        Ok(()) => KeyAcquire::Joined(until),
+        Err(item) => KeyAcquire::TooManyDuplicates(item),
+    }
+}
+
 /// Keeps a repeated claim with the holder, and makes the call that answers it.
 fn repeat(held: &mut HeldKey, claim: Box<PendingClaim>) -> RepeatedCall {
     let number = next_ticket();
     let call = claim.reacquire_call(number, &held.holder);
     held.add_repeated(number, claim);
     RepeatedCall { shard: held.holder.shard, call }
+}
+
+/// Copy of a list that is nearly always empty.
+fn copy_writes(writes: &PendingWrites) -> PendingWrites {
+    if writes.is_empty() { PendingWrites::new() } else { writes.clone() }
 }

@@ -43,6 +43,11 @@ impl<S: ShardSink> ShardRunner<S> {
         index
     }
 
+    /// Whether replies wait for the store.
+    pub(super) fn has_waiting_replies(&self) -> bool {
+        !self.awaiting_store.is_empty() || !self.awaiting_other_shards.is_empty()
+    }
+
     /// Number of replies that have not been sent.
     pub(super) fn pending_replies_len(&self) -> usize {
         self.awaiting_store.len() + self.awaiting_other_shards.len() + self.new_replies.len()

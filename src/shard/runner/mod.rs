@@ -90,7 +90,7 @@ impl PendingReply {
 
     /// Adds records that the reply waits for, if it is durable.
     pub(super) fn wait_for(&mut self, writes: PendingWrites) {
-        if self.ack == AckLevel::Durable {
+        if !writes.is_empty() && self.ack == AckLevel::Durable {
             self.pending_writes.extend(writes);
         }
     }
@@ -221,8 +221,10 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn run(&mut self, command: &mut Option<Command>, work: &mut S::Work) -> DueDeadlines {
         self.now_ms = self.environment.clock.engine_ms();
         self.shard.set_wall_clock(self.environment.clock.unix_ahead_ms());
-        self.send_stored_replies();
-        self.update_ack_mode();
+        if self.keeps_rows {
+            self.send_stored_replies();
+            self.update_ack_mode();
+        }
         while let Some(notice) = self.handle.pop_notice() {
             self.on_notice(notice);
         }
@@ -418,7 +420,9 @@ impl<S: ShardSink> ShardRunner<S> {
         let mut new_replies = std::mem::take(&mut self.new_replies);
         new_replies.drain(..).for_each(|reply| self.send_or_await_store(reply));
         self.new_replies = new_replies;
-        self.expire_replies();
+        if self.has_waiting_replies() {
+            self.expire_replies();
+        }
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.append_rows() {
             self.publish();
