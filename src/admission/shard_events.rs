@@ -9,7 +9,7 @@ use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::{
     Command, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent,
-    ShardSink,
+    ShardSink, take_each,
 };
 
 /// Claims that a run did not place, for the shards that are next.
@@ -27,9 +27,7 @@ impl ShardSink for ClaimDispatcher {
         work: &mut Self::Work,
     ) {
         let mut unplaced = UnplacedClaims::new();
-        for event in events.drain(..) {
-            self.on_event(from, event, replies, &mut unplaced, work);
-        }
+        take_each(events, |event| self.on_event(from, event, replies, &mut unplaced, work));
         if !unplaced.is_empty() {
             self.route_all(unplaced, work);
         }
@@ -97,7 +95,7 @@ impl ClaimDispatcher {
                 let Some(pool) = self.pools.load().by_number(from.shard.pool).map(|pool| pool.name.clone()) else {
                     return;
                 };
-                let ended = EndedClaim { shard: from.shard, life: from.life, pool, grant };
+                let ended = EndedClaim { shard: from.shard, life: from.life, pool, grant: *grant };
                 self.ended_claims.insert(id, ended, from.now_ms);
             }
             ShardEvent::Adopted { id, ticket, handle, spec } => {
@@ -145,7 +143,7 @@ impl ClaimDispatcher {
                     self.on_not_granted(from, &id, ticket, reason, unplaced, work);
                 }
             }
-            ShardEvent::Stale(operation) => self.resolve_again(operation, work),
+            ShardEvent::Stale(operation) => self.resolve_again(*operation, work),
             ShardEvent::StaleRollback { id, fence } => self.roll_back(&id, fence),
         }
     }

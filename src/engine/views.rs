@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::accounting::CapacityUsage;
 use super::claims::DisclosureState;
-use super::counters::ShardCounters;
+use super::counters::{LifecycleCounters, ShardCounters};
 use super::effect::{ClaimGrant, WorkerSnapshot};
 use super::event::ClaimHandle;
 use super::placement::bin_packing::ResourceTotals;
@@ -97,6 +97,18 @@ impl Shard {
     #[must_use]
     pub const fn counters(&self) -> ShardCounters {
         ShardCounters { worker_updates: self.changes.worker_updates(), ..self.counters }
+    }
+
+    /// Statistics that change only with workers and deadlines, not with claims and their releases.
+    #[must_use]
+    pub const fn lifecycle_counters(&self) -> &LifecycleCounters {
+        &self.counters.lifecycle
+    }
+
+    /// Number of changes of workers, and of claims that were rolled back.
+    #[must_use]
+    pub const fn update_counters(&self) -> (u64, u64) {
+        (self.changes.worker_updates(), self.counters.rolled_back)
     }
 
     /// Usage by capacity vector.

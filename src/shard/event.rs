@@ -112,8 +112,8 @@ pub enum ShardEvent {
     EndRetained {
         /// Key of the claim.
         id: ClaimId,
-        /// Last state of its grant.
-        grant: ClaimGrant,
+        /// Last state of its grant. Boxed like the next: such events are rare, and all are as large as the largest.
+        grant: Box<ClaimGrant>,
     },
     /// A lost claim that a worker reported was adopted.
     Adopted {
@@ -193,7 +193,7 @@ pub enum ShardEvent {
     /// A claim that waits is to be tried.
     QueuePending,
     /// An operation names a claim by a handle of an earlier life: it was not decided.
-    Stale(HeldOperation),
+    Stale(Box<HeldOperation>),
     /// The shard panicked while it decided these claims.
     Panicked {
         /// Tickets of the claims.
@@ -216,6 +216,8 @@ pub enum ReservationOutcome {
     /// No worker of the shard qualifies.
     NoWorker,
 }
+
+const _: () = assert!(size_of::<ShardEvent>() <= 88, "an event is moved several times");
 
 /// Layer above the shards, as far as they know it.
 pub trait ShardSink: Sized + Send + Sync + 'static {

@@ -26,6 +26,7 @@ mod reply;
 mod runner;
 pub mod schedule;
 mod supervisor;
+mod take_each;
 
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{
@@ -46,6 +47,7 @@ pub use reply::{
     ShardReport, SurveySlice, WorkerSlice,
 };
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
+pub use take_each::take_each;
 
 pub(crate) use actor::SpawnArgs;
 pub(crate) use supervisor::start_shard;

@@ -64,7 +64,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Carries out an operation on a held claim, unless it names the claim as an earlier life of the shard did.
     pub(super) fn operate(&mut self, mut operation: HeldOperation) {
         if operation.life != self.life {
-            return self.events.push(ShardEvent::Stale(operation));
+            return self.events.push(ShardEvent::Stale(Box::new(operation)));
         }
         let (handle, events_before) = (operation.handle, self.events.len());
         let to = ();

@@ -38,6 +38,7 @@ use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, Sh
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{CommandReply, EndedWorkers, ReplySender};
+use super::take_each::take_each;
 use crate::engine::{AccountingAudit, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters};
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
@@ -233,7 +234,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.refresh_watched();
         if !commands.is_empty() {
             self.prepare_batch(&commands);
-            commands.drain(..).for_each(|command| self.execute(command));
+            take_each(&mut commands, |command| self.execute(command));
         }
         self.batch = commands;
         if let Some(command) = command.take() {
@@ -372,23 +373,23 @@ impl<S: ShardSink> ShardRunner<S> {
         let mut reply = None;
         let mut effects = std::mem::take(&mut self.effects);
         self.shard.handle_event(event, self.now_ms, &mut effects);
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Reply { to: (), answer } => {
-                    debug_assert!(reply.is_none(), "R1: an event is answered once");
-                    reply = Some(answer);
-                }
-                Effect::ClaimEnded { id, fence, end, worker, times } => {
-                    self.record_ended(&id, fence, times, end, worker);
-                    self.record_end(id, fence);
-                }
-                Effect::WorkerLost { worker } => self.record_lost(worker),
-                Effect::WorkerDeleted { worker } => self.record_deleted(worker),
-                Effect::RetainEnded { id, grant } => self.events.push(ShardEvent::EndRetained { id, grant }),
-                Effect::ClaimAdopted { id, handle } => self.adopted(id, handle),
-                Effect::ClaimCommitted { id, handle } => self.committed(id, handle),
+        take_each(&mut effects, |effect| match effect {
+            Effect::Reply { to: (), answer } => {
+                debug_assert!(reply.is_none(), "R1: an event is answered once");
+                reply = Some(answer);
             }
-        }
+            Effect::ClaimEnded { id, fence, end, worker, times } => {
+                self.record_ended(&id, fence, times, end, worker);
+                self.record_end(id, fence);
+            }
+            Effect::WorkerLost { worker } => self.record_lost(worker),
+            Effect::WorkerDeleted { worker } => self.record_deleted(worker),
+            Effect::RetainEnded { id, grant } => {
+                self.events.push(ShardEvent::EndRetained { id, grant: Box::new(grant) });
+            }
+            Effect::ClaimAdopted { id, handle } => self.adopted(id, handle),
+            Effect::ClaimCommitted { id, handle } => self.committed(id, handle),
+        });
         self.effects = effects;
         reply
     }
@@ -418,7 +419,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.undecided_tickets.clear();
         self.undecided.clear();
         let mut new_replies = std::mem::take(&mut self.new_replies);
-        new_replies.drain(..).for_each(|reply| self.send_or_await_store(reply));
+        take_each(&mut new_replies, |reply| self.send_or_await_store(reply));
         self.new_replies = new_replies;
         if self.has_waiting_replies() {
             self.expire_replies();

@@ -38,18 +38,22 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Counts the work of the run, and periodically audits the accounting.
     pub(super) fn update_counters(&mut self) {
-        let now = self.shard.counters();
+        let (worker_updates, rolled_back) = self.shard.update_counters();
         let counters = &self.handle.counters;
+        let published = &mut self.published_counters;
         counters.runs.add(1);
-        counters.worker_updates.add(now.worker_updates - self.published_counters.worker_updates);
-        counters.rolled_back.add(now.rolled_back - self.published_counters.rolled_back);
+        counters.worker_updates.add(worker_updates - published.worker_updates);
+        counters.rolled_back.add(rolled_back - published.rolled_back);
         counters.created.add(std::mem::take(&mut self.created));
         counters.releases.add(std::mem::take(&mut self.releases));
-        if now.lifecycle != self.published_counters.lifecycle {
-            self.update_lifecycle_counters(&now.lifecycle);
+        (published.worker_updates, published.rolled_back) = (worker_updates, rolled_back);
+        // Compared in place: most runs change none of them.
+        if *self.shard.lifecycle_counters() != published.lifecycle {
+            let now = *self.shard.lifecycle_counters();
+            self.update_lifecycle_counters(&now);
+            self.published_counters.lifecycle = now;
         }
         self.timed = false;
-        self.published_counters = now;
         // An audit reads every accounting entry and some workers, so it is done at intervals.
         if self.now_ms >= self.audited_ms + AUDIT_INTERVAL_MS {
             self.audited_ms = self.now_ms;
