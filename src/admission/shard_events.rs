@@ -3,8 +3,8 @@
 
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
-use super::key::ended_claims::EndedClaim;
-use super::key::{HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
+use super::key::{EndedClaim, HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
+use crate::engine::ClaimGrant;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::{
@@ -60,7 +60,6 @@ impl ClaimDispatcher {
             ShardEvent::Granted { kind: GrantKind::Claim, id, ticket, handle, spec, reply } => {
                 let held = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref());
                 self.on_granted(from, held, reply, replies, work);
-                self.ended_claims.remove_on_grant(&id);
             }
             ShardEvent::NotGranted { id, ticket, reason } => {
                 self.on_not_granted(from, &id, ticket, reason, unplaced, work);
@@ -84,25 +83,18 @@ impl ClaimDispatcher {
                     (None, _) => {}
                 }
             }
-            ShardEvent::Ended { id, fence, write, reply } => {
-                let Some(end) = self.keys.end_claim(&id, fence, write) else { return };
+            ShardEvent::Ended { id, fence, retained, write, reply } => {
+                let retained = retained.and_then(|grant| self.ended_claim(from, *grant));
+                let Some(end) = self.keys.end_claim(&id, fence, write, retained, from.now_ms) else { return };
                 if let Some(reply) = reply {
                     replies.wait_for(reply, end.earlier);
                 }
                 end.repeated.into_iter().for_each(|claim| work.push(Effect::Submit(claim)));
             }
-            ShardEvent::EndRetained { id, grant } => {
-                let Some(pool) = self.pools.load().by_number(from.shard.pool).map(|pool| pool.name.clone()) else {
-                    return;
-                };
-                let ended = EndedClaim { shard: from.shard, life: from.life, pool, grant: *grant };
-                self.ended_claims.insert(id, ended, from.now_ms);
-            }
             ShardEvent::Adopted { id, ticket, handle, spec } => {
                 if let Some(held) = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref()) {
                     self.answer_duplicates(held.repeated, work);
                 }
-                self.ended_claims.remove_on_grant(&id);
             }
             ShardEvent::ReportDecided { tickets } => {
                 for (id, ticket) in tickets {
@@ -123,7 +115,6 @@ impl ClaimDispatcher {
                     }
                     self.answer_duplicates(held.repeated, work);
                 }
-                self.ended_claims.remove_on_grant(&id);
             }
             ShardEvent::Resized { id, fence, spec } => self.keys.end_resize(&id, fence, Some(spec)),
             ShardEvent::ResizeRejected { id, fence } => self.keys.end_resize(&id, fence, None),
@@ -146,6 +137,12 @@ impl ClaimDispatcher {
             ShardEvent::Stale(operation) => self.resolve_again(*operation, work),
             ShardEvent::StaleRollback { id, fence } => self.roll_back(&id, fence),
         }
+    }
+
+    #[cold]
+    fn ended_claim(&self, from: RunOrigin, grant: ClaimGrant) -> Option<Box<EndedClaim>> {
+        let pool = self.pools.load().by_number(from.shard.pool)?.name.clone();
+        Some(Box::new(EndedClaim { shard: from.shard, life: from.life, pool, ended_ms: from.now_ms, grant }))
     }
 
     fn on_granted(

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use super::claims::check_ttl;
 use super::{Scheduler, recv_outcome};
-use crate::admission::key::ended_claims::EndedClaim;
-use crate::admission::key::{KeyHolder, KeyLookup};
+use crate::admission::key::{EndedClaim, KeyHolder, KeyLookup};
 use crate::admission::pool_registry::Pool;
 use crate::metrics::metrics;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
@@ -42,7 +41,7 @@ impl Scheduler {
         if found != Err(RequestError::NotFound(ObjectKind::Claim)) {
             return found;
         }
-        let ended = self.dispatch().ended_claims.get(id, self.dispatch().clock.engine_ms());
+        let ended = self.dispatch().keys.ended_claim(id, self.dispatch().clock.engine_ms());
         match ended.filter(|ended| ended.grant.state == ClaimState::Lost) {
             Some(EndedClaim { shard, pool, grant, .. }) => {
                 Ok(claim_view(id, &pool, ClaimAnswer::existing(grant, shard)))
@@ -102,7 +101,7 @@ impl Scheduler {
         if self.end_claim(id, fence, HeldVerb::Release).await? {
             return Ok(true);
         }
-        let ended = self.dispatch().ended_claims.get(id, self.dispatch().clock.engine_ms());
+        let ended = self.dispatch().keys.ended_claim(id, self.dispatch().clock.engine_ms());
         let timed_out = |ended: &EndedClaim| {
             let has_its_fence = fence.is_none_or(|fence| fence == ended.grant.handle.fence);
             ended.grant.state == ClaimState::Releasing && has_its_fence

@@ -43,7 +43,6 @@ use self::recovery::RecoveredState;
 use crate::admission::dispatch::ClaimDispatcher;
 pub use crate::admission::dispatch::SchedulerSettings;
 use crate::admission::key::KeyDirectory;
-use crate::admission::key::ended_claims::EndedClaims;
 use crate::admission::pool_registry::{Pool, PoolRegistry};
 use crate::admission::queue::WaitQueues;
 use crate::clock::{Clock, TICK_MS};
@@ -130,7 +129,6 @@ impl Scheduler {
             selectors: SelectorCache::default(),
             journal,
             clock,
-            ended_claims: EndedClaims::default(),
             gangs_in_doubt: Mutex::default(),
             environment: Arc::new(environment),
             settings,

@@ -103,17 +103,13 @@ pub enum ShardEvent {
         id: ClaimId,
         /// Fence of the claim.
         fence: Fence,
+        /// Last state of the grant, if it is shown for a while: the claim ended without its holder. Boxed, because such
+        /// ends are rare.
+        retained: Option<Box<ClaimGrant>>,
         /// Record of the end that the store lacks, if it keeps any.
         write: Option<PendingWrite>,
         /// Prepared reply to the request that ended it.
         reply: Option<ReplyIndex>,
-    },
-    /// A claim ended without its holder, whose last state is shown for a while.
-    EndRetained {
-        /// Key of the claim.
-        id: ClaimId,
-        /// Last state of its grant. Boxed like the next: such events are rare, and all are as large as the largest.
-        grant: Box<ClaimGrant>,
     },
     /// A lost claim that a worker reported was adopted.
     Adopted {

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::in_doubt::{InDoubtGang, InDoubtMember};
 use crate::admission::effect::{Effect, EffectQueue};
-use crate::admission::key::ended_claims::EndedClaims;
 use crate::admission::key::{KeyAcquire, KeyDirectory, PendingClaim};
 use crate::admission::pool_registry::{Pool, PoolMap, PoolRegistry};
 use crate::admission::queue::WaitQueues;
@@ -72,8 +71,6 @@ pub struct ClaimDispatcher {
     pub selectors: SelectorCache,
     /// Source of engine and wall-clock time.
     pub clock: Clock,
-    /// Claims that ended without an action of their holders.
-    pub ended_claims: EndedClaims,
     /// Gangs that cannot be decided at present.
     pub gangs_in_doubt: Mutex<Vec<InDoubtGang>>,
     /// Services that all shards share.

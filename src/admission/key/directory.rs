@@ -4,6 +4,7 @@
 //! during recovery. An entry carries the quota that its claim uses ([`QuotaLease`]): charged with the ticket, released
 //! with the entry.
 
+use parking_lot::Mutex;
 use std::cell::Cell;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 
 use super::adoption::AdoptionWindow;
-use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage};
-use super::{PendingClaim, PrehashedHasher};
+use super::ended::ExpiryQueue;
+use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
+use super::{EndedClaim, PendingClaim, PrehashedHasher};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
+use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
 use crate::shard::{ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardRef};
 
@@ -77,12 +80,14 @@ pub struct KeyDirectory {
     pub tenants: TenantDirectory,
     /// Keys that a lost claim may still readopt.
     pub adoption: AdoptionWindow,
+    /// Claims that ended without their holders, in the order in which they are forgotten.
+    expiry: Mutex<ExpiryQueue>,
 }
 
 impl Default for KeyDirectory {
     fn default() -> Self {
         let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), MAP_SHARDS);
-        Self { map, tenants: TenantDirectory::default(), adoption: AdoptionWindow::default() }
+        Self { map, tenants: TenantDirectory::default(), adoption: AdoptionWindow::default(), expiry: Mutex::default() }
     }
 }
 
@@ -113,16 +118,16 @@ impl KeyDirectory {
     pub fn acquire(&self, item: Box<PendingClaim>, pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>) -> KeyAcquire {
         match self.map.entry(item.id.clone()) {
             Slot::Vacant(slot) => {
-                let (entry, acquired) = self.begin(item, PendingWrites::new(), pick);
+                let (entry, acquired) = self.begin(item, VacantKey::default(), pick);
                 slot.insert(entry);
                 acquired
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item)),
                 KeyEntry::Unreadable { .. } => KeyAcquire::Unreadable(item),
-                KeyEntry::Gone { pending_writes } => {
-                    let pending_writes = std::mem::take(pending_writes);
-                    let (entry, acquired) = self.begin(item, pending_writes, pick);
+                KeyEntry::Vacant(vacant) => {
+                    let vacant = std::mem::take(vacant);
+                    let (entry, acquired) = self.begin(item, vacant, pick);
                     slot.insert(entry);
                     acquired
                 }
@@ -135,11 +140,11 @@ impl KeyDirectory {
     fn begin(
         &self,
         mut item: Box<PendingClaim>,
-        pending_writes: PendingWrites,
+        vacant: VacantKey,
         pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>,
     ) -> (KeyEntry, KeyAcquire) {
         let (ticket, charge) = self.grant_ticket(&mut item);
-        let mut pending = PendingKey::in_transit(ticket, charge, pending_writes);
+        let mut pending = PendingKey::in_transit(ticket, charge, vacant);
         let shard = if item.over_quota.is_none() { pick(&item) } else { None };
         let acquired = match shard {
             Some(shard) => {
@@ -233,14 +238,14 @@ impl KeyDirectory {
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
                 let (ticket, charge) = take()?;
-                slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, PendingWrites::new())));
+                slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, VacantKey::default())));
                 Ok(())
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
-                KeyEntry::Gone { pending_writes } => {
+                KeyEntry::Vacant(vacant) => {
                     let (ticket, charge) = take()?;
-                    let pending_writes = std::mem::take(pending_writes);
-                    slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, pending_writes)));
+                    let vacant = std::mem::take(vacant);
+                    slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, vacant)));
                     Ok(())
                 }
                 KeyEntry::Held(_) | KeyEntry::Unreadable { .. } | KeyEntry::Pending(_) => Err(None),
@@ -333,7 +338,7 @@ impl KeyDirectory {
         }
         let claim = pending.withdraw();
         let duplicates = pending.duplicates.take();
-        let pending_writes = std::mem::take(&mut pending.pending_writes);
+        let pending_writes = std::mem::take(&mut pending.vacant.pending_writes);
         let mut charge =
             pending.charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
         charge.move_to_pool(holder.shard.pool);
@@ -381,21 +386,45 @@ impl KeyDirectory {
                 pending.stage = PendingStage::InTransit;
                 Some(next)
             }
-            None if pending.pending_writes.is_empty() => {
+            None if pending.vacant.is_forgotten() => {
                 slot.remove();
                 None
             }
             None => {
-                let pending_writes = std::mem::take(&mut pending.pending_writes);
-                slot.insert(KeyEntry::Gone { pending_writes });
+                let vacant = std::mem::take(&mut pending.vacant);
+                slot.insert(KeyEntry::Vacant(vacant));
                 None
             }
         }
     }
 
-    /// Ends the claim with this fence. `write`: the record of the end that the store still lacks. Returns the earlier
-    /// records that a durable reply waits for, and the repeated claims that its shard will not answer any more.
-    pub fn end_claim(&self, id: &ClaimId, fence: Fence, write: Option<PendingWrite>) -> Option<EndTransition> {
+    /// Ends the claim with this fence. `write`: the record of the end that the store still lacks; `ended`: the claim, if
+    /// its end is remembered. Returns the earlier records that a durable reply waits for, and the repeated claims that
+    /// its shard will not answer any more.
+    pub fn end_claim(
+        &self,
+        id: &ClaimId,
+        fence: Fence,
+        write: Option<PendingWrite>,
+        ended: Option<Box<EndedClaim>>,
+        now_ms: Millis,
+    ) -> Option<EndTransition> {
+        let remembers = ended.is_some();
+        let end = self.end_entry(id, fence, write, ended)?;
+        if remembers {
+            let forgotten = self.expiry.lock().push(id.clone(), fence, now_ms);
+            forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));
+        }
+        Some(end)
+    }
+
+    fn end_entry(
+        &self,
+        id: &ClaimId,
+        fence: Fence,
+        write: Option<PendingWrite>,
+        ended: Option<Box<EndedClaim>>,
+    ) -> Option<EndTransition> {
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
         let KeyEntry::Held(held) = slot.get_mut() else { return None };
         if held.holder.handle.fence != fence {
@@ -403,19 +432,38 @@ impl KeyDirectory {
         }
         self.adoption.record_ended(id.hash64(), fence);
         let repeated = held.take_all_repeated();
-        if write.is_none() && held.pending_writes.is_empty() {
-            slot.remove();
-            return Some(EndTransition { repeated, earlier: PendingWrites::new() });
-        }
-        let mut pending_writes = std::mem::take(&mut held.pending_writes);
-        let earlier = copy_writes(&pending_writes);
+        let mut vacant = VacantKey { pending_writes: std::mem::take(&mut held.pending_writes), ended };
+        let earlier = copy_writes(&vacant.pending_writes);
         if let Some(write) = write {
             // One record per shard is enough: a later one covers the earlier.
-            pending_writes.retain(|other| other.shard != write.shard);
-            pending_writes.push(write);
+            vacant.pending_writes.retain(|other| other.shard != write.shard);
+            vacant.pending_writes.push(write);
         }
-        slot.insert(KeyEntry::Gone { pending_writes });
+        if vacant.is_forgotten() {
+            slot.remove();
+        } else {
+            slot.insert(KeyEntry::Vacant(vacant));
+        }
         Some(EndTransition { repeated, earlier })
+    }
+
+    /// Forgets a claim that ended without its holder.
+    fn forget_ended(&self, id: &ClaimId, fence: Fence) {
+        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
+        let (KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. })) = slot.get_mut() else { return };
+        vacant.ended.take_if(|ended| ended.grant.handle.fence == fence);
+        if matches!(slot.get(), KeyEntry::Vacant(vacant) if vacant.is_forgotten()) {
+            slot.remove();
+        }
+    }
+
+    /// Last claim of the key, if it ended without its holder and the key was not granted again.
+    #[must_use]
+    pub fn ended_claim(&self, id: &ClaimId, now_ms: Millis) -> Option<EndedClaim> {
+        let entry = self.map.get(id)?;
+        let (KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. })) = &*entry else { return None };
+        let ended = vacant.ended.as_deref().filter(|ended| now_ms < ended.ended_ms + limits::ENDED_CLAIMS_MS)?;
+        Some(ended.clone())
     }
 
     /// Adds a record that the store lacks about the key, whoever holds it now: a recovered shard relinquished its
@@ -423,7 +471,8 @@ impl KeyDirectory {
     pub fn add_pending_write(&self, id: &ClaimId, record: PendingWrite) {
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
-                drop(slot.insert(KeyEntry::Gone { pending_writes: PendingWrites::from_iter([record]) }))
+                let pending_writes = PendingWrites::from_iter([record]);
+                slot.insert(KeyEntry::Vacant(VacantKey { pending_writes, ended: None }));
             }
             Slot::Occupied(mut slot) => slot.get_mut().add_pending_write(record),
         }
@@ -468,16 +517,18 @@ impl KeyDirectory {
         self.map.get(id).map_or_else(PendingWrites::new, |entry| entry.pending_writes())
     }
 
-    /// Number of entries in any state.
+    /// Number of keys that are claimed, or about which the store lacks records. Walks the directory.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.map.len()
+        let is_remembered =
+            |entry: &KeyEntry| matches!(entry, KeyEntry::Vacant(vacant) if vacant.pending_writes.is_empty());
+        self.map.iter().filter(|entry| !is_remembered(entry.value())).count()
     }
 
-    /// Whether the directory has no entries.
+    /// Whether no key is claimed and the store has all records. Walks the directory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
+        self.len() == 0
     }
 
     /// Number of keys that are being claimed. Walks the directory; for tests and `/debug/shards`.

@@ -2,21 +2,21 @@
 //! anything else is stale and changes nothing.
 //!
 //! ```text
-//! vacant -> pending(ticket) -> held -> gone -> vacant
+//! vacant -> pending(ticket) -> held -> vacant
 //! ```
 //!
 //! The entry *is* the claim in flight: while a shard is asked, the claim stays here, and the shard gets a call and
 //! answers with the ticket. Requests that arrive while the key is pending wait as duplicates; requests that find it
 //! held are kept as repeated claims until the holder's shard has answered them. So a shard that panics loses nobody.
 //!
-//! A *gone* key can be claimed at once, but its entry keeps the records about the key that the store still lacks
+//! A *vacant* key can be claimed at once, but its entry keeps the records about the key that the store still lacks
 //! ([`PendingWrite`]). A durable reply about the key waits for all of them, whichever shard sends it, and the next
 //! holder inherits the list. So a crash can never restore an older holder after a durable reply has disclosed its end.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::PendingClaim;
+use super::{EndedClaim, PendingClaim};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
@@ -42,8 +42,8 @@ pub(super) enum KeyEntry {
     Pending(PendingKey),
     /// A claim holds the key.
     Held(HeldKey),
-    /// No claim holds the key; the store lacks records about it.
-    Gone { pending_writes: PendingWrites },
+    /// No claim holds the key. The entry is kept while the store lacks records about it, or an end is remembered.
+    Vacant(VacantKey),
     /// Key named by a row of a shard that does not serve, or by a gang member whose home does not. Quota is charged
     /// all the same.
     Unreadable {
@@ -54,13 +54,29 @@ pub(super) enum KeyEntry {
     },
 }
 
+/// Key that can be claimed at once.
+#[derive(Debug, Default)]
+pub(super) struct VacantKey {
+    pub pending_writes: PendingWrites,
+    /// Last claim of the key, if it ended without its holder.
+    pub ended: Option<Box<EndedClaim>>,
+}
+
+impl VacantKey {
+    /// Whether nothing about the key is left to remember.
+    pub fn is_forgotten(&self) -> bool {
+        self.pending_writes.is_empty() && self.ended.is_none()
+    }
+}
+
 /// Key that is being decided.
 #[derive(Debug)]
 pub(super) struct PendingKey {
     pub ticket: KeyTicket,
     pub stage: PendingStage,
     pub duplicates: WaitingDuplicates,
-    pub pending_writes: PendingWrites,
+    /// Part that the key keeps if the claim is not granted.
+    pub vacant: VacantKey,
     /// Quota of the claim; `None` while the quota is used up, the claim is queued, or it is about to be adopted.
     pub charge: Option<QuotaLease>,
 }
@@ -97,8 +113,8 @@ pub(super) struct HeldKey {
 
 impl PendingKey {
     /// Key whose claim is in the hands of the caller.
-    pub fn in_transit(ticket: KeyTicket, charge: Option<QuotaLease>, pending_writes: PendingWrites) -> Self {
-        Self { ticket, stage: PendingStage::InTransit, duplicates: None, pending_writes, charge }
+    pub fn in_transit(ticket: KeyTicket, charge: Option<QuotaLease>, vacant: VacantKey) -> Self {
+        Self { ticket, stage: PendingStage::InTransit, duplicates: None, vacant, charge }
     }
 
     /// Adds a request that waits for the decision.
@@ -188,9 +204,8 @@ impl KeyEntry {
     /// Records that the store lacks, in any state that has them.
     pub fn pending_writes_mut(&mut self) -> Option<&mut PendingWrites> {
         match self {
-            Self::Pending(PendingKey { pending_writes, .. })
-            | Self::Held(HeldKey { pending_writes, .. })
-            | Self::Gone { pending_writes } => Some(pending_writes),
+            Self::Pending(PendingKey { vacant, .. }) | Self::Vacant(vacant) => Some(&mut vacant.pending_writes),
+            Self::Held(held) => Some(&mut held.pending_writes),
             Self::Unreadable { .. } => None,
         }
     }
@@ -198,9 +213,8 @@ impl KeyEntry {
     /// Records that the store lacks.
     pub fn pending_writes(&self) -> PendingWrites {
         match self {
-            Self::Pending(PendingKey { pending_writes, .. })
-            | Self::Held(HeldKey { pending_writes, .. })
-            | Self::Gone { pending_writes } => pending_writes.clone(),
+            Self::Pending(PendingKey { vacant, .. }) | Self::Vacant(vacant) => vacant.pending_writes.clone(),
+            Self::Held(held) => held.pending_writes.clone(),
             Self::Unreadable { .. } => PendingWrites::new(),
         }
     }
@@ -218,6 +232,6 @@ impl KeyEntry {
         if let Some(writes) = self.pending_writes_mut() {
             writes.retain(|write| write.shard != shard || write.seq > seq);
         }
-        matches!(self, Self::Gone { pending_writes } if pending_writes.is_empty())
+        matches!(self, Self::Vacant(vacant) if vacant.is_forgotten())
     }
 }

@@ -2,7 +2,7 @@
 
 pub mod adoption;
 mod directory;
-pub mod ended_claims;
+mod ended;
 mod entry;
 pub mod partition;
 mod pending_claim;
@@ -10,6 +10,7 @@ mod prehashed;
 mod rebuild;
 
 pub use self::directory::{EndTransition, HeldTransition, KeyAcquire, KeyDirectory, KeyLookup, RepeatedCall};
+pub use self::ended::EndedClaim;
 pub use self::entry::KeyHolder;
 pub use self::pending_claim::PendingClaim;
 pub use self::prehashed::PrehashedHasher;

@@ -8,7 +8,7 @@ use dashmap::Entry as Slot;
 
 use super::PendingClaim;
 use super::directory::KeyDirectory;
-use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage};
+use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
 use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
@@ -33,7 +33,7 @@ impl KeyDirectory {
                     KeyEntry::Pending(_) => false,
                     KeyEntry::Held(other) => other.holder.handle.fence < holder.handle.fence,
                     KeyEntry::Unreadable { fence, .. } => *fence <= holder.handle.fence,
-                    KeyEntry::Gone { .. } => true,
+                    KeyEntry::Vacant(_) => true,
                 };
                 if !ours {
                     return Some(holder);
@@ -41,7 +41,7 @@ impl KeyDirectory {
                 let charge = charge(slot.key());
                 let (loser, pending_writes) = match slot.get_mut() {
                     KeyEntry::Held(other) => (Some(other.holder), std::mem::take(&mut other.pending_writes)),
-                    KeyEntry::Gone { pending_writes } => (None, std::mem::take(pending_writes)),
+                    KeyEntry::Vacant(vacant) => (None, std::mem::take(&mut vacant.pending_writes)),
                     _ => (None, PendingWrites::new()),
                 };
                 slot.insert(held(holder, pending_writes, charge));
@@ -188,12 +188,12 @@ impl KeyDirectory {
                         return true;
                     }
                     unanswered.append(&mut held.take_all_repeated());
-                    let pending_writes = std::mem::take(&mut held.pending_writes);
-                    let has_writes = !pending_writes.is_empty();
-                    *entry = KeyEntry::Gone { pending_writes };
-                    has_writes
+                    let vacant = VacantKey { pending_writes: std::mem::take(&mut held.pending_writes), ended: None };
+                    let keep = !vacant.is_forgotten();
+                    *entry = KeyEntry::Vacant(vacant);
+                    keep
                 }
-                KeyEntry::Gone { pending_writes } => !pending_writes.is_empty(),
+                KeyEntry::Vacant(vacant) => !vacant.is_forgotten(),
                 _ => true,
             }
         });

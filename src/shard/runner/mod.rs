@@ -39,7 +39,9 @@ use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{CommandReply, EndedWorkers, ReplySender};
 use super::take_each::take_each;
-use crate::engine::{AccountingAudit, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters};
+use crate::engine::{
+    AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters,
+};
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
 use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
@@ -134,6 +136,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     pub(super) undecided: Vec<UndecidedClaim>,
     batch: Vec<Command>,
     effects: Vec<Effect<()>>,
+    /// Last state of the claim that the engine is about to end without its holder.
+    retained: Option<Box<ClaimGrant>>,
     /// Decisions of this run that concern the layer above.
     events: Vec<ShardEvent>,
     /// Capacity epoch of which the wait queue was last notified, if any.
@@ -198,6 +202,7 @@ impl<S: ShardSink> ShardRunner<S> {
             undecided: Vec::new(),
             batch: Vec::new(),
             effects: Vec::new(),
+            retained: None,
             events: Vec::new(),
             capacity_epoch: None,
             new_replies: Vec::new(),
@@ -384,9 +389,7 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             Effect::WorkerLost { worker } => self.record_lost(worker),
             Effect::WorkerDeleted { worker } => self.record_deleted(worker),
-            Effect::RetainEnded { id, grant } => {
-                self.events.push(ShardEvent::EndRetained { id, grant: Box::new(grant) });
-            }
+            Effect::RetainEnded { grant, .. } => self.retained = Some(Box::new(grant)),
             Effect::ClaimAdopted { id, handle } => self.adopted(id, handle),
             Effect::ClaimCommitted { id, handle } => self.committed(id, handle),
         });
@@ -404,7 +407,12 @@ impl<S: ShardSink> ShardRunner<S> {
         if let Some(write) = write {
             self.pending_ends.push_back((write.seq, id.clone()));
         }
-        self.events.push(ShardEvent::Ended { id, fence, write, reply: None });
+        let retained = self.retained.take();
+        debug_assert!(
+            retained.as_ref().is_none_or(|grant| grant.handle.fence == fence),
+            "the next end is that claim's"
+        );
+        self.events.push(ShardEvent::Ended { id, fence, retained, write, reply: None });
     }
 
     /// Ends a run: rows, bounds, events, replies, in this order.
