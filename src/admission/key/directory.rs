@@ -17,6 +17,7 @@ use super::adoption::AdoptionWindow;
 use super::ended::ExpiryQueue;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
 use super::{EndedClaim, PendingClaim, PrehashedHasher};
+use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
 use crate::limits;
@@ -116,6 +117,7 @@ impl KeyDirectory {
 
     /// Acquires the key of a claim. If it is vacant and the quota allows the claim, `pick` may name the shard to ask.
     pub fn acquire(&self, item: Box<PendingClaim>, pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>) -> KeyAcquire {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.entry(item.id.clone()) {
             Slot::Vacant(slot) => {
                 let (entry, acquired) = self.begin(item, VacantKey::default(), pick);
@@ -163,6 +165,7 @@ impl KeyDirectory {
     /// # Errors
     /// Returns the claim if its ticket is not valid any more.
     pub fn deposit(&self, claim: Box<PendingClaim>, shard: ShardRef) -> Result<(), Box<PendingClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(&claim.id).as_deref_mut() {
             Some(KeyEntry::Pending(pending)) if pending.ticket == claim.ticket => {
                 pending.stage = PendingStage::Asking(claim, shard);
@@ -174,6 +177,7 @@ impl KeyDirectory {
 
     /// Takes the claim that a shard was asked for; `None` if the ticket is not valid any more.
     pub fn withdraw(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
             Some(KeyEntry::Pending(pending)) if pending.ticket == ticket => pending.withdraw(),
             _ => None,
@@ -182,6 +186,7 @@ impl KeyDirectory {
 
     /// Takes the claim that a shard was asked for if its caller has gone. The answer of the shard will be stale.
     pub fn withdraw_abandoned(&self, id: &ClaimId) -> Option<(Box<PendingClaim>, ShardRef)> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
             Some(KeyEntry::Pending(pending)) => match &pending.stage {
                 PendingStage::Asking(claim, shard) if claim.reply.is_abandoned() => {
@@ -197,6 +202,7 @@ impl KeyDirectory {
     /// Takes a repeated claim that the holder's shard has answered, or cannot answer, and the records that a durable
     /// reply waits for.
     pub fn take_repeated(&self, id: &ClaimId, number: u64) -> Option<(Box<PendingClaim>, PendingWrites)> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
             Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, copy_writes(&held.pending_writes))),
             _ => None,
@@ -211,8 +217,8 @@ impl KeyDirectory {
         let take = || if self.adoption.allows(id.hash64(), fence) { Ok((ticket, None)) } else { Err(None) };
         match self.enter_vacant(id, take) {
             Ok(()) => KeyReport::Reserved(ticket),
-            Err(_) => match self.map.get(id).as_deref() {
-                Some(KeyEntry::Held(held)) if held.holder.handle.fence < fence => KeyReport::OlderHolder,
+            Err(_) => match self.holder(id) {
+                Some(older) if older.handle.fence < fence => KeyReport::OlderHolder,
                 _ => KeyReport::NotAdoptable,
             },
         }
@@ -235,6 +241,7 @@ impl KeyDirectory {
         id: &ClaimId,
         take: impl FnOnce() -> Result<(KeyTicket, Option<QuotaLease>), Option<QuotaResource>>,
     ) -> Result<(), Option<QuotaResource>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
                 let (ticket, charge) = take()?;
@@ -261,6 +268,7 @@ impl KeyDirectory {
         ticket: KeyTicket,
         claim: &Arc<QueuedClaim>,
     ) -> Option<(Vec<Box<PendingClaim>>, Vec<Millis>)> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let mut entry = self.map.get_mut(id)?;
         let KeyEntry::Pending(pending) = &mut *entry else { return None };
         if pending.ticket != ticket {
@@ -275,6 +283,7 @@ impl KeyDirectory {
 
     /// Marks a queued claim as active: charges its tenant again, or notes that the quota is used up.
     pub fn mark_unqueued(&self, item: &mut PendingClaim) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Some(mut entry) = self.map.get_mut(&item.id) else { return };
         let KeyEntry::Pending(pending) = &mut *entry else { return };
         if pending.ticket == item.ticket {
@@ -286,6 +295,7 @@ impl KeyDirectory {
     /// Queued claim that owns the key's ticket, if any.
     #[must_use]
     pub fn queued_claim(&self, id: &ClaimId) -> Option<Arc<QueuedClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get(id).as_deref() {
             Some(KeyEntry::Pending(PendingKey { stage: PendingStage::Queued(queued), .. })) => Some(Arc::clone(queued)),
             _ => None,
@@ -294,6 +304,7 @@ impl KeyDirectory {
 
     /// Removes the duplicates whose own waiting time is over.
     pub fn take_expired_duplicates(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<PendingClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
             Some(KeyEntry::Pending(pending)) => pending.take_duplicates(|item| !item.is_wait_over(now_ms)),
             _ => Vec::new(),
@@ -306,6 +317,7 @@ impl KeyDirectory {
     /// # Errors
     /// The resource that would exceed the tenant's quota; nothing changed.
     pub fn begin_resize(&self, id: &ClaimId, fence: Fence, spec: &ClaimSpec) -> Result<(), QuotaResource> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
             Some(KeyEntry::Held(held)) if held.holder.handle.fence == fence => held.begin_resize(spec),
             _ => Ok(()),
@@ -314,6 +326,7 @@ impl KeyDirectory {
 
     /// Charges for what the claim holds after the decision; `None` if that did not change.
     pub fn end_resize(&self, id: &ClaimId, fence: Fence, spec: Option<Option<Arc<ClaimSpec>>>) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         if let Some(KeyEntry::Held(held)) = self.map.get_mut(id).as_deref_mut()
             && held.holder.handle.fence == fence
         {
@@ -331,6 +344,7 @@ impl KeyDirectory {
         holder: KeyHolder,
         spec: Option<&Arc<ClaimSpec>>,
     ) -> Option<HeldTransition> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let mut entry = self.map.get_mut(id)?;
         let KeyEntry::Pending(pending) = &mut *entry else { return None };
         if pending.ticket != ticket {
@@ -359,20 +373,17 @@ impl KeyDirectory {
         holder: KeyHolder,
         spec: Option<&Arc<ClaimSpec>>,
     ) -> Option<HeldTransition> {
-        let again = match self.map.get(id).as_deref() {
-            Some(KeyEntry::Held(held)) if held.holder.handle.fence == holder.handle.fence => {
-                Some(held.pending_writes.clone())
+        match self.lookup(id) {
+            KeyLookup::Held { holder: before, pending_writes } if before.handle.fence == holder.handle.fence => {
+                Some(HeldTransition { claim: None, repeated: Vec::new(), pending_writes })
             }
-            _ => None,
-        };
-        match again {
-            Some(pending_writes) => Some(HeldTransition { claim: None, repeated: Vec::new(), pending_writes }),
-            None => self.set_held(id, ticket, holder, spec),
+            _ => self.set_held(id, ticket, holder, spec),
         }
     }
 
     /// Releases the ticket. The oldest duplicate that still listens gets a fresh ticket and is returned.
     pub fn release_ticket(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
         let KeyEntry::Pending(pending) = slot.get_mut() else { return None };
         if pending.ticket != ticket {
@@ -425,6 +436,7 @@ impl KeyDirectory {
         write: Option<PendingWrite>,
         ended: Option<Box<EndedClaim>>,
     ) -> Option<EndTransition> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
         let KeyEntry::Held(held) = slot.get_mut() else { return None };
         if held.holder.handle.fence != fence {
@@ -449,6 +461,7 @@ impl KeyDirectory {
 
     /// Forgets a claim that ended without its holder.
     fn forget_ended(&self, id: &ClaimId, fence: Fence) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
         let (KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. })) = slot.get_mut() else { return };
         vacant.ended.take_if(|ended| ended.grant.handle.fence == fence);
@@ -460,6 +473,7 @@ impl KeyDirectory {
     /// Last claim of the key, if it ended without its holder and the key was not granted again.
     #[must_use]
     pub fn ended_claim(&self, id: &ClaimId, now_ms: Millis) -> Option<EndedClaim> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let entry = self.map.get(id)?;
         let (KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. })) = &*entry else { return None };
         let ended = vacant.ended.as_deref().filter(|ended| now_ms < ended.ended_ms + limits::ENDED_CLAIMS_MS)?;
@@ -469,6 +483,7 @@ impl KeyDirectory {
     /// Adds a record that the store lacks about the key, whoever holds it now: a recovered shard relinquished its
     /// claim.
     pub fn add_pending_write(&self, id: &ClaimId, record: PendingWrite) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.entry(id.clone()) {
             Slot::Vacant(slot) => {
                 let pending_writes = PendingWrites::from_iter([record]);
@@ -480,6 +495,7 @@ impl KeyDirectory {
 
     /// Clears records of `shard` up to `seq`, which the store now has.
     pub fn clear_pending_write(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
         if slot.get_mut().clear_pending_write(shard, seq) {
             slot.remove();
@@ -489,6 +505,7 @@ impl KeyDirectory {
     /// State of the key and its holder.
     #[must_use]
     pub fn lookup(&self, id: &ClaimId) -> KeyLookup {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get(id).as_deref() {
             None => KeyLookup::Vacant,
             Some(KeyEntry::Held(HeldKey { holder, pending_writes, .. })) => {
@@ -505,6 +522,7 @@ impl KeyDirectory {
     /// Claim that holds the key, if any.
     #[must_use]
     pub fn holder(&self, id: &ClaimId) -> Option<KeyHolder> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get(id).as_deref() {
             Some(KeyEntry::Held(held)) => Some(held.holder),
             _ => None,
@@ -514,6 +532,7 @@ impl KeyDirectory {
     /// Records that a durable reply about the key waits for, besides that of its own shard.
     #[must_use]
     pub fn pending_writes(&self, id: &ClaimId) -> PendingWrites {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         self.map.get(id).map_or_else(PendingWrites::new, |entry| entry.pending_writes())
     }
 

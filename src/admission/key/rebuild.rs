@@ -9,6 +9,7 @@ use dashmap::Entry as Slot;
 use super::PendingClaim;
 use super::directory::KeyDirectory;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
+use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
@@ -21,6 +22,7 @@ impl KeyDirectory {
     /// Enters a key that a row names as held. Of two holders the one with the higher fence stays; the loser, possibly
     /// this one, is returned and must relinquish its claim. A pending key stays with the owner of its ticket.
     pub fn recover(&self, id: ClaimId, holder: KeyHolder, spec: Option<Arc<ClaimSpec>>) -> Option<KeyHolder> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let charge = |id: &ClaimId| self.tenants.charge(id, spec.clone(), holder.shard.pool);
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
@@ -59,6 +61,7 @@ impl KeyDirectory {
         fence: Fence,
         spec: Option<Arc<ClaimSpec>>,
     ) -> Option<KeyHolder> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let charge = |id: &ClaimId| self.tenants.charge(id, spec, shard.pool);
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
@@ -87,6 +90,7 @@ impl KeyDirectory {
         shard: ShardRef,
         fence: Fence,
     ) -> Vec<Box<PendingClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Some(mut entry) = self.map.get_mut(id) else { return Vec::new() };
         let KeyEntry::Pending(PendingKey { ticket: ours, duplicates, charge, .. }) = &mut *entry else {
             return Vec::new();
@@ -102,6 +106,7 @@ impl KeyDirectory {
 
     /// Ends the claim with this fence that kept the key unreadable.
     pub fn end_unreadable(&self, id: &ClaimId, fence: Fence) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         self.map
             .remove_if(id, |_, entry| matches!(entry, KeyEntry::Unreadable { fence: record, .. } if *record == fence));
     }

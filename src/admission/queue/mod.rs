@@ -31,6 +31,7 @@ pub use self::fair_queue::{ArrivalNumber, FairQueue, QueueEntry};
 pub use self::gang::QueuedGang;
 pub use self::reservation_request::{CapacityReservation, ReservationRequest};
 use crate::admission::key::PendingClaim;
+use crate::admission::lock_order::{self, HeldLock, LockLevel};
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
 use crate::engine::ReservationId;
@@ -221,8 +222,9 @@ impl WaitQueue {
         self.published.is_dispatch_pending()
     }
 
-    fn lock(&self) -> MutexGuard<'_, WaitQueueState> {
-        self.state.lock()
+    fn lock(&self) -> QueueGuard<'_> {
+        let level = lock_order::acquire(LockLevel::WaitQueue);
+        QueueGuard { state: self.state.lock(), _level: level }
     }
 
     /// Ends a dequeue, whatever its result.
@@ -296,6 +298,27 @@ impl WaitQueue {
         let mut state = self.lock();
         state.rotate_window(now_ms);
         state.served[0] += 1;
+    }
+}
+
+/// Locked state of a queue.
+struct QueueGuard<'q> {
+    state: MutexGuard<'q, WaitQueueState>,
+    /// Dropped after the lock itself.
+    _level: HeldLock,
+}
+
+impl std::ops::Deref for QueueGuard<'_> {
+    type Target = WaitQueueState;
+
+    fn deref(&self) -> &WaitQueueState {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for QueueGuard<'_> {
+    fn deref_mut(&mut self) -> &mut WaitQueueState {
+        &mut self.state
     }
 }
 
