@@ -79,6 +79,8 @@ pub const ADOPTION_MS: u64 = 600_000;
 pub const MAILBOX_SLOTS: usize = 4096;
 /// Commands that an actor takes from its mailbox before it yields.
 pub const DRAIN_MAX: usize = 1024;
+/// Completion cells that a thread keeps for its next calls.
+pub const FREE_CELLS_MAX: usize = 128;
 /// Requests in flight on one claim stream; later ones wait in the stream.
 pub const STREAM_REQUESTS_MAX: usize = 2_048;
 /// Requests in flight on one HTTP/2 connection, gRPC calls included; later ones wait in the client, behind all

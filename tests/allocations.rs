@@ -12,7 +12,7 @@ use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 /// Allocations of one pair, the text of its key included. Lower it when the path becomes cheaper.
-const PAIR_ALLOCATIONS_MAX: u64 = 4;
+const PAIR_ALLOCATIONS_MAX: u64 = 2;
 /// Workers of the only shard: so many that the engine of a debug build does not check all its invariants, which
 /// allocates, after each event.
 const WORKERS: usize = 256;

@@ -213,13 +213,13 @@ impl ClaimDispatcher {
                 (operation.handle, operation.life) = (holder.handle, holder.life);
                 operation.pending_writes = pending_writes;
                 if let Err(error) = self.begin_resize(&operation) {
-                    operation.reply.send(Err(error));
+                    operation.reply.reject(error);
                     return;
                 }
                 work.push(Effect::Send(holder.shard, Command::Operation(operation)));
             }
             // What the store has says that the claim ended, or never was.
-            _ => drop(operation.reply.send(Err(RequestError::NotFound(ObjectKind::Claim)))),
+            _ => operation.reply.reject(RequestError::NotFound(ObjectKind::Claim)),
         }
     }
 

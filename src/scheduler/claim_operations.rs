@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Scheduler;
 use super::claims::check_ttl;
-use super::{Scheduler, recv_outcome};
 use crate::admission::key::{EndedClaim, KeyHolder, KeyLookup};
 use crate::admission::pool_registry::Pool;
 use crate::metrics::metrics;
@@ -13,7 +13,8 @@ use crate::model::{
     AckLevel, ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements,
 };
 use crate::shard::{
-    ClaimAnswer, ClaimReply, Command, HeldOperation, HeldVerb, PendingWrites, ReplyBatch, ReplySender, ShardRef,
+    AwaitedReply, ClaimAnswer, ClaimReply, Command, CompletionQueue, HeldOperation, HeldVerb, PendingWrites,
+    ReplyAddress, ShardRef,
 };
 
 impl Scheduler {
@@ -142,7 +143,7 @@ impl Scheduler {
     /// Finishes a clean-up that had timed out, by notifying the shard of the worker.
     async fn finish_cleanup_late(&self, id: &ClaimId, ended: &EndedClaim) -> Result<(), RequestError> {
         let Some(shard_handle) = self.dispatch().pools.load().shard(ended.shard).cloned() else { return Ok(()) };
-        let (reply, answer) = ReplySender::oneshot();
+        let (reply, answer) = AwaitedReply::new();
         let started_ns = self.dispatch().arrival_ns();
         shard_handle.push_or_reject(Command::Operation(HeldOperation {
             id: id.clone(),
@@ -153,7 +154,7 @@ impl Scheduler {
             started_ns,
             reply,
         }));
-        match recv_outcome(answer).await {
+        match answer.await {
             // The pool was deleted meanwhile, and its workers with it.
             Ok(_) | Err(RequestError::NotFound(_)) => Ok(()),
             Err(error) => Err(error),
@@ -176,11 +177,11 @@ impl Scheduler {
             return Vec::new();
         }
         let started_ns = self.dispatch().arrival_ns();
-        let (batch, answers) = ReplyBatch::new(claims.len());
+        let completions = Arc::new(CompletionQueue::collecting(claims.len()));
         let mut groups: Vec<(ShardRef, HeldOperation)> = Vec::with_capacity(claims.len());
         let (mut mismatched, mut others) = (Vec::new(), Vec::new());
         for (index, (id, fence)) in (0..).zip(claims) {
-            let reply = ReplySender::batch_part(Arc::clone(&batch), index);
+            let reply = ReplyAddress::queue(Arc::clone(&completions), index);
             match self.dispatch().keys.lookup(&id) {
                 KeyLookup::Held { holder, pending_writes }
                     if fence.is_none_or(|fence| fence == holder.handle.fence) =>
@@ -195,24 +196,25 @@ impl Scheduler {
                 }
             }
         }
-        drop(batch);
         self.send_releases(groups);
         for (pending_writes, reply) in mismatched {
             metrics().fence_refusals.increment(1);
-            reply.send(self.wait_until_stored(&pending_writes).await.and(Err(RequestError::FenceMismatch)));
+            let stored = self.wait_until_stored(&pending_writes).await;
+            reply.reject(stored.err().unwrap_or(RequestError::FenceMismatch));
         }
         for (id, fence, reply) in others {
-            let released = self.release_held(&id, fence).await;
-            reply.send(released.and_then(|held| {
+            let released = self.release_held(&id, fence).await.and_then(|held| {
                 if held { Ok(ClaimReply::Released) } else { Err(RequestError::NotFound(ObjectKind::Claim)) }
-            }));
+            });
+            // The caller still waits: it is this one.
+            let _ = reply.send(released);
         }
         let released = |outcome| match outcome {
             Ok(_) => Ok(true),
             Err(RequestError::NotFound(ObjectKind::Claim)) => Ok(false),
             Err(error) => Err(error),
         };
-        answers.await.into_iter().map(released).collect()
+        completions.collect().await.into_iter().map(released).collect()
     }
 
     /// Sends releases in groups, so that each shard is visited once.
@@ -269,7 +271,7 @@ impl Scheduler {
             metrics().fence_refusals.increment(1);
             return Ok(Err(RequestError::FenceMismatch));
         }
-        let (reply, answer) = ReplySender::oneshot();
+        let (reply, answer) = AwaitedReply::new();
         let KeyHolder { shard, life, handle } = holder;
         let operation = HeldOperation { id: id.clone(), handle, life, verb, pending_writes, started_ns, reply };
         {
@@ -278,7 +280,7 @@ impl Scheduler {
             self.dispatch().begin_resize(&operation)?;
             shard_handle.push_or_reject(Command::Operation(operation));
         }
-        match recv_outcome(answer).await {
+        match answer.await {
             Ok(reply) => Ok(Ok((reply, holder))),
             Err(error @ RequestError::NotFound(_)) => Ok(Err(error)),
             Err(error) => Err(error),

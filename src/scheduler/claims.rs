@@ -2,11 +2,10 @@
 
 use std::cell::Cell;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
+use super::Scheduler;
 use super::claim_operations::claim_view;
-use super::{Scheduler, recv_outcome};
 use crate::admission::key::PendingClaim;
 use crate::admission::plan::AdmittedClaim;
 use crate::admission::queue::WaitState;
@@ -15,7 +14,7 @@ use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis};
-use crate::shard::{BatchAnswers, ClaimReply, ReplyBatch, ReplySender, ShardOutcome, ShardSet};
+use crate::shard::{AwaitedReply, ClaimReply, Completion, CompletionQueue, ReplyAddress, ShardOutcome, ShardSet};
 
 impl Scheduler {
     /// Claims a worker for a key, or returns the claim that holds the key already.
@@ -37,7 +36,7 @@ impl Scheduler {
     ) -> Result<(Option<Box<PendingClaim>>, ClaimCall<'_>), RequestError> {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
-        let (reply, answer) = ReplySender::oneshot();
+        let (reply, answer) = AwaitedReply::new();
         let (id, pools) = (request.id.clone(), request.pools.clone());
         let item = self.prepare_claim(request, started_ns, reply).ok();
         Ok((item, ClaimCall { scheduler: self, answer, id, pools, answered: false }))
@@ -53,21 +52,20 @@ impl Scheduler {
         if requests.is_empty() {
             return Vec::new();
         }
-        let (batch, answers) = ReplyBatch::new(requests.len());
+        let completions = Arc::new(CompletionQueue::collecting(requests.len()));
         let mut call = BatchCall {
             scheduler: self,
-            answers,
+            completions: Arc::clone(&completions),
             items: Vec::with_capacity(requests.len()),
             started_ms: self.dispatch().clock.engine_ms(),
         };
         let mut items = Vec::with_capacity(requests.len());
         for (index, request) in (0..).zip(requests) {
             call.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone() });
-            let reply = ReplySender::batch_part(std::sync::Arc::clone(&batch), index);
+            let reply = ReplyAddress::queue(Arc::clone(&completions), index);
             // A rejected item drops its reply; `prepare_claim` has sent the outcome that counts.
             items.extend(self.prepare_claim(request, started_ns, reply).ok());
         }
-        drop(batch);
         self.dispatch().with_work(|work| self.dispatch().submit_all(items, work));
         call.result().await
     }
@@ -77,14 +75,14 @@ impl Scheduler {
         &self,
         request: ClaimRequest,
         started_ns: Option<NonZeroU64>,
-        reply: ReplySender,
+        reply: ReplyAddress,
     ) -> Result<Box<PendingClaim>, RequestError> {
         let dispatch = self.dispatch();
         let admitted = check_times(&request)
             .and_then(|()| AdmittedClaim::new(&dispatch.pools.load(), &dispatch.selectors, &request));
         match admitted {
             Err(error) => {
-                reply.send(Err(error.clone()));
+                reply.reject(error.clone());
                 Err(error)
             }
             Ok(admitted) => Ok(self.pending_claim(request, admitted, started_ns, reply)),
@@ -97,7 +95,7 @@ impl Scheduler {
         request: ClaimRequest,
         admitted: AdmittedClaim,
         started_ns: Option<NonZeroU64>,
-        reply: ReplySender,
+        reply: ReplyAddress,
     ) -> Box<PendingClaim> {
         let AdmittedClaim { pool, reserve_ms, ack, plan } = admitted;
         let preferred_wait_ms = request.constraints.as_ref().map_or(0, |constraints| constraints.preferred_wait_ms);
@@ -174,7 +172,7 @@ impl Scheduler {
 /// an unread grant is rolled back.
 pub struct ClaimCall<'a> {
     scheduler: &'a Scheduler,
-    answer: oneshot::Receiver<ShardOutcome>,
+    answer: AwaitedReply,
     id: ClaimId,
     pools: PoolChoice,
     /// Whether the answer was taken.
@@ -187,7 +185,7 @@ impl ClaimCall<'_> {
     /// # Errors
     /// Fails like [`Scheduler::claim`].
     pub async fn result(mut self) -> Result<ClaimResult, RequestError> {
-        let outcome = recv_outcome(&mut self.answer).await;
+        let outcome = (&mut self.answer).await;
         self.answered = true;
         let result = outcome.and_then(|reply| self.scheduler.claim_result(&self.id, &self.pools, reply));
         self.scheduler.count_claim(&self.pools, &result);
@@ -200,11 +198,10 @@ impl Drop for ClaimCall<'_> {
         if self.answered {
             return;
         }
-        self.answer.close();
         let dispatch = self.scheduler.dispatch();
-        match self.answer.try_recv() {
-            Ok(outcome) => dispatch.roll_back_unread(&self.id, &outcome),
-            Err(_) => dispatch.with_work(|work| dispatch.cancel(&self.id, work)),
+        match self.answer.close() {
+            Some(outcome) => dispatch.roll_back_unread(&self.id, &outcome),
+            None => dispatch.with_work(|work| dispatch.cancel(&self.id, work)),
         }
     }
 }
@@ -219,7 +216,7 @@ struct BatchItem {
 /// [`ClaimCall`].
 struct BatchCall<'a> {
     scheduler: &'a Scheduler,
-    answers: BatchAnswers,
+    completions: Arc<CompletionQueue>,
     items: Vec<BatchItem>,
     /// Engine time at which the batch was requested.
     started_ms: Millis,
@@ -227,7 +224,7 @@ struct BatchCall<'a> {
 
 impl BatchCall<'_> {
     async fn result(mut self) -> Vec<Result<ClaimResult, RequestError>> {
-        let mut outcomes = (&mut self.answers).await;
+        let mut outcomes = self.completions.collect().await;
         let dispatch = self.scheduler.dispatch();
         let mut sent = dispatch.begin_reply(self.started_ms);
         for (item, outcome) in self.items.iter().zip(&mut outcomes) {
@@ -248,8 +245,8 @@ impl BatchCall<'_> {
 impl Drop for BatchCall<'_> {
     fn drop(&mut self) {
         let dispatch = self.scheduler.dispatch();
-        for (index, outcome) in self.answers.close() {
-            dispatch.roll_back_unread(&self.items[index].id, &outcome);
+        for Completion { token, outcome } in self.completions.close() {
+            dispatch.roll_back_unread(&self.items[token as usize].id, &outcome);
         }
         dispatch.with_work(|work| self.items.iter().for_each(|item| dispatch.cancel(&item.id, work)));
     }

@@ -12,7 +12,7 @@ use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::{Pool, PoolMap, ShardHandle};
 use crate::model::request_error::{ExhaustionReason, RequestError};
 use crate::model::{ClaimExplanation, ClaimRequest, Millis, PlacementPreview, PoolSurvey, WorkerSurvey};
-use crate::shard::{Command, PreviewQuery, ReplySender, SurveyQuery, SurveySlice};
+use crate::shard::{Command, PreviewQuery, ReplyAddress, SurveyQuery, SurveySlice};
 
 impl Scheduler {
     /// Explains what would happen to a claim now: the worker that it would get or the reason of its rejection, and for
@@ -26,7 +26,7 @@ impl Scheduler {
         self.check_serving()?;
         let pools = Arc::clone(&self.dispatch().pools.load());
         let reserve_ms = request.reserve_ms;
-        let mut item = match self.prepare_claim(request, None, ReplySender::discard()) {
+        let mut item = match self.prepare_claim(request, None, ReplyAddress::discard()) {
             Ok(item) => item,
             Err(error @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
                 return Ok(ClaimExplanation { outcome: Err(error), pools: Vec::new() });

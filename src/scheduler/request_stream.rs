@@ -23,7 +23,7 @@ use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, Millis};
 use crate::shard::{
-    Command, CompletionQueue, HeldOperation, HeldVerb, PendingWrites, ReplySender, ShardOutcome, ShardRef,
+    Command, Completion, CompletionQueue, HeldOperation, HeldVerb, PendingWrites, ReplyAddress, ShardOutcome, ShardRef,
 };
 
 /// Completion of a request of the stream.
@@ -90,7 +90,7 @@ pub struct RequestStream {
     /// Requests that became individual calls.
     individual_calls: FuturesUnordered<BoxFuture<'static, (u32, RequestCompletion)>>,
     /// Buffer for completions from the queue.
-    outcomes: Vec<(u32, ShardOutcome)>,
+    outcomes: Vec<Completion>,
 }
 
 impl Scheduler {
@@ -142,7 +142,7 @@ impl RequestStream {
         let in_flight = InFlightRequest::Claim { id: request.id.clone(), pools: request.pools.clone() };
         let reply = self.reply_for(number, in_flight, wait_ms.min(limits::WAIT_MS_MAX));
         if let Err(error) = self.scheduler.check_serving() {
-            reply.send(Err(error));
+            reply.reject(error);
             return;
         }
         // A rejected claim was answered by `prepare_claim`.
@@ -197,7 +197,8 @@ impl RequestStream {
     pub fn poll_completions(&mut self, context: &mut Context<'_>, completed: &mut Vec<(u64, RequestCompletion)>) {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         while completed.is_empty() && self.completions.poll_take(context, &mut outcomes).is_ready() {
-            completed.extend(outcomes.drain(..).filter_map(|(slot, outcome)| self.complete(slot, outcome)));
+            completed
+                .extend(outcomes.drain(..).filter_map(|Completion { token, outcome }| self.complete(token, outcome)));
         }
         self.outcomes = outcomes;
         while let Poll::Ready(Some((slot, completion))) = self.individual_calls.poll_next_unpin(context) {
@@ -259,8 +260,8 @@ impl RequestStream {
         self.individual_calls.push(call.map(move |completion| (slot, completion)).boxed());
     }
 
-    fn reply_for(&mut self, number: u64, request: InFlightRequest, wait_ms: Millis) -> ReplySender {
-        ReplySender::completion(Arc::clone(&self.completions), self.allocate_slot(number, request, wait_ms))
+    fn reply_for(&mut self, number: u64, request: InFlightRequest, wait_ms: Millis) -> ReplyAddress {
+        ReplyAddress::queue(Arc::clone(&self.completions), self.allocate_slot(number, request, wait_ms))
     }
 
     fn allocate_slot(&mut self, number: u64, request: InFlightRequest, wait_ms: Millis) -> u32 {
@@ -329,8 +330,8 @@ impl RequestStream {
 
 impl Drop for RequestStream {
     fn drop(&mut self) {
-        for (slot, outcome) in self.completions.close() {
-            self.roll_back_unread(slot, &outcome);
+        for Completion { token, outcome } in self.completions.close() {
+            self.roll_back_unread(token, &outcome);
         }
         for in_flight in self.requests.iter().flatten() {
             if let InFlightRequest::Claim { id, .. } = &in_flight.request {

@@ -9,7 +9,7 @@ use super::address::{KeyTicket, PendingWrites};
 use super::event::{ShardLife, UndecidedClaim};
 use super::reply::{
     ClaimSlice, CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement,
-    RegisteredWorker, ReplySender, ShardReport, SurveySlice, WorkerSlice,
+    RegisteredWorker, ReplyAddress, ShardReport, SurveySlice, WorkerSlice,
 };
 use super::runner::reserved_keys;
 use crate::engine::{
@@ -150,8 +150,8 @@ pub struct HeldOperation {
     pub pending_writes: PendingWrites,
     /// Arrival time in nanoseconds, if timed.
     pub started_ns: Option<NonZeroU64>,
-    /// Sender of the reply to the caller.
-    pub reply: ReplySender,
+    /// Address of the reply to the caller.
+    pub reply: ReplyAddress,
 }
 
 /// Action of an operation on the claim that holds a key.

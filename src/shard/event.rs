@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 use super::command::HeldOperation;
-use super::reply::ReplySender;
+use super::reply::ReplyAddress;
 use super::runner::PendingReply;
 use crate::engine::{ClaimGrant, ClaimHandle, PlacementFailure, ReservationId};
 use crate::model::request_error::RequestError;
@@ -282,7 +282,7 @@ impl<'r> RunReplies<'r> {
 
     /// Sets the caller of a reply and the records that a durable reply waits for besides that of its shard. A reply
     /// without a caller is discarded, and what it granted is rolled back.
-    pub fn address(&mut self, reply: ReplyIndex, caller: ReplySender, writes: PendingWrites) {
+    pub fn address(&mut self, reply: ReplyIndex, caller: ReplyAddress, writes: PendingWrites) {
         let reply = &mut self.0[reply.0 as usize];
         reply.address(caller);
         reply.wait_for(writes);

@@ -454,7 +454,7 @@ impl<S: ShardSink> ShardHandle<S> {
         let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
         let pool_rejection = || rejection_for(ObjectKind::Pool);
         let reject_operation = |operation: HeldOperation| {
-            operation.reply.send(Err(rejection_for(ObjectKind::Claim)));
+            operation.reply.reject(rejection_for(ObjectKind::Claim));
         };
         match command {
             Command::Operation(operation) => reject_operation(operation),

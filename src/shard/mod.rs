@@ -42,9 +42,9 @@ pub use handle::{PushRejection, RejectedCommand, ShardHandle};
 pub use paused_shard::PausedShard;
 pub use pool_context::{PoolContext, QueueState};
 pub use reply::{
-    BatchAnswers, ClaimAnswer, ClaimReply, ClaimSlice, CommandReply, CommittedMembers, CompletionQueue, DeletedWorker,
-    EndedWorkers, HeartbeatReply, PreviewedPlacement, RegisteredWorker, ReplyBatch, ReplySender, ShardOutcome,
-    ShardReport, SurveySlice, WorkerSlice,
+    AwaitedReply, ClaimAnswer, ClaimReply, ClaimSlice, CommandReply, CommittedMembers, Completion, CompletionQueue,
+    CompletionToken, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement, RegisteredWorker, ReplyAddress,
+    ShardOutcome, ShardReport, SurveySlice, WorkerSlice,
 };
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
 pub use take_each::take_each;

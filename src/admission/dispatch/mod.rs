@@ -332,7 +332,7 @@ impl ClaimDispatcher {
         let may_be_deleted =
             matches!(rejection, RequestError::Unavailable(UnavailableReason::Loading | UnavailableReason::Stopping));
         let deleted = may_be_deleted && !self.is_draining() && self.has_no_pool(&item);
-        item.reply.send(Err(if deleted { RequestError::NotFound(ObjectKind::Pool) } else { rejection }));
+        item.reply.reject(if deleted { RequestError::NotFound(ObjectKind::Pool) } else { rejection });
     }
 
     /// Whether every candidate pool of the claim is deleted or being deleted.

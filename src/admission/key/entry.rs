@@ -124,7 +124,7 @@ impl PendingKey {
     pub fn add_duplicate(&mut self, claim: Box<PendingClaim>) -> Result<(), Box<PendingClaim>> {
         let duplicates = self.duplicates.get_or_insert_default();
         if duplicates.len() >= limits::WAITING_DUPLICATES_MAX {
-            duplicates.retain(|duplicate| !duplicate.reply.is_closed());
+            duplicates.retain(|duplicate| !duplicate.reply.is_abandoned());
         }
         if duplicates.len() >= limits::WAITING_DUPLICATES_MAX {
             return Err(claim);
@@ -136,7 +136,7 @@ impl PendingKey {
     /// Takes the oldest duplicate that still listens.
     pub fn next_duplicate(&mut self) -> Option<Box<PendingClaim>> {
         let duplicates = self.duplicates.as_mut()?;
-        while duplicates.front().is_some_and(|duplicate| duplicate.reply.is_closed()) {
+        while duplicates.front().is_some_and(|duplicate| duplicate.reply.is_abandoned()) {
             duplicates.pop_front();
         }
         duplicates.pop_front()

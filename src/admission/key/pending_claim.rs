@@ -8,7 +8,7 @@ use crate::admission::queue::WaitState;
 use crate::engine::PoolEligibility;
 use crate::model::request_error::UnavailableReason;
 use crate::model::{AckLevel, ClaimId, Millis, QuotaResource};
-use crate::shard::{ClaimCall, KeyTicket, QueueRank, ReacquireCall, ReplySender, ShardRef, ShardSet};
+use crate::shard::{ClaimCall, KeyTicket, QueueRank, ReacquireCall, ReplyAddress, ShardRef, ShardSet};
 
 /// Claim that is being placed. It stays in the entry of its key while a shard is asked, and goes from one to the next
 /// until one grants it or none is left, whether or not its caller still listens.
@@ -38,8 +38,8 @@ pub struct PendingClaim {
     pub unreachable: Option<UnavailableReason>,
     /// Arrival time in nanoseconds, if timed ([`crate::admission::dispatch::ClaimDispatcher::arrival_ns`]).
     pub started_ns: Option<NonZeroU64>,
-    /// Sender of the reply to the caller.
-    pub reply: ReplySender,
+    /// Address of the reply to the caller.
+    pub reply: ReplyAddress,
     /// Waiting state, if the claim waits or did. Boxed: most claims do not.
     pub wait: Option<Box<WaitState>>,
     /// Quota that the claim would exceed, if it got its ticket nevertheless.

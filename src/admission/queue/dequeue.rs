@@ -73,7 +73,7 @@ impl ClaimDispatcher {
             return queued.take().and_then(|item| self.reject(item, RequestError::DeadlineExceeded));
         };
         for duplicate in not_waiting {
-            duplicate.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
+            duplicate.reply.reject(RequestError::KEY_ALREADY_WAITED_FOR);
         }
         for due_ms in deadlines {
             self.schedule_duplicate_expiry(due_ms, &id);
@@ -167,7 +167,7 @@ impl ClaimDispatcher {
         *queued.lock() = Some(item);
         if let Some((not_waiting, deadlines)) = duplicates {
             for duplicate in not_waiting {
-                duplicate.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
+                duplicate.reply.reject(RequestError::KEY_ALREADY_WAITED_FOR);
             }
             for due_ms in deadlines {
                 self.schedule_duplicate_expiry(due_ms, &id);

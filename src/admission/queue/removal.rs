@@ -60,7 +60,7 @@ impl ClaimDispatcher {
             };
             for duplicate in self.keys.take_expired_duplicates(&id, now_ms) {
                 catch_panic(|| {
-                    duplicate.reply.send(Err(RequestError::KEY_ALREADY_WAITED_FOR));
+                    duplicate.reply.reject(RequestError::KEY_ALREADY_WAITED_FOR);
                 });
             }
         }

@@ -137,7 +137,7 @@ impl Scheduler {
         for member in members {
             let Some(ticket) = member.ticket else { continue };
             for duplicate in self.dispatch().keys.mark_unreadable(&member.id, ticket, member.shard, member.fence) {
-                duplicate.reply.send(Err(RequestError::Unavailable(UnavailableReason::Loading)));
+                duplicate.reply.reject(RequestError::Unavailable(UnavailableReason::Loading));
             }
         }
     }

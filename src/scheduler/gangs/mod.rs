@@ -29,7 +29,7 @@ use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
 use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, PoolMode, ResourceVector};
-use crate::shard::{KeyTicket, ReplyBatch, ReplySender};
+use crate::shard::{CompletionQueue, KeyTicket, ReplyAddress};
 
 use self::commit::GangDecision;
 
@@ -202,8 +202,8 @@ impl Scheduler {
             Ok(id) => id,
             Err(reason) => return Some(requests.iter().map(|_| Err(RequestError::Unavailable(reason))).collect()),
         };
-        let (batch, answers) = ReplyBatch::new(requests.len());
-        let PreparedGang { home, mut items, mut members } = match self.prepare_gang(requests, id, position, batch) {
+        let grants = Arc::new(CompletionQueue::collecting(requests.len()));
+        let PreparedGang { home, mut items, mut members } = match self.prepare_gang(requests, id, position, &grants) {
             Ok(prepared) => prepared,
             Err(rejections) => return Some(gang_rejections(requests.len(), rejections)),
         };
@@ -218,7 +218,7 @@ impl Scheduler {
             return Some(gang_rejections(requests.len(), rejections));
         }
         dispatch.with_work(|work| dispatch.route_all(items, work));
-        let granted = answers.await;
+        let granted = grants.collect().await;
         let decision = self.decide_gang(home, &members, granted).await;
         drop(guards);
         match decision {
@@ -238,7 +238,7 @@ impl Scheduler {
         requests: &[ClaimRequest],
         id: Fence,
         position: QueuePosition,
-        batch: Arc<ReplyBatch>,
+        grants: &Arc<CompletionQueue>,
     ) -> Result<PreparedGang, BTreeMap<usize, RequestError>> {
         let dispatch = self.dispatch();
         let pools = dispatch.pools.load();
@@ -259,7 +259,7 @@ impl Scheduler {
             match admission {
                 Ok(admitted) => {
                     let pools = admitted.pools();
-                    let reply = ReplySender::batch_part(Arc::clone(&batch), index as u32);
+                    let reply = ReplyAddress::queue(Arc::clone(grants), index as u32);
                     let mut item = self.pending_claim(request.clone(), admitted, None, reply);
                     if position == QueuePosition::AtHead {
                         item.set_gang_at_head();

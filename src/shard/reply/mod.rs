@@ -1,26 +1,25 @@
-//! Destinations of replies. Those about one claim go to one caller, to one slot of a batch that is delivered when all
-//! slots are filled, or to a completion queue that has each reply as soon as it arrives. Every other command has a
-//! reply of its own type ([`CommandReply`]).
+//! Replies, and where they go. Those about one claim go to a completion queue, or to a cell, which is the queue of one
+//! awaited call. Every other command has a reply of its own type ([`CommandReply`]).
 
-mod batch;
+mod address;
 mod command_reply;
+mod completion_cell;
 mod completion_queue;
 
 use std::sync::Arc;
-
-use tokio::sync::oneshot;
 
 use crate::engine::{CapacityUsage, ClaimGrant};
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{Millis, ResourceVector, ShardStatus};
 use crate::shard::address::ShardRef;
 
-pub use self::batch::{BatchAnswers, ReplyBatch};
+pub use self::address::ReplyAddress;
 pub use self::command_reply::{
     ClaimSlice, CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement,
     RegisteredWorker, SurveySlice, WorkerSlice,
 };
-pub use self::completion_queue::CompletionQueue;
+pub use self::completion_cell::AwaitedReply;
+pub use self::completion_queue::{Completion, CompletionQueue, CompletionToken};
 
 /// Successful reply to a request about one claim.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,89 +94,3 @@ impl ClaimAnswer {
 
 /// Outcome of a request about one claim.
 pub type ShardOutcome = Result<ClaimReply, RequestError>;
-
-#[derive(Debug)]
-enum ReplyTarget {
-    One(oneshot::Sender<ShardOutcome>),
-    Part(Arc<ReplyBatch>, u32),
-    Inbox(Arc<CompletionQueue>, u32),
-    Nobody,
-}
-
-/// Sender of one reply about a claim. If it is dropped unsent (its shard panicked), it reports that the outcome is unknown.
-#[derive(Debug)]
-pub struct ReplySender(ReplyTarget);
-
-impl ReplySender {
-    /// Creates a sender to one caller, and the receiver.
-    #[must_use]
-    pub fn oneshot() -> (Self, oneshot::Receiver<ShardOutcome>) {
-        let (to, answer) = oneshot::channel();
-        (Self(ReplyTarget::One(to)), answer)
-    }
-
-    /// Creates a sender into a slot of a batch.
-    #[must_use]
-    pub const fn batch_part(batch: Arc<ReplyBatch>, index: u32) -> Self {
-        Self(ReplyTarget::Part(batch, index))
-    }
-
-    /// Creates a sender into a completion queue, under a token that the caller chose.
-    #[must_use]
-    pub const fn completion(queue: Arc<CompletionQueue>, index: u32) -> Self {
-        Self(ReplyTarget::Inbox(queue, index))
-    }
-
-    /// Creates a sender that discards the reply.
-    #[must_use]
-    pub const fn discard() -> Self {
-        Self(ReplyTarget::Nobody)
-    }
-
-    /// Whether the caller is known to be gone. Does not check batches.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        match &self.0 {
-            ReplyTarget::One(to) => to.is_closed(),
-            ReplyTarget::Inbox(queue, _) => queue.is_closed(),
-            // A batch is checked when its slot is filled: that saves a lock.
-            ReplyTarget::Part(..) | ReplyTarget::Nobody => false,
-        }
-    }
-
-    /// Whether the reply is delivered with others: when the last of them arrives, not when this one is sent.
-    #[must_use]
-    pub const fn is_part(&self) -> bool {
-        matches!(self.0, ReplyTarget::Part(..))
-    }
-
-    /// Whether the caller is gone. Checks batches too, at the price of their lock.
-    #[must_use]
-    pub fn is_abandoned(&self) -> bool {
-        match &self.0 {
-            ReplyTarget::Part(batch, _) => batch.is_closed(),
-            _ => self.is_closed(),
-        }
-    }
-
-    /// Sends the reply. Returns false if the caller is gone.
-    pub fn send(mut self, outcome: ShardOutcome) -> bool {
-        match std::mem::replace(&mut self.0, ReplyTarget::Nobody) {
-            ReplyTarget::One(to) => to.send(outcome).is_ok(),
-            ReplyTarget::Part(batch, index) => batch.fill(index, outcome),
-            ReplyTarget::Inbox(queue, index) => queue.put(index, outcome),
-            ReplyTarget::Nobody => true,
-        }
-    }
-}
-
-impl Drop for ReplySender {
-    fn drop(&mut self) {
-        match std::mem::replace(&mut self.0, ReplyTarget::Nobody) {
-            ReplyTarget::One(to) => drop(to.send(Err(RequestError::DeadlineExceeded))),
-            ReplyTarget::Part(batch, index) => drop(batch.fill(index, Err(RequestError::DeadlineExceeded))),
-            ReplyTarget::Inbox(queue, index) => drop(queue.put(index, Err(RequestError::DeadlineExceeded))),
-            ReplyTarget::Nobody => {}
-        }
-    }
-}

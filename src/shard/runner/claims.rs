@@ -9,7 +9,7 @@ use crate::model::AckLevel;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
-use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplySender, ShardOutcome};
+use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplyAddress, ShardOutcome};
 
 impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn claim(&mut self, call: ClaimCall) {
@@ -211,8 +211,8 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Replies with the durability of the pool.
-    pub(super) fn answer(&mut self, sender: ReplySender, outcome: ShardOutcome) -> ReplyIndex {
+    pub(super) fn answer(&mut self, caller: ReplyAddress, outcome: ShardOutcome) -> ReplyIndex {
         let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
-        self.prepare_reply(UnsentReply::Claim(Some(sender), outcome), ack)
+        self.prepare_reply(UnsentReply::Claim(Some(caller), outcome), ack)
     }
 }

@@ -126,8 +126,8 @@ impl<S: ShardSink> ShardRunner<S> {
             self.reject_reply(content, granted, reason);
             return;
         }
-        let (sender, mut outcome) = match content {
-            UnsentReply::Claim(Some(sender), outcome) => (sender, outcome),
+        let (caller, mut outcome) = match content {
+            UnsentReply::Claim(Some(caller), outcome) => (caller, outcome),
             UnsentReply::Claim(None, _) => return,
             UnsentReply::GangCommit(reply) => return reply.send_outcome(),
             UnsentReply::Command(reply) => return reply.send(),
@@ -135,7 +135,7 @@ impl<S: ShardSink> ShardRunner<S> {
         match &mut outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
-            Ok(ClaimReply::Claim(answer)) if sender.is_part() => {
+            Ok(ClaimReply::Claim(answer)) if caller.is_collected() => {
                 if !answer.created {
                     self.shard.mark_referenced(answer.grant.handle);
                 }
@@ -151,7 +151,7 @@ impl<S: ShardSink> ShardRunner<S> {
             let elapsed = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
-        if !sender.send(outcome)
+        if caller.send(outcome).is_err()
             && let Some(handle) = granted
         {
             self.roll_back(handle);
@@ -204,9 +204,9 @@ impl<S: ShardSink> ShardRunner<S> {
     fn reject_reply(&mut self, reply: UnsentReply, granted: Option<ClaimHandle>, reason: UnavailableReason) {
         let error = RequestError::Unavailable(reason);
         match reply {
-            UnsentReply::Claim(sender, outcome) => {
-                if let Some(sender) = sender {
-                    sender.send(Err(error));
+            UnsentReply::Claim(caller, outcome) => {
+                if let Some(caller) = caller {
+                    caller.reject(error);
                 }
                 match (granted, outcome) {
                     (Some(handle), _) => self.roll_back(handle),

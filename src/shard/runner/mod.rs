@@ -37,7 +37,7 @@ use super::environment::ShardEnvironment;
 use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
-use super::reply::{CommandReply, EndedWorkers, ReplySender};
+use super::reply::{CommandReply, EndedWorkers, ReplyAddress};
 use super::take_each::take_each;
 use crate::engine::{
     AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters,
@@ -87,7 +87,7 @@ enum ReplyOverflow {
 
 impl PendingReply {
     /// Sets the caller of a reply about one claim.
-    pub(super) fn address(&mut self, caller: ReplySender) {
+    pub(super) fn address(&mut self, caller: ReplyAddress) {
         self.content.address(caller);
     }
 

@@ -1,13 +1,13 @@
 //! Replies that are decided and wait to be sent, in a form that keeps those about one claim free of allocations.
 
 use crate::model::request_error::RequestError;
-use crate::shard::reply::{CommandReply, CommittedMembers, ReplySender, ShardOutcome};
+use crate::shard::reply::{CommandReply, CommittedMembers, ReplyAddress, ShardOutcome};
 
 /// Reply that is decided and not sent. If it is dropped, its caller learns that the outcome is unknown.
 pub(super) enum UnsentReply {
     /// Reply about one claim, with its caller: none until the sink has said who it is, and for a reply that nobody
     /// wants. Inline, because nearly all replies are of this kind.
-    Claim(Option<ReplySender>, ShardOutcome),
+    Claim(Option<ReplyAddress>, ShardOutcome),
     /// Reply to the commit of a gang, whose members stay held even if the reply cannot be sent.
     GangCommit(Box<TypedReply<CommittedMembers>>),
     /// Reply to any other command. Nothing follows from whether it can be sent.
@@ -15,7 +15,7 @@ pub(super) enum UnsentReply {
 }
 
 const _: () = assert!(
-    size_of::<UnsentReply>() == size_of::<(Option<ReplySender>, ShardOutcome)>(),
+    size_of::<UnsentReply>() == size_of::<(Option<ReplyAddress>, ShardOutcome)>(),
     "the other kinds cost a reply about a claim nothing"
 );
 
@@ -26,7 +26,7 @@ impl UnsentReply {
     }
 
     /// Sets the caller of a reply about one claim.
-    pub fn address(&mut self, to: ReplySender) {
+    pub fn address(&mut self, to: ReplyAddress) {
         let Self::Claim(caller @ None, _) = self else { unreachable!("R1: a reply about a claim has one caller") };
         *caller = Some(to);
     }
