@@ -50,19 +50,53 @@ impl ClaimDispatcher {
         unplaced: &mut UnplacedClaims,
         work: &mut EffectQueue,
     ) {
-        let holder = |handle| KeyHolder { shard: from.shard, life: from.life, handle };
         match event {
-            ShardEvent::Granted { kind: GrantKind::Provisional, id, ticket, reply, .. } => {
-                if let Some(claim) = self.keys.withdraw(&id, ticket) {
-                    replies.address(reply, claim.reply, Default::default());
-                }
-            }
             ShardEvent::Granted { kind: GrantKind::Claim, id, ticket, handle, spec, reply } => {
-                let held = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref());
+                let held = self.keys.set_held(
+                    &id,
+                    ticket,
+                    KeyHolder { shard: from.shard, life: from.life, handle },
+                    spec.as_ref(),
+                );
                 self.on_granted(from, held, reply, replies, work);
             }
             ShardEvent::NotGranted { id, ticket, reason } => {
                 self.on_not_granted(from, &id, ticket, reason, unplaced, work);
+            }
+            ShardEvent::Ended { id, fence, retained, write, reply } => {
+                let retained = retained.and_then(|grant| self.ended_claim(from, *grant));
+                let Some(end) = self.keys.end_claim(&id, fence, write, retained, from.now_ms) else { return };
+                if let Some(reply) = reply {
+                    replies.wait_for(reply, end.earlier);
+                }
+                end.repeated.into_iter().for_each(|claim| work.push(Effect::Submit(claim)));
+            }
+            event => self.on_rare_event(from, event, replies, unplaced, work),
+        }
+    }
+
+    /// Handles the events that are not about plain claims and their ends. Apart from those, because its large frame
+    /// would cost each of them.
+    #[cold]
+    #[inline(never)]
+    fn on_rare_event(
+        &self,
+        from: RunOrigin,
+        event: ShardEvent,
+        replies: &mut RunReplies<'_>,
+        unplaced: &mut UnplacedClaims,
+        work: &mut EffectQueue,
+    ) {
+        let holder = |handle| KeyHolder { shard: from.shard, life: from.life, handle };
+        match event {
+            ShardEvent::Granted { kind: GrantKind::Claim, .. } | ShardEvent::NotGranted { .. } => {
+                unreachable!("handled by the caller")
+            }
+            ShardEvent::Ended { .. } => unreachable!("handled by the caller"),
+            ShardEvent::Granted { kind: GrantKind::Provisional, id, ticket, reply, .. } => {
+                if let Some(claim) = self.keys.withdraw(&id, ticket) {
+                    replies.address(reply, claim.reply, Default::default());
+                }
             }
             ShardEvent::ReservationLost { id, ticket } => {
                 if let Some(mut claim) = self.keys.withdraw(&id, ticket) {
@@ -82,14 +116,6 @@ impl ClaimDispatcher {
                     (Some((claim, _)), Some(rejection)) => self.reply_rejected(claim, rejection),
                     (None, _) => {}
                 }
-            }
-            ShardEvent::Ended { id, fence, retained, write, reply } => {
-                let retained = retained.and_then(|grant| self.ended_claim(from, *grant));
-                let Some(end) = self.keys.end_claim(&id, fence, write, retained, from.now_ms) else { return };
-                if let Some(reply) = reply {
-                    replies.wait_for(reply, end.earlier);
-                }
-                end.repeated.into_iter().for_each(|claim| work.push(Effect::Submit(claim)));
             }
             ShardEvent::Adopted { id, ticket, handle, spec } => {
                 if let Some(held) = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref()) {

@@ -1,6 +1,7 @@
 //! Emptying a vector that nearly always has one element.
 
 /// Takes the elements in order and keeps the allocation. A single element is popped, which costs a third of a drain.
+#[inline]
 pub fn take_each<T>(elements: &mut Vec<T>, mut take: impl FnMut(T)) {
     match elements.len() {
         0 => {}

@@ -54,6 +54,7 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Sends a new reply, or keeps it until the store has its records.
+    #[inline]
     pub(super) fn send_or_await_store(&mut self, reply: PendingReply) {
         if reply.content.is_unwanted() || reply.overflow == ReplyOverflow::TooMany {
             self.reject_reply(reply.content, reply.granted, UnavailableReason::Store);
@@ -65,8 +66,9 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Sends a reply whose own record is stored, or keeps it until those of other shards are.
+    #[inline]
     fn send_or_await_shards(&mut self, reply: PendingReply) {
-        if self.awaits_other_shards(&reply.pending_writes) {
+        if !reply.pending_writes.is_empty() && self.awaits_other_shards(&reply.pending_writes) {
             self.awaiting_other_shards.push(reply);
         } else {
             self.send_reply(reply);

@@ -32,7 +32,7 @@ use self::statistics::AUDIT_INTERVAL_MS;
 use self::unsent_reply::UnsentReply;
 use super::actor::SpawnArgs;
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
-use super::command::{Command, InjectedStep};
+use super::command::{Command, HeldVerb, InjectedStep};
 use super::environment::ShardEnvironment;
 use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
@@ -243,7 +243,7 @@ impl<S: ShardSink> ShardRunner<S> {
         }
         self.batch = commands;
         if let Some(command) = command.take() {
-            self.prepare_batch(std::slice::from_ref(&command));
+            self.prepare_single(&command);
             self.execute(command);
         }
         if !self.cancelled.is_empty() && taken_count < limits::DRAIN_MAX {
@@ -287,8 +287,26 @@ impl<S: ShardSink> ShardRunner<S> {
             let affinities = commands.iter().flat_map(Command::claim_calls).map(|call| call.affinity);
             self.shard.prefetch(commands.iter().flat_map(Command::handles), affinities);
         }
-        if let Some(started) = commands.iter().find_map(started_ns) {
-            let waited_ns = self.environment.clock.mono_ns().saturating_sub(started.get());
+        self.record_queue_wait(commands.iter().find_map(started_ns));
+    }
+
+    /// Prepares a command like [`Self::prepare_batch`], without looking ahead.
+    fn prepare_single(&mut self, command: &Command) {
+        let started_ns = match command {
+            Command::Claim(call) => {
+                self.undecided_tickets.push(call.ticket);
+                self.fences = self.environment.allocate_fences(1).map_or(0..0, |first| first..first + 1);
+                call.started_ns
+            }
+            Command::Operation(operation) if !matches!(operation.verb, HeldVerb::Resize(_)) => operation.started_ns,
+            command => return self.prepare_batch(std::slice::from_ref(command)),
+        };
+        self.record_queue_wait(started_ns);
+    }
+
+    fn record_queue_wait(&self, started_ns: Option<NonZeroU64>) {
+        if let Some(started_ns) = started_ns {
+            let waited_ns = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.queue_wait_seconds.record(waited_ns);
         }
     }
@@ -316,6 +334,18 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::Reacquire(call) => self.reacquire(call),
             Command::Operation(operation) => self.operate(operation),
             Command::Operations(operations) => operations.into_iter().for_each(|operation| self.operate(operation)),
+            command => self.execute_rare(command),
+        }
+    }
+
+    /// Executes the commands that are not about claims and their holders. Apart from the others, because its large
+    /// frame would cost every claim.
+    #[cold]
+    #[inline(never)]
+    fn execute_rare(&mut self, command: Command) {
+        match command {
+            Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) => unreachable!("executed by the caller"),
+            Command::Operation(_) | Command::Operations(_) => unreachable!("executed by the caller"),
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(call) => self.reserve(call),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
