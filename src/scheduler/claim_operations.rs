@@ -232,7 +232,7 @@ impl Scheduler {
     /// Sends an operation to the shard that holds the key, and returns the claim.
     async fn view_held(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<ClaimView, RequestError> {
         let (reply, holder) = self.ask_holder(id, fence, verb).await??;
-        self.view_in(id, holder.shard.pool, reply.into_claim()?)
+        self.view_in(id, holder.shard.pool, reply.disclose()?)
     }
 
     /// View of a claim that is held in the pool with this number.

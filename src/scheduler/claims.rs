@@ -140,7 +140,7 @@ impl Scheduler {
         pools: &PoolChoice,
         reply: ClaimReply,
     ) -> Result<ClaimResult, RequestError> {
-        let answer = reply.into_claim()?;
+        let answer = reply.disclose()?;
         let created = answer.created;
         let claim = match pools {
             PoolChoice::One(pool) => claim_view(id, pool, answer),
@@ -198,11 +198,8 @@ impl Drop for ClaimCall<'_> {
         if self.answered {
             return;
         }
-        let dispatch = self.scheduler.dispatch();
-        match self.answer.close() {
-            Some(outcome) => dispatch.roll_back_unread(&self.id, &outcome),
-            None => dispatch.with_work(|work| dispatch.cancel(&self.id, work)),
-        }
+        let unread = self.answer.close().map(|outcome| (&self.id, outcome));
+        self.scheduler.dispatch().abandon(unread, [&self.id]);
     }
 }
 
@@ -244,11 +241,9 @@ impl BatchCall<'_> {
 
 impl Drop for BatchCall<'_> {
     fn drop(&mut self) {
-        let dispatch = self.scheduler.dispatch();
-        for Completion { token, outcome } in self.completions.close() {
-            dispatch.roll_back_unread(&self.items[token as usize].id, &outcome);
-        }
-        dispatch.with_work(|work| self.items.iter().for_each(|item| dispatch.cancel(&item.id, work)));
+        let unread = self.completions.close().into_iter();
+        let unread = unread.map(|Completion { token, outcome }| (&self.items[token as usize].id, outcome));
+        self.scheduler.dispatch().abandon(unread, self.items.iter().map(|item| &item.id));
     }
 }
 

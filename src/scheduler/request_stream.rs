@@ -292,7 +292,8 @@ impl RequestStream {
 
     fn complete(&mut self, slot: u32, outcome: ShardOutcome) -> Option<(u64, RequestCompletion)> {
         if self.requests[slot as usize].as_ref().is_some_and(|in_flight| in_flight.abandoned) {
-            self.roll_back_unread(slot, &outcome);
+            let unread = self.claim_id(slot).map(|id| (id, outcome));
+            self.scheduler.dispatch().abandon(unread, []);
             self.release_slot(slot);
             return None;
         }
@@ -304,7 +305,7 @@ impl RequestStream {
                 RequestCompletion::Claimed(result)
             }
             InFlightRequest::Held { id, pool, verb } => {
-                let view = |outcome: ShardOutcome| self.scheduler.view_in(&id, pool, outcome?.into_claim()?);
+                let view = |outcome: ShardOutcome| self.scheduler.view_in(&id, pool, outcome?.disclose()?);
                 match verb {
                     ClaimVerb::Release | ClaimVerb::BeginRelease => RequestCompletion::Released(match outcome {
                         Ok(_) => Ok(true),
@@ -319,26 +320,18 @@ impl RequestStream {
         Some((number, completion))
     }
 
-    /// Rolls back a claim whose completion nobody will read, unless it was disclosed to others.
-    fn roll_back_unread(&self, slot: u32, outcome: &ShardOutcome) {
-        let Some(OpenRequest { request: InFlightRequest::Claim { id, .. }, .. }) = &self.requests[slot as usize] else {
-            return;
-        };
-        self.scheduler.dispatch().roll_back_unread(id, outcome);
+    /// Claim that the request in a slot makes, if it does.
+    fn claim_id(&self, slot: u32) -> Option<&ClaimId> {
+        self.requests[slot as usize].as_ref()?.request.claim_id()
     }
 }
 
 impl Drop for RequestStream {
     fn drop(&mut self) {
-        for Completion { token, outcome } in self.completions.close() {
-            self.roll_back_unread(token, &outcome);
-        }
-        for in_flight in self.requests.iter().flatten() {
-            if let InFlightRequest::Claim { id, .. } = &in_flight.request {
-                let dispatch = self.scheduler.dispatch();
-                dispatch.with_work(|work| dispatch.cancel(id, work));
-            }
-        }
+        let unread = self.completions.close().into_iter();
+        let unread = unread.filter_map(|Completion { token, outcome }| Some((self.claim_id(token)?, outcome)));
+        let requested = self.requests.iter().flatten().filter_map(|in_flight| in_flight.request.claim_id());
+        self.scheduler.dispatch().abandon(unread, requested);
     }
 }
 
@@ -352,6 +345,14 @@ impl ClaimVerb {
 }
 
 impl InFlightRequest {
+    /// Claim that the request makes, if it does.
+    const fn claim_id(&self) -> Option<&ClaimId> {
+        match self {
+            Self::Claim { id, .. } => Some(id),
+            Self::Held { .. } => None,
+        }
+    }
+
     /// Completion of a request that timed out.
     const fn timed_out(&self) -> RequestCompletion {
         const LATE: RequestError = RequestError::DeadlineExceeded;

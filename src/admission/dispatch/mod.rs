@@ -1,6 +1,7 @@
 //! Dispatch of a claim: acquire its key, try shard after shard, reply. The facade starts the search and the shards
 //! continue it: a shard without a worker for the claim forwards it to the next. The caller only waits, and may leave.
 
+mod caller_left;
 mod in_doubt;
 mod reply_sent;
 
@@ -24,9 +25,7 @@ use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, Un
 use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::{BatchBudget, FreeCapacity, ShardPreference};
-use crate::shard::{
-    ClaimReply, Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardOutcome, ShardRef, ShardSet,
-};
+use crate::shard::{Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardRef, ShardSet};
 
 /// Maximum number of claims of a batch in one command to a shard: enough to pay for waking it, few enough to
 /// spread the batch.
@@ -354,15 +353,6 @@ impl ClaimDispatcher {
             && let Some(shard_handle) = self.pools.load().shard(holder.shard)
         {
             shard_handle.roll_back(id.clone(), holder.handle, holder.life);
-        }
-    }
-
-    /// Rolls back the claim that an unread reply created.
-    pub(crate) fn roll_back_unread(&self, id: &ClaimId, outcome: &ShardOutcome) {
-        if let Ok(ClaimReply::Claim(answer)) = outcome
-            && answer.created
-        {
-            self.roll_back(id, answer.grant.handle.fence);
         }
     }
 

@@ -71,7 +71,7 @@ impl GrantedMembers {
         let mut granted =
             Self { by_shard: TicketsByShard::new(), answers, rejections: BTreeMap::new(), unknown: false };
         for (index, (member, outcome)) in members.iter().zip(outcomes).enumerate() {
-            match outcome.and_then(ClaimReply::into_claim) {
+            match outcome.and_then(ClaimReply::disclose) {
                 Ok(answer) => {
                     let ticket = member.ticket.map(|ticket| (member.id.clone(), ticket));
                     granted.by_shard.entry(answer.shard).or_default().extend(ticket);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::engine::{CapacityUsage, ClaimGrant};
 use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{Millis, ResourceVector, ShardStatus};
+use crate::model::{Fence, Millis, ResourceVector, ShardStatus};
 use crate::shard::address::ShardRef;
 
 pub use self::address::ReplyAddress;
@@ -21,7 +21,8 @@ pub use self::command_reply::{
 pub use self::completion_cell::AwaitedReply;
 pub use self::completion_queue::{Completion, CompletionQueue, CompletionToken};
 
-/// Successful reply to a request about one claim.
+/// Successful reply to a request about one claim. Whoever takes it either discloses it to the caller
+/// ([`Self::disclose`]) or, if nobody will read it, rolls back what it created ([`Self::into_created`]).
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClaimReply {
     /// Claim that is held now.
@@ -31,14 +32,23 @@ pub enum ClaimReply {
 }
 
 impl ClaimReply {
-    /// Claim that the reply shows as held.
+    /// Claim that the reply shows as held, for its caller.
     ///
     /// # Errors
     /// `NotFound` if the claim was released.
-    pub fn into_claim(self) -> Result<ClaimAnswer, RequestError> {
+    pub fn disclose(self) -> Result<ClaimAnswer, RequestError> {
         match self {
             Self::Claim(answer) => Ok(answer),
             Self::Released => Err(RequestError::NotFound(ObjectKind::Claim)),
+        }
+    }
+
+    /// Fence of the claim that the reply granted, to roll it back because the reply reaches nobody.
+    #[must_use]
+    pub fn into_created(self) -> Option<Fence> {
+        match self {
+            Self::Claim(answer) => answer.created.then_some(answer.grant.handle.fence),
+            Self::Released => None,
         }
     }
 }

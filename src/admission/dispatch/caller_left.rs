@@ -1,0 +1,24 @@
+//! Claims of a caller that has left: exactly one party ends each. One that was granted and not read is rolled back here;
+//! one that is still being placed is cancelled here; one that is granted from now on meets a closed queue, and its shard
+//! rolls it back.
+
+use super::ClaimDispatcher;
+use crate::model::ClaimId;
+use crate::shard::{ClaimReply, ShardOutcome};
+
+impl ClaimDispatcher {
+    /// Ends the claims of a caller that has left. Its completions must be closed before: `unread` are those that
+    /// closing returned, and `requested` are all its claims that may still be placed.
+    pub(crate) fn abandon<'c>(
+        &self,
+        unread: impl IntoIterator<Item = (&'c ClaimId, ShardOutcome)>,
+        requested: impl IntoIterator<Item = &'c ClaimId>,
+    ) {
+        for (id, outcome) in unread {
+            if let Some(fence) = outcome.ok().and_then(ClaimReply::into_created) {
+                self.roll_back(id, fence);
+            }
+        }
+        self.with_work(|work| requested.into_iter().for_each(|id| self.cancel(id, work)));
+    }
+}
