@@ -4,7 +4,7 @@ use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::pool_registry::PoolMap;
 use crate::model::request_error::{RequestError, UnavailableReason};
-use crate::shard::{Command, PushRejection, ShardRef};
+use crate::shard::{Command, ProtocolPoint, PushRejection, ShardRef};
 
 /// Commands that a caller sends inline for others, beyond which the actors of the shards take over: a caller does not
 /// serve everybody who waits.
@@ -22,6 +22,7 @@ impl ClaimDispatcher {
     /// Carries out effects, and those that they cause, until none is left.
     pub(super) fn work_off(&self, work: &mut EffectQueue) {
         while let Some(effect) = work.pop() {
+            ProtocolPoint::Effect.reach();
             match effect {
                 Effect::Send(shard, command) => self.send(&self.pools.load(), shard, command, work),
                 Effect::Submit(claim) => self.submit(claim, work),

@@ -166,11 +166,11 @@ impl Shard {
         self.idle_queue.steps() + self.shared.as_ref().map_or(0, |shared| shared.fleet.steps())
     }
 
-    /// Fences of undisclosed claims: their grants may be rolled back.
+    /// Fences of claims that nobody knows of if no more replies are sent: their grants may be rolled back.
     pub fn undisclosed(&self) -> impl Iterator<Item = Fence> {
         self.claims
             .iter_from(0)
-            .filter(|(_, claim)| !claim.disclosure.is_disclosed() && !claim.confirmed)
+            .filter(|(_, claim)| !claim.disclosure.is_referenced() && !claim.confirmed)
             .map(|(_, claim)| claim.fence)
     }
 

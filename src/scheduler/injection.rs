@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Scheduler;
 use crate::admission::key::KeyDirectory;
 use crate::admission::pool_registry::Pool;
-use crate::model::PoolName;
+use crate::model::{ClaimId, Fence, PoolName};
 
 impl Scheduler {
     /// Panics one shard, as fault injection for tests. No edge calls this.
@@ -45,6 +45,17 @@ impl Scheduler {
     #[must_use]
     pub fn inject_busy(&self, pool: &PoolName, shard: u16) -> Option<crate::shard::PausedShard> {
         self.shared.dispatch.pools.load().get(pool)?.shards[shard as usize].pause()
+    }
+
+    /// Claims of one shard as its engine has them, each with its fence and whether it was disclosed to anybody; none
+    /// while the shard runs or is between two lives. No edge calls this.
+    #[must_use]
+    pub fn inject_look(&self, pool: &PoolName, shard: u16) -> Option<Vec<(ClaimId, Fence, bool)>> {
+        let pools = self.shared.dispatch.pools.load();
+        pools.get(pool)?.shards[shard as usize].look(|shard| {
+            let claims = shard.list_claims();
+            claims.map(|(_, id, grant)| (id, grant.handle.fence, !shard.is_undisclosed(grant.handle))).collect()
+        })
     }
 
     /// Key directory, for tests that check for leaks.

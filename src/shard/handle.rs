@@ -32,7 +32,7 @@ use super::reason_cells::ReasonCells;
 use super::reply::CommandReply;
 use super::runner::{DueDeadlines, ShardRunner};
 use super::schedule::RunSchedule;
-use crate::engine::{ClaimHandle, ReservationId, ShardConfig, UnschedulableSummary};
+use crate::engine::{ClaimHandle, ReservationId, Shard, ShardConfig, UnschedulableSummary};
 use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
@@ -598,6 +598,11 @@ impl<S: ShardSink> ShardHandle<S> {
     /// that inject a competing step.
     pub(crate) fn pause(self: &Arc<Self>) -> Option<PausedShard> {
         self.schedule.wake_needed().then(|| PausedShard::of(Arc::clone(self) as Arc<dyn PausableShard>))
+    }
+
+    /// Reads the state of the shard, unless it runs or is between two lives. For tests that compare it with others.
+    pub(crate) fn look<T>(&self, read: impl FnOnce(&Shard) -> T) -> Option<T> {
+        self.runner.try_lock()?.as_ref().map(|runner| read(runner.engine()))
     }
 
     /// Installs the runner of a shard that was started or restarted.

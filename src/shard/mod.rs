@@ -25,6 +25,7 @@ mod reason_cells;
 mod reply;
 mod runner;
 pub mod schedule;
+mod step_injection;
 mod supervisor;
 mod take_each;
 
@@ -46,6 +47,9 @@ pub use reply::{
     CompletionToken, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement, RegisteredWorker, ReplyAddress,
     ShardOutcome, ShardReport, SurveySlice, WorkerSlice,
 };
+#[cfg(all(feature = "internals", debug_assertions))]
+pub use step_injection::{PointHook, inject_into_thread};
+pub use step_injection::{ProtocolPoint, ProtocolRule};
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
 pub use take_each::take_each;
 

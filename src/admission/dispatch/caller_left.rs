@@ -4,7 +4,7 @@
 
 use super::ClaimDispatcher;
 use crate::model::ClaimId;
-use crate::shard::{ClaimReply, ShardOutcome};
+use crate::shard::{ClaimReply, ProtocolRule, ShardOutcome};
 
 impl ClaimDispatcher {
     /// Ends the claims of a caller that has left. Its completions must be closed before: `unread` are those that
@@ -15,7 +15,9 @@ impl ClaimDispatcher {
         requested: impl IntoIterator<Item = &'c ClaimId>,
     ) {
         for (id, outcome) in unread {
-            if let Some(fence) = outcome.ok().and_then(ClaimReply::into_created) {
+            if let Some(fence) = outcome.ok().and_then(ClaimReply::into_created)
+                && ProtocolRule::RollbackOnClose.holds()
+            {
                 self.roll_back(id, fence);
             }
         }

@@ -179,7 +179,7 @@ impl KeyDirectory {
     pub fn withdraw(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Pending(pending)) if pending.ticket == ticket => pending.withdraw(),
+            Some(KeyEntry::Pending(pending)) if pending.has_ticket(ticket) => pending.withdraw(),
             _ => None,
         }
     }
@@ -271,7 +271,7 @@ impl KeyDirectory {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let mut entry = self.map.get_mut(id)?;
         let KeyEntry::Pending(pending) = &mut *entry else { return None };
-        if pending.ticket != ticket {
+        if !pending.has_ticket(ticket) {
             return None;
         }
         pending.stage = PendingStage::Queued(Arc::clone(claim));
@@ -347,7 +347,7 @@ impl KeyDirectory {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let mut entry = self.map.get_mut(id)?;
         let KeyEntry::Pending(pending) = &mut *entry else { return None };
-        if pending.ticket != ticket {
+        if !pending.has_ticket(ticket) {
             return None;
         }
         let claim = pending.withdraw();
@@ -386,7 +386,7 @@ impl KeyDirectory {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
         let KeyEntry::Pending(pending) = slot.get_mut() else { return None };
-        if pending.ticket != ticket {
+        if !pending.has_ticket(ticket) {
             return None;
         }
         match pending.next_duplicate() {
@@ -439,7 +439,7 @@ impl KeyDirectory {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
         let KeyEntry::Held(held) = slot.get_mut() else { return None };
-        if held.holder.handle.fence != fence {
+        if !held.has_fence(fence) {
             return None;
         }
         self.adoption.record_ended(id.hash64(), fence);

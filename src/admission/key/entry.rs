@@ -22,7 +22,7 @@ use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::limits;
 use crate::model::{ClaimSpec, Fence, Seq};
-use crate::shard::{KeyTicket, PendingWrite, PendingWrites, ShardLife, ShardRef};
+use crate::shard::{KeyTicket, PendingWrite, PendingWrites, ProtocolRule, ShardLife, ShardRef};
 
 /// Holder of a key: the shard and the claim in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +117,11 @@ impl PendingKey {
         Self { ticket, stage: PendingStage::InTransit, duplicates: None, vacant, charge }
     }
 
+    /// Whether the ticket is that of the present attempt: an answer to any other is stale.
+    pub fn has_ticket(&self, ticket: KeyTicket) -> bool {
+        self.ticket == ticket || !ProtocolRule::TicketCheck.holds()
+    }
+
     /// Adds a request that waits for the decision.
     ///
     /// # Errors
@@ -164,6 +169,11 @@ impl PendingKey {
 }
 
 impl HeldKey {
+    /// Whether the claim with this fence holds the key.
+    pub fn has_fence(&self, fence: Fence) -> bool {
+        self.holder.handle.fence == fence || !ProtocolRule::FenceCheck.holds()
+    }
+
     /// Keeps a repeated claim until the holder's shard has answered it.
     pub fn add_repeated(&mut self, number: u64, claim: Box<PendingClaim>) {
         self.repeated.get_or_insert_default().push_back((number, claim));

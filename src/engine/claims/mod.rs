@@ -77,6 +77,11 @@ impl DisclosureFlags {
         self.0 |= Self::DISCLOSED | Self::REFERENCED;
     }
 
+    /// Whether another reply that discloses it was sent.
+    pub const fn is_referenced(self) -> bool {
+        self.0 & Self::REFERENCED != 0
+    }
+
     /// Whether the granting reply reached nobody while other replies that disclose it are under way.
     pub const fn is_orphan(self) -> bool {
         self.0 & (Self::ORPHAN | Self::REFERENCED) == Self::ORPHAN

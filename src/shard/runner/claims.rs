@@ -10,6 +10,7 @@ use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
 use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplyAddress, ShardOutcome};
+use crate::shard::step_injection::ProtocolRule;
 
 impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn claim(&mut self, call: ClaimCall) {
@@ -63,7 +64,7 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Carries out an operation on a held claim, unless it names the claim as an earlier life of the shard did.
     pub(super) fn operate(&mut self, mut operation: HeldOperation) {
-        if operation.life != self.life {
+        if operation.life != self.life && ProtocolRule::LifeCheck.holds() {
             return self.events.push(ShardEvent::Stale(Box::new(operation)));
         }
         let (handle, events_before) = (operation.handle, self.events.len());

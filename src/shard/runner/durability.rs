@@ -65,6 +65,21 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
+    /// Sends the replies whose callers are known, which breaks the rule that delivery comes first. The indexes of
+    /// the others stay valid.
+    #[cold]
+    pub(super) fn send_before_delivery(&mut self) {
+        for index in 0..self.new_replies.len() {
+            if !self.new_replies[index].content.is_unwanted() {
+                let nobody = UnsentReply::Claim(None, Err(RequestError::DeadlineExceeded));
+                let placeholder = self.prepare_reply(nobody, AckLevel::Memory);
+                assert_eq!(placeholder.0 as usize + 1, self.new_replies.len());
+                let reply = self.new_replies.swap_remove(index);
+                self.send_or_await_store(reply);
+            }
+        }
+    }
+
     /// Sends a reply whose own record is stored, or keeps it until those of other shards are.
     #[inline]
     fn send_or_await_shards(&mut self, reply: PendingReply) {

@@ -38,6 +38,7 @@ use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, Sh
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{CommandReply, EndedWorkers, ReplyAddress};
+use super::step_injection::{ProtocolPoint, ProtocolRule};
 use super::take_each::take_each;
 use crate::engine::{
     AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters,
@@ -221,6 +222,11 @@ impl<S: ShardSink> ShardRunner<S> {
         };
         runner.publish();
         runner
+    }
+
+    /// State of the shard.
+    pub(super) const fn engine(&self) -> &Shard {
+        &self.shard
     }
 
     /// Runs once: handles the mailbox, then `command`, which bypassed it. Effects of the run are added to `work`.
@@ -447,15 +453,26 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Ends a run: rows, bounds, events, replies, in this order.
     fn finish_run(&mut self, work: &mut S::Work) {
+        ProtocolPoint::Decided.reach();
         self.append_rows();
-        self.publish();
+        if ProtocolRule::BoundsBeforeDelivery.holds() {
+            self.publish();
+        }
         if self.keeps_rows {
             self.note_stored_ends();
         }
+        if !ProtocolRule::DeliveryBeforeReplies.holds() {
+            self.send_before_delivery();
+        }
+        ProtocolPoint::Published.reach();
         self.deliver(work);
         // A panic from here on leaves no claim undecided.
         self.undecided_tickets.clear();
         self.undecided.clear();
+        ProtocolPoint::Delivered.reach();
+        if !ProtocolRule::BoundsBeforeDelivery.holds() {
+            self.publish();
+        }
         let mut new_replies = std::mem::take(&mut self.new_replies);
         take_each(&mut new_replies, |reply| self.send_or_await_store(reply));
         self.new_replies = new_replies;

@@ -1,0 +1,88 @@
+//! Places in the protocol between shards and admission where a test lets other steps go first, and rules that a test
+//! switches off to show that each is needed. Both belong to a thread. In release builds nothing of this is left.
+
+/// Place between two steps of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProtocolPoint {
+    /// An effect is about to be carried out. No lock is held.
+    Effect,
+    /// A run has decided its commands, and nobody has learned of it.
+    Decided,
+    /// A run has handed over its rows and published its bounds, and has not delivered its events.
+    Published,
+    /// A run has delivered its events, and its replies have not left.
+    Delivered,
+}
+
+/// Rule of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProtocolRule {
+    /// An answer with a ticket that is not valid any more changes nothing.
+    TicketCheck,
+    /// The end of a claim with another fence than the holder's changes nothing.
+    FenceCheck,
+    /// A handle of an earlier life of a shard is resolved anew.
+    LifeCheck,
+    /// A run publishes its bounds before it delivers its events.
+    BoundsBeforeDelivery,
+    /// A run delivers its events before its replies leave.
+    DeliveryBeforeReplies,
+    /// A claim whose reply nobody has read is rolled back when its caller leaves.
+    RollbackOnClose,
+}
+
+#[cfg(all(feature = "internals", debug_assertions))]
+mod hooks {
+    use std::cell::{Cell, RefCell};
+    use std::rc::Rc;
+
+    use super::{ProtocolPoint, ProtocolRule};
+
+    /// Function that is called at each point that the thread reaches.
+    pub type PointHook = Rc<dyn Fn(ProtocolPoint)>;
+
+    thread_local! {
+        static HOOK: RefCell<Option<PointHook>> = const { RefCell::new(None) };
+        static BROKEN: Cell<Option<ProtocolRule>> = const { Cell::new(None) };
+    }
+
+    /// Sets the function that is called at each point that this thread reaches, and the rule that it breaks.
+    pub fn inject_into_thread(hook: Option<PointHook>, broken: Option<ProtocolRule>) {
+        HOOK.set(hook);
+        BROKEN.set(broken);
+    }
+
+    pub(super) fn reach(point: ProtocolPoint) {
+        if let Some(hook) = HOOK.with_borrow(Clone::clone) {
+            hook(point);
+        }
+    }
+
+    pub(super) fn holds(rule: ProtocolRule) -> bool {
+        BROKEN.get() != Some(rule)
+    }
+}
+
+#[cfg(all(feature = "internals", debug_assertions))]
+pub use self::hooks::{PointHook, inject_into_thread};
+
+impl ProtocolPoint {
+    /// Lets other steps go first, if a test wants it.
+    #[inline]
+    pub fn reach(self) {
+        #[cfg(all(feature = "internals", debug_assertions))]
+        hooks::reach(self);
+    }
+}
+
+impl ProtocolRule {
+    /// Whether the rule holds: always, unless a test has switched it off.
+    #[inline]
+    #[must_use]
+    pub fn holds(self) -> bool {
+        #[cfg(all(feature = "internals", debug_assertions))]
+        return hooks::holds(self);
+        #[cfg(not(all(feature = "internals", debug_assertions)))]
+        true
+    }
+}

@@ -1,0 +1,188 @@
+//! Protocol of the claims of one key, over the real scheduler: every order of the steps of callers, shards and the
+//! store, where a step leads from one point of the protocol ([`ProtocolPoint`]) to the next: between two effects,
+//! between a run's publication and its delivery, between its delivery and its replies. Callers may leave, shards may
+//! panic and the store may be late at each of them.
+//!
+//! A schedule that breaks an invariant is printed with its choices, for [`explorer::replay`]. Schedules are exhaustive up
+//! to a number of preemptions (switches away from a thread that could go on: Musuvathi and Qadeer, 2007), and each
+//! rule that the protocol rests on is switched off once and found.
+//!
+//! [`ProtocolPoint`]: hotpool::shard::ProtocolPoint
+
+#![cfg(debug_assertions)]
+
+#[path = "claim_protocol/explorer.rs"]
+mod explorer;
+#[path = "claim_protocol/late_store.rs"]
+mod late_store;
+#[path = "claim_protocol/scene.rs"]
+mod scene;
+#[path = "claim_protocol/stepped_thread.rs"]
+mod stepped_thread;
+
+use std::sync::Once;
+use std::time::Duration;
+
+use hotpool::shard::ProtocolRule;
+
+use explorer::{Explored, Limits, explore, replay, sample};
+use scene::Script::{Claim, ClaimAndRelease, Look, ReleaseHeld, ReleaseHeldAndClaim};
+use scene::{Scenario, StoreTiming};
+use stepped_thread::INJECTED_FAULT;
+
+const LIMITS: Limits = Limits { schedules: 100_000, time: Duration::from_secs(60) };
+const SAMPLE: Limits = Limits { schedules: 2_000, time: Duration::from_secs(10) };
+
+/// Keeps panics that are injected out of the output.
+fn silence_injected_faults() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if panic.payload().downcast_ref::<&str>() != Some(&INJECTED_FAULT) {
+                report(panic);
+            }
+        }));
+    });
+}
+
+fn explored(scenario: &Scenario, broken: Option<ProtocolRule>) -> Explored {
+    silence_injected_faults();
+    let explored = explore(scenario, broken, LIMITS);
+    let extent = if explored.is_complete { "all" } else { "the first" };
+    println!("{extent} {} schedules of {scenario:?}, broken: {broken:?}", explored.schedules);
+    if let Some(violation) = &explored.violation {
+        println!("{violation}");
+        let again = replay(scenario, broken, &violation.choices).expect_err("a schedule can be replayed");
+        assert_eq!(again.choices, violation.choices);
+    }
+    explored
+}
+
+/// Explores random schedules. `HOTPOOL_SEED` sets the first seed.
+fn holds_in_samples(scenario: &Scenario) {
+    silence_injected_faults();
+    let seed = std::env::var("HOTPOOL_SEED").map_or(1, |seed| seed.parse().expect("HOTPOOL_SEED is a number"));
+    let sampled = sample(scenario, seed, SAMPLE);
+    println!("{} random schedules of {scenario:?} from seed {seed} on", sampled.schedules);
+    assert!(sampled.violation.is_none(), "{}", sampled.violation.unwrap());
+}
+
+fn holds(scenario: &Scenario) {
+    let explored = explored(scenario, None);
+    assert!(explored.violation.is_none(), "{}", explored.violation.unwrap());
+}
+
+fn is_found(scenario: &Scenario, broken: ProtocolRule) {
+    assert!(explored(scenario, Some(broken)).violation.is_some(), "{broken:?} is not needed in {scenario:?}");
+}
+
+const LEAVES: Scenario = Scenario {
+    callers: &[Claim, Claim, Look],
+    leavers: &[0],
+    pools: &["a", "b"],
+    store: StoreTiming::Memory,
+    panics: 0,
+    preemptions: 3,
+};
+
+const LEAVES_ALONE: Scenario = Scenario { callers: &[Claim, Look], ..LEAVES };
+
+const RELEASES: Scenario = Scenario {
+    callers: &[ReleaseHeldAndClaim, ClaimAndRelease],
+    leavers: &[],
+    pools: &["a"],
+    store: StoreTiming::Memory,
+    panics: 0,
+    preemptions: 3,
+};
+
+const PANICS: Scenario = Scenario {
+    callers: &[ReleaseHeld, Claim, Look],
+    leavers: &[],
+    pools: &["a", "b"],
+    store: StoreTiming::Prompt,
+    panics: 1,
+    preemptions: 1,
+};
+
+const RELEASED_IN_PANIC: Scenario = Scenario { callers: &[Look, ReleaseHeld], pools: &["a"], preemptions: 1, ..PANICS };
+
+const IS_LATE: Scenario = Scenario {
+    callers: &[ClaimAndRelease, Claim],
+    leavers: &[1],
+    pools: &["a", "b"],
+    store: StoreTiming::Late,
+    panics: 0,
+    preemptions: 1,
+};
+
+const EVERYTHING: Scenario = Scenario {
+    callers: &[Claim, ClaimAndRelease],
+    leavers: &[0],
+    pools: &["a", "b"],
+    store: StoreTiming::Late,
+    panics: 1,
+    preemptions: 1,
+};
+
+#[test]
+fn c12_k1_a_caller_leaves_at_any_moment() {
+    holds(&LEAVES_ALONE);
+    holds(&LEAVES);
+}
+
+#[test]
+fn k1_n1_a_release_meets_a_claim() {
+    holds(&RELEASES);
+}
+
+#[test]
+fn s16_k1_a_shard_panics_at_any_moment() {
+    holds(&RELEASED_IN_PANIC);
+    holds(&PANICS);
+}
+
+#[test]
+fn j1_k1_the_store_is_late() {
+    holds(&IS_LATE);
+}
+
+#[test]
+fn k1_f1_u1_leaving_panics_and_a_late_store_together() {
+    holds(&EVERYTHING);
+    let many = Scenario { callers: &[Claim, ClaimAndRelease, Look, Claim], leavers: &[0, 3], ..EVERYTHING };
+    holds_in_samples(&Scenario { preemptions: 100, ..many });
+    let held = Scenario { callers: &[ReleaseHeldAndClaim, Claim, Look, ClaimAndRelease], leavers: &[1], ..EVERYTHING };
+    holds_in_samples(&Scenario { preemptions: 100, panics: 2, ..held });
+}
+
+#[test]
+fn k1_the_ticket_check_is_needed() {
+    is_found(&LEAVES, ProtocolRule::TicketCheck);
+}
+
+#[test]
+fn k1_the_fence_check_is_needed() {
+    is_found(&LEAVES, ProtocolRule::FenceCheck);
+}
+
+#[test]
+fn s16_the_life_check_is_needed() {
+    is_found(&RELEASED_IN_PANIC, ProtocolRule::LifeCheck);
+}
+
+#[test]
+fn n1_bounds_are_published_before_delivery() {
+    is_found(&RELEASES, ProtocolRule::BoundsBeforeDelivery);
+}
+
+#[test]
+fn k1_delivery_precedes_the_replies() {
+    is_found(&RELEASES, ProtocolRule::DeliveryBeforeReplies);
+}
+
+#[test]
+fn c12_the_roll_back_at_close_is_needed() {
+    is_found(&LEAVES_ALONE, ProtocolRule::RollbackOnClose);
+}
