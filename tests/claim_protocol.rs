@@ -186,3 +186,24 @@ fn k1_delivery_precedes_the_replies() {
 fn c12_the_roll_back_at_close_is_needed() {
     is_found(&LEAVES_ALONE, ProtocolRule::RollbackOnClose);
 }
+
+/// Two shards that panic one after the other had both granted the key, and nobody knew of either claim. The shard that
+/// is back first holds the lower fence, and serves when the other takes the key over.
+#[test]
+fn c12_k1_a_claim_that_two_panics_left_to_nobody_is_relinquished() {
+    silence_injected_faults();
+    let callers = &[ReleaseHeldAndClaim, Claim, Look, ClaimAndRelease];
+    let scenario = Scenario { callers, leavers: &[1], preemptions: 100, panics: 2, ..EVERYTHING };
+    let choices = [0, 0, 0, 0, 3, 2, 1, 1, 3, 1, 1, 2, 2, 1, 0, 0, 2, 1, 1, 0, 0, 2, 1];
+    assert!(replay(&scenario, None, &choices).is_ok());
+}
+
+/// A claim that the next life still holds is shown to a caller that has left, before its roll-back is decided.
+#[test]
+fn c12_a_reply_that_nobody_reads_keeps_no_claim() {
+    silence_injected_faults();
+    let callers = &[Claim, ClaimAndRelease, Look, Claim];
+    let scenario = Scenario { callers, leavers: &[0, 3], preemptions: 100, ..EVERYTHING };
+    let choices = [1, 0, 2, 1, 3, 1, 4, 0, 4, 2, 2, 1, 0, 0];
+    assert!(replay(&scenario, None, &choices).is_ok());
+}

@@ -179,7 +179,7 @@ impl Shard {
     pub fn restore_undisclosed(&mut self, is_undisclosed: impl Fn(Fence) -> bool) {
         for claim in self.claims.iter_mut().filter(|claim| is_undisclosed(claim.fence)) {
             claim.confirmed = false;
-            claim.disclosure.set_disclosed(DisclosureState::Undisclosed);
+            claim.disclosure.forget_disclosure();
         }
     }
 
@@ -189,10 +189,19 @@ impl Shard {
         self.claims.get(handle).is_some_and(|claim| !claim.disclosure.is_disclosed() && !claim.confirmed)
     }
 
-    /// Records that a reply other than the grant discloses the claim.
-    pub fn mark_referenced(&mut self, handle: ClaimHandle) {
-        if let Some(claim) = self.claims.get_mut(handle) {
+    /// Records that a reply other than the grant discloses the claim. Returns whether one did before.
+    pub fn mark_referenced(&mut self, handle: ClaimHandle) -> bool {
+        self.claims.get_mut(handle).is_some_and(|claim| {
+            let was_referenced = claim.disclosure.is_referenced();
             claim.disclosure.set_referenced();
+            was_referenced
+        })
+    }
+
+    /// Takes back [`Self::mark_referenced`], because nobody read the reply.
+    pub fn unmark_referenced(&mut self, handle: ClaimHandle) {
+        if let Some(claim) = self.claims.get_mut(handle) {
+            claim.disclosure.unset_referenced();
         }
     }
 

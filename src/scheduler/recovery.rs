@@ -6,7 +6,7 @@
 //! stored, claimed and stored in the other), the higher fence keeps it and the other claim is relinquished.
 
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -453,10 +453,14 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
         }
     }
     for loser in losers {
-        // A loser in a shard that serves already (when another is restarted) keeps its claim. It is not in
-        // `recovered`, and need not be: the entry of a serving shard has the higher fence or is pending.
-        if let Some(recovered) = recovered.iter_mut().find(|recovered| recovered.handle.shard == loser.shard) {
-            recovered.relinquished.push(loser.handle);
+        match recovered.iter_mut().find(|recovered| recovered.handle.shard == loser.shard) {
+            Some(recovered) => recovered.relinquished.push(loser.handle),
+            // The loser serves already: both shards panicked, and each had granted the key to nobody's knowledge.
+            None => {
+                if let Some(handle) = dispatch.pools.load().shard(loser.shard) {
+                    handle.relinquish(loser.handle, loser.life);
+                }
+            }
         }
     }
     unanswered
@@ -505,9 +509,10 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
             // The ends are stored in the shard's first write batch, all at once. A caller that waits for a record that
             // a panic undid (which was above what had been handed over) waits at least until they are stored.
             let ended = relinquish_claims(&mut shard, relinquished.into_iter(), dispatch.clock.engine_ms());
-            for (seq, id) in &ended {
+            for (seq, id, _) in &ended {
                 dispatch.keys.add_pending_write(id, PendingWrite { shard: handle.shard, seq: *seq });
             }
+            let relinquished = ended.iter().map(|(_, id, fence)| (id.clone(), *fence)).collect();
             let environment = Arc::clone(&dispatch.environment);
             let spawn = SpawnArgs {
                 sink: dispatch,
@@ -515,7 +520,8 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
                 pool,
                 handle: Arc::clone(&handle),
                 shard,
-                pending_ends: ended,
+                pending_ends: ended.into_iter().map(|(seq, id, _)| (seq, id)).collect(),
+                relinquished,
             };
             let started = shard::start_shard(spawn, supervisor);
             if let Err(error) = started.await {
@@ -541,19 +547,19 @@ fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, HeldKey)> {
 type HeldKey = (ClaimHandle, Option<Arc<ClaimSpec>>);
 
 /// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with the sequence number
-/// of its record.
+/// of its record and the fence of the claim.
 fn relinquish_claims(
     shard: &mut Shard,
     handles: impl Iterator<Item = ClaimHandle>,
     now_ms: Millis,
-) -> VecDeque<(Seq, ClaimId)> {
+) -> Vec<(Seq, ClaimId, Fence)> {
     let mut effects: Vec<Effect<()>> = Vec::new();
-    let mut ended = VecDeque::new();
+    let mut ended = Vec::new();
     for handle in handles {
         shard.handle_event(Event::Relinquish { handle }, now_ms, &mut effects);
         for effect in effects.drain(..) {
-            if let Effect::ClaimEnded { id, .. } = effect {
-                ended.push_back((shard.seq(), id));
+            if let Effect::ClaimEnded { id, fence, .. } = effect {
+                ended.push((shard.seq(), id, fence));
             }
         }
     }

@@ -288,6 +288,12 @@ impl<S: ShardSink> ShardHandle<S> {
         self.wake();
     }
 
+    /// Ends a claim whose key is held elsewhere under a higher fence.
+    pub fn relinquish(&self, handle: ClaimHandle, life: ShardLife) {
+        self.notices.push(ShardNotice::Relinquish { handle, life });
+        self.wake();
+    }
+
     /// Number of the life that runs now, or ran last.
     #[must_use]
     pub fn life(&self) -> ShardLife {

@@ -19,6 +19,13 @@ pub(crate) enum ShardNotice {
     },
     /// The claim with this ticket is not wanted any more, if it is still in the mailbox.
     Cancelled(KeyTicket),
+    /// The key of this claim is held elsewhere, under a higher fence.
+    Relinquish {
+        /// Handle of the claim.
+        handle: ClaimHandle,
+        /// Life of the shard that numbered the claim.
+        life: ShardLife,
+    },
     /// A panic kept the grant of this claim from its caller, or undid its roll-back.
     Undelivered(ClaimId, Fence),
     /// Replies that cover these claims were sent at this engine time.

@@ -82,6 +82,16 @@ impl DisclosureFlags {
         self.0 & Self::REFERENCED != 0
     }
 
+    /// Records that the reply which was about to reference it was not read.
+    pub const fn unset_referenced(&mut self) {
+        self.0 &= !Self::REFERENCED;
+    }
+
+    /// Flags of a claim that nobody knows of, whatever its row allows.
+    pub const fn forget_disclosure(&mut self) {
+        self.0 &= !(Self::DISCLOSED | Self::REFERENCED | Self::ORPHAN);
+    }
+
     /// Whether the granting reply reached nobody while other replies that disclose it are under way.
     pub const fn is_orphan(self) -> bool {
         self.0 & (Self::ORPHAN | Self::REFERENCED) == Self::ORPHAN

@@ -72,7 +72,9 @@ impl Shard {
     pub(in crate::engine) fn disclose_held(&mut self, at: u32) -> Vec<(ClaimId, ClaimGrant)> {
         let mut claims = self.worker_snapshot(at).claims;
         claims.retain(|(_, grant)| self.is_reply_sent(grant.handle));
-        claims.iter().for_each(|(_, grant)| self.mark_referenced(grant.handle));
+        for (_, grant) in &claims {
+            self.mark_referenced(grant.handle);
+        }
         claims
     }
 

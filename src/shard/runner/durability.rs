@@ -149,16 +149,19 @@ impl<S: ShardSink> ShardRunner<S> {
             UnsentReply::GangCommit(reply) => return reply.send_outcome(),
             UnsentReply::Command(reply) => return reply.send(),
         };
+        // Marked before the reply is sent: a panic in between must not let a claim be rolled back that somebody knows.
+        let mut newly_referenced = None;
         match &mut outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
             Ok(ClaimReply::Claim(answer)) if caller.is_collected() => {
-                if !answer.created {
-                    self.shard.mark_referenced(answer.grant.handle);
-                }
+                newly_referenced = self.mark_referenced(answer);
                 self.fill_deadline(answer);
             }
-            Ok(ClaimReply::Claim(answer)) => self.start_deadline(answer),
+            Ok(ClaimReply::Claim(answer)) => {
+                newly_referenced = self.mark_referenced(answer);
+                self.start_deadline(answer);
+            }
             Ok(ClaimReply::Released) | Err(_) => {}
         }
         self.created += u64::from(granted.is_some());
@@ -168,21 +171,28 @@ impl<S: ShardSink> ShardRunner<S> {
             let elapsed = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
-        if caller.send(outcome).is_err()
-            && let Some(handle) = granted
-        {
-            self.roll_back(handle);
+        if caller.send(outcome).is_err() {
+            if let Some(handle) = granted {
+                self.roll_back(handle);
+            }
+            if let Some(handle) = newly_referenced {
+                self.shard.unmark_referenced(handle);
+                self.orphans.push(handle);
+            }
         }
     }
 
-    /// Starts the first deadline of a claim, as the reply that grants it is sent. Any other reply about the claim
-    /// protects it from being rolled back.
-    pub(super) fn start_deadline(&mut self, answer: &mut ClaimAnswer) {
+    /// Protects a claim from being rolled back, because a reply other than its grant is about to disclose it. Returns
+    /// the claim if no other such reply was sent before.
+    fn mark_referenced(&mut self, answer: &ClaimAnswer) -> Option<ClaimHandle> {
         let handle = answer.grant.handle;
+        (!answer.created && !self.shard.mark_referenced(handle)).then_some(handle)
+    }
+
+    /// Starts the first deadline of a claim, as the reply that grants it is sent.
+    fn start_deadline(&mut self, answer: &mut ClaimAnswer) {
         if answer.created {
-            self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
-        } else {
-            self.shard.mark_referenced(handle);
+            self.apply(Event::ReplySent { handle: answer.grant.handle, at_ms: self.now_ms });
         }
         if answer.grant.state_ttl_ms().is_some() {
             self.fill_deadline(answer);
@@ -227,7 +237,7 @@ impl<S: ShardSink> ShardRunner<S> {
                 }
                 match (granted, outcome) {
                     (Some(handle), _) => self.roll_back(handle),
-                    (None, Ok(ClaimReply::Claim(answer))) => self.roll_back_orphan(answer.grant.handle),
+                    (None, Ok(ClaimReply::Claim(answer))) => self.orphans.push(answer.grant.handle),
                     (None, Ok(ClaimReply::Released) | Err(_)) => {}
                 }
             }
@@ -240,7 +250,14 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    /// Rolls back a claim after the last reply that protected it expired, if none was sent.
+    /// Rolls back the claims that no caller knows of, after all replies of the run were sent or kept.
+    pub(super) fn roll_back_orphans(&mut self) {
+        while let Some(handle) = self.orphans.pop() {
+            self.roll_back_orphan(handle);
+        }
+    }
+
+    /// Rolls back a claim that was kept for other replies if none of them was read, and none is under way.
     fn roll_back_orphan(&mut self, handle: ClaimHandle) {
         if !self.shard.is_orphan(handle) {
             return;
@@ -262,6 +279,7 @@ impl<S: ShardSink> ShardRunner<S> {
             self.rolled_back.push((id.clone(), handle.fence));
         } else {
             self.shard.mark_orphan(handle);
+            self.orphans.push(handle);
         }
         self.apply(Event::Rollback { handle });
         self.apply(Event::ReplySent { handle, at_ms: self.now_ms });

@@ -145,6 +145,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     capacity_epoch: Option<u64>,
     /// Replies decided in this run.
     new_replies: Vec<PendingReply>,
+    /// Claims that may have been kept for replies that nobody read.
+    orphans: Vec<ClaimHandle>,
     /// Claims that were rolled back and whose rows are not handed over yet.
     rolled_back: Vec<(ClaimId, Fence)>,
     /// Replies that wait for the store, by sequence number.
@@ -176,7 +178,7 @@ pub(crate) struct ShardRunner<S: ShardSink> {
 impl<S: ShardSink> ShardRunner<S> {
     /// Creates the runner of a shard that is about to serve, and publishes its bounds.
     pub(super) fn new(spawn: SpawnArgs<S>, life: ShardLife) -> Self {
-        let SpawnArgs { sink, environment, pool, handle: shard_handle, shard, pending_ends } = spawn;
+        let SpawnArgs { sink, environment, pool, handle: shard_handle, shard, pending_ends, relinquished } = spawn;
         let mut runner = Self {
             keeps_rows: shard_handle.outbox.wants_rows(),
             ack: AckLevel::Durable,
@@ -207,7 +209,8 @@ impl<S: ShardSink> ShardRunner<S> {
             events: Vec::new(),
             capacity_epoch: None,
             new_replies: Vec::new(),
-            rolled_back: Vec::new(),
+            orphans: Vec::new(),
+            rolled_back: relinquished,
             awaiting_store: VecDeque::new(),
             awaiting_other_shards: Vec::new(),
             pending_ends,
@@ -479,6 +482,7 @@ impl<S: ShardSink> ShardRunner<S> {
         if self.has_waiting_replies() {
             self.expire_replies();
         }
+        self.roll_back_orphans();
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.append_rows() {
             self.publish();

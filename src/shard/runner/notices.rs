@@ -22,7 +22,11 @@ impl<S: ShardSink> ShardRunner<S> {
             let handle = reply.granted?;
             Some((self.shard.claim_id(handle)?.clone(), handle.fence))
         });
-        granted.chain(self.rolled_back.iter().cloned()).collect()
+        let stale = self.events.iter().filter_map(|event| match event {
+            ShardEvent::StaleRollback { id, fence } => Some((id.clone(), *fence)),
+            _ => None,
+        });
+        granted.chain(self.rolled_back.iter().cloned()).chain(stale).collect()
     }
 
     /// Handles a notice to the shard.
@@ -37,6 +41,9 @@ impl<S: ShardSink> ShardRunner<S> {
                 self.events.push(ShardEvent::StaleRollback { id, fence: handle.fence });
             }
             ShardNotice::Undelivered(id, fence) => self.events.push(ShardEvent::StaleRollback { id, fence }),
+            // An earlier life was loaded anew since, and lost the key then.
+            ShardNotice::Relinquish { life, .. } if life != self.life => {}
+            ShardNotice::Relinquish { handle, .. } => drop(self.apply(Event::Relinquish { handle })),
             ShardNotice::CancelReservation(id) => drop(self.apply(Event::CancelReservation { id })),
             ShardNotice::Cancelled(ticket) => drop(self.cancelled.insert(ticket)),
             ShardNotice::Config(config) => self.shard.set_config(&config, self.now_ms),
