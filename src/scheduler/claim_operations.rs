@@ -1,21 +1,14 @@
 //! Operations on held claims: get, confirm, renew, resize, release.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Scheduler;
 use super::claims::check_ttl;
-use crate::admission::key::{EndedClaim, KeyHolder, KeyLookup};
-use crate::admission::pool_registry::Pool;
-use crate::metrics::metrics;
-use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
-use crate::model::{
-    AckLevel, ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements,
-};
-use crate::shard::{
-    AwaitedReply, ClaimAnswer, ClaimReply, Command, CompletionQueue, HeldOperation, HeldVerb, PendingWrites,
-    ReplyAddress, ShardRef,
-};
+use super::operation_routing::ended_now;
+use crate::admission::key::EndedClaim;
+use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::{ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements};
+use crate::shard::{AwaitedReply, ClaimAnswer, CompletionQueue, HeldVerb, ReplyAddress, ShardOutcome};
 
 impl Scheduler {
     /// Status of the claim that holds the key or is queued for it.
@@ -99,16 +92,15 @@ impl Scheduler {
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
     pub async fn release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, RequestError> {
-        if self.end_claim(id, fence, HeldVerb::Release).await? {
+        if ended_now(self.ask_holder(id, fence, HeldVerb::Release).await)? {
             return Ok(true);
         }
-        let ended = self.dispatch().keys.ended_claim(id, self.dispatch().clock.engine_ms());
-        let timed_out = |ended: &EndedClaim| {
-            let has_its_fence = fence.is_none_or(|fence| fence == ended.grant.handle.fence);
-            ended.grant.state == ClaimState::Releasing && has_its_fence
-        };
-        match ended.filter(timed_out) {
-            Some(ended) => self.finish_cleanup_late(id, &ended).await.map(|()| true),
+        match self.timed_out_cleanup(id, fence) {
+            Some(ended) => {
+                let (reply, answer) = AwaitedReply::new();
+                self.finish_cleanup_late(id.clone(), &ended, reply);
+                ended_now(answer.await).map(|_| true)
+            }
             None => Ok(false),
         }
     }
@@ -128,37 +120,7 @@ impl Scheduler {
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
     pub async fn begin_release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, RequestError> {
-        self.end_claim(id, fence, HeldVerb::BeginRelease).await
-    }
-
-    /// Sends an operation that ends the claim. Returns false if the key is vacant.
-    async fn end_claim(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<bool, RequestError> {
-        match self.ask_holder(id, fence, verb).await? {
-            Ok(_) => Ok(true),
-            Err(RequestError::NotFound(_)) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Finishes a clean-up that had timed out, by notifying the shard of the worker.
-    async fn finish_cleanup_late(&self, id: &ClaimId, ended: &EndedClaim) -> Result<(), RequestError> {
-        let Some(shard_handle) = self.dispatch().pools.load().shard(ended.shard).cloned() else { return Ok(()) };
-        let (reply, answer) = AwaitedReply::new();
-        let started_ns = self.dispatch().arrival_ns();
-        shard_handle.push_or_reject(Command::Operation(HeldOperation {
-            id: id.clone(),
-            handle: ended.grant.handle,
-            life: ended.life,
-            verb: HeldVerb::Release,
-            pending_writes: PendingWrites::new(),
-            started_ns,
-            reply,
-        }));
-        match answer.await {
-            // The pool was deleted meanwhile, and its workers with it.
-            Ok(_) | Err(RequestError::NotFound(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        ended_now(self.ask_holder(id, fence, HeldVerb::BeginRelease).await)
     }
 
     /// Releases many claims in one call. Returns one result each, as of [`Self::release`], in order. Visits each shard
@@ -178,138 +140,42 @@ impl Scheduler {
         }
         let started_ns = self.dispatch().arrival_ns();
         let completions = Arc::new(CompletionQueue::collecting(claims.len()));
-        let mut groups: Vec<(ShardRef, HeldOperation)> = Vec::with_capacity(claims.len());
-        let (mut mismatched, mut others) = (Vec::new(), Vec::new());
-        for (index, (id, fence)) in (0..).zip(claims) {
-            let reply = ReplyAddress::queue(Arc::clone(&completions), index);
-            match self.dispatch().keys.lookup(&id) {
-                KeyLookup::Held { holder, pending_writes }
-                    if fence.is_none_or(|fence| fence == holder.handle.fence) =>
-                {
-                    let KeyHolder { shard, life, handle } = holder;
-                    let verb = HeldVerb::Release;
-                    groups.push((shard, HeldOperation { id, handle, life, verb, pending_writes, started_ns, reply }));
-                }
-                KeyLookup::Held { pending_writes, .. } => mismatched.push((pending_writes, reply)),
-                KeyLookup::PendingWrites(_) | KeyLookup::Vacant | KeyLookup::Unreadable => {
-                    others.push((id, fence, reply))
-                }
+        let mut routed = Vec::with_capacity(claims.len());
+        for (token, (id, fence)) in (0..).zip(&claims) {
+            let reply = ReplyAddress::queue(Arc::clone(&completions), token);
+            routed.extend(self.route_operation(id.clone(), *fence, HeldVerb::Release, started_ns, reply));
+        }
+        self.send_releases(routed);
+        let mut released: Vec<_> = completions.collect().await.into_iter().map(ended_now).collect();
+        for ((id, fence), released) in claims.iter().zip(&mut released) {
+            if *released == Ok(false) && self.timed_out_cleanup(id, *fence).is_some() {
+                *released = self.release_held(id, *fence).await;
             }
         }
-        self.send_releases(groups);
-        for (pending_writes, reply) in mismatched {
-            metrics().fence_refusals.increment(1);
-            let stored = self.wait_until_stored(&pending_writes).await;
-            reply.reject(stored.err().unwrap_or(RequestError::FenceMismatch));
-        }
-        for (id, fence, reply) in others {
-            let released = self.release_held(&id, fence).await.and_then(|held| {
-                if held { Ok(ClaimReply::Released) } else { Err(RequestError::NotFound(ObjectKind::Claim)) }
-            });
-            // The caller still waits: it is this one.
-            let _ = reply.send(released);
-        }
-        let released = |outcome| match outcome {
-            Ok(_) => Ok(true),
-            Err(RequestError::NotFound(ObjectKind::Claim)) => Ok(false),
-            Err(error) => Err(error),
-        };
-        completions.collect().await.into_iter().map(released).collect()
-    }
-
-    /// Sends releases in groups, so that each shard is visited once.
-    pub(super) fn send_releases(&self, mut items: Vec<(ShardRef, HeldOperation)>) {
-        items.sort_by_key(|(shard, _)| *shard);
-        while let Some(&(shard, _)) = items.last() {
-            let from = items.partition_point(|(other, _)| *other < shard);
-            let items: Vec<HeldOperation> = items.drain(from..).map(|(_, item)| item).collect();
-            if let Some(shard_handle) = self.dispatch().pools.load().shard(shard) {
-                shard_handle.push_or_reject(Command::Operations(items));
-            }
-        }
+        released
     }
 
     /// Sends an operation to the shard that holds the key, and returns the claim.
     async fn view_held(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<ClaimView, RequestError> {
-        let (reply, holder) = self.ask_holder(id, fence, verb).await??;
-        self.view_in(id, holder.shard.pool, reply.disclose()?)
+        self.view_in(id, self.ask_holder(id, fence, verb).await?.disclose()?)
     }
 
-    /// View of a claim that is held in the pool with this number.
-    pub(super) fn view_in(&self, id: &ClaimId, pool: u32, answer: ClaimAnswer) -> Result<ClaimView, RequestError> {
+    /// View of a held claim.
+    pub(super) fn view_in(&self, id: &ClaimId, answer: ClaimAnswer) -> Result<ClaimView, RequestError> {
         // A pool that was deleted meanwhile took the claim with it.
-        let name = self.dispatch().pools.load().by_number(pool).map(|pool| pool.name.clone());
+        let name = self.dispatch().pools.load().by_number(answer.shard.pool).map(|pool| pool.name.clone());
         Ok(claim_view(id, &name.ok_or(RequestError::NotFound(ObjectKind::Claim))?, answer))
     }
 
-    /// Sends an operation to the shard that holds the key. The outer error says that the shard could not be asked, the
-    /// inner one is its answer; `NotFound` is as durable as the end of the claim.
-    async fn ask_holder(
-        &self,
-        id: &ClaimId,
-        fence: Option<Fence>,
-        verb: HeldVerb,
-    ) -> Result<Result<(ClaimReply, KeyHolder), RequestError>, RequestError> {
+    /// Sends an operation to the shard that holds the key. A rejection is as durable as what it follows from.
+    async fn ask_holder(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> ShardOutcome {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
-        let mut found = self.dispatch().keys.lookup(id);
-        if let KeyLookup::PendingWrites(pending_writes) = &found {
-            self.wait_until_stored(pending_writes).await?;
-            // The shard may have panicked meanwhile and undone its decision: then the key is held again.
-            found = self.dispatch().keys.lookup(id);
-        }
-        let (holder, pending_writes) = match found {
-            KeyLookup::Held { holder, pending_writes } => (holder, pending_writes),
-            KeyLookup::Unreadable => return Err(RequestError::Unavailable(UnavailableReason::Loading)),
-            KeyLookup::Vacant | KeyLookup::PendingWrites(_) => {
-                return Ok(Err(RequestError::NotFound(ObjectKind::Claim)));
-            }
-        };
-        if fence.is_some_and(|fence| fence != holder.handle.fence) {
-            // As durable as the end of the claim that had this fence.
-            self.wait_until_stored(&pending_writes).await?;
-            metrics().fence_refusals.increment(1);
-            return Ok(Err(RequestError::FenceMismatch));
-        }
         let (reply, answer) = AwaitedReply::new();
-        let KeyHolder { shard, life, handle } = holder;
-        let operation = HeldOperation { id: id.clone(), handle, life, verb, pending_writes, started_ns, reply };
-        {
-            let pools = self.dispatch().pools.load();
-            let shard_handle = pools.shard(shard).ok_or(RequestError::Unavailable(UnavailableReason::Loading))?;
-            self.dispatch().begin_resize(&operation)?;
-            shard_handle.push_or_reject(Command::Operation(operation));
+        if let Some(routed) = self.route_operation(id.clone(), fence, verb, started_ns, reply) {
+            self.send_operation(routed);
         }
-        match answer.await {
-            Ok(reply) => Ok(Ok((reply, holder))),
-            Err(error @ RequestError::NotFound(_)) => Ok(Err(error)),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Waits until the store has the missing records about a key, if their pools answer durably.
-    async fn wait_until_stored(&self, pending_writes: &PendingWrites) -> Result<(), RequestError> {
-        let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
-        let all = async {
-            for record in pending_writes {
-                let shard_handle = {
-                    let pools = self.dispatch().pools.load();
-                    let durable = |pool: &Arc<Pool>| pool.spec.load().ack == AckLevel::Durable;
-                    pools
-                        .by_number(record.shard.pool)
-                        .filter(|pool| durable(pool))
-                        .and(pools.shard(record.shard))
-                        .cloned()
-                };
-                if let Some(shard_handle) = shard_handle
-                    && !shard_handle.outbox.wait_stored(record.seq).await
-                {
-                    return Err(RequestError::Unavailable(UnavailableReason::Fenced));
-                }
-            }
-            Ok(())
-        };
-        tokio::time::timeout(limit, all).await.unwrap_or(Err(RequestError::Unavailable(UnavailableReason::Store)))
+        answer.await
     }
 }
 

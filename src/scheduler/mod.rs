@@ -14,7 +14,8 @@ mod gather;
 #[cfg(feature = "internals")]
 mod injection;
 mod listing;
-pub mod ownership;
+pub mod operation_routing;
+mod ownership;
 mod pools;
 mod quota_settings;
 pub mod recovery;

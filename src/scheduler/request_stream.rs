@@ -1,30 +1,25 @@
 //! Streams of requests: many in flight for one caller, each completed as soon as it is decided. Requests that are
 //! added together are sent together: consecutive claims are routed as a batch, consecutive releases reach each shard
-//! once. A request costs no task, channel or timer; its completion arrives in a [`CompletionQueue`]. Requests that a
-//! shard cannot answer alone (a key that is free while the store does not know) become individual calls.
+//! once. A request costs no task, channel or timer; its completion arrives in a [`CompletionQueue`].
 //!
 //! A caller that leaves, or stops waiting for a request, is treated like one that disconnects from a single call: an
 //! undisclosed claim is rolled back.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 
-use futures::future::{BoxFuture, FutureExt as _};
-use futures::stream::{FuturesUnordered, StreamExt as _};
 use hashbrown::HashMap;
 
 use super::Scheduler;
 use super::claims::check_ttl;
-use crate::admission::key::{KeyHolder, KeyLookup, PendingClaim};
-use crate::admission::pool_registry::ShardHandle;
+use super::operation_routing::{RoutedOperation, ended_now};
+use crate::admission::key::PendingClaim;
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, ClaimView, Fence, Millis};
-use crate::shard::{
-    Command, Completion, CompletionQueue, HeldOperation, HeldVerb, PendingWrites, ReplyAddress, ShardOutcome, ShardRef,
-};
+use crate::shard::{Completion, CompletionQueue, HeldVerb, ReplyAddress, ShardOutcome};
 
 /// Completion of a request of the stream.
 #[derive(Debug)]
@@ -54,8 +49,17 @@ pub enum ClaimVerb {
 
 /// Request that was sent and is not completed.
 enum InFlightRequest {
-    Claim { id: ClaimId, pools: PoolChoice },
-    Held { id: ClaimId, pool: u32, verb: ClaimVerb },
+    Claim {
+        id: ClaimId,
+        pools: PoolChoice,
+    },
+    Held {
+        id: ClaimId,
+        fence: Fence,
+        verb: ClaimVerb,
+    },
+    /// Second part of a release: the clean-up of the claim had timed out.
+    LateCleanup,
 }
 
 struct OpenRequest {
@@ -73,7 +77,7 @@ enum RequestRun {
     Nothing,
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     Claims(Vec<Box<PendingClaim>>),
-    Releases(Vec<(ShardRef, HeldOperation)>),
+    Releases(Vec<RoutedOperation>),
 }
 
 /// Requests of one caller. Dropping the stream disconnects from all of them.
@@ -87,8 +91,6 @@ pub struct RequestStream {
     slot_by_number: HashMap<u64, u32>,
     run: RequestRun,
     started_ns: Option<NonZeroU64>,
-    /// Requests that became individual calls.
-    individual_calls: FuturesUnordered<BoxFuture<'static, (u32, RequestCompletion)>>,
     /// Buffer for completions from the queue.
     outcomes: Vec<Completion>,
 }
@@ -107,7 +109,6 @@ impl Scheduler {
             slot_by_number: HashMap::new(),
             run: RequestRun::Nothing,
             started_ns: None,
-            individual_calls: FuturesUnordered::new(),
             outcomes: Vec::new(),
         }
     }
@@ -158,26 +159,23 @@ impl RequestStream {
         if verb != ClaimVerb::Release || !matches!(self.run, RequestRun::Releases(_)) {
             self.begin_run();
         }
-        let Some((holder, pending_writes, shard_handle)) = self.find_holder(&id, fence, verb) else {
-            return self.call(number, id, fence, verb);
-        };
-        let KeyHolder { shard, life, handle } = holder;
-        let reply = self.reply_for(number, InFlightRequest::Held { id: id.clone(), pool: shard.pool, verb }, 0);
+        let in_flight = InFlightRequest::Held { id: id.clone(), fence, verb };
+        let reply = self.reply_for(number, in_flight, 0);
+        if let Err(error) = verb.check().and_then(|()| self.scheduler.check_serving()) {
+            return reply.reject(error);
+        }
         let held_verb = match verb {
             ClaimVerb::Release => HeldVerb::Release,
             ClaimVerb::BeginRelease => HeldVerb::BeginRelease,
             ClaimVerb::Confirm => HeldVerb::Confirm,
             ClaimVerb::Renew(ttl_ms) => HeldVerb::Renew(ttl_ms),
         };
-        let started_ns = self.started_ns;
-        let item = HeldOperation { id, handle, life, verb: held_verb, pending_writes, started_ns, reply };
-        match verb {
-            ClaimVerb::Release => match &mut self.run {
-                RequestRun::Releases(items) => items.push((shard, item)),
-                run => *run = RequestRun::Releases(vec![(shard, item)]),
-            },
-            ClaimVerb::BeginRelease | ClaimVerb::Confirm | ClaimVerb::Renew(_) => {
-                shard_handle.push_or_reject(Command::Operation(item));
+        let routed = self.scheduler.route_operation(id, Some(fence), held_verb, self.started_ns, reply);
+        match (verb, &mut self.run) {
+            (ClaimVerb::Release, RequestRun::Releases(items)) => items.extend(routed),
+            (ClaimVerb::Release, run) => *run = RequestRun::Releases(routed.into_iter().collect()),
+            (ClaimVerb::BeginRelease | ClaimVerb::Confirm | ClaimVerb::Renew(_), _) => {
+                routed.into_iter().for_each(|routed| self.scheduler.send_operation(routed));
             }
         }
     }
@@ -201,9 +199,6 @@ impl RequestStream {
                 .extend(outcomes.drain(..).filter_map(|Completion { token, outcome }| self.complete(token, outcome)));
         }
         self.outcomes = outcomes;
-        while let Poll::Ready(Some((slot, completion))) = self.individual_calls.poll_next_unpin(context) {
-            completed.extend(self.release_slot(slot).map(|in_flight| (in_flight.number, completion)));
-        }
     }
 
     /// Expires requests whose time is over. Returns the milliseconds until the next check, if other requests are in
@@ -227,37 +222,6 @@ impl RequestStream {
     fn begin_run(&mut self) {
         self.send();
         self.started_ns = self.scheduler.dispatch().arrival_ns();
-    }
-
-    /// Holder of the key under this fence, if its shard alone can answer the operation.
-    fn find_holder(
-        &self,
-        id: &ClaimId,
-        fence: Fence,
-        verb: ClaimVerb,
-    ) -> Option<(KeyHolder, PendingWrites, Arc<ShardHandle>)> {
-        let dispatch = self.scheduler.dispatch();
-        let KeyLookup::Held { holder, pending_writes } = dispatch.keys.lookup(id) else { return None };
-        let can_ask = holder.handle.fence == fence && verb.is_valid() && self.scheduler.check_serving().is_ok();
-        let shard_handle = if can_ask { dispatch.pools.load().shard(holder.shard).cloned() } else { None };
-        shard_handle.map(|shard_handle| (holder, pending_writes, shard_handle))
-    }
-
-    /// Starts an individual call.
-    fn call(&mut self, number: u64, id: ClaimId, fence: Fence, verb: ClaimVerb) {
-        let slot = self.allocate_slot(number, InFlightRequest::Held { id: id.clone(), pool: 0, verb }, 0);
-        let scheduler = self.scheduler.clone();
-        let call = async move {
-            match verb {
-                ClaimVerb::Release => RequestCompletion::Released(scheduler.release_held(&id, Some(fence)).await),
-                ClaimVerb::BeginRelease => {
-                    RequestCompletion::Released(scheduler.begin_release_held(&id, Some(fence)).await)
-                }
-                ClaimVerb::Confirm => RequestCompletion::Confirmed(scheduler.confirm(&id, fence).await),
-                ClaimVerb::Renew(ttl_ms) => RequestCompletion::Renewed(scheduler.renew(&id, fence, ttl_ms).await),
-            }
-        };
-        self.individual_calls.push(call.map(move |completion| (slot, completion)).boxed());
     }
 
     fn reply_for(&mut self, number: u64, request: InFlightRequest, wait_ms: Millis) -> ReplyAddress {
@@ -290,7 +254,24 @@ impl RequestStream {
         Some(in_flight)
     }
 
+    /// Finishes the clean-up of a claim whose release found that it had timed out. The request stays in flight.
+    fn continue_release(&mut self, slot: u32, outcome: &ShardOutcome) -> bool {
+        let Some(OpenRequest { request, .. }) = &mut self.requests[slot as usize] else { return false };
+        let InFlightRequest::Held { id, fence, verb: ClaimVerb::Release } = request else { return false };
+        if !matches!(outcome, Err(RequestError::NotFound(_))) {
+            return false;
+        }
+        let Some(ended) = self.scheduler.timed_out_cleanup(id, Some(*fence)) else { return false };
+        let reply = ReplyAddress::queue(Arc::clone(&self.completions), slot);
+        self.scheduler.finish_cleanup_late(id.clone(), &ended, reply);
+        *request = InFlightRequest::LateCleanup;
+        true
+    }
+
     fn complete(&mut self, slot: u32, outcome: ShardOutcome) -> Option<(u64, RequestCompletion)> {
+        if self.continue_release(slot, &outcome) {
+            return None;
+        }
         if self.requests[slot as usize].as_ref().is_some_and(|in_flight| in_flight.abandoned) {
             let unread = self.claim_id(slot).map(|id| (id, outcome));
             self.scheduler.dispatch().abandon(unread, []);
@@ -304,14 +285,11 @@ impl RequestStream {
                 self.scheduler.count_claim(&pools, &result);
                 RequestCompletion::Claimed(result)
             }
-            InFlightRequest::Held { id, pool, verb } => {
-                let view = |outcome: ShardOutcome| self.scheduler.view_in(&id, pool, outcome?.disclose()?);
+            InFlightRequest::LateCleanup => RequestCompletion::Released(ended_now(outcome).map(|_| true)),
+            InFlightRequest::Held { id, verb, .. } => {
+                let view = |outcome: ShardOutcome| self.scheduler.view_in(&id, outcome?.disclose()?);
                 match verb {
-                    ClaimVerb::Release | ClaimVerb::BeginRelease => RequestCompletion::Released(match outcome {
-                        Ok(_) => Ok(true),
-                        Err(RequestError::NotFound(_)) => Ok(false),
-                        Err(error) => Err(error),
-                    }),
+                    ClaimVerb::Release | ClaimVerb::BeginRelease => RequestCompletion::Released(ended_now(outcome)),
                     ClaimVerb::Confirm => RequestCompletion::Confirmed(view(outcome)),
                     ClaimVerb::Renew(_) => RequestCompletion::Renewed(view(outcome)),
                 }
@@ -336,10 +314,10 @@ impl Drop for RequestStream {
 }
 
 impl ClaimVerb {
-    fn is_valid(self) -> bool {
+    fn check(self) -> Result<(), RequestError> {
         match self {
-            Self::Renew(ttl_ms) => check_ttl(ttl_ms).is_ok(),
-            _ => true,
+            Self::Renew(ttl_ms) => check_ttl(ttl_ms),
+            Self::Release | Self::BeginRelease | Self::Confirm => Ok(()),
         }
     }
 }
@@ -349,7 +327,7 @@ impl InFlightRequest {
     const fn claim_id(&self) -> Option<&ClaimId> {
         match self {
             Self::Claim { id, .. } => Some(id),
-            Self::Held { .. } => None,
+            Self::Held { .. } | Self::LateCleanup => None,
         }
     }
 
@@ -358,7 +336,7 @@ impl InFlightRequest {
         const LATE: RequestError = RequestError::DeadlineExceeded;
         match self {
             Self::Claim { .. } => RequestCompletion::Claimed(Err(LATE)),
-            Self::Held { verb: ClaimVerb::Release | ClaimVerb::BeginRelease, .. } => {
+            Self::Held { verb: ClaimVerb::Release | ClaimVerb::BeginRelease, .. } | Self::LateCleanup => {
                 RequestCompletion::Released(Err(LATE))
             }
             Self::Held { verb: ClaimVerb::Confirm, .. } => RequestCompletion::Confirmed(Err(LATE)),

@@ -17,6 +17,7 @@ use crate::engine::{
     WorkerSnapshot,
 };
 use crate::limits;
+use crate::model::request_error::RequestError;
 use crate::model::{
     AckLevel, ClaimId, ClaimState, ClearResult, Fence, HeartbeatRequest, IdleWorker, Millis, RegistrationRequest,
     ResourceRequirements, RunningClaim, WorkerCommand, WorkerId,
@@ -154,6 +155,17 @@ pub struct HeldOperation {
     pub reply: ReplyAddress,
 }
 
+/// Rejection of a request about a key, which follows from records that the store may lack.
+#[derive(Debug)]
+pub struct UnstoredRejection {
+    /// Reason why the request is rejected.
+    pub rejection: RequestError,
+    /// Records that the store must have before the caller is told.
+    pub pending_writes: PendingWrites,
+    /// Address of the reply to the caller.
+    pub reply: ReplyAddress,
+}
+
 /// Action of an operation on the claim that holds a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeldVerb {
@@ -247,6 +259,8 @@ pub enum Command {
     Operation(HeldOperation),
     /// Does something with many held claims: one slot of the mailbox, one wake-up.
     Operations(Vec<HeldOperation>),
+    /// Replies once the store has the records that the reply follows from.
+    ReplyWhenStored(Box<UnstoredRejection>),
     /// Reserves a worker for a claim that waits.
     Reserve(ReserveCall),
     /// Takes an action on the members of a gang.

@@ -465,6 +465,7 @@ impl<S: ShardSink> ShardHandle<S> {
         match command {
             Command::Operation(operation) => reject_operation(operation),
             Command::Operations(operations) => operations.into_iter().for_each(reject_operation),
+            Command::ReplyWhenStored(unstored) => unstored.reply.reject(rejection_for(ObjectKind::Claim)),
             Command::CommandWorker(_, _, reply) | Command::GetWorker(_, reply) => send_error(reply, pool_rejection()),
             Command::ClearWorkers(reply) => send_error(reply, pool_rejection()),
             Command::Seal(reply) => send_error(reply, pool_rejection()),

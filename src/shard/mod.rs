@@ -32,7 +32,7 @@ mod take_each;
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{
     ClaimCall, Command, GangItem, GangRequest, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports,
-    PreviewQuery, QueueRank, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery,
+    PreviewQuery, QueueRank, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, UnstoredRejection,
 };
 pub use environment::ShardEnvironment;
 pub use event::{

@@ -6,10 +6,10 @@ use std::task::Poll;
 
 use hotpool::limits::MAILBOX_SLOTS;
 use hotpool::model::request_error::{ObjectKind, Precondition, RequestError};
-use hotpool::model::{AckLevel, ClaimRequest};
+use hotpool::model::{AckLevel, ClaimRequest, PoolSpec};
 use hotpool::scheduler::{ClaimVerb, RequestCompletion, RequestStream};
 
-use crate::world::{FULL, World, id, request, spec, until};
+use crate::world::{FULL, STORE, WAIT_MS, World, done, id, request, spec, until};
 
 const LIMIT_MS: u64 = 1_000;
 
@@ -200,4 +200,70 @@ async fn a_shard_that_panics_leaves_no_request_without_a_reply() {
     })
     .await;
     assert!(stream.is_empty());
+}
+
+/// Rejections that follow from what the directory says are sent when the store knows it, or become `store`.
+#[tokio::test]
+async fn a_rejection_waits_for_the_records_that_it_follows_from() {
+    for stored in [true, false] {
+        let world = World::on_store().await;
+        world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
+        let (ended, fence) = (world.hold("p", "ended").await, world.hold("p", "k").await);
+        world.stored("p").await;
+        world.gate().hold_all();
+        let releases = [world.begin_release("ended", ended).await, world.begin_release("k", fence).await];
+        let next = world.begin_claim("p", "k").await;
+        let mut stream = world.s.request_stream(2 * WAIT_MS);
+        stream.add_held_operation(1, id("ended"), ended, ClaimVerb::Release);
+        stream.add_held_operation(2, id("ended"), ended, ClaimVerb::Confirm);
+        stream.add_held_operation(3, id("k"), fence, ClaimVerb::Release);
+        stream.send();
+        let read = world.begin(|s| Box::pin(async move { s.get_claim(&id("ended")).await })).await;
+        let batch = vec![(id("ended"), ended), (id("k"), fence)];
+        let batch = world.begin(|s| Box::pin(async move { s.release_batch(batch).await })).await;
+        world.pass(WAIT_MS - 1).await;
+        assert_eq!(completed(&mut stream).await, []);
+        assert!(!read.is_finished() && !batch.is_finished());
+        if stored {
+            world.gate().open_gate();
+        } else {
+            world.pass(1).await;
+        }
+        let mut got = Vec::new();
+        until("the stream is complete", async || {
+            got.extend(completed(&mut stream).await);
+            got.len() == 3
+        })
+        .await;
+        got.sort_unstable();
+        let (gone, mismatch) = (RequestError::NotFound(ObjectKind::Claim), RequestError::FenceMismatch);
+        let expected = match stored {
+            true => ["released".to_owned(), gone.to_string(), mismatch.to_string()],
+            false => [STORE.to_string(), STORE.to_string(), STORE.to_string()],
+        };
+        assert_eq!(got.into_iter().map(|(_, text)| text).collect::<Vec<_>>(), expected);
+        let of = |rejection: &RequestError| if stored { rejection.clone() } else { STORE };
+        assert_eq!(done(read).await, Err(of(&gone)));
+        assert_eq!(done(batch).await, [if stored { Ok(()) } else { Err(STORE) }, Err(of(&mismatch))]);
+        for release in releases {
+            assert_eq!(done(release).await.is_ok(), stored);
+        }
+        assert_eq!(done(next).await.is_ok(), stored);
+    }
+}
+
+#[tokio::test]
+async fn w05_a_late_finish_in_a_stream_counts_too() {
+    let world = World::on_memory().await;
+    world.pool("a", PoolSpec { releasing_ms: 10_000, ..spec(1, AckLevel::Memory) }, &["w"]).await;
+    let fence = world.hold("a", "k").await;
+    world.s.begin_release(&id("k"), fence).await.unwrap();
+    world.pass(10_000).await;
+    assert_eq!(world.counts("a").await, (0, 0, 0), "the worker is suspect");
+    let mut stream = world.s.request_stream(LIMIT_MS);
+    stream.add_held_operation(1, id("k"), fence, ClaimVerb::Release);
+    stream.send();
+    assert_eq!(completed(&mut stream).await, [completion(1, "released")]);
+    assert!(stream.is_empty());
+    assert_eq!(world.counts("a").await, (1, 0, 0));
 }

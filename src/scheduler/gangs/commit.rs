@@ -189,7 +189,7 @@ impl Scheduler {
     }
 
     fn member_result(&self, id: &ClaimId, answer: ClaimAnswer) -> Result<ClaimResult, RequestError> {
-        self.view_in(id, answer.shard.pool, answer).map(|claim| ClaimResult { claim, created: true })
+        self.view_in(id, answer).map(|claim| ClaimResult { claim, created: true })
     }
 
     /// Result of a member that its shard did not commit now: it was committed before the shard panicked, or its worker

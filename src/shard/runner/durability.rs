@@ -10,6 +10,7 @@ use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{AckLevel, Millis};
 use crate::shard::address::PendingWrites;
+use crate::shard::command::UnstoredRejection;
 use crate::shard::event::ShardSink;
 use crate::shard::reply::{ClaimAnswer, ClaimReply, CommandReply};
 
@@ -46,6 +47,14 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Whether replies wait for the store.
     pub(super) fn has_waiting_replies(&self) -> bool {
         !self.awaiting_store.is_empty() || !self.awaiting_other_shards.is_empty()
+    }
+
+    /// Prepares the rejection of a request about a key, which waits for the records that it follows from.
+    pub(super) fn reject_when_stored(&mut self, unstored: UnstoredRejection) {
+        let UnstoredRejection { rejection, pending_writes, reply } = unstored;
+        let ack = if self.keeps_rows { AckLevel::Durable } else { AckLevel::Memory };
+        let index = self.prepare_reply(UnsentReply::Claim(Some(reply), Err(rejection)), ack);
+        self.new_replies[index.0 as usize].wait_for(pending_writes);
     }
 
     /// Number of replies that have not been sent.

@@ -355,6 +355,7 @@ impl<S: ShardSink> ShardRunner<S> {
         match command {
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) => unreachable!("executed by the caller"),
             Command::Operation(_) | Command::Operations(_) => unreachable!("executed by the caller"),
+            Command::ReplyWhenStored(unstored) => self.reject_when_stored(*unstored),
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(call) => self.reserve(call),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
