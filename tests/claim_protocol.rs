@@ -149,7 +149,7 @@ fn j1_k1_the_store_is_late() {
 }
 
 #[test]
-fn k1_f1_u1_leaving_panics_and_a_late_store_together() {
+fn k1_c12_leaving_panics_and_a_late_store_together() {
     holds(&EVERYTHING);
     let many = Scenario { callers: &[Claim, ClaimAndRelease, Look, Claim], leavers: &[0, 3], ..EVERYTHING };
     holds_in_samples(&Scenario { preemptions: 100, ..many });

@@ -1,6 +1,5 @@
 //! New claims: from a request to a pending claim, and to its result.
 
-use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -110,8 +109,7 @@ impl Scheduler {
             })
         });
         Box::new(PendingClaim {
-            // Key and number spread claims over shards without a random number generator.
-            tie_break: (request.id.hash64() ^ next_claim_number()).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            tie_break: self.dispatch().keys.ids.next_tie_break(),
             id: request.id,
             pool,
             plan,
@@ -245,14 +243,6 @@ impl Drop for BatchCall<'_> {
         let unread = unread.map(|Completion { token, outcome }| (&self.items[token as usize].id, outcome));
         self.scheduler.dispatch().abandon(unread, self.items.iter().map(|item| &item.id));
     }
-}
-
-/// Number that differs for every claim of a thread.
-fn next_claim_number() -> u64 {
-    thread_local! {
-        static NEXT: Cell<u64> = const { Cell::new(0) };
-    }
-    NEXT.with(|next| next.replace(next.get() + 1))
 }
 
 /// Checks the times of a request that no pool limits.

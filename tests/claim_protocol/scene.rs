@@ -27,7 +27,7 @@ const RUNTIME_ROUNDS: usize = 16;
 /// Tenant of the key.
 const TENANT: &str = "ns/default";
 
-/// What a caller does with the key.
+/// Requests of a caller about the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Script {
     Claim,
@@ -44,9 +44,9 @@ pub enum Script {
 /// Store under the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreTiming {
-    /// Keeps nothing.
+    /// Keeps no records at all.
     Memory,
-    /// Answers at once.
+    /// Answers every write at once.
     Prompt,
     /// Answers when the schedule says so.
     Late,
@@ -80,7 +80,7 @@ impl Scenario {
     }
 }
 
-/// What a caller has learned.
+/// Outcome that a caller has learned.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Learned {
     Created(Fence),

@@ -11,7 +11,7 @@ use hotpool::shard::{ProtocolPoint, ProtocolRule, inject_into_thread};
 /// Payload of the panics that this test injects into runs of shards.
 pub const INJECTED_FAULT: &str = "injected fault";
 
-/// What a thread is told to do.
+/// Order to a thread that is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     Resume,
@@ -21,7 +21,7 @@ pub enum Order {
     Leave,
 }
 
-/// Where a thread is between two steps.
+/// State of a thread between two steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Whereabouts {
     At(ProtocolPoint),

@@ -45,6 +45,12 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("board.publish(", &["src/shard/runner/statistics.rs", "src/shard/capacity_board/mod.rs"]),
 ];
 
+/// Files of admission that wait: the tasks of gangs that are queued, and the lock of a pool for its gangs.
+const WAITS_IN_ADMISSION: &[&str] = &["src/admission/queue/gang.rs", "src/admission/pool_registry/mod.rs"];
+
+/// State machines of admission, which are stepped under a lock that they do not know.
+const STATE_MACHINES: &[&str] = &["src/admission/key/entry.rs", "src/admission/tenant/account.rs"];
+
 #[test]
 fn listed_absences_hold() {
     for (words, paths) in ONLY_IN {
@@ -57,6 +63,23 @@ fn listed_absences_hold() {
     for path in sources("src/engine") {
         for word in ["async ", ".await", "tokio::", "rand::", "std::fs", "std::net"] {
             assert!(!text(&path).contains(word), "{word:?} in {path}: the engine is pure");
+        }
+    }
+    for path in sources("src/admission").iter().filter(|path| !path.ends_with("_tests.rs")) {
+        if WAITS_IN_ADMISSION.contains(&path.as_str()) {
+            continue;
+        }
+        let code = text(path);
+        let code = code.split("\nmod tests {").next().unwrap();
+        for word in ["async ", ".await", "tokio::", "spawn(", "Instant", "SystemTime", "rand::"] {
+            assert!(!code.contains(word), "{word:?} in {path}: admission has no task, no timer and no randomness");
+        }
+    }
+    for path in STATE_MACHINES {
+        let code = text(path);
+        assert!(code.contains("#![deny(clippy::disallowed_methods, clippy::disallowed_types)]"), "no lints in {path}");
+        for word in ["Mutex", "RwLock", "Atomic", "DashMap", "Clock", "EffectQueue"] {
+            assert!(!code.contains(word), "{word:?} in {path}: a state machine is plain data");
         }
     }
     for path in sources("src/cli").iter().filter(|path| *path != "src/cli/store.rs") {

@@ -5,10 +5,8 @@
 //! with the entry.
 
 use parking_lot::Mutex;
-use std::cell::Cell;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
@@ -17,6 +15,7 @@ use super::adoption::AdoptionWindow;
 use super::ended::ExpiryQueue;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
 use super::{EndedClaim, PendingClaim, PrehashedHasher};
+use crate::admission::ids::Ids;
 use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
@@ -77,6 +76,8 @@ const MAP_SHARDS: usize = 1024;
 #[derive(Debug)]
 pub struct KeyDirectory {
     pub(super) map: DashMap<ClaimId, KeyEntry, BuildHasherDefault<PrehashedHasher>>,
+    /// Source of tickets, and of other numbers of admission.
+    pub ids: Ids,
     /// Quotas and usage of all tenants.
     pub tenants: TenantDirectory,
     /// Keys that a lost claim may still readopt.
@@ -88,24 +89,20 @@ pub struct KeyDirectory {
 impl Default for KeyDirectory {
     fn default() -> Self {
         let map = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), MAP_SHARDS);
-        Self { map, tenants: TenantDirectory::default(), adoption: AdoptionWindow::default(), expiry: Mutex::default() }
+        Self {
+            map,
+            ids: Ids::default(),
+            tenants: TenantDirectory::default(),
+            adoption: AdoptionWindow::default(),
+            expiry: Mutex::default(),
+        }
     }
-}
-
-/// Allocates a ticket that is unique in this process. Each thread has a range of its own, so that threads do not
-/// contend for one counter.
-pub(super) fn next_ticket() -> KeyTicket {
-    static RANGES: AtomicU64 = AtomicU64::new(1);
-    thread_local! {
-        static NEXT: Cell<KeyTicket> = Cell::new(RANGES.fetch_add(1, Ordering::Relaxed) << 40);
-    }
-    NEXT.with(|next| next.replace(next.get() + 1))
 }
 
 impl KeyDirectory {
     /// Gives the claim a ticket and charges its tenant. If the quota is used up, [`PendingClaim::over_quota`] says so.
     fn grant_ticket(&self, item: &mut PendingClaim) -> (KeyTicket, Option<QuotaLease>) {
-        item.ticket = next_ticket();
+        item.ticket = self.ids.next_ticket();
         (item.ticket, self.charge(item))
     }
 
@@ -125,7 +122,7 @@ impl KeyDirectory {
                 acquired
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
-                KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item)),
+                KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item, self.ids.next_ticket())),
                 KeyEntry::Unreadable { .. } => KeyAcquire::Unreadable(item),
                 KeyEntry::Vacant(vacant) => {
                     let vacant = std::mem::take(vacant);
@@ -212,7 +209,7 @@ impl KeyDirectory {
     /// State of the key of a claim with this fence that a worker reports. A vacant key is reserved if the claim may be
     /// adopted; the caller must follow with [`KeyDirectory::set_held`] or [`KeyDirectory::release_ticket`].
     pub fn report(&self, id: &ClaimId, fence: Fence) -> KeyReport {
-        let ticket = next_ticket();
+        let ticket = self.ids.next_ticket();
         // Under the entry's guard: an earlier holder of the key has been recorded by now.
         let take = || if self.adoption.allows(id.hash64(), fence) { Ok((ticket, None)) } else { Err(None) };
         match self.enter_vacant(id, take) {
@@ -358,7 +355,9 @@ impl KeyDirectory {
         charge.move_to_pool(holder.shard.pool);
         let mut held = HeldKey { holder, pending_writes: copy_writes(&pending_writes), charge, repeated: None };
         let repeated = duplicates
-            .map(|duplicates| duplicates.into_iter().map(|duplicate| repeat(&mut held, duplicate)).collect())
+            .map(|duplicates| {
+                duplicates.into_iter().map(|duplicate| repeat(&mut held, duplicate, self.ids.next_ticket())).collect()
+            })
             .unwrap_or_default();
         *entry = KeyEntry::Held(held);
         Some(HeldTransition { claim, repeated, pending_writes })
@@ -592,8 +591,7 @@ fn join(pending: &mut PendingKey, item: Box<PendingClaim>) -> KeyAcquire {
 }
 
 /// Keeps a repeated claim with the holder, and makes the call that answers it.
-fn repeat(held: &mut HeldKey, claim: Box<PendingClaim>) -> RepeatedCall {
-    let number = next_ticket();
+fn repeat(held: &mut HeldKey, claim: Box<PendingClaim>, number: u64) -> RepeatedCall {
     let call = claim.reacquire_call(number, &held.holder);
     held.add_repeated(number, claim);
     RepeatedCall { shard: held.holder.shard, call }

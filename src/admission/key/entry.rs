@@ -12,6 +12,7 @@
 //! A *vacant* key can be claimed at once, but its entry keeps the records about the key that the store still lacks
 //! ([`PendingWrite`]). A durable reply about the key waits for all of them, whichever shard sends it, and the next
 //! holder inherits the list. So a crash can never restore an older holder after a durable reply has disclosed its end.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -128,9 +128,9 @@ impl PoolMap {
         self.by_number.get(number)
     }
 
-    /// All pools, in no particular order.
+    /// All pools, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.by_name.values()
+        self.in_order.iter()
     }
 
     /// All pools, ordered by name.

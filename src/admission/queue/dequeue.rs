@@ -64,7 +64,7 @@ impl ClaimDispatcher {
         if !item.has_waited() && is_full(&pools, &tenant) {
             return self.reject(item, RequestError::Unavailable(UnavailableReason::Overloaded));
         }
-        let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival());
+        let due_ms = item.reset_for_wait(now_ms, || self.keys.ids.next_arrival());
         let queued = Arc::new(new_queued_claim(&item, pools, tenant, reason));
         let (id, ticket) = (item.id.clone(), item.ticket);
         *queued.lock() = Some(item);
@@ -97,7 +97,7 @@ impl ClaimDispatcher {
     /// first.
     pub(crate) fn enqueue_newcomer(&self, pool: &Arc<Pool>, mut item: Box<PendingClaim>, work: &mut EffectQueue) {
         let now_ms = self.clock.engine_ms();
-        let due_ms = item.reset_for_wait(now_ms, || self.wait_queues.next_arrival()).max(now_ms + SERVED_WINDOW_MS);
+        let due_ms = item.reset_for_wait(now_ms, || self.keys.ids.next_arrival()).max(now_ms + SERVED_WINDOW_MS);
         let tenant = self.keys.tenants.get_or_insert(&item.id);
         let pools = SmallVec::from_iter([Arc::clone(pool)]);
         let claim = new_queued_claim(&item, pools, tenant, ExhaustionReason::Pool);

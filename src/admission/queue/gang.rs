@@ -161,7 +161,7 @@ impl QueuedGang {
         if is_full(&pools, &tenant) {
             return None;
         }
-        let arrival = dispatch.wait_queues.next_arrival();
+        let arrival = dispatch.keys.ids.next_arrival();
         let queued = Arc::new(QueuedClaim {
             item: Mutex::new(None),
             arrival,

@@ -23,7 +23,7 @@ mod reservation_request;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use smallvec::SmallVec;
 
@@ -135,7 +135,6 @@ impl QueuedClaim {
 /// State common to all wait queues.
 #[derive(Debug, Default)]
 pub struct WaitQueues {
-    arrivals: AtomicU64,
     /// Tenants with claims that wait for their quota.
     quota_queues: Mutex<HashMap<u64, Arc<Tenant>>>,
     /// Members of queued gangs, for queries: their keys are vacant.
@@ -145,10 +144,6 @@ pub struct WaitQueues {
 }
 
 impl WaitQueues {
-    fn next_arrival(&self) -> ArrivalNumber {
-        ArrivalNumber::MIN.saturating_add(self.arrivals.fetch_add(1, Ordering::Relaxed))
-    }
-
     fn quota_queues(&self) -> MutexGuard<'_, HashMap<u64, Arc<Tenant>>> {
         self.quota_queues.lock()
     }

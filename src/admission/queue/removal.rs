@@ -68,7 +68,7 @@ impl ClaimDispatcher {
 
     /// Schedules a check for duplicates of this key that give up at `due_ms`.
     pub(crate) fn schedule_duplicate_expiry(&self, due_ms: Millis, id: &ClaimId) {
-        let number = self.wait_queues.next_arrival();
+        let number = self.keys.ids.next_arrival();
         let mut duplicates_due = self.wait_queues.duplicates_due();
         duplicates_due.insert((due_ms, number), id.clone());
     }
