@@ -2,8 +2,10 @@
 //! noted where they are decided, and carried out by whoever began, after unlocking.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::key::PendingClaim;
+use super::pool_registry::Pool;
 use crate::shard::{Command, ShardRef};
 
 /// Action that takes locks, runs a shard, or answers a caller.
@@ -16,8 +18,8 @@ pub enum Effect {
     /// Place claims of a batch, once the shards that were asked for the others have answered.
     #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
     RouteAll(Vec<Box<PendingClaim>>),
-    /// Try the next claim that waits for the pool with this number.
-    DispatchNext(u32),
+    /// Try the next claim that waits for the pool.
+    DispatchNext(Arc<Pool>),
     /// Try the claims of tenants that released quota.
     DispatchQuotas,
 }

@@ -1,5 +1,7 @@
 //! Carries out effects: the only place of this layer that sends commands to shards. No lock is held while it does.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::pool_registry::PoolMap;
@@ -22,19 +24,23 @@ impl ClaimDispatcher {
     /// Carries out effects, and those that they cause, until none is left.
     pub(super) fn work_off(&self, work: &mut EffectQueue) {
         while let Some(effect) = work.pop() {
-            ProtocolPoint::Effect.reach();
-            match effect {
-                Effect::Send(shard, command) => self.send(&self.pools.load(), shard, command, work),
-                Effect::Submit(claim) => self.submit(claim, work),
-                Effect::RouteAll(claims) => self.route_all(claims, work),
-                Effect::DispatchNext(pool) => {
-                    let pool = self.pools.load().by_number(pool).cloned();
-                    if let Some(pool) = pool {
-                        self.dispatch_next(&pool, work);
-                    }
-                }
-                Effect::DispatchQuotas => self.dispatch_quota_queues(work),
+            // A panic must not keep the others from being carried out: they belong to other keys and callers.
+            if catch_unwind(AssertUnwindSafe(|| self.carry_out_one(effect, work))).is_err() {
+                tracing::error!("an effect of a decision panicked");
             }
+        }
+    }
+
+    fn carry_out_one(&self, effect: Effect, work: &mut EffectQueue) {
+        match effect {
+            Effect::Send(shard, command) => {
+                ProtocolPoint::Effect.reach();
+                self.send(&self.pools.load(), shard, command, work);
+            }
+            Effect::Submit(claim) => self.submit(claim, work),
+            Effect::RouteAll(claims) => self.route_all(claims, work),
+            Effect::DispatchNext(pool) => self.dispatch_next(&pool, work),
+            Effect::DispatchQuotas => self.dispatch_quota_queues(work),
         }
     }
 
@@ -66,6 +72,9 @@ impl ClaimDispatcher {
                 }
             }
             Command::Reserve(call) => self.reserve_elsewhere(shard, call.id, work),
+            Command::Operation(operation) if self.pools.load().shard(shard).is_none() => {
+                operation.reply.reject(RequestError::Unavailable(reason));
+            }
             command => {
                 if let Some(handle) = self.pools.load().shard(shard) {
                     handle.reject(command, &RequestError::Unavailable(reason), work);

@@ -1,15 +1,18 @@
 //! Effects of a shard's run on what lies above it: keys, quotas, wait queues. Each event is one step of one key; what
 //! follows from it is noted as an effect and carried out after the run.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::key::{EndedClaim, HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
 use crate::engine::ClaimGrant;
-use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
-use crate::model::{ClaimId, ClaimSpec, Fence};
+use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+use crate::model::{AckLevel, ClaimId, ClaimSpec, Fence};
 use crate::shard::{
-    Command, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent,
-    ShardSink, take_each,
+    Command, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, PendingWrite, PendingWrites, ReplyAddress,
+    ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardSink, UnstoredRejection, take_each,
 };
 
 /// Claims that a run did not place, for the shards that are next.
@@ -27,7 +30,12 @@ impl ShardSink for ClaimDispatcher {
         work: &mut Self::Work,
     ) {
         let mut unplaced = UnplacedClaims::new();
-        take_each(events, |event| self.on_event(from, event, replies, &mut unplaced, work));
+        take_each(events, |event| {
+            // A panic in the step of one key must not cost the others of this run.
+            if catch_unwind(AssertUnwindSafe(|| self.on_event(from, event, replies, &mut unplaced, work))).is_err() {
+                tracing::error!(shard = ?from.shard, "the step of a key panicked");
+            }
+        });
         if !unplaced.is_empty() {
             self.route_all(unplaced, work);
         }
@@ -142,18 +150,22 @@ impl ClaimDispatcher {
                     self.answer_duplicates(held.repeated, work);
                 }
             }
-            ShardEvent::Resized { id, fence, spec } => self.keys.end_resize(&id, fence, Some(spec)),
-            ShardEvent::ResizeRejected { id, fence } => self.keys.end_resize(&id, fence, None),
+            ShardEvent::Resized { id, fence, spec } => self.keys.end_resize(&id, fence, from.life, Some(spec)),
+            ShardEvent::ResizeRejected { id, fence, life } => self.keys.end_resize(&id, fence, life, None),
             ShardEvent::Shown { id, reply } => replies.wait_for(reply, self.keys.pending_writes(&id)),
             ShardEvent::EndStored { id, seq } => self.keys.clear_pending_write(&id, from.shard, seq),
             ShardEvent::ReservationDecided { id, outcome } => self.on_reservation(from.shard, id, outcome, work),
             ShardEvent::CapacityFreed => {
                 if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
                     pool.wait_queue.retry_all();
+                    work.push(Effect::DispatchNext(Arc::clone(pool)));
                 }
-                work.push(Effect::DispatchNext(from.shard.pool));
             }
-            ShardEvent::QueuePending => work.push(Effect::DispatchNext(from.shard.pool)),
+            ShardEvent::QueuePending => {
+                if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
+                    work.push(Effect::DispatchNext(Arc::clone(pool)));
+                }
+            }
             ShardEvent::Panicked { tickets } => {
                 for (id, ticket) in self.keys.find_asking(from.shard, &tickets.into_iter().collect()) {
                     let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
@@ -244,8 +256,38 @@ impl ClaimDispatcher {
                 }
                 work.push(Effect::Send(holder.shard, Command::Operation(operation)));
             }
-            // What the store has says that the claim ended, or never was.
-            _ => operation.reply.reject(RequestError::NotFound(ObjectKind::Claim)),
+            KeyLookup::Unreadable => {
+                operation.reply.reject(RequestError::Unavailable(UnavailableReason::Loading));
+            }
+            KeyLookup::Vacant => operation.reply.reject(RequestError::NotFound(ObjectKind::Claim)),
+            // The claim ended, or never was as far as the store knows.
+            KeyLookup::Held { pending_writes, .. } | KeyLookup::PendingWrites(pending_writes) => {
+                let not_found = RequestError::NotFound(ObjectKind::Claim);
+                self.reject_when_stored(not_found, pending_writes, operation.reply, work);
+            }
+        }
+    }
+
+    /// Rejects a request once the store has these records, as far as their pools answer durably.
+    pub fn reject_when_stored(
+        &self,
+        rejection: RequestError,
+        mut pending_writes: PendingWrites,
+        reply: ReplyAddress,
+        work: &mut EffectQueue,
+    ) {
+        let pools = self.pools.load();
+        let is_missing = |record: &PendingWrite| {
+            let pool = pools.by_number(record.shard.pool);
+            pool.is_some_and(|pool| pool.spec.load().ack == AckLevel::Durable) && !self.environment.is_stored(record)
+        };
+        pending_writes.retain(|record| is_missing(record));
+        match pending_writes.first().map(|record| record.shard) {
+            None => reply.reject(rejection),
+            Some(shard) => {
+                let unstored = UnstoredRejection { rejection, pending_writes, reply };
+                work.push(Effect::Send(shard, Command::ReplyWhenStored(Box::new(unstored))));
+            }
         }
     }
 

@@ -7,10 +7,8 @@ use super::Scheduler;
 use crate::admission::key::{EndedClaim, KeyHolder, KeyLookup};
 use crate::metrics::metrics;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
-use crate::model::{AckLevel, ClaimId, ClaimState, Fence};
-use crate::shard::{
-    Command, HeldOperation, HeldVerb, PendingWrite, PendingWrites, ReplyAddress, ShardRef, UnstoredRejection,
-};
+use crate::model::{ClaimId, ClaimState, Fence};
+use crate::shard::{Command, HeldOperation, HeldVerb, PendingWrites, ReplyAddress, ShardRef};
 
 const LOADING: RequestError = RequestError::Unavailable(UnavailableReason::Loading);
 
@@ -60,22 +58,9 @@ impl Scheduler {
         }
     }
 
-    /// Rejects a request once the store has these records, as far as their pools answer durably.
-    fn reject_when_stored(&self, rejection: RequestError, mut pending_writes: PendingWrites, reply: ReplyAddress) {
-        let pools = self.dispatch().pools.load();
-        let is_missing = |record: &PendingWrite| {
-            let pool = pools.by_number(record.shard.pool);
-            pool.is_some_and(|pool| pool.spec.load().ack == AckLevel::Durable)
-                && !self.dispatch().environment.is_stored(record)
-        };
-        pending_writes.retain(|record| is_missing(record));
-        match pending_writes.first().and_then(|record| pools.shard(record.shard)) {
-            None => reply.reject(rejection),
-            Some(shard_handle) => {
-                let unstored = UnstoredRejection { rejection, pending_writes, reply };
-                shard_handle.push_or_reject(Command::ReplyWhenStored(Box::new(unstored)));
-            }
-        }
+    fn reject_when_stored(&self, rejection: RequestError, pending_writes: PendingWrites, reply: ReplyAddress) {
+        let dispatch = self.dispatch();
+        dispatch.with_work(|work| dispatch.reject_when_stored(rejection, pending_writes, reply, work));
     }
 
     /// Sends an operation to the shard that holds its claim.

@@ -371,8 +371,8 @@ impl Command {
             Self::Claim(call) => undecided.push(ticket(call)),
             Self::Claims(calls) => undecided.extend(calls.iter().map(ticket)),
             Self::Reacquire(call) => undecided.push(UndecidedClaim::Repeated(call.id.clone(), call.number)),
-            Self::Operation(HeldOperation { id, handle, verb: HeldVerb::Resize(_), .. }) => {
-                undecided.push(UndecidedClaim::Resize(id.clone(), handle.fence));
+            Self::Operation(HeldOperation { id, handle, life, verb: HeldVerb::Resize(_), .. }) => {
+                undecided.push(UndecidedClaim::Resize(id.clone(), handle.fence, *life));
             }
             Self::Reserve(call) => undecided.push(UndecidedClaim::Reservation(call.id)),
             Self::Register(workers) => workers.iter().for_each(|(worker, keys, _)| add_keys(&worker.claims, keys)),

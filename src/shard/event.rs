@@ -176,6 +176,8 @@ pub enum ShardEvent {
         id: ClaimId,
         /// Fence of the claim.
         fence: Fence,
+        /// Life of the shard for which the request was made.
+        life: ShardLife,
     },
     /// A request to reserve a worker was decided.
     ReservationDecided {
@@ -251,8 +253,8 @@ pub enum UndecidedClaim {
     Ticket(ClaimId, KeyTicket),
     /// Key that was reserved for a claim which a worker reported, with its ticket.
     Report(ClaimId, KeyTicket),
-    /// Request to change the resources of the claim with this fence.
-    Resize(ClaimId, Fence),
+    /// Request to change the resources of the claim with this fence, made for this life of its shard.
+    Resize(ClaimId, Fence, ShardLife),
     /// Repeated claim, with its number among those of its key.
     Repeated(ClaimId, u64),
     /// Request to reserve a worker.
@@ -266,7 +268,7 @@ impl UndecidedClaim {
             Self::Ticket(id, ticket) => ShardEvent::NotGranted { id, ticket, reason: NotGranted::Rejected(rejection) },
             Self::Repeated(id, number) => ShardEvent::NotReacquired { id, number, rejection: Some(rejection) },
             Self::Reservation(id) => ShardEvent::ReservationDecided { id, outcome: ReservationOutcome::NoWorker },
-            Self::Resize(id, fence) => ShardEvent::ResizeRejected { id, fence },
+            Self::Resize(id, fence, life) => ShardEvent::ResizeRejected { id, fence, life },
             Self::Report(id, ticket) => ShardEvent::ReportDecided { tickets: vec![(id, ticket)] },
         }
     }

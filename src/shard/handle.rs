@@ -9,7 +9,7 @@
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -277,7 +277,7 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     /// Cancels a claim that may still be in the mailbox, so that it takes no worker from others. Wakes nobody: the run
-    /// that would decide the claim sees it first.
+    /// that decides the claim sees it first, unless the claim is not in the mailbox yet.
     pub fn cancel(&self, ticket: KeyTicket) {
         self.notices.push(ShardNotice::Cancelled(ticket));
     }
@@ -430,6 +430,8 @@ impl<S: ShardSink> ShardHandle<S> {
             // An actor that is gone counts as stopped.
             let _ = actor.stop_and_wait(None, None).await;
         }
+        // A panic that met the stop has no supervisor to hand back what it left undecided.
+        self.hand_back_undecided();
         self.reject_all();
     }
 
@@ -574,9 +576,10 @@ impl<S: ShardSink> ShardHandle<S> {
     /// Runs the shard as its actor, once, and works off what the run causes.
     pub(super) fn run_as_actor(&self) -> RunEnd {
         let mut work = S::Work::default();
-        let end = self.run(&mut None, &mut work);
+        let end = catch_unwind(AssertUnwindSafe(|| self.run(&mut None, &mut work)));
+        // What the run had delivered before a panic must be carried out all the same.
         self.carry_out(&mut work);
-        end
+        end.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Runs the shard once; the caller must have the right to.

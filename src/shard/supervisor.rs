@@ -1,5 +1,6 @@
 //! Supervision of shards: starts them, and restarts them after a panic.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -65,7 +66,9 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
         // Handles of the life that ended mean nothing from here on.
         handle.begin_life();
         handle.outbox.mark_orphaned();
-        handle.hand_back_undecided();
+        if catch_unwind(AssertUnwindSafe(|| handle.hand_back_undecided())).is_err() {
+            tracing::error!("a claim panicked while it was handed back");
+        }
         if handle.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
             handle.set_state(
                 ShardState::Refused,

@@ -360,3 +360,65 @@ async fn q02_claims_of_a_batch_wait_each_for_itself() {
     begun.abort();
     until("both have left", async || world.waiters("p").await == 0).await;
 }
+
+/// Claims that wait for either of two pools are taken from one queue while they enter the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn q02_claims_that_wait_for_two_pools_leave_both_queues() {
+    let world = World::on_memory().await;
+    for pool in ["p", "q"] {
+        world.pool(pool, spec(1, AckLevel::Memory), &[]).await;
+        for n in 0..2 {
+            world.s.register(&name(pool), worker(&format!("{pool}{n}"))).await.unwrap();
+        }
+    }
+    let client = |client: usize| {
+        let s = world.s.clone();
+        tokio::spawn(async move {
+            let (first, second) = if client.is_multiple_of(2) { ("p", "q") } else { ("q", "p") };
+            for _ in 0..300 {
+                let key = format!("k{client}");
+                let pools = PoolChoice::Listed(vec![name(first), name(second)]);
+                let held = s.claim(ClaimRequest { pools, ..waiting(first, &key) }).await.unwrap();
+                s.release(&id(&key), held.claim.fence).await.unwrap();
+            }
+        })
+    };
+    for joined in (0..12).map(client).collect::<Vec<_>>() {
+        joined.await.unwrap();
+    }
+    assert_eq!([world.waiters("p").await, world.waiters("q").await], [0, 0]);
+}
+
+/// A claim that does not wait is refused only if its own request was, whatever happens to others like it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn c02_claims_that_wait_for_a_worker_leave_the_rest_of_the_pool_to_others() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &[]).await;
+    for n in 0..100 {
+        world.s.register(&name("p"), worker(&format!("w{n}"))).await.unwrap();
+    }
+    let client = |client: usize| {
+        let s = world.s.clone();
+        tokio::spawn(async move {
+            let key = format!("k{client}");
+            let pinned = ClaimConstraints {
+                worker: Some(WorkerId::new(&format!("w{}", client / 4)).unwrap()),
+                ..ClaimConstraints::default()
+            };
+            let claim = if client.is_multiple_of(2) {
+                ClaimRequest { constraints: Some(Box::new(pinned)), ..waiting("p", &key) }
+            } else {
+                ClaimRequest { reserve_ms: Some(0), ..request("p", &key) }
+            };
+            for _ in 0..200 {
+                let held = s.claim(claim.clone()).await.unwrap();
+                tokio::task::yield_now().await;
+                s.release(&id(&key), held.claim.fence).await.unwrap();
+            }
+        })
+    };
+    for joined in (0..32).map(client).collect::<Vec<_>>() {
+        joined.await.unwrap();
+    }
+    assert_eq!(world.waiters("p").await, 0);
+}

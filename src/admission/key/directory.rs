@@ -21,7 +21,7 @@ use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
 use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
-use crate::shard::{ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardRef};
+use crate::shard::{ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardLife, ShardRef};
 
 /// Result of an attempt to acquire a key.
 #[derive(Debug)]
@@ -181,17 +181,16 @@ impl KeyDirectory {
         }
     }
 
-    /// Takes the claim that a shard was asked for if its caller has gone. The answer of the shard will be stale.
-    pub fn withdraw_abandoned(&self, id: &ClaimId) -> Option<(Box<PendingClaim>, ShardRef)> {
+    /// Ticket of the claim that a shard is being asked for, and the shard, if the claim's caller has gone. The ticket
+    /// stays valid until the shard has answered: a grant that comes after another claim of the key would have a higher
+    /// fence than that.
+    #[must_use]
+    pub fn abandoned_call(&self, id: &ClaimId) -> Option<(KeyTicket, ShardRef)> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
-        match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Pending(pending)) => match &pending.stage {
-                PendingStage::Asking(claim, shard) if claim.reply.is_abandoned() => {
-                    let shard = *shard;
-                    Some((pending.withdraw()?, shard))
-                }
-                _ => None,
-            },
+        match self.map.get(id).as_deref() {
+            Some(KeyEntry::Pending(PendingKey { ticket, stage: PendingStage::Asking(claim, shard), .. })) => {
+                claim.reply.is_abandoned().then_some((*ticket, *shard))
+            }
             _ => None,
         }
     }
@@ -322,10 +321,12 @@ impl KeyDirectory {
     }
 
     /// Charges for what the claim holds after the decision; `None` if that did not change.
-    pub fn end_resize(&self, id: &ClaimId, fence: Fence, spec: Option<Option<Arc<ClaimSpec>>>) {
+    pub fn end_resize(&self, id: &ClaimId, fence: Fence, life: ShardLife, spec: Option<Option<Arc<ClaimSpec>>>) {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         if let Some(KeyEntry::Held(held)) = self.map.get_mut(id).as_deref_mut()
             && held.holder.handle.fence == fence
+            // A charge of an earlier life was replaced when the shard was loaded.
+            && held.holder.life == life
         {
             held.end_resize(spec);
         }
@@ -420,7 +421,11 @@ impl KeyDirectory {
         now_ms: Millis,
     ) -> Option<EndTransition> {
         let remembers = ended.is_some();
-        let end = self.end_entry(id, fence, write, ended)?;
+        let Some(end) = self.end_entry(id, fence, write, ended) else {
+            // It never held its key. A crash could still let its row win over a later holder's.
+            write.into_iter().for_each(|write| self.add_pending_write(id, write));
+            return None;
+        };
         if remembers {
             let forgotten = self.expiry.lock().push(id.clone(), fence, now_ms);
             forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));

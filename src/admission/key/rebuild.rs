@@ -41,12 +41,17 @@ impl KeyDirectory {
                     return Some(holder);
                 }
                 let charge = charge(slot.key());
+                // Answered by the shard that they were sent to, or submitted again.
+                let repeated = match slot.get_mut() {
+                    KeyEntry::Held(other) => other.repeated.take(),
+                    _ => None,
+                };
                 let (loser, pending_writes) = match slot.get_mut() {
                     KeyEntry::Held(other) => (Some(other.holder), std::mem::take(&mut other.pending_writes)),
                     KeyEntry::Vacant(vacant) => (None, std::mem::take(&mut vacant.pending_writes)),
                     _ => (None, PendingWrites::new()),
                 };
-                slot.insert(held(holder, pending_writes, charge));
+                slot.insert(KeyEntry::Held(HeldKey { holder, pending_writes, charge, repeated }));
                 loser
             }
         }

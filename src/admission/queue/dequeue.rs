@@ -7,12 +7,13 @@ use smallvec::SmallVec;
 
 use super::fair_queue::QueueEntry;
 use super::gang;
-use super::{DEQUEUE_TIMEOUT_MS, DequeueGuard, QueuedClaim, SERVED_WINDOW_MS};
+use super::{DEQUEUE_TIMEOUT_MS, DequeueGuard, QueuedClaim, SERVED_WINDOW_MS, WaitQueue};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
+use crate::engine::PlacementFailure;
 use crate::limits;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Millis, QueuedClaimView};
@@ -104,18 +105,29 @@ impl ClaimDispatcher {
         let queued = Arc::new(QueuedClaim { newcomer: true, ..claim });
         *queued.lock() = Some(item);
         self.insert_into_queues(&queued, due_ms);
-        work.push(Effect::DispatchNext(pool.number));
+        self.remove_if_closed(&queued, work);
+        work.push(Effect::DispatchNext(Arc::clone(pool)));
     }
 
     pub(super) fn insert_into_queues(&self, queued: &Arc<QueuedClaim>, due_ms: Millis) {
-        let QueuedClaim { arrival, priority, request_class, newcomer, .. } = **queued;
         if queued.pools.is_empty() {
             let mut waited = self.wait_queues.quota_queues();
             waited.insert(queued.tenant.number, Arc::clone(&queued.tenant));
         }
         for queue in queued.queues() {
-            let (tenant, item) = (queued.tenant.number, Arc::clone(queued));
-            queue.insert(QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, item });
+            queue.insert_if_absent(queue_entry(queued, due_ms));
+        }
+    }
+
+    /// Removes a claim from the queue of one pool because somebody else has taken it: nothing follows from that for
+    /// claims that request the same. Whoever requeues it enters it here again; who settles it has nothing to do.
+    pub(super) fn skip_taken(queue: &WaitQueue, queued: &QueuedClaim) {
+        let removed = queue.remove(queued.arrival);
+        // It may have been requeued before it was removed.
+        if let Some(entry) = removed
+            && queued.lock().is_some()
+        {
+            queue.insert_if_absent(entry);
         }
     }
 
@@ -146,14 +158,14 @@ impl ClaimDispatcher {
             };
             return self.reject(item, rejection);
         }
-        item.reset_for_wait(now_ms, || queued.arrival);
+        let due_ms = item.reset_for_wait(now_ms, || queued.arrival);
         self.requeue(&queued, item, work);
         drop(guard);
-        if queued.skipped.swap(false, Ordering::AcqRel) {
-            // Other queues skipped the claim while it was dequeued here.
-            for other in queued.pools.iter().filter(|other| other.number != pool.number) {
-                other.wait_queue.retry_all();
-                other.wait_queue.retry_on_tick.store(true, Ordering::Release);
+        // Queues may have skipped the claim while it was dequeued here, or it was dequeued once more before the guard was
+        // dropped, which removed it. If it is settled by now, it is skipped once more.
+        for pool in &queued.pools {
+            if pool.wait_queue.insert_if_absent(queue_entry(&queued, due_ms)) {
+                work.push(Effect::DispatchNext(Arc::clone(pool)));
             }
         }
         self.request_reservation(&queued, work);
@@ -197,8 +209,10 @@ impl ClaimDispatcher {
                 NextCandidate::Busy => return,
                 NextCandidate::Drained(newcomers) => {
                     for queued in newcomers {
-                        let Some(item) = queued.take() else { continue };
+                        let Some(mut item) = queued.take() else { continue };
                         queued.remove_from_queues();
+                        // Claims that request the same were refused, or all capacity is reserved.
+                        item.record_failure(PlacementFailure::Busy);
                         if let Some(item) = self.try_next_pool(item, work) {
                             self.route(item, work);
                         }
@@ -212,8 +226,7 @@ impl ClaimDispatcher {
                 continue;
             }
             let Some(mut item) = queued.take() else {
-                queued.skipped.store(true, Ordering::Release);
-                pool.wait_queue.mark_unplaceable(queued.request_class, generation);
+                Self::skip_taken(&pool.wait_queue, &queued);
                 pool.wait_queue.end_dequeue();
                 continue;
             };
@@ -410,6 +423,12 @@ impl super::WaitQueueState {
             self.queue.set_share(tenant, share);
         }
     }
+}
+
+fn queue_entry(queued: &Arc<QueuedClaim>, due_ms: Millis) -> QueueEntry<Arc<QueuedClaim>> {
+    let QueuedClaim { arrival, priority, request_class, newcomer, .. } = **queued;
+    let (tenant, item) = (queued.tenant.number, Arc::clone(queued));
+    QueueEntry { arrival, priority, tenant, request_class, due_ms, newcomer, item }
 }
 
 fn new_queued_claim(

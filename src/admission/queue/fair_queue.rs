@@ -95,6 +95,12 @@ impl<T> FairQueue<T> {
         self.entries.is_empty()
     }
 
+    /// Whether the queue has an entry with this arrival number.
+    #[must_use]
+    pub fn contains(&self, arrival: ArrivalNumber) -> bool {
+        self.entries.contains_key(&arrival)
+    }
+
     /// Number of entries of a tenant.
     #[must_use]
     pub fn waiting_of(&self, tenant: u64) -> usize {

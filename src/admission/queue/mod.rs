@@ -104,7 +104,7 @@ pub struct QueuedClaim {
     gang: Option<Box<gang::GangWaker>>,
     /// Hash of the request.
     request_class: u64,
-    /// Whether another queue skipped the claim while it was dequeued.
+    /// Whether a queue skipped the gang while it was being tried.
     skipped: AtomicBool,
     /// Whether a shard is being asked to reserve a worker for the claim.
     seeking_reservation: AtomicBool,
@@ -244,9 +244,12 @@ impl WaitQueue {
         self.published.set_dispatch_pending(!state.queue.is_empty());
     }
 
-    /// Adds an entry to the queue.
-    fn insert(&self, entry: QueueEntry<Arc<QueuedClaim>>) {
+    /// Adds an entry to the queue, unless it is in it. Returns whether it was added.
+    fn insert_if_absent(&self, entry: QueueEntry<Arc<QueuedClaim>>) -> bool {
         let mut state = self.lock();
+        if state.queue.contains(entry.arrival) {
+            return false;
+        }
         self.published.add_waiting();
         let tenant = &entry.item.tenant;
         state.tenants.entry(tenant.number).or_insert_with(|| Arc::clone(tenant));
@@ -254,6 +257,7 @@ impl WaitQueue {
         self.published.set_dispatch_pending(true);
         drop(state);
         fence(Ordering::SeqCst);
+        true
     }
 
     fn remove(&self, arrival: ArrivalNumber) -> Option<QueueEntry<Arc<QueuedClaim>>> {

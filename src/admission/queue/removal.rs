@@ -79,8 +79,13 @@ impl ClaimDispatcher {
             if let Some(gang) = &queued.gang {
                 gang.wake();
             }
-            // A dequeued claim is checked when it is requeued.
-            let Some(mut item) = queued.take() else { continue };
+            let Some(mut item) = queued.take() else {
+                // A dequeued claim is checked when it is requeued. Claims that wait for quotas are requeued in place.
+                if !queued.pools.is_empty() && queued.gang.is_none() {
+                    Self::skip_taken(queue, &queued);
+                }
+                continue;
+            };
             queued.remove_from_queues();
             if item.is_preferred_only() {
                 // The time for preferred nodes is over.
@@ -94,12 +99,11 @@ impl ClaimDispatcher {
 
     /// Removes a claim whose caller has gone, if it is being placed or queued.
     pub(crate) fn cancel(&self, id: &ClaimId, work: &mut EffectQueue) {
-        match self.keys.withdraw_abandoned(id) {
-            Some((claim, shard)) => {
+        match self.keys.abandoned_call(id) {
+            Some((ticket, shard)) => {
                 if let Some(handle) = self.pools.load().shard(shard) {
-                    handle.cancel(claim.ticket);
+                    handle.cancel(ticket);
                 }
-                self.reject_and_route_next(claim, RequestError::DeadlineExceeded, work);
             }
             None => self.cancel_queued(id, work),
         }
@@ -120,6 +124,9 @@ impl ClaimDispatcher {
 
     /// Removes all claims from the queue of a pool that is being deleted.
     pub(crate) fn close_wait_queue(&self, pool: &Pool, work: &mut EffectQueue) {
+        // Dropped outside the lock, which they take.
+        let requests = std::mem::take(&mut pool.wait_queue.lock().reservation_requests);
+        drop(requests);
         for queued in pool.wait_queue.drain() {
             if let Some(gang) = &queued.gang {
                 gang.wake();

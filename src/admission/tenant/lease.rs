@@ -67,6 +67,7 @@ impl QuotaLease {
 
     /// Ends a request to resize: charges for `spec`, which the claim holds now, or for what it held before.
     pub fn end_resize(&mut self, spec: Option<Option<Arc<ClaimSpec>>>) {
+        let changed = spec.is_some();
         let spec = spec.unwrap_or_else(|| self.spec.clone());
         match &mut self.resizing {
             Some(resizing) if resizing.undecided > 1 => {
@@ -74,6 +75,7 @@ impl QuotaLease {
                 self.spec = spec;
             }
             Some(_) => self.set(spec),
+            None if changed => self.set(spec),
             None => {}
         }
     }

@@ -93,7 +93,7 @@ impl<S: ShardSink> ShardRunner<S> {
             let (id, fence) = (operation.id.clone(), handle.fence);
             self.events.push(match self.shard.grant(handle) {
                 Some(grant) => ShardEvent::Resized { id, fence, spec: grant.spec },
-                None => ShardEvent::ResizeRejected { id, fence },
+                None => ShardEvent::ResizeRejected { id, fence, life: self.life },
             });
         }
         let index = self.reply_operation(operation, answer);

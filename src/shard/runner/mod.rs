@@ -256,7 +256,7 @@ impl<S: ShardSink> ShardRunner<S> {
             self.execute(command);
         }
         if !self.cancelled.is_empty() && taken_count < limits::DRAIN_MAX {
-            // Whatever was cancelled was in the mailbox, which is empty.
+            // What was cancelled in the mailbox is decided. A claim that is still on its way is granted and rolled back.
             self.cancelled.clear();
         }
         // Deadlines set in this run lie in the future, so the time computed by the last run holds.
