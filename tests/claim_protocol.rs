@@ -30,7 +30,7 @@ use scene::Script::{Claim, ClaimAndRelease, Look, ReleaseHeld, ReleaseHeldAndCla
 use scene::{Scenario, StoreTiming};
 use stepped_thread::INJECTED_FAULT;
 
-const LIMITS: Limits = Limits { schedules: 100_000, time: Duration::from_secs(60) };
+const LIMITS: Limits = Limits { schedules: 100_000, time: Duration::from_secs(15) };
 const SAMPLE: Limits = Limits { schedules: 2_000, time: Duration::from_secs(10) };
 
 /// Keeps panics that are injected out of the output.
@@ -151,6 +151,10 @@ fn j1_k1_the_store_is_late() {
 #[test]
 fn k1_c12_leaving_panics_and_a_late_store_together() {
     holds(&EVERYTHING);
+}
+
+#[test]
+fn k1_c12_many_callers_in_random_schedules() {
     let many = Scenario { callers: &[Claim, ClaimAndRelease, Look, Claim], leavers: &[0, 3], ..EVERYTHING };
     holds_in_samples(&Scenario { preemptions: 100, ..many });
     let held = Scenario { callers: &[ReleaseHeldAndClaim, Claim, Look, ClaimAndRelease], leavers: &[1], ..EVERYTHING };

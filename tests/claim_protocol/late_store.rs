@@ -1,7 +1,6 @@
 //! Store whose answers arrive when the test says so. Keeps the present rows of each shard in memory.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use futures::FutureExt as _;
@@ -36,37 +35,38 @@ impl StoredShard {
     }
 }
 
+#[derive(Default)]
+struct Gate {
+    is_late: bool,
+    /// Calls whose answer is not due yet.
+    waiting: usize,
+}
+
 pub struct LateStore {
     shards: Mutex<HashMap<ShardKey, StoredShard>>,
-    is_late: AtomicBool,
-    /// Calls whose answer is not due yet.
-    waiting: AtomicUsize,
+    gate: Mutex<Gate>,
     answers: Semaphore,
 }
 
 impl LateStore {
     pub fn new() -> Self {
-        Self {
-            shards: Mutex::default(),
-            is_late: AtomicBool::new(false),
-            waiting: AtomicUsize::new(0),
-            answers: Semaphore::new(0),
-        }
+        Self { shards: Mutex::default(), gate: Mutex::default(), answers: Semaphore::new(0) }
     }
 
     /// Sets whether calls wait for [`Self::answer`] from now on.
     pub fn set_late(&self, late: bool) {
-        self.is_late.store(late, Ordering::SeqCst);
+        self.gate.lock().unwrap().is_late = late;
     }
 
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::SeqCst)
+        self.gate.lock().unwrap().waiting
     }
 
     /// Carries out the oldest call that waits.
     pub fn answer(&self) {
-        let waited = self.waiting.fetch_sub(1, Ordering::SeqCst);
-        assert!(waited > 0, "no call waits");
+        let mut gate = self.gate.lock().unwrap();
+        assert!(gate.waiting > 0, "no call waits");
+        gate.waiting -= 1;
         self.answers.add_permits(1);
     }
 
@@ -92,7 +92,11 @@ impl LateStore {
                 shard.at = batch.to;
                 WriteOutcome::Ok
             }
-            WriteKind::Chunk { .. } | WriteKind::Install { .. } | WriteKind::Drop => {
+            WriteKind::Drop => {
+                shards.remove(&batch.shard);
+                WriteOutcome::Ok
+            }
+            WriteKind::Chunk { .. } | WriteKind::Install { .. } => {
                 unreachable!("no snapshot is due in so short a run")
             }
         }
@@ -128,8 +132,12 @@ impl Store for LateStore {
 
     fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
         async move {
-            if self.is_late.load(Ordering::SeqCst) {
-                self.waiting.fetch_add(1, Ordering::SeqCst);
+            let waits = {
+                let mut gate = self.gate.lock().unwrap();
+                gate.waiting += usize::from(gate.is_late);
+                gate.is_late
+            };
+            if waits {
                 let answer = self.answers.acquire().await;
                 answer.expect("the semaphore is never closed").forget();
             }

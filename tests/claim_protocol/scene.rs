@@ -48,7 +48,7 @@ pub enum StoreTiming {
     Memory,
     /// Answers every write at once.
     Prompt,
-    /// Answers when the schedule says so.
+    /// Store that answers when the schedule says so.
     Late,
 }
 

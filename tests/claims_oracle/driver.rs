@@ -1,0 +1,422 @@
+//! Random calls of many callers, and the comparison with the oracle whenever nothing is under way.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hotpool::clock::Clock;
+use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
+use hotpool::model::{
+    AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimSpec, ClaimView, PlacementPolicy, PoolMode, PoolName, PoolSpec,
+    Quota, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
+};
+use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::memory::MemoryStore;
+use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::task::JoinHandle;
+
+use crate::late_store::LateStore;
+use crate::oracle::{Oracle, Outcome, Usage};
+
+/// Real time after which a round has not come to rest.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Panics of one seed: fewer than a shard survives in a minute of the manual clock.
+const PANICS_MAX: usize = 4;
+const TENANTS: [&str; 2] = ["t0", "t1"];
+const KEYS: [&str; 4] = ["k0", "k1", "k2", "k3"];
+/// Pools with their shards and workers; the last is shared.
+const POOLS: [(&str, u16, usize); 3] = [("a", 2, 3), ("b", 1, 2), ("s", 1, 2)];
+const WORKER_CPU_MILLI: u64 = 4_000;
+
+/// Whether shards panic and the store is late at times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Faults {
+    None,
+    PanicsAndLateStore,
+}
+
+/// Kind of a call, with the keys that it is about.
+enum CallKind {
+    Claims(Vec<ClaimId>),
+    /// Claim that waits for capacity.
+    WaitingClaim(ClaimId),
+    Release(ClaimId),
+    /// Call whose caller stays.
+    Other,
+}
+
+/// Call that was begun.
+struct Call {
+    task: JoinHandle<()>,
+    kind: CallKind,
+}
+
+impl Call {
+    fn is_waiting(&self) -> bool {
+        matches!(self.kind, CallKind::WaitingClaim(_)) && !self.task.is_finished()
+    }
+
+    fn claimed(&self) -> &[ClaimId] {
+        match &self.kind {
+            CallKind::Claims(ids) => ids,
+            CallKind::WaitingClaim(id) => std::slice::from_ref(id),
+            CallKind::Release(_) | CallKind::Other => &[],
+        }
+    }
+}
+
+pub struct Driver {
+    scheduler: Scheduler,
+    store: Option<Arc<LateStore>>,
+    random: StdRng,
+    calls: Vec<Call>,
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
+    oracle: Oracle,
+    panics_left: usize,
+    /// Largest quota of claims of each tenant since the last comparison; none: unlimited.
+    limits: BTreeMap<&'static str, Option<u64>>,
+    used: BTreeMap<String, Usage>,
+}
+
+fn name(pool: &str) -> PoolName {
+    PoolName::new("ns", pool).unwrap()
+}
+
+fn cpu(cpu_milli: u64) -> ResourceRequirements {
+    ResourceRequirements { cpu_milli, ..ResourceRequirements::default() }
+}
+
+impl Driver {
+    pub async fn new(seed: u64, faults: Faults) -> Self {
+        let late = (faults == Faults::PanicsAndLateStore).then(|| Arc::new(LateStore::new()));
+        let store: SharedStore = match &late {
+            Some(store) => Arc::<LateStore>::clone(store),
+            None => Arc::new(MemoryStore),
+        };
+        let scheduler = Scheduler::with_clock(store, SchedulerSettings::default(), Clock::manual());
+        scheduler.start().await.unwrap();
+        let panics_left = if late.is_some() { PANICS_MAX } else { 0 };
+        let mut driver = Self {
+            scheduler,
+            store: late,
+            random: StdRng::seed_from_u64(seed),
+            calls: Vec::new(),
+            outcomes: Arc::default(),
+            oracle: Oracle::default(),
+            panics_left,
+            limits: TENANTS.map(|tenant| (tenant, None)).into(),
+            used: BTreeMap::new(),
+        };
+        for pool in 0..POOLS.len() {
+            driver.put_pool(pool).await;
+        }
+        driver
+    }
+
+    async fn put_pool(&mut self, pool: usize) {
+        let (pool, shards, workers) = POOLS[pool];
+        let ack = if self.store.is_some() { AckLevel::Durable } else { AckLevel::Memory };
+        let exclusive = PoolSpec { shards, ack, ..PoolSpec::default() };
+        let spec = match pool {
+            "s" => PoolSpec { mode: PoolMode::Shared, policy: Some(PlacementPolicy::BestFit), ..exclusive },
+            _ => exclusive,
+        };
+        self.scheduler.put_pool(name(pool), spec).await.unwrap();
+        let worker = |number: usize| {
+            let capacity = WorkerCapacity { cpu_milli: WORKER_CPU_MILLI, ..WorkerCapacity::default() };
+            WorkerSpec { capacity, ..WorkerSpec::with_id(WorkerId::new(&format!("w{number}")).unwrap()) }
+        };
+        let workers = (0..workers).map(|number| worker(number).into()).collect();
+        for registered in self.scheduler.register_batch(&name(pool), workers).await.unwrap() {
+            registered.unwrap();
+        }
+    }
+
+    /// Begins some calls one after another, waits until nothing is under way, and compares.
+    pub async fn round(&mut self) {
+        let calls = self.random.random_range(4..14);
+        let mut deleted = None;
+        for _ in 0..calls {
+            match self.random.random_range(0..100) {
+                0..45 => self.begin_claim(),
+                45..50 => self.begin_batch(),
+                50..68 => self.begin_release(),
+                68..72 => self.begin_confirm(),
+                72..78 => self.begin_resize(),
+                78..88 => self.leave_call(),
+                88..91 => self.set_quota().await,
+                91..94 if deleted.is_none() => deleted = Some(self.begin_deletion()),
+                94..97 => self.panic_shard(),
+                _ => self.delay_store(),
+            }
+            for _ in 0..self.random.random_range(0..4) {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.come_to_rest().await;
+        if let Some(pool) = deleted {
+            self.put_pool(pool).await;
+        }
+    }
+
+    fn random_id(&mut self) -> ClaimId {
+        let tenant = TENANTS[self.random.random_range(0..TENANTS.len())];
+        ClaimId::new("ns", tenant, KEYS[self.random.random_range(0..KEYS.len())]).unwrap()
+    }
+
+    fn random_request(&mut self, wait_ms: u64) -> ClaimRequest {
+        let id = self.random_id();
+        let listed = |pools: &[&str]| PoolChoice::Listed(pools.iter().map(|pool| name(pool)).collect());
+        let (pools, is_shared) = match self.random.random_range(0..6) {
+            0 | 1 => (PoolChoice::One(name("a")), false),
+            2 => (listed(&["b", "a"]), false),
+            3 => (PoolChoice::One(name("b")), false),
+            _ => (PoolChoice::One(name("s")), true),
+        };
+        let constraints = is_shared.then(|| {
+            let resources = cpu(self.random.random_range(1..=8) * 500);
+            Box::new(ClaimConstraints {
+                spec: ClaimSpec { resources, ..ClaimSpec::default() },
+                ..ClaimConstraints::default()
+            })
+        });
+        let reserve_ms = self.random.random_bool(0.7).then_some(0);
+        ClaimRequest { constraints, reserve_ms, wait_ms, ..ClaimRequest::new(id, pools) }
+    }
+
+    fn begin<F: Future<Output = Vec<Outcome>> + Send + 'static>(
+        &mut self,
+        kind: CallKind,
+        call: impl FnOnce(Scheduler) -> F,
+    ) {
+        let outcomes = Arc::clone(&self.outcomes);
+        let call = call(self.scheduler.clone());
+        let task = tokio::spawn(async move {
+            let learned = call.await;
+            outcomes.lock().unwrap().extend(learned);
+        });
+        self.calls.push(Call { task, kind });
+    }
+
+    fn begin_claim(&mut self) {
+        let waits = self.random.random_bool(0.3);
+        let request = self.random_request(if waits { 60_000 } else { 0 });
+        let id = request.id.clone();
+        self.oracle.begin_claim(&id);
+        let kind = if waits { CallKind::WaitingClaim(id.clone()) } else { CallKind::Claims(vec![id.clone()]) };
+        self.begin(kind, |scheduler| async move {
+            let claimed = scheduler.claim(request).await;
+            vec![Outcome::Claimed(id, claimed)]
+        });
+    }
+
+    fn begin_batch(&mut self) {
+        let requests: Vec<ClaimRequest> = (0..self.random.random_range(2..5)).map(|_| self.random_request(0)).collect();
+        let ids: Vec<ClaimId> = requests.iter().map(|request| request.id.clone()).collect();
+        ids.iter().for_each(|id| self.oracle.begin_claim(id));
+        self.begin(CallKind::Claims(ids.clone()), |scheduler| async move {
+            let claimed = scheduler.claim_batch(requests).await.into_iter();
+            ids.into_iter().zip(claimed).map(|(id, claimed)| Outcome::Claimed(id, claimed)).collect()
+        });
+    }
+
+    /// Claim that is held as far as the oracle knows.
+    fn random_holder(&mut self) -> Option<(ClaimId, u64)> {
+        let holders = &self.oracle.holders;
+        let index = self.random.random_range(0..holders.len().max(1));
+        holders.values().nth(index).map(|holder| (holder.id.clone(), holder.fence))
+    }
+
+    fn begin_release(&mut self) {
+        let Some((id, fence)) = self.random_holder() else { return };
+        self.begin(CallKind::Release(id.clone()), |scheduler| async move {
+            let released = scheduler.release(&id, fence).await;
+            vec![Outcome::Released(id, fence, released)]
+        });
+    }
+
+    fn begin_confirm(&mut self) {
+        let Some((id, fence)) = self.random_holder() else { return };
+        self.begin(CallKind::Other, |scheduler| async move {
+            drop(scheduler.confirm(&id, fence).await);
+            Vec::new()
+        });
+    }
+
+    fn begin_resize(&mut self) {
+        let Some((id, fence)) = self.random_holder() else { return };
+        let cpu_milli = self.random.random_range(1..=8) * 500;
+        self.oracle.begin_resize(fence, cpu_milli);
+        self.begin(CallKind::Other, |scheduler| async move {
+            drop(scheduler.resize(&id, fence, cpu(cpu_milli)).await);
+            Vec::new()
+        });
+    }
+
+    /// Lets the caller of a claim or release leave.
+    fn leave_call(&mut self) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let index = self.random.random_range(0..self.calls.len());
+        // The deletion of a pool goes on without its caller, and this test must know when it ends.
+        if !matches!(self.calls[index].kind, CallKind::Other) {
+            let call = self.calls.swap_remove(index);
+            self.abort(&call);
+        }
+    }
+
+    fn abort(&mut self, call: &Call) {
+        if !call.task.is_finished() {
+            call.task.abort();
+            call.claimed().iter().for_each(|id| self.oracle.leave_claim(id));
+            if let CallKind::Release(id) = &call.kind {
+                self.oracle.leave_release(id);
+            }
+        }
+    }
+
+    async fn set_quota(&mut self) {
+        // The catalog waits for the store.
+        self.hurry_store();
+        let tenant = TENANTS[self.random.random_range(0..TENANTS.len())];
+        let claims = self.random.random_bool(0.8).then(|| self.random.random_range(0..4));
+        let cpu_milli = self.random.random_bool(0.3).then(|| self.random.random_range(0..8_000));
+        self.scheduler.put_quota("ns", Some(tenant), Quota { claims, cpu_milli, ..Quota::default() }).await.unwrap();
+        let limit = self.limits.get_mut(tenant).expect("a tenant of the test");
+        *limit = limit.zip(claims).map(|(old, new)| old.max(new));
+    }
+
+    /// Begins to delete a pool with all its claims. Returns the pool, to be created again.
+    fn begin_deletion(&mut self) -> usize {
+        let pool = self.random.random_range(0..POOLS.len());
+        let pool_name = POOLS[pool].0;
+        self.oracle.delete_pool(pool_name);
+        self.begin(CallKind::Other, |scheduler| async move {
+            scheduler.delete_pool(&name(pool_name), DeleteMode::Force).await.unwrap();
+            Vec::new()
+        });
+        pool
+    }
+
+    fn panic_shard(&mut self) {
+        if self.panics_left > 0 {
+            self.panics_left -= 1;
+            let (pool, shards, _) = POOLS[self.random.random_range(0..POOLS.len())];
+            self.scheduler.inject_panic(&name(pool), self.random.random_range(0..shards));
+        }
+    }
+
+    fn delay_store(&mut self) {
+        let Some(store) = &self.store else { return };
+        store.set_late(true);
+        if store.waiting() > 0 {
+            store.answer();
+        }
+    }
+
+    fn hurry_store(&self) {
+        let Some(store) = &self.store else { return };
+        store.set_late(false);
+        while store.waiting() > 0 {
+            store.answer();
+        }
+    }
+
+    /// Waits until nothing is under way but claims that wait, and compares.
+    async fn come_to_rest(&mut self) {
+        let begun = Instant::now();
+        loop {
+            self.hurry_store();
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            let busy = self.calls.iter().any(|call| !call.is_waiting() && !call.task.is_finished());
+            let problem = match busy || !self.scheduler.readiness().ready {
+                true => format!("a call is under way: {:?}", self.scheduler.readiness()),
+                false => match self.compare().await {
+                    Ok(()) => break,
+                    Err(problem) => problem,
+                },
+            };
+            assert!(begun.elapsed() < PATIENCE, "{problem}");
+        }
+        for index in
+            (0..self.calls.len()).rev().filter(|&index| self.calls[index].task.is_finished()).collect::<Vec<_>>()
+        {
+            // A call that panicked has found a fault.
+            self.calls.swap_remove(index).task.await.unwrap();
+        }
+    }
+
+    async fn compare(&mut self) -> Result<(), String> {
+        let views = self.views().await?;
+        // After the list: an answer that is here by now is in it, too.
+        for outcome in std::mem::take(&mut *self.outcomes.lock().unwrap()) {
+            self.oracle.learn(outcome).unwrap();
+        }
+        let keys = self.scheduler.keys();
+        let charged: BTreeMap<String, Usage> =
+            keys.tenants.in_use().into_iter().map(|(tenant, used)| (tenant, (used.claims, used.cpu_milli))).collect();
+        self.oracle.compare(&views, &charged)?;
+        for view in &views {
+            let holder = keys.holder(&view.id).map(|holder| holder.handle.fence);
+            if holder != Some(view.fence) {
+                return Err(format!("K1: {:?} is held with {}, the directory has {holder:?}", view.id, view.fence));
+            }
+        }
+        let waiting = self.calls.iter().filter(|call| call.is_waiting()).count();
+        if keys.pending_len() > waiting || keys.len() - keys.pending_len() != views.len() {
+            return Err(format!("{} keys, {} pending, {waiting} wait", keys.len(), keys.pending_len()));
+        }
+        for (tenant, limit) in &mut self.limits {
+            let owner = format!("ns/{tenant}");
+            let used = charged.get(&owner).map_or(0, |used| used.0);
+            let before = self.used.get(&owner).map_or(0, |used| used.0);
+            if limit.is_some_and(|limit| used > limit.max(before)) {
+                return Err(format!("U1: {tenant} uses {used} of {limit:?} claims, {before} before"));
+            }
+            *limit = self.scheduler.get_quota("ns", Some(tenant)).unwrap().quota.claims;
+        }
+        self.used = charged;
+        self.oracle.adopt(&views);
+        for call in self.calls.iter().filter(|call| call.is_waiting()) {
+            call.claimed().iter().for_each(|id| self.oracle.begin_claim(id));
+        }
+        Ok(())
+    }
+
+    async fn views(&self) -> Result<Vec<ClaimView>, String> {
+        let page = self.scheduler.list_claims(&ClaimFilter::default(), None, 1_000).await;
+        page.map(|page| page.items).map_err(|error| format!("claims cannot be listed: {error:?}"))
+    }
+
+    /// Ends everything and checks that nothing is left.
+    pub async fn end(mut self) {
+        for call in std::mem::take(&mut self.calls) {
+            self.abort(&call);
+        }
+        self.come_to_rest().await;
+        for holder in self.oracle.holders.clone().into_values() {
+            self.scheduler.release(&holder.id, holder.fence).await.unwrap();
+        }
+        self.come_to_rest_empty().await;
+        assert!(self.scheduler.keys().tenants.in_use().is_empty());
+        for (pool, shards, workers) in POOLS {
+            let pool = self.scheduler.inject_pool(&name(pool)).expect("a pool of the test");
+            let idle: u32 = (0..shards).map(|shard| pool.board.idle(shard)).sum();
+            assert_eq!(idle as usize, workers, "{} at the end", pool.name);
+        }
+        assert!(self.scheduler.stop().await, "everything is stored");
+    }
+
+    async fn come_to_rest_empty(&mut self) {
+        let begun = Instant::now();
+        while !self.scheduler.keys().is_empty() {
+            tokio::task::yield_now().await;
+            assert!(begun.elapsed() < PATIENCE, "{} keys are left", self.scheduler.keys().len());
+        }
+    }
+}
