@@ -122,7 +122,7 @@ impl ClaimDispatcher {
     /// Removes a claim from the queue of one pool because somebody else has taken it: nothing follows from that for
     /// claims that request the same. Whoever requeues it enters it here again; who settles it has nothing to do.
     pub(super) fn skip_taken(queue: &WaitQueue, queued: &QueuedClaim) {
-        let removed = queue.remove(queued.arrival);
+        let removed = queue.remove(queued);
         // It may have been requeued before it was removed.
         if let Some(entry) = removed
             && queued.lock().is_some()
@@ -323,7 +323,7 @@ impl ClaimDispatcher {
             }
             let Some(mut item) = queued.take() else {
                 // The taker is about to remove it from this queue too.
-                drop(queue.remove(queued.arrival));
+                drop(queue.remove(&queued));
                 continue;
             };
             if item.reply.is_abandoned() {

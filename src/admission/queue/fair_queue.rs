@@ -95,10 +95,10 @@ impl<T> FairQueue<T> {
         self.entries.is_empty()
     }
 
-    /// Whether the queue has an entry with this arrival number.
+    /// Entry with this arrival number, whether it may fit or not.
     #[must_use]
-    pub fn contains(&self, arrival: ArrivalNumber) -> bool {
-        self.entries.contains_key(&arrival)
+    pub fn get(&self, arrival: ArrivalNumber) -> Option<&QueueEntry<T>> {
+        self.entries.get(&arrival)
     }
 
     /// Number of entries of a tenant.

@@ -128,7 +128,7 @@ impl QueuedClaim {
 
     /// Removes the claim from all its queues.
     fn remove_from_queues(&self) {
-        self.queues().for_each(|queue| drop(queue.remove(self.arrival)));
+        self.queues().for_each(|queue| drop(queue.remove(self)));
     }
 }
 
@@ -245,10 +245,15 @@ impl WaitQueue {
     }
 
     /// Adds an entry to the queue, unless it is in it. Returns whether it was added.
+    ///
+    /// A claim that is queued anew keeps its arrival number: an entry that it left behind is replaced.
     fn insert_if_absent(&self, entry: QueueEntry<Arc<QueuedClaim>>) -> bool {
         let mut state = self.lock();
-        if state.queue.contains(entry.arrival) {
-            return false;
+        if let Some(existing) = state.queue.get(entry.arrival).map(|existing| Arc::clone(&existing.item)) {
+            if Arc::ptr_eq(&existing, &entry.item) || existing.lock().is_some() {
+                return false;
+            }
+            drop(self.remove_locked(&mut state, entry.arrival));
         }
         self.published.add_waiting();
         let tenant = &entry.item.tenant;
@@ -260,8 +265,21 @@ impl WaitQueue {
         true
     }
 
-    fn remove(&self, arrival: ArrivalNumber) -> Option<QueueEntry<Arc<QueuedClaim>>> {
+    /// Removes the entry of this claim, and no later one of a claim that was queued anew.
+    fn remove(&self, queued: &QueuedClaim) -> Option<QueueEntry<Arc<QueuedClaim>>> {
         let mut state = self.lock();
+        let existing = state.queue.get(queued.arrival)?;
+        if !std::ptr::eq(&*existing.item, queued) {
+            return None;
+        }
+        self.remove_locked(&mut state, queued.arrival)
+    }
+
+    fn remove_locked(
+        &self,
+        state: &mut WaitQueueState,
+        arrival: ArrivalNumber,
+    ) -> Option<QueueEntry<Arc<QueuedClaim>>> {
         let removed = state.queue.remove(arrival)?;
         state.starved.take_if(|starved| *starved == arrival);
         if state.reserved_for.take_if(|reserved_for| *reserved_for == arrival).is_some() {
