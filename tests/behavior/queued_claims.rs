@@ -394,7 +394,7 @@ async fn q02_claims_that_wait_for_two_pools_leave_both_queues() {
 async fn c02_claims_that_wait_for_a_worker_leave_the_rest_of_the_pool_to_others() {
     let world = World::on_memory().await;
     world.pool("p", spec(1, AckLevel::Memory), &[]).await;
-    for n in 0..100 {
+    for n in 0..200 {
         world.s.register(&name("p"), worker(&format!("w{n}"))).await.unwrap();
     }
     let client = |client: usize| {
@@ -410,14 +410,16 @@ async fn c02_claims_that_wait_for_a_worker_leave_the_rest_of_the_pool_to_others(
             } else {
                 ClaimRequest { reserve_ms: Some(0), ..request("p", &key) }
             };
-            for _ in 0..200 {
+            for _ in 0..300 {
                 let held = s.claim(claim.clone()).await.unwrap();
-                tokio::task::yield_now().await;
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
                 s.release(&id(&key), held.claim.fence).await.unwrap();
             }
         })
     };
-    for joined in (0..32).map(client).collect::<Vec<_>>() {
+    for joined in (0..120).map(client).collect::<Vec<_>>() {
         joined.await.unwrap();
     }
     assert_eq!(world.waiters("p").await, 0);
