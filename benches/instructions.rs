@@ -48,7 +48,7 @@ fn release(engine: Engine) -> Engine {
     hot_paths::release(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(2_490))]
+#[library_benchmark(config = at_most(2_395))]
 #[bench::of_1024_workers(hot_paths::shares())]
 fn pick(mut shares: Shares) -> Shares {
     black_box(hot_paths::pick(black_box(&mut shares)));
@@ -62,19 +62,19 @@ fn parse(input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-#[library_benchmark(config = at_most(726_452))]
+#[library_benchmark(config = at_most(668_950))]
 #[bench::run_of_64(facade::pairs())]
 fn awaited_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::awaited_pair(black_box(pairs))
 }
 
-#[library_benchmark(config = at_most(500_424))]
+#[library_benchmark(config = at_most(578_840))]
 #[bench::of_64(facade::batches())]
 fn batch_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::batch_pair(black_box(pairs))
 }
 
-#[library_benchmark(config = at_most(1_637_451))]
+#[library_benchmark(config = at_most(1_341_340))]
 #[bench::run_of_64(facade::handovers())]
 fn release_one_waiting(handovers: WorkerHandovers) -> WorkerHandovers {
     facade::release_one_waiting(black_box(handovers))
@@ -86,13 +86,13 @@ fn match_classes(unplaceable: UnplaceableClaims) -> UnplaceableClaims {
     facade::match_classes(black_box(unplaceable))
 }
 
-#[library_benchmark(config = at_most(572_087))]
+#[library_benchmark(config = at_most(603_148))]
 #[bench::pipelines_of_16(resp::claiming())]
 fn resp_claim(connection: PipelinedConnection) -> PipelinedConnection {
     resp::claim(black_box(connection))
 }
 
-#[library_benchmark(config = at_most(379_170))]
+#[library_benchmark(config = at_most(420_650))]
 #[bench::pipelines_of_16(resp::releasing())]
 fn resp_release(connection: PipelinedConnection) -> PipelinedConnection {
     resp::release(black_box(connection))
