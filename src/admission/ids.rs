@@ -1,7 +1,7 @@
 //! Numbers that admission draws: tickets, arrivals, tie-breaks.
 //!
-//! One [`Ids`] belongs to one scheduler, and what it gives depends on its seed and on the calls alone. So a test that
-//! repeats the calls on one thread gets the same numbers, and another seed gives other tie-breaks.
+//! Each scheduler has an [`Ids`] of its own. The numbers depend on its seed and on the calls alone: a test that repeats
+//! the calls on one thread gets the same numbers, and another seed gives other tie-breaks.
 //!
 //! Threads take ranges of numbers and draw from their own, so no claim waits for a counter that other threads change.
 //! A thread keeps the range of the instance that it used last: one that alternates between two of them takes a range

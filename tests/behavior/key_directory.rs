@@ -87,3 +87,25 @@ async fn c09_a_reservation_in_another_pool_is_rolled_back_and_claimed_again() {
     let again = world.restarted().await;
     assert_eq!(again.held().await, [("k".into(), "wb".into(), new.claim.fence)]);
 }
+
+/// An answer with a ticket of an earlier attempt, and the end of a claim that does not hold the key, change nothing.
+#[tokio::test]
+async fn k1_stale_tickets_and_fences_change_nothing() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w"]).await;
+    let keys = world.s.keys();
+    let busy = world.busy("p").await;
+    let waiting = world.begin_request_alone(request("p", "k"));
+    until("the shard is asked", async || keys.pending_len() == 1).await;
+    const STALE: u64 = u64::MAX;
+    assert!(keys.withdraw(&id("k"), STALE).is_none());
+    assert!(keys.release_ticket(&id("k"), STALE).is_none());
+    assert_eq!(keys.pending_len(), 1);
+    drop(busy);
+    let fence = done(waiting).await.unwrap().claim.fence;
+    assert!(keys.end_claim(&id("k"), fence - 1, None, None, 0).is_none());
+    assert!(keys.end_claim(&id("k"), fence + 1, None, None, 0).is_none());
+    assert_eq!(keys.holder(&id("k")).map(|holder| holder.handle.fence), Some(fence));
+    world.s.release(&id("k"), fence).await.unwrap();
+    world.is_clean().await;
+}

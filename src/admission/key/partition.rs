@@ -5,8 +5,8 @@
 //! ours. A key of the tenant `default` is hashed as it is, one of another tenant as `tenant/key`, and the account of a
 //! tenant as `namespace/tenant`. Namespaces do not count: keys that are equal but for their namespace share a partition.
 //!
-//! One process owns all partitions, so only tests ask for them: this is the seam at which several nodes divide the
-//! directory. The mapping is part of the protocol between them and with their clients, and must not change.
+//! Partitions divide the directory among several nodes. A single process owns all of them, so only tests ask for them.
+//! The mapping is part of the protocol between nodes and with their clients, and must not change.
 
 use crate::model::hash_slot::{SLOTS, slot_of};
 use crate::model::{ClaimId, DEFAULT_TENANT};
