@@ -7,6 +7,8 @@
 //! caller is the actor's: progress of the store, deadlines, and whatever a run left over. So are requests while many
 //! replies wait for the store: their replies would wait too, so they are batched into one run.
 
+mod rejection;
+
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -19,25 +21,23 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use super::actor::ActorMessage;
-use super::address::{KeyTicket, ShardRef};
-use super::command::{Command, GangRequest, HeldOperation};
-use super::counters::RunnerCounters;
-use super::environment::ShardEnvironment;
-use super::event::{RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
-use super::mailbox::ShardMailbox;
-use super::notice::ShardNotice;
-use super::paused_shard::{PausableShard, PausedShard};
-use super::reason_cells::ReasonCells;
-use super::reply::CommandReply;
-use super::runner::{DueDeadlines, ShardRunner};
-use super::schedule::RunSchedule;
 use crate::engine::{ClaimHandle, ReservationId, Shard, ShardConfig, UnschedulableSummary};
-use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState};
-use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
+use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
 use crate::persist::journal::{Outbox, RowSource};
+use crate::shard::actor::ActorMessage;
+use crate::shard::address::{KeyTicket, ShardRef};
+use crate::shard::command::Command;
+use crate::shard::counters::RunnerCounters;
+use crate::shard::environment::ShardEnvironment;
+use crate::shard::event::{ShardLife, ShardSink, UndecidedClaim};
+use crate::shard::mailbox::ShardMailbox;
+use crate::shard::notice::ShardNotice;
+use crate::shard::paused_shard::{PausableShard, PausedShard};
+use crate::shard::reason_cells::ReasonCells;
+use crate::shard::runner::{DueDeadlines, ShardRunner};
+use crate::shard::schedule::RunSchedule;
 
 /// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;
@@ -435,102 +435,6 @@ impl<S: ShardSink> ShardHandle<S> {
         self.reject_all();
     }
 
-    /// Rejects all requests in the mailbox, because nobody else will reply to them.
-    pub(crate) fn reject_all(&self) {
-        let mut work = S::Work::default();
-        self.reject_mailbox(&mut work);
-        self.carry_out(&mut work);
-    }
-
-    fn reject_mailbox(&self, work: &mut S::Work) {
-        let rejection = RequestError::Unavailable(self.unavailable_reason());
-        let mut waiting = Vec::new();
-        while self.mailbox.drain(limits::DRAIN_MAX, &mut waiting) > 0 {
-            waiting.drain(..).for_each(|command| self.reject(command, &rejection, work));
-        }
-    }
-
-    /// Rejects a command that no shard will decide: its caller is answered, and the layer above learns of the claims
-    /// in it.
-    pub fn reject(&self, command: Command, rejection: &RequestError, work: &mut S::Work) {
-        let mut undecided = Vec::new();
-        command.add_undecided(&mut undecided);
-        self.hand_back(undecided, rejection, work);
-        // A shard stops with the service, or because its pool is deleted. In the latter case its claims are gone too.
-        let stopped = *rejection == RequestError::Unavailable(UnavailableReason::Stopping);
-        let deleted = stopped && !self.environment.is_draining();
-        let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
-        let pool_rejection = || rejection_for(ObjectKind::Pool);
-        let reject_operation = |operation: HeldOperation| {
-            operation.reply.reject(rejection_for(ObjectKind::Claim));
-        };
-        match command {
-            Command::Operation(operation) => reject_operation(operation),
-            Command::Operations(operations) => operations.into_iter().for_each(reject_operation),
-            Command::ReplyWhenStored(unstored) => unstored.reply.reject(rejection_for(ObjectKind::Claim)),
-            Command::CommandWorker(_, _, reply) | Command::GetWorker(_, reply) => send_error(reply, pool_rejection()),
-            Command::ClearWorkers(reply) => send_error(reply, pool_rejection()),
-            Command::Seal(reply) => send_error(reply, pool_rejection()),
-            Command::DeleteWorker(_, reply) => send_error(reply, pool_rejection()),
-            Command::ListWorkers(_, _, reply) => send_error(reply, pool_rejection()),
-            Command::ListClaims(_, _, _, reply) => send_error(reply, pool_rejection()),
-            Command::Report(reply) => send_error(reply, pool_rejection()),
-            Command::IdleLongest(_, reply) => send_error(reply, pool_rejection()),
-            Command::Preview(_, reply) => send_error(reply, pool_rejection()),
-            Command::Survey(_, reply) => send_error(reply, pool_rejection()),
-            Command::EndWorkers(_, reply) => send_error(reply, pool_rejection()),
-            Command::Register(workers) => {
-                workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
-            }
-            Command::Heartbeat(workers) => {
-                workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
-            }
-            // The driver of the gang finds out the outcome by itself.
-            Command::Gang(item) => reject_gang_request(item.request, rejection.clone()),
-            // What they name was handed back.
-            Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
-            Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
-        }
-    }
-
-    /// Tells the layer above that these requests will not be decided here.
-    fn hand_back(&self, undecided: Vec<UndecidedClaim>, rejection: &RequestError, work: &mut S::Work) {
-        if undecided.is_empty() {
-            return;
-        }
-        let Some(sink) = self.sink.upgrade() else { return };
-        let mut events = undecided.into_iter().map(|claim| claim.reject(rejection.clone())).collect();
-        sink.deliver(self.origin(), &mut events, &mut RunReplies::new(&mut []), work);
-    }
-
-    fn origin(&self) -> RunOrigin {
-        RunOrigin { shard: self.shard, life: self.life(), now_ms: self.environment.clock.engine_ms() }
-    }
-
-    /// Hands back the requests whose decision ended in a panic.
-    pub(super) fn hand_back_undecided(&self) {
-        let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
-        let mut work = S::Work::default();
-        self.hand_back(undecided, &RequestError::DeadlineExceeded, &mut work);
-        if let Some(sink) = self.sink.upgrade().filter(|_| !tickets.is_empty()) {
-            sink.deliver(
-                self.origin(),
-                &mut vec![ShardEvent::Panicked { tickets }],
-                &mut RunReplies::new(&mut []),
-                &mut work,
-            );
-        }
-        self.carry_out(&mut work);
-    }
-
-    /// Reason that a shard that does not serve gives.
-    fn unavailable_reason(&self) -> PushRejection {
-        match self.state() {
-            ShardState::Stopped => UnavailableReason::Stopping,
-            _ => UnavailableReason::Loading,
-        }
-    }
-
     /// Makes a new actor serve. It must check the mailbox once, whatever the last one left.
     pub(super) fn serve(&self, actor: ActorRef<ActorMessage>) {
         self.set_state(ShardState::Serving, None);
@@ -680,21 +584,5 @@ impl<S: ShardSink> RowSource for ShardHandle<S> {
         let (to, snapshot) = oneshot::channel();
         let pushed = self.post(Command::SnapshotRows(from, bytes, to)).is_ok();
         async move { if pushed { snapshot.await.ok() } else { None } }.boxed()
-    }
-}
-
-/// Sends an error, unless the caller has left.
-fn send_error<T>(reply: CommandReply<T>, error: RequestError) {
-    let _ = reply.send(Err(error));
-}
-
-fn reject_gang_request(request: GangRequest, error: RequestError) {
-    match request {
-        GangRequest::Commit(_, reply) => send_error(reply, error),
-        GangRequest::Count(reply) => send_error(reply, error),
-        GangRequest::Abort(reply)
-        | GangRequest::Record(reply)
-        | GangRequest::Forget(reply)
-        | GangRequest::Retract(reply) => send_error(reply, error),
     }
 }

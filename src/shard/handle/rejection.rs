@@ -1,0 +1,124 @@
+//! Rejection of requests that a shard will not decide: their callers are answered, and the layer above learns of the claims
+//! in them.
+
+use super::{PushRejection, ShardHandle};
+use crate::limits;
+use crate::metrics::ShardState;
+use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
+use crate::shard::command::{Command, GangRequest, HeldOperation};
+use crate::shard::event::{RunOrigin, RunReplies, ShardEvent, ShardSink, UndecidedClaim};
+use crate::shard::reply::CommandReply;
+
+impl<S: ShardSink> ShardHandle<S> {
+    /// Rejects all requests in the mailbox, because nobody else will reply to them.
+    pub(crate) fn reject_all(&self) {
+        let mut work = S::Work::default();
+        self.reject_mailbox(&mut work);
+        self.carry_out(&mut work);
+    }
+
+    pub(super) fn reject_mailbox(&self, work: &mut S::Work) {
+        let rejection = RequestError::Unavailable(self.unavailable_reason());
+        let mut waiting = Vec::new();
+        while self.mailbox.drain(limits::DRAIN_MAX, &mut waiting) > 0 {
+            waiting.drain(..).for_each(|command| self.reject(command, &rejection, work));
+        }
+    }
+
+    /// Rejects a command that no shard will decide: its caller is answered, and the layer above learns of the claims
+    /// in it.
+    pub fn reject(&self, command: Command, rejection: &RequestError, work: &mut S::Work) {
+        let mut undecided = Vec::new();
+        command.add_undecided(&mut undecided);
+        self.hand_back(undecided, rejection, work);
+        // A shard stops with the service, or because its pool is deleted. In the latter case its claims are gone too.
+        let stopped = *rejection == RequestError::Unavailable(UnavailableReason::Stopping);
+        let deleted = stopped && !self.environment.is_draining();
+        let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
+        let pool_rejection = || rejection_for(ObjectKind::Pool);
+        let reject_operation = |operation: HeldOperation| {
+            operation.reply.reject(rejection_for(ObjectKind::Claim));
+        };
+        match command {
+            Command::Operation(operation) => reject_operation(operation),
+            Command::Operations(operations) => operations.into_iter().for_each(reject_operation),
+            Command::ReplyWhenStored(unstored) => unstored.reply.reject(rejection_for(ObjectKind::Claim)),
+            Command::CommandWorker(_, _, reply) | Command::GetWorker(_, reply) => send_error(reply, pool_rejection()),
+            Command::ClearWorkers(reply) => send_error(reply, pool_rejection()),
+            Command::Seal(reply) => send_error(reply, pool_rejection()),
+            Command::DeleteWorker(_, reply) => send_error(reply, pool_rejection()),
+            Command::ListWorkers(_, _, reply) => send_error(reply, pool_rejection()),
+            Command::ListClaims(_, _, _, reply) => send_error(reply, pool_rejection()),
+            Command::Report(reply) => send_error(reply, pool_rejection()),
+            Command::IdleLongest(_, reply) => send_error(reply, pool_rejection()),
+            Command::Preview(_, reply) => send_error(reply, pool_rejection()),
+            Command::Survey(_, reply) => send_error(reply, pool_rejection()),
+            Command::EndWorkers(_, reply) => send_error(reply, pool_rejection()),
+            Command::Register(workers) => {
+                workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
+            }
+            Command::Heartbeat(workers) => {
+                workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
+            }
+            // The driver of the gang finds out the outcome by itself.
+            Command::Gang(item) => reject_gang_request(item.request, rejection.clone()),
+            // What they name was handed back.
+            Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
+            Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
+        }
+    }
+
+    /// Tells the layer above that these requests will not be decided here.
+    fn hand_back(&self, undecided: Vec<UndecidedClaim>, rejection: &RequestError, work: &mut S::Work) {
+        if undecided.is_empty() {
+            return;
+        }
+        let Some(sink) = self.sink.upgrade() else { return };
+        let mut events = undecided.into_iter().map(|claim| claim.reject(rejection.clone())).collect();
+        sink.deliver(self.origin(), &mut events, &mut RunReplies::new(&mut []), work);
+    }
+
+    fn origin(&self) -> RunOrigin {
+        RunOrigin { shard: self.shard, life: self.life(), now_ms: self.environment.clock.engine_ms() }
+    }
+
+    /// Hands back the requests whose decision ended in a panic.
+    pub(in crate::shard) fn hand_back_undecided(&self) {
+        let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
+        let mut work = S::Work::default();
+        self.hand_back(undecided, &RequestError::DeadlineExceeded, &mut work);
+        if let Some(sink) = self.sink.upgrade().filter(|_| !tickets.is_empty()) {
+            sink.deliver(
+                self.origin(),
+                &mut vec![ShardEvent::Panicked { tickets }],
+                &mut RunReplies::new(&mut []),
+                &mut work,
+            );
+        }
+        self.carry_out(&mut work);
+    }
+
+    /// Reason that a shard that does not serve gives.
+    pub(super) fn unavailable_reason(&self) -> PushRejection {
+        match self.state() {
+            ShardState::Stopped => UnavailableReason::Stopping,
+            _ => UnavailableReason::Loading,
+        }
+    }
+}
+
+/// Sends an error, unless the caller has left.
+fn send_error<T>(reply: CommandReply<T>, error: RequestError) {
+    let _ = reply.send(Err(error));
+}
+
+fn reject_gang_request(request: GangRequest, error: RequestError) {
+    match request {
+        GangRequest::Commit(_, reply) => send_error(reply, error),
+        GangRequest::Count(reply) => send_error(reply, error),
+        GangRequest::Abort(reply)
+        | GangRequest::Record(reply)
+        | GangRequest::Forget(reply)
+        | GangRequest::Retract(reply) => send_error(reply, error),
+    }
+}
