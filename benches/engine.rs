@@ -53,7 +53,7 @@ enum PrefetchMode {
 
 struct Bench {
     shard: Shard,
-    effects: Vec<Effect<()>>,
+    effects: Vec<Effect>,
     held: Vec<ClaimHandle>,
     fence: u64,
 }
@@ -61,21 +61,16 @@ struct Bench {
 impl Bench {
     fn new(workers: usize, held: usize) -> Self {
         let mut shard = Shard::new(PlacementPolicy::Lifo, 1);
-        let mut effects: Vec<Effect<()>> = Vec::new();
+        let mut effects: Vec<Effect> = Vec::new();
         for n in 0..workers {
             let spec = WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:07}")).expect("a name"));
-            shard.handle_event(
-                Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () },
-                1,
-                &mut effects,
-            );
+            shard.handle_event(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0 }, 1, &mut effects);
             effects.clear();
         }
         shard.discard_changes();
         let mut bench = Self { shard, effects, held: Vec::new(), fence: 0 };
         for _ in 0..held {
             bench.claim(fresh_id(bench.fence));
-            bench.collect();
         }
         bench.shard.discard_changes();
         bench
@@ -92,19 +87,10 @@ impl Bench {
             ttl_ms: 0,
             constraints: None,
             reservation_id: None,
-            to: (),
         };
-        self.shard.handle_event(event, 1, &mut self.effects);
-    }
-
-    /// Collects the handles of granted claims.
-    fn collect(&mut self) {
-        for effect in self.effects.drain(..) {
-            match effect {
-                Effect::Reply { answer: EngineReply::Granted(grant), .. } => self.held.push(grant.handle),
-                Effect::Reply { answer: EngineReply::Released, .. } | Effect::ClaimEnded { .. } => {}
-                other => panic!("{other:?}"),
-            }
+        match self.shard.handle_event(event, 1, &mut self.effects) {
+            Some(EngineReply::Granted(grant)) => self.held.push(grant.handle),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -128,13 +114,13 @@ impl Bench {
                 self.shard.prefetch(victims.iter().copied(), ids.iter().map(ClaimId::hash64));
             }
             for (handle, id) in victims.drain(..).zip(ids.drain(..)) {
-                self.shard.handle_event(Event::Release { handle, to: () }, 1, &mut self.effects);
+                self.shard.handle_event(Event::Release { handle }, 1, &mut self.effects);
                 self.claim(id);
             }
             self.shard.discard_changes();
             ns += start.elapsed().as_nanos();
             allocations += ALLOCATIONS.load(Ordering::Relaxed) - before;
-            self.collect();
+            self.effects.clear();
         }
         (ns as f64 / pairs as f64, allocations as f64 / pairs as f64)
     }

@@ -120,19 +120,15 @@ const LONG_MS: u64 = 100_000;
 const SHORT_MS: u64 = 1_000;
 
 impl Harness {
-    fn apply(&mut self, event: Event<()>) -> EngineReply {
+    fn apply(&mut self, event: Event) -> EngineReply {
         let mut effects = Vec::new();
-        self.shard.handle_event(event, self.now_ms, &mut effects);
-        let ended = |effect: &Effect<()>| match effect {
+        let answer = self.shard.handle_event(event, self.now_ms, &mut effects);
+        let ended = |effect: &Effect| match effect {
             Effect::ClaimEnded { fence, .. } => Some(*fence),
             _ => None,
         };
         let ended_fences: Vec<u64> = effects.iter().filter_map(ended).collect();
         self.handles.retain(|handle| !ended_fences.contains(&handle.fence));
-        let answer = effects.into_iter().find_map(|effect| match effect {
-            Effect::Reply { answer, .. } => Some(answer),
-            _ => None,
-        });
         answer.unwrap_or(EngineReply::StaleHandle)
     }
 
@@ -148,7 +144,7 @@ impl Harness {
             incarnation: registered.map_or(self.fence, |snapshot| snapshot.registration.spec.incarnation),
             ..WorkerSpec::with_id(id.clone())
         };
-        self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+        self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0 });
     }
 
     fn step(&mut self, step: Step) {
@@ -158,21 +154,21 @@ impl Harness {
                 let ends_ms = ends.then(|| self.now_ms + LONG_MS / 2);
                 self.register(&id(worker), capacity(size), ends_ms);
             }
-            Step::Delete { worker } => drop(self.apply(Event::Delete { id: id(worker), to: () })),
+            Step::Delete { worker } => drop(self.apply(Event::Delete { id: id(worker) })),
             Step::Command { worker, command } => {
                 let command =
                     [WorkerCommand::Cordon, WorkerCommand::Uncordon, WorkerCommand::Drain, WorkerCommand::Clear]
                         [usize::from(command)];
-                self.apply(Event::WorkerCommand { id: id(worker), command, to: () });
+                self.apply(Event::WorkerCommand { id: id(worker), command });
             }
             Step::Claim(request) => self.claim(&request),
             Step::Release { nth } if !self.handles.is_empty() => {
                 let handle = self.handles[usize::from(nth) % self.handles.len()];
-                self.apply(Event::Release { handle, to: () });
+                self.apply(Event::Release { handle });
             }
             Step::Abandon { nth } if !self.handles.is_empty() => {
                 let handle = self.handles[usize::from(nth) % self.handles.len()];
-                self.apply(Event::BeginRelease { handle, releasing_ms: 1, to: () });
+                self.apply(Event::BeginRelease { handle, releasing_ms: 1 });
                 self.now_ms += 2;
                 self.apply(Event::Tick);
             }
@@ -236,7 +232,6 @@ impl Harness {
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
             reservation_id: None,
-            to: (),
         };
         match self.apply(event) {
             EngineReply::Granted(ClaimGrant { handle, worker, .. }) => {
@@ -247,7 +242,7 @@ impl Harness {
                 assert!(survey.fits > 0, "{id} is not counted: {survey:?}");
                 self.handles.push(handle);
                 // It was among those that fit: without its claim it is counted.
-                self.apply(Event::Release { handle, to: () });
+                self.apply(Event::Release { handle });
                 let only = PlacementConstraints { worker: Some(id.clone()), ..constraints };
                 assert_eq!(self.survey(&only, needs_ms, 4_096).fits, 1);
                 self.claim_again(&only, affinity, needs_ms);
@@ -283,16 +278,8 @@ impl Harness {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
         let constraints = Some(Arc::new(constraints.clone()));
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity,
-            reserve_ms: 0,
-            ttl_ms: needs_ms,
-            constraints,
-            reservation_id: None,
-            to: (),
-        };
+        let event =
+            Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, constraints, reservation_id: None };
         let EngineReply::Granted(grant) = self.apply(event) else { panic!("the survey said that it fits") };
         self.handles.push(grant.handle);
     }
@@ -324,7 +311,7 @@ impl Harness {
         let only = PlacementConstraints { worker: Some(id.clone()), ..constraints.clone() };
         let mut again = |spec| {
             let ends_ms = None;
-            self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+            self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0 });
             self.survey(&only, needs_ms, 4_096).fits
         };
         assert_eq!(again(spec), 1, "{id} {before:?} is short of {shortfall:?}");
@@ -409,8 +396,8 @@ fn p02_each_filter_is_named() {
         explained(&harness, &constraints(requested(1, 0, 0, gpu("A10", 3)))),
         (0, vec![("gpu_model", 4), ("gpu", 2)])
     );
-    harness.apply(Event::WorkerCommand { id: id(0), command: WorkerCommand::Cordon, to: () });
-    harness.apply(Event::WorkerCommand { id: id(1), command: WorkerCommand::Drain, to: () });
+    harness.apply(Event::WorkerCommand { id: id(0), command: WorkerCommand::Cordon });
+    harness.apply(Event::WorkerCommand { id: id(1), command: WorkerCommand::Drain });
     let zone = PlacementConstraints {
         selector: Some(Arc::new(LabelSelector::parse("zone=a").unwrap())),
         ..constraints(requested(1, 0, 0, None))
@@ -427,8 +414,8 @@ fn p02_each_filter_is_named() {
         6
     );
     // Half a GPU is free on the only worker that comes near.
-    harness.apply(Event::Delete { id: id(3), to: () });
-    harness.apply(Event::Delete { id: id(5), to: () });
+    harness.apply(Event::Delete { id: id(3) });
+    harness.apply(Event::Delete { id: id(5) });
     let share = |milli| requested(0, 0, 0, Some(GpuRequest { models: Vec::new(), count: 1, milli }));
     harness.claim_again(&constraints(share(500)), 0, SHORT_MS);
     harness.claim_again(&constraints(share(800)), 0, SHORT_MS);

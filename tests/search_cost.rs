@@ -32,14 +32,10 @@ impl Fleet {
         Self { shard: Shard::new(policy, 1), fence: 0 }
     }
 
-    fn on(&mut self, event: Event<()>) -> Option<EngineReply> {
-        let mut effects = Vec::new();
-        self.shard.handle_event(event, 1, &mut effects);
+    fn on(&mut self, event: Event) -> Option<EngineReply> {
+        let answer = self.shard.handle_event(event, 1, &mut Vec::new());
         self.shard.discard_changes();
-        effects.into_iter().find_map(|effect| match effect {
-            Effect::Reply { answer, .. } => Some(answer),
-            _ => None,
-        })
+        answer
     }
 
     fn register(&mut self, number: u32, ends_ms: Option<u64>) {
@@ -51,11 +47,11 @@ impl Fleet {
             expires_at_ms: ends_ms,
             ..WorkerSpec::with_id(WorkerId::new(&format!("w{number}")).unwrap())
         };
-        self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+        self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0 });
     }
 
     fn command(&mut self, number: u32, command: WorkerCommand) {
-        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command, to: () });
+        self.on(Event::WorkerCommand { id: WorkerId::new(&format!("w{number}")).unwrap(), command });
     }
 
     /// Handle that the claim was granted, and the steps that it took.
@@ -64,16 +60,8 @@ impl Fleet {
         let (fence, before) = (self.fence, self.shard.search_steps());
         let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
         let constraints = constraints.map(Arc::new);
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity: fence,
-            reserve_ms: 0,
-            ttl_ms,
-            constraints,
-            reservation_id: None,
-            to: (),
-        };
+        let event =
+            Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, constraints, reservation_id: None };
         let handle = match self.on(event) {
             Some(EngineReply::Granted(grant)) => Some(grant.handle),
             Some(EngineReply::NoCapacity | EngineReply::NotPlaced(_)) => None,
@@ -114,7 +102,7 @@ fn c11_a_claim_skips_workers_that_end_too_soon() {
                 if !shared {
                     continue;
                 }
-                fleet.on(Event::Release { handle, to: () });
+                fleet.on(Event::Release { handle });
             }
             for number in (0..workers).filter(|&number| outlives(number)) {
                 fleet.command(number, WorkerCommand::Cordon);
@@ -142,7 +130,7 @@ fn c11_distinct_vectors_that_end_too_soon_are_skipped_together() {
                 let ends_ms = Some(NEAR_MS + u64::from(number % 5_000));
                 let id = WorkerId::new(&format!("w{number}")).unwrap();
                 let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::with_id(id) };
-                fleet.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+                fleet.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 0 });
             }
             let (handle, steps) = fleet.claim(Some(constraints(None)), NEEDS_MS);
             assert!(
@@ -182,7 +170,7 @@ fn w08_a_filtered_list_of_claims_is_taken_in_slices() {
     let handles: Vec<ClaimHandle> = (0..CLAIMS).map(|_| fleet.claim(None, 0).0.unwrap()).collect();
     // Holes, so that a slice is one of ordinals and not of claims.
     for handle in handles.iter().filter(|handle| handle.fence % 7 == 0) {
-        fleet.on(Event::Release { handle: *handle, to: () });
+        fleet.on(Event::Release { handle: *handle });
     }
     let fence = |id: &ClaimId| id.key()[1..].parse::<u64>().unwrap();
     type FenceFilter = fn(u64) -> bool;
@@ -227,7 +215,7 @@ fn w08_a_list_of_workers_is_taken_in_slices() {
         fleet.claim(Some(constraints(None)), 0);
     }
     for number in 500..4_500 {
-        fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap(), to: () });
+        fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap() });
     }
     let (mut listed, mut from) = (Vec::new(), Some(0));
     while let Some(at) = from {
@@ -257,7 +245,7 @@ fn c10_deadlines_that_pass_together_are_handled_in_slices() {
     let mut ended = Vec::new();
     for run in 1..=4 {
         assert!(fleet.shard.next_tick_ms().is_some_and(|at| at <= 200), "the next run is due");
-        let mut effects: Vec<Effect<()>> = Vec::new();
+        let mut effects: Vec<Effect> = Vec::new();
         fleet.shard.handle_event(Event::Tick, 200, &mut effects);
         fleet.shard.discard_changes();
         assert!(effects.len() <= limits::EXPIRIES_PER_RUN_MAX, "{} ends in one run", effects.len());
@@ -281,7 +269,7 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     for number in 0..WORKERS {
         fleet.register(number, None);
         let heartbeat = HeartbeatReport { incarnation: 0, seq: Some(1), claims: None, ttl_ms: 100 };
-        fleet.on(Event::Heartbeat { id: WorkerId::new(&format!("w{number}")).unwrap(), heartbeat, to: () });
+        fleet.on(Event::Heartbeat { id: WorkerId::new(&format!("w{number}")).unwrap(), heartbeat });
     }
     let claims = WORKERS as usize * EACH;
     for _ in 0..claims {
@@ -289,7 +277,7 @@ fn c10_workers_that_fall_silent_together_are_lost_in_slices() {
     }
     let (mut ended, mut runs) = (0, 0);
     while fleet.shard.next_tick_ms().is_some_and(|at| at <= 200) {
-        let mut effects: Vec<Effect<()>> = Vec::new();
+        let mut effects: Vec<Effect> = Vec::new();
         fleet.shard.handle_event(Event::Tick, 200, &mut effects);
         fleet.shard.discard_changes();
         // The last worker of a run ends all its claims.
@@ -308,7 +296,7 @@ fn n1_a_survey_examines_no_more_than_its_slice() {
     let mut fleet = Fleet::new(PlacementPolicy::Lifo);
     (0..WORKERS).for_each(|number| fleet.register(number, None));
     for number in 1..WORKERS - 1 {
-        fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap(), to: () });
+        fleet.on(Event::Delete { id: WorkerId::new(&format!("w{number}")).unwrap() });
     }
     let (mut workers, mut slices, mut from) = (0, 0, Some(0));
     while let Some(at) = from {

@@ -39,14 +39,14 @@ proptest! {
         }
         let handles: Vec<ClaimHandle> = harness.claims.values().map(|claim| claim.handle).collect();
         for handle in handles {
-            harness.on(Event::Release { handle, to: () });
+            harness.on(Event::Release { handle });
         }
         prop_assert_eq!(harness.shard.held(), 0);
         harness.restart();
         // Uncordoned, every worker has its whole capacity free.
         for id in harness.workers.keys().cloned().collect::<Vec<_>>() {
             let id = WorkerId::new(&id).unwrap();
-            harness.on(Event::WorkerCommand { id, command: WorkerCommand::Uncordon, to: () });
+            harness.on(Event::WorkerCommand { id, command: WorkerCommand::Uncordon });
         }
         let sums = harness.shard.free_summary().unwrap().map(|(sum, _)| (sum.amounts.cpu_milli, sum.amounts.memory_bytes, sum.amounts.gpu_milli));
         let all = |amount: fn(&WorkerCapacity) -> u64| harness.workers.values().map(|worker| u128::from(amount(&worker.spec.capacity))).sum::<u128>();
@@ -83,11 +83,7 @@ fn p03_one_worker_is_filled_exactly() {
         for number in 0..workers {
             let capacity = WorkerCapacity { cpu_milli, ..WorkerCapacity::default() };
             let spec = WorkerSpec { capacity, ..WorkerSpec::with_id(WorkerId::new(&format!("w{number}")).unwrap()) };
-            shard.handle_event(
-                Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () },
-                1,
-                &mut effects,
-            );
+            shard.handle_event(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0 }, 1, &mut effects);
         }
         effects.clear();
         let resources = ResourceRequirements { cpu_milli: each, ..ResourceRequirements::default() };
@@ -95,16 +91,8 @@ fn p03_one_worker_is_filled_exactly() {
         for fence in 1..=count {
             let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
             let constraints = Some(Arc::clone(&constraints));
-            let event = Event::Claim {
-                id,
-                fence,
-                affinity: 0,
-                reserve_ms: 0,
-                ttl_ms: 0,
-                constraints,
-                reservation_id: None,
-                to: (),
-            };
+            let event =
+                Event::Claim { id, fence, affinity: 0, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None };
             shard.handle_event(event, 1, &mut effects);
         }
         shard.check().unwrap();
@@ -123,9 +111,8 @@ fn b1_models_beyond_the_limit_are_rejected() {
         let gpu = Some(GpuCapacity { model: format!("m{number}").into(), count: 1 });
         let capacity = WorkerCapacity { gpu, ..WorkerCapacity::default() };
         let spec = WorkerSpec { capacity, ..WorkerSpec::with_id(WorkerId::new(&format!("w{number}")).unwrap()) };
-        let mut effects = Vec::new();
-        shard.handle_event(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () }, 1, &mut effects);
-        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
+        let event = Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0 };
+        let answer = shard.handle_event(event, 1, &mut Vec::new()).expect("a reply");
         (matches!(answer, EngineReply::TooManyModels), shard.workers())
     };
     for number in 0..4_096 {
@@ -143,33 +130,32 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     let mut shard = Shard::new(rules, 1);
     let mut on = |event, now_ms| {
         let mut effects = Vec::new();
-        shard.handle_event(event, now_ms, &mut effects);
-        effects.pop()
+        (shard.handle_event(event, now_ms, &mut effects), effects)
     };
     let register = |id: &str| {
         let capacity = WorkerCapacity { cpu_milli: 1_000, ..WorkerCapacity::default() };
         let spec = WorkerSpec { capacity, ..WorkerSpec::with_id(WorkerId::new(id).unwrap()) };
-        Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 10, to: () }
+        Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 10 }
     };
     let constraints =
         || Arc::new(constraints(&ResourceRequirements { cpu_milli: 1_000, ..ResourceRequirements::default() }, 0));
     let reservation = |id| ReservationId::new(id).unwrap();
-    let reserve =
-        |id| Event::Reserve { id: reservation(id), constraints: constraints(), evict: None, until_ms: 100, to: () };
-    let reserved = Some(Effect::Reply { to: (), answer: EngineReply::WorkerReserved });
+    let reserve = |id| Event::Reserve { id: reservation(id), constraints: constraints(), evict: None, until_ms: 100 };
+    let reserved = Some(EngineReply::WorkerReserved);
     on(register("w0"), 1);
     let heartbeat = HeartbeatReport { incarnation: 0, seq: None, claims: None, ttl_ms: 10 };
-    on(Event::Heartbeat { id: WorkerId::new("w0").unwrap(), heartbeat, to: () }, 1);
-    assert_eq!(on(reserve(1), 1), reserved);
+    on(Event::Heartbeat { id: WorkerId::new("w0").unwrap(), heartbeat }, 1);
+    assert_eq!(on(reserve(1), 1).0, reserved);
     on(Event::Tick, 11);
-    assert!(matches!(on(Event::Tick, 21), Some(Effect::WorkerDeleted { worker }) if worker.spec.id.as_str() == "w0"));
+    assert!(
+        matches!(&on(Event::Tick, 21).1[..], [Effect::WorkerDeleted { worker }] if worker.spec.id.as_str() == "w0")
+    );
     on(register("w1"), 21);
-    assert_eq!(on(reserve(2), 21), reserved);
+    assert_eq!(on(reserve(2), 21).0, reserved);
     on(Event::CancelReservation { id: reservation(1) }, 21);
     let id = ClaimId::new("ns", "default", "k").unwrap();
     let constraints = Some(constraints());
-    let claim =
-        Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None, to: () };
-    let rejected = Some(Effect::Reply { to: (), answer: EngineReply::NotPlaced(PlacementFailure::Busy) });
-    assert_eq!(on(claim, 21), rejected, "w1 is reserved for the second");
+    let claim = Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None };
+    let rejected = Some(EngineReply::NotPlaced(PlacementFailure::Busy));
+    assert_eq!(on(claim, 21).0, rejected, "w1 is reserved for the second");
 }

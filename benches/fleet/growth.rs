@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hotpool::engine::{Effect, EngineReply, Event, PlacementConstraints, Shard};
+use hotpool::engine::{EngineReply, Event, PlacementConstraints, Shard};
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{
@@ -26,21 +26,17 @@ const SHARED_WORKERS: u64 = 40;
 const NEAR_MS: u64 = 100_000;
 const NEEDS_MS: u64 = 1_000_000;
 
-fn handle(shard: &mut Shard, event: Event<()>) -> Option<EngineReply> {
-    let mut effects = Vec::new();
-    shard.handle_event(event, 1, &mut effects);
+fn handle(shard: &mut Shard, event: Event) -> Option<EngineReply> {
+    let answer = shard.handle_event(event, 1, &mut Vec::new());
     shard.discard_changes();
-    effects.into_iter().find_map(|effect| match effect {
-        Effect::Reply { answer, .. } => Some(answer),
-        _ => None,
-    })
+    answer
 }
 
 fn register(shard: &mut Shard, number: u32, ends_ms: Option<u64>) {
     let capacity = WorkerCapacity { cpu_milli: 8_000, ..WorkerCapacity::default() };
     let id = WorkerId::new(&format!("worker-{number:07}")).expect("a name");
     let spec = WorkerSpec { capacity, expires_at_ms: ends_ms, ..WorkerSpec::with_id(id) };
-    handle(shard, Event::Register { spec, ends_ms, claims: None, ttl_ms: 0, to: () });
+    handle(shard, Event::Register { spec, ends_ms, claims: None, ttl_ms: 0 });
 }
 
 /// Nanoseconds of a call, as the median of many.
@@ -92,18 +88,10 @@ fn pick_lasting_half(workers: u32) -> u64 {
         fence += 1;
         let id = ClaimId::new("bench", "default", "key").expect("a name");
         let constraints = None;
-        let claim = Event::Claim {
-            id,
-            fence,
-            affinity: 7,
-            reserve_ms: 0,
-            ttl_ms: 0,
-            constraints,
-            reservation_id: None,
-            to: (),
-        };
+        let claim =
+            Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None };
         let Some(EngineReply::Granted(grant)) = handle(shard, claim) else { panic!("there is an idle worker") };
-        handle(shard, Event::Release { handle: grant.handle, to: () });
+        handle(shard, Event::Release { handle: grant.handle });
     };
     time_of(&mut shard, 1_000, raise_fence, |shard| {
         assert!(black_box(shard.preview_placement(None, 8, NEEDS_MS, 1)).is_ok());
@@ -132,16 +120,7 @@ fn filtered(claims: u32) -> u64 {
         let (fence, constraints) = (u64::from(n) + 1, None);
         handle(
             &mut shard,
-            Event::Claim {
-                id,
-                fence,
-                affinity: 7,
-                reserve_ms: 0,
-                ttl_ms: 0,
-                constraints,
-                reservation_id: None,
-                to: (),
-            },
+            Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None },
         );
     }
     time(100, || assert!(black_box(shard.claims_from(0, 100, |claim| claim.id.tenant() == "nobody")).rows.is_empty()))

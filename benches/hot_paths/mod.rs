@@ -14,7 +14,7 @@ pub const RUN: usize = 64;
 /// Shard with 1,000 idle workers, and claims to make or release.
 pub struct Engine {
     shard: Shard,
-    effects: Vec<Effect<()>>,
+    effects: Vec<Effect>,
     ids: Vec<ClaimId>,
     held: Vec<ClaimHandle>,
 }
@@ -25,7 +25,7 @@ pub fn idle() -> Engine {
     let mut effects = Vec::with_capacity(4 * RUN);
     for n in 0..1_000 {
         let spec = WorkerSpec::with_id(WorkerId::new(&format!("worker-{n:07}")).expect("a name"));
-        shard.handle_event(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0, to: () }, 1, &mut effects);
+        shard.handle_event(Event::Register { spec, ends_ms: None, claims: None, ttl_ms: 0 }, 1, &mut effects);
         effects.clear();
     }
     shard.discard_changes();
@@ -42,20 +42,9 @@ pub fn held() -> Engine {
 pub fn claim(mut engine: Engine) -> Engine {
     for (fence, id) in (1..).zip(engine.ids.drain(..)) {
         let affinity = id.hash64();
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity,
-            reserve_ms: 0,
-            ttl_ms: 0,
-            constraints: None,
-            reservation_id: None,
-            to: (),
-        };
-        engine.shard.handle_event(event, 1, &mut engine.effects);
-    }
-    for effect in engine.effects.drain(..) {
-        if let Effect::Reply { answer: EngineReply::Granted(grant), .. } = effect {
+        let event =
+            Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, constraints: None, reservation_id: None };
+        if let Some(EngineReply::Granted(grant)) = engine.shard.handle_event(event, 1, &mut engine.effects) {
             engine.held.push(grant.handle);
         }
     }
@@ -73,7 +62,7 @@ pub fn batch(engine: Engine) -> Engine {
 /// Releases the claims one after the other.
 pub fn release(mut engine: Engine) -> Engine {
     for handle in engine.held.drain(..) {
-        engine.shard.handle_event(Event::Release { handle, to: () }, 1, &mut engine.effects);
+        engine.shard.handle_event(Event::Release { handle }, 1, &mut engine.effects);
     }
     engine.effects.clear();
     engine

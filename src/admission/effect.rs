@@ -29,8 +29,10 @@ pub enum Effect {
 pub struct EffectQueue {
     /// Oldest effect. Inline, because most calls have one at a time, and none of them should allocate.
     next: Option<Effect>,
-    /// Later effects, in the order in which they were added.
-    more: VecDeque<Effect>,
+    /// Later effects, in the order in which they were added. Boxed, because there are almost never any and every call
+    /// drops a queue.
+    #[allow(clippy::box_collection, reason = "a test for null instead of dropping a deque")]
+    more: Option<Box<VecDeque<Effect>>>,
     /// Commands that were sent while this work was carried out.
     pub(super) sent: usize,
 }
@@ -38,20 +40,29 @@ pub struct EffectQueue {
 impl EffectQueue {
     /// Adds an effect to the end.
     pub fn push(&mut self, effect: Effect) {
-        match &mut self.next {
-            None if self.more.is_empty() => self.next = Some(effect),
-            _ => self.more.push_back(effect),
+        match (&mut self.next, &mut self.more) {
+            (next @ None, None) => *next = Some(effect),
+            (_, more) => more.get_or_insert_default().push_back(effect),
         }
     }
 
     /// Takes the oldest effect.
     pub fn pop(&mut self) -> Option<Effect> {
-        self.next.take().or_else(|| self.more.pop_front())
+        if self.next.is_some() {
+            return self.next.take();
+        }
+        let more = self.more.as_mut()?;
+        let effect = more.pop_front();
+        if more.is_empty() {
+            self.more = None;
+        }
+        effect
     }
 
     /// Whether nothing is left to do.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.next.is_none() && self.more.is_empty()
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.next.is_none() && self.more.is_none()
     }
 }

@@ -22,7 +22,14 @@ impl ClaimDispatcher {
     }
 
     /// Carries out effects, and those that they cause, until none is left.
+    #[inline]
     pub(super) fn work_off(&self, work: &mut EffectQueue) {
+        if !work.is_empty() {
+            self.carry_out_all(work);
+        }
+    }
+
+    fn carry_out_all(&self, work: &mut EffectQueue) {
         while let Some(effect) = work.pop() {
             // A panic must not keep the others from being carried out: they belong to other keys and callers.
             if catch_unwind(AssertUnwindSafe(|| self.carry_out_one(effect, work))).is_err() {

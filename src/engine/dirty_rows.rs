@@ -149,6 +149,7 @@ impl Shard {
     }
 
     /// Discards the record of changed rows, for shards without a store.
+    #[inline]
     pub fn discard_changes(&mut self) {
         self.changes.removed.clear();
         if self.gangs.has_changed() {

@@ -13,14 +13,7 @@ use crate::model::{
 
 /// Output of an event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Effect<R> {
-    /// Reply to a request.
-    Reply {
-        /// Port that receives the reply.
-        to: R,
-        /// Contents of the reply.
-        answer: EngineReply,
-    },
+pub enum Effect {
     /// Reports the end of a claim: its key is free.
     ClaimEnded {
         /// Identity of the claim that ended.

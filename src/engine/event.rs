@@ -49,9 +49,9 @@ pub struct HeartbeatReport {
     pub ttl_ms: Millis,
 }
 
-/// Input of a shard. `R` is the reply port; the engine only passes it back.
+/// Input of a shard.
 #[derive(Debug)]
-pub enum Event<R> {
+pub enum Event {
     /// Registers a worker, or updates its registration.
     Register {
         /// Registration to store or to replace the present one with.
@@ -62,15 +62,11 @@ pub enum Event<R> {
         claims: Option<Vec<ReportedClaim>>,
         /// Silence that the pool allows before the worker is lost, in milliseconds.
         ttl_ms: Millis,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Deletes a worker; its claims are lost.
     Delete {
         /// Id of the worker to delete.
         id: WorkerId,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Reports that a worker is alive and, optionally, what it runs.
     Heartbeat {
@@ -78,8 +74,6 @@ pub enum Event<R> {
         id: WorkerId,
         /// Contents of the heartbeat.
         heartbeat: HeartbeatReport,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Applies an operator command: cordon, uncordon, drain or clear.
     WorkerCommand {
@@ -87,14 +81,9 @@ pub enum Event<R> {
         id: WorkerId,
         /// Command to apply to it.
         command: WorkerCommand,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Clears suspicion of every worker at once.
-    ClearAll {
-        /// Port that receives the reply.
-        to: R,
-    },
+    ClearAll,
     /// Claims a worker for a key. The caller has checked that the key is not held.
     Claim {
         /// Identity of the new claim.
@@ -111,8 +100,6 @@ pub enum Event<R> {
         constraints: Option<Arc<PlacementConstraints>>,
         /// Id of the reservation that the claim may have.
         reservation_id: Option<ReservationId>,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Acquires the key that `handle` holds once more.
     Reacquire {
@@ -122,15 +109,11 @@ pub enum Event<R> {
         pool: PoolEligibility,
         /// Constraints on the worker; none: any worker will do.
         constraints: Option<Arc<PlacementConstraints>>,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Confirms that the holder has started.
     Confirm {
         /// Handle of the claim to confirm.
         handle: ClaimHandle,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Renews a claim that its holder still needs.
     Renew {
@@ -138,8 +121,6 @@ pub enum Event<R> {
         handle: ClaimHandle,
         /// New time to live without a renewal, within the rules of the pool; none: unchanged.
         ttl_ms: Option<Millis>,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Changes the resources that a claim holds of its worker.
     Resize {
@@ -147,15 +128,11 @@ pub enum Event<R> {
         handle: ClaimHandle,
         /// Total resources of the claim from now on.
         resources: ResourceRequirements,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Releases a claim. Also completes what [`Event::BeginRelease`] began.
     Release {
         /// Handle of the claim to release.
         handle: ClaimHandle,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Begins a release: the worker has to be cleaned up before it can be used again.
     BeginRelease {
@@ -163,15 +140,11 @@ pub enum Event<R> {
         handle: ClaimHandle,
         /// Time limit of the clean-up. After it the claim ends all the same, and its worker is suspect.
         releasing_ms: Millis,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Reads the claim at `handle`.
     Get {
         /// Handle of the claim to read.
         handle: ClaimHandle,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Reports that a reply that discloses the claim was sent: the claim's first deadline runs from then. A deadline
     /// that an earlier reply started moves with it, unless the holder has confirmed since.
@@ -198,8 +171,6 @@ pub enum Event<R> {
         id: Fence,
         /// Transition of the gang.
         action: GangAction,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Reserves a worker for a waiting claim.
     Reserve {
@@ -211,8 +182,6 @@ pub enum Event<R> {
         evict: Option<EvictionPolicy>,
         /// Engine time until which the claim would need the worker.
         until_ms: Millis,
-        /// Port that receives the reply.
-        to: R,
     },
     /// Cancels the reservation of a claim that no longer waits.
     CancelReservation {

@@ -1,6 +1,6 @@
 //! Decides what happens in a shard. One [`Shard`] is the only writer of its workers, their idle queue, their
-//! accounting and their claims. [`Shard::handle_event`] changes the state and appends the effects that its owner must
-//! execute, in order.
+//! accounting and their claims. [`Shard::handle_event`] changes the state, returns the reply, and appends the effects
+//! that its owner must execute, in order.
 //!
 //! Purity contract: no clock, no I/O, no randomness, no locks, no tasks. Time is a parameter (monotonic
 //! milliseconds), so is a fence, and "random" is a hash of that fence. So the same engine runs in the service, in
@@ -10,7 +10,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | [`event`] | inputs of a shard |
-//! | [`effect`] | outputs: replies and what else to execute |
+//! | [`effect`] | replies, and what else to execute |
 //! | `shard` | dispatch of events; how a claim gets a worker |
 //! | `shard_config` | rules from the pool's specification, and changes of them |
 //! | `claims` | the live claims |
@@ -60,7 +60,7 @@ pub use placement::eviction::EvictionPolicy;
 pub use replay::{ReplayError, ResumePoint, ShardReplay};
 pub use shard::Shard;
 pub use shard_config::ShardConfig;
-pub use views::{ListedClaim, ListingSlice};
+pub use views::{ListedClaim, ListingSlice, earlier};
 pub use workers::schedulability::UnschedulableSummary;
 
 /// Null ordinal: no worker, no claim, end of a list.

@@ -64,6 +64,8 @@ pub struct Shard {
     /// Number of times that capacity became free.
     pub(super) capacity_epoch: u64,
     pub(super) counters: ShardCounters,
+    /// Number of times that the lifecycle counters were changed.
+    pub(super) lifecycle_version: u64,
 }
 
 impl Shard {
@@ -93,26 +95,27 @@ impl Shard {
             tombstones: VecDeque::new(),
             capacity_epoch: 0,
             counters: ShardCounters::default(),
+            lifecycle_version: 0,
             config,
         }
     }
 
-    /// Decides about one event. `now_ms` is monotonic time; `effects` is appended to and must be executed in order.
-    pub fn handle_event<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        self.decide(event, now_ms, effects);
+    /// Decides about one event and returns the reply, if the event asks for one. `now_ms` is monotonic time; `effects` is
+    /// appended to and must be executed in order, before the reply is sent.
+    pub fn handle_event(&mut self, event: Event, now_ms: Millis, effects: &mut Vec<Effect>) -> Option<EngineReply> {
+        let reply = self.decide(event, now_ms, effects);
         #[cfg(debug_assertions)]
         self.assert_invariants();
+        reply
     }
 
     #[inline(always)]
-    fn decide<R>(&mut self, event: Event<R>, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
-        let (to, answer) = match event {
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id, to } => {
+    fn decide(&mut self, event: Event, now_ms: Millis, effects: &mut Vec<Effect>) -> Option<EngineReply> {
+        Some(match event {
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id } => {
                 let ttl_ms = match self.effective_ttl(ttl_ms) {
                     Ok(ttl_ms) => ttl_ms,
-                    Err(max_ms) => {
-                        return effects.push(Effect::Reply { to, answer: EngineReply::TtlTooLong { max_ms } });
-                    }
+                    Err(max_ms) => return Some(EngineReply::TtlTooLong { max_ms }),
                 };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
@@ -132,47 +135,58 @@ impl Shard {
                             disclosure: DisclosureFlags::default(),
                             spec: constraints.and_then(|constraints| constraints.spec.clone()),
                         };
-                        (to, self.insert_grant(claim, affinity, allocation.as_ref(), gang))
+                        self.insert_grant(claim, affinity, allocation.as_ref(), gang)
                     }
-                    Err(answer) => (to, answer),
+                    Err(answer) => answer,
                 }
             }
-            Event::Release { handle, to } => {
+            Event::Release { handle } => {
                 self.release(handle, effects);
-                (to, EngineReply::Released)
+                EngineReply::Released
             }
-            Event::Reacquire { handle, pool, constraints, to } => {
-                (to, self.reacquire(handle, pool, constraints.as_deref(), effects))
+            Event::Reacquire { handle, pool, constraints } => {
+                self.reacquire(handle, pool, constraints.as_deref(), effects)
             }
-            Event::Confirm { handle, to } => (to, self.confirm(handle, now_ms)),
-            Event::Get { handle, to } => (to, self.disclose(handle)),
-            Event::ReplySent { handle, at_ms } => return self.reply_sent(handle, at_ms),
-            Event::Rollback { handle } => return self.rollback(handle, effects),
+            Event::Confirm { handle } => self.confirm(handle, now_ms),
+            Event::Get { handle } => self.disclose(handle),
+            Event::ReplySent { handle, at_ms } => {
+                self.note_reply_sent(handle, at_ms);
+                return None;
+            }
+            Event::Rollback { handle } => {
+                self.rollback(handle, effects);
+                return None;
+            }
             Event::Relinquish { handle } => {
                 self.end_claim(handle, EndReason::RolledBack, effects);
-                return;
+                return None;
             }
-            Event::Tick => return self.expire_due(now_ms, effects),
-            Event::Reserve { id, constraints, evict, until_ms, to } => {
-                (to, self.reserve_worker(id, &constraints, evict, until_ms, now_ms))
+            Event::Tick => {
+                self.expire_due(now_ms, effects);
+                return None;
             }
-            Event::CancelReservation { id } => return self.cancel_reservation(id),
-            Event::Renew { handle, ttl_ms, to } => (to, self.renew(handle, ttl_ms, now_ms)),
-            Event::Resize { handle, resources, to } => (to, self.resize(handle, resources)),
-            Event::Gang { id, action, to } => (to, self.apply_gang_action(id, action, effects)),
-            Event::BeginRelease { handle, releasing_ms, to } => {
+            Event::Reserve { id, constraints, evict, until_ms } => {
+                self.reserve_worker(id, &constraints, evict, until_ms, now_ms)
+            }
+            Event::CancelReservation { id } => {
+                self.cancel_reservation(id);
+                return None;
+            }
+            Event::Renew { handle, ttl_ms } => self.renew(handle, ttl_ms, now_ms),
+            Event::Resize { handle, resources } => self.resize(handle, resources),
+            Event::Gang { id, action } => self.apply_gang_action(id, action, effects),
+            Event::BeginRelease { handle, releasing_ms } => {
                 self.begin_release(handle, releasing_ms, now_ms);
-                (to, EngineReply::Released)
+                EngineReply::Released
             }
-            Event::Heartbeat { id, heartbeat, to } => (to, self.heartbeat(&id, heartbeat, now_ms, effects)),
-            Event::WorkerCommand { id, command, to } => (to, self.apply_command(&id, command, now_ms)),
-            Event::ClearAll { to } => (to, self.clear_all(now_ms)),
-            Event::Register { spec, ends_ms, claims, ttl_ms, to } => {
-                (to, self.register(spec, ends_ms, claims, ttl_ms, now_ms, effects))
+            Event::Heartbeat { id, heartbeat } => self.heartbeat(&id, heartbeat, now_ms, effects),
+            Event::WorkerCommand { id, command } => self.apply_command(&id, command, now_ms),
+            Event::ClearAll => self.clear_all(now_ms),
+            Event::Register { spec, ends_ms, claims, ttl_ms } => {
+                self.register(spec, ends_ms, claims, ttl_ms, now_ms, effects)
             }
-            Event::Delete { id, to } => (to, self.delete(&id, now_ms, effects)),
-        };
-        effects.push(Effect::Reply { to, answer });
+            Event::Delete { id } => self.delete(&id, now_ms, effects),
+        })
     }
 
     /// Picks the worker of a claim, with the allocation on it in a shared pool, or the reply if there is none.

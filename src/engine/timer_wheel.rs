@@ -35,12 +35,14 @@ pub struct TimerWheel {
     nodes: Vec<TimerNode>,
     heads: Box<[u32; LEVELS * SLOTS]>,
     occupied: [u64; LEVELS],
+    /// Number of deadlines that are set.
+    armed: usize,
     now: Millis,
 }
 
 impl TimerWheel {
     pub fn new(now: Millis) -> Self {
-        Self { nodes: Vec::new(), heads: Box::new([NIL; LEVELS * SLOTS]), occupied: [0; LEVELS], now }
+        Self { nodes: Vec::new(), heads: Box::new([NIL; LEVELS * SLOTS]), occupied: [0; LEVELS], armed: 0, now }
     }
 
     /// Sets or moves the deadline of `id`. A past deadline fires at the next [`Self::expire`].
@@ -77,6 +79,7 @@ impl TimerWheel {
             self.nodes[node.next as usize].prev = node.prev;
         }
         self.nodes[id as usize] = IDLE_NODE;
+        self.armed -= 1;
     }
 
     /// Advances to `now` and returns one id whose deadline has passed, earliest slot first; none when done.
@@ -105,7 +108,12 @@ impl TimerWheel {
     }
 
     /// Lower bound of the next firing, if a deadline is set: the start of the next occupied slot.
+    #[inline]
     pub fn next_ms(&self) -> Option<Millis> {
+        // Most shards have no deadlines at most times.
+        if self.armed == 0 {
+            return None;
+        }
         self.next_bucket().map(|(_, at)| at)
     }
 
@@ -126,6 +134,7 @@ impl TimerWheel {
         }
         self.occupied[level] |= 1 << slot;
         self.nodes[id as usize] = TimerNode { deadline, prev: NIL, next, bucket: bucket as u16 };
+        self.armed += 1;
     }
 
     /// First occupied bucket, and the time at which its slot starts. Lower levels come first: their entries lie

@@ -38,6 +38,16 @@ pub struct ListedClaim<'a> {
     pub worker: &'a WorkerSpec,
 }
 
+/// Earlier of two times, if there is any.
+#[must_use]
+#[inline]
+pub fn earlier(one: Option<Millis>, other: Option<Millis>) -> Option<Millis> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 impl Shard {
     /// Sequence number of the last change.
     #[must_use]
@@ -105,6 +115,18 @@ impl Shard {
         &self.counters.lifecycle
     }
 
+    /// Version that advances when [`Self::lifecycle_counters`] may have changed.
+    #[must_use]
+    pub const fn lifecycle_version(&self) -> u64 {
+        self.lifecycle_version
+    }
+
+    /// Statistics of the lifecycle, to be changed.
+    pub(in crate::engine) const fn count(&mut self) -> &mut LifecycleCounters {
+        self.lifecycle_version += 1;
+        &mut self.counters.lifecycle
+    }
+
     /// Number of changes of workers, and of claims that were rolled back.
     #[must_use]
     pub const fn update_counters(&self) -> (u64, u64) {
@@ -145,7 +167,7 @@ impl Shard {
     #[must_use]
     pub fn next_tick_ms(&self) -> Option<Millis> {
         let tombstone = self.tombstones.front().map(|&(until, _)| until);
-        [self.timers.next_ms(), self.liveness_timers.next_ms(), tombstone].into_iter().flatten().min()
+        earlier(earlier(self.timers.next_ms(), self.liveness_timers.next_ms()), tombstone)
     }
 
     /// Workers without claims, at most `limit`: first those that are only cordoned or draining, then those that

@@ -6,9 +6,10 @@ use super::Scheduler;
 use super::claims::check_ttl;
 use super::operation_routing::ended_now;
 use crate::admission::key::EndedClaim;
+use crate::engine::ClaimGrant;
 use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimState, ClaimStatus, ClaimView, Fence, Millis, PoolName, ResourceRequirements};
-use crate::shard::{AwaitedReply, ClaimAnswer, CompletionQueue, HeldVerb, ReplyAddress, ShardOutcome};
+use crate::shard::{AwaitedReply, ClaimAnswer, CompletionQueue, HeldVerb, ReplyAddress};
 
 impl Scheduler {
     /// Status of the claim that holds the key or is queued for it.
@@ -38,7 +39,7 @@ impl Scheduler {
         let ended = self.dispatch().keys.ended_claim(id, self.dispatch().clock.engine_ms());
         match ended.filter(|ended| ended.grant.state == ClaimState::Lost) {
             Some(EndedClaim { shard, pool, grant, .. }) => {
-                Ok(claim_view(id, &pool, ClaimAnswer::existing(grant, shard)))
+                Ok(self.view(id, &pool, ClaimAnswer::existing(grant, shard)))
             }
             None => found,
         }
@@ -92,7 +93,7 @@ impl Scheduler {
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
     pub async fn release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, RequestError> {
-        if ended_now(self.ask_holder(id, fence, HeldVerb::Release).await)? {
+        if ended_now(self.ask_holder(id, fence, HeldVerb::Release)?.await)? {
             return Ok(true);
         }
         match self.timed_out_cleanup(id, fence) {
@@ -120,7 +121,7 @@ impl Scheduler {
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
     pub async fn begin_release_held(&self, id: &ClaimId, fence: Option<Fence>) -> Result<bool, RequestError> {
-        ended_now(self.ask_holder(id, fence, HeldVerb::BeginRelease).await)
+        ended_now(self.ask_holder(id, fence, HeldVerb::BeginRelease)?.await)
     }
 
     /// Releases many claims in one call. Returns one result each, as of [`Self::release`], in order. Visits each shard
@@ -157,41 +158,41 @@ impl Scheduler {
 
     /// Sends an operation to the shard that holds the key, and returns the claim.
     async fn view_held(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<ClaimView, RequestError> {
-        self.view_in(id, self.ask_holder(id, fence, verb).await?.disclose()?)
+        self.view_in(id, self.ask_holder(id, fence, verb)?.await?.disclose()?)
     }
 
     /// View of a held claim.
     pub(super) fn view_in(&self, id: &ClaimId, answer: ClaimAnswer) -> Result<ClaimView, RequestError> {
         // A pool that was deleted meanwhile took the claim with it.
         let name = self.dispatch().pools.load().by_number(answer.shard.pool).map(|pool| pool.name.clone());
-        Ok(claim_view(id, &name.ok_or(RequestError::NotFound(ObjectKind::Claim))?, answer))
+        Ok(self.view(id, &name.ok_or(RequestError::NotFound(ObjectKind::Claim))?, answer))
     }
 
     /// Sends an operation to the shard that holds the key. A rejection is as durable as what it follows from.
-    async fn ask_holder(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> ShardOutcome {
+    fn ask_holder(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<AwaitedReply, RequestError> {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
         let (reply, answer) = AwaitedReply::new();
         if let Some(routed) = self.route_operation(id.clone(), fence, verb, started_ns, reply) {
             self.send_operation(routed);
         }
-        answer.await
+        Ok(answer)
     }
-}
 
-/// View of a claim for callers.
-pub(super) fn claim_view(id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimView {
-    let times = answer.grant.times();
-    ClaimView {
-        id: id.clone(),
-        fence: answer.grant.handle.fence,
-        pool: pool.clone(),
-        worker: answer.grant.worker,
-        state: answer.grant.state,
-        expires_at_ms: answer.expires_at_ms,
-        spec: answer.grant.spec,
-        gpu_mask: answer.grant.gpu_mask,
-        evicted: answer.grant.evicted,
-        times,
+    /// View of a claim in a pool of this name.
+    pub(super) fn view(&self, id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimView {
+        let ClaimGrant { handle, worker, state, deadline_ms, spec, gpu_mask, evicted, timestamps, .. } = answer.grant;
+        ClaimView {
+            id: id.clone(),
+            fence: handle.fence,
+            pool: pool.clone(),
+            worker,
+            state,
+            expires_at_ms: deadline_ms.map(|at_ms| self.dispatch().clock.unix_of(at_ms)),
+            spec,
+            gpu_mask,
+            evicted,
+            times: timestamps.times(state),
+        }
     }
 }

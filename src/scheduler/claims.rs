@@ -4,9 +4,9 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::Scheduler;
-use super::claim_operations::claim_view;
 use crate::admission::key::PendingClaim;
 use crate::admission::plan::AdmittedClaim;
+use crate::admission::pool_registry::PoolMap;
 use crate::admission::queue::WaitState;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
@@ -21,23 +21,30 @@ impl Scheduler {
     /// # Errors
     /// Any [`RequestError`]. A rejected claim leaves nothing behind.
     pub async fn claim(&self, request: ClaimRequest) -> Result<ClaimResult, RequestError> {
-        let (item, call) = self.begin_claim(request)?;
+        self.start_claim(request)?.result().await
+    }
+
+    fn start_claim(&self, request: ClaimRequest) -> Result<ClaimCall<'_>, RequestError> {
+        let pools = self.dispatch().pools.load();
+        let (item, call) = self.begin_claim(&pools, request)?;
         if let Some(item) = item {
-            self.dispatch().submit_now(item);
+            self.dispatch().submit_now(&pools, item);
         }
-        call.result().await
+        Ok(call)
     }
 
     /// Prepares a claim that is about to be submitted; `None` if it was rejected already.
+    #[inline]
     pub(super) fn begin_claim(
         &self,
+        pools: &PoolMap,
         request: ClaimRequest,
     ) -> Result<(Option<Box<PendingClaim>>, ClaimCall<'_>), RequestError> {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
         let (reply, answer) = AwaitedReply::new();
-        let (id, pools) = (request.id.clone(), request.pools.clone());
-        let item = self.prepare_claim(request, started_ns, reply).ok();
+        let item = self.prepare_claim(pools, &request, started_ns, reply).ok();
+        let ClaimRequest { id, pools, .. } = request;
         Ok((item, ClaimCall { scheduler: self, answer, id, pools, answered: false }))
     }
 
@@ -59,12 +66,15 @@ impl Scheduler {
             started_ms: self.dispatch().clock.engine_ms(),
         };
         let mut items = Vec::with_capacity(requests.len());
+        let pools_now = self.dispatch().pools.load();
         for (index, request) in (0..).zip(requests) {
-            call.items.push(BatchItem { id: request.id.clone(), pools: request.pools.clone() });
             let reply = ReplyAddress::queue(Arc::clone(&completions), index);
             // A rejected item drops its reply; `prepare_claim` has sent the outcome that counts.
-            items.extend(self.prepare_claim(request, started_ns, reply).ok());
+            items.extend(self.prepare_claim(&pools_now, &request, started_ns, reply).ok());
+            let ClaimRequest { id, pools, .. } = request;
+            call.items.push(BatchItem { id, pools });
         }
+        drop(pools_now);
         self.dispatch().with_work(|work| self.dispatch().submit_all(items, work));
         call.result().await
     }
@@ -72,13 +82,13 @@ impl Scheduler {
     /// Checks a request against its pools and prepares the claim. A rejection is also sent to `reply`.
     pub(super) fn prepare_claim(
         &self,
-        request: ClaimRequest,
+        pools: &PoolMap,
+        request: &ClaimRequest,
         started_ns: Option<NonZeroU64>,
         reply: ReplyAddress,
     ) -> Result<Box<PendingClaim>, RequestError> {
-        let dispatch = self.dispatch();
-        let admitted = check_times(&request)
-            .and_then(|()| AdmittedClaim::new(&dispatch.pools.load(), &dispatch.selectors, &request));
+        let admitted =
+            check_times(request).and_then(|()| AdmittedClaim::new(pools, &self.dispatch().selectors, request));
         match admitted {
             Err(error) => {
                 reply.reject(error.clone());
@@ -91,7 +101,7 @@ impl Scheduler {
     /// Builds the pending claim of an admitted request.
     pub(super) fn pending_claim(
         &self,
-        request: ClaimRequest,
+        request: &ClaimRequest,
         admitted: AdmittedClaim,
         started_ns: Option<NonZeroU64>,
         reply: ReplyAddress,
@@ -110,7 +120,7 @@ impl Scheduler {
         });
         Box::new(PendingClaim {
             tie_break: self.dispatch().keys.ids.next_tie_break(),
-            id: request.id,
+            id: request.id.clone(),
             pool,
             plan,
             ticket: 0,
@@ -141,11 +151,11 @@ impl Scheduler {
         let answer = reply.disclose()?;
         let created = answer.created;
         let claim = match pools {
-            PoolChoice::One(pool) => claim_view(id, pool, answer),
+            PoolChoice::One(pool) => self.view(id, pool, answer),
             _ => {
                 // If the pool was deleted meanwhile, the claim ended with it.
                 let pool = self.dispatch().pools.load().by_number(answer.shard.pool).map(|pool| pool.name.clone());
-                claim_view(id, &pool.ok_or(RequestError::NotFound(ObjectKind::Pool))?, answer)
+                self.view(id, &pool.ok_or(RequestError::NotFound(ObjectKind::Pool))?, answer)
             }
         };
         Ok(ClaimResult { claim, created })

@@ -18,7 +18,7 @@ impl Scheduler {
     /// # Errors
     /// Fails if the service is not ready or about to stop.
     pub fn gather(&self, request: ClaimRequest, into: &mut ClaimBatchBuilder) -> Result<ClaimCall<'_>, RequestError> {
-        let (item, call) = self.begin_claim(request)?;
+        let (item, call) = self.begin_claim(&self.dispatch().pools.load(), request)?;
         into.0.extend(item);
         Ok(call)
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
 use crate::admission::pool_registry::Pool;
 use crate::engine::ListingSlice;
@@ -124,7 +123,7 @@ impl Scheduler {
                         Err(RequestError::NotFound(ObjectKind::Pool)) => ListingSlice { rows: Vec::new(), next: None },
                         Err(error) => return Err(error),
                     };
-                    items.extend(rows.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)));
+                    items.extend(rows.into_iter().map(|(id, answer)| self.view(&id, &pool.name, answer)));
                     if let Some(next) = next {
                         from = next;
                         continue;

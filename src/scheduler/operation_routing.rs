@@ -65,20 +65,26 @@ impl Scheduler {
 
     /// Sends an operation to the shard that holds its claim.
     pub(super) fn send_operation(&self, (shard, operation): RoutedOperation) {
-        match self.dispatch().pools.load().shard(shard) {
-            Some(shard_handle) => shard_handle.push_or_reject(Command::Operation(operation)),
+        let dispatch = self.dispatch();
+        match dispatch.pools.load().shard(shard) {
+            Some(handle) => {
+                dispatch.with_work(|work| handle.push_or_reject_into(Command::Operation(operation), work));
+            }
             None => operation.reply.reject(LOADING),
         }
     }
 
     /// Sends releases in groups, so that each shard is visited once.
     pub(super) fn send_releases(&self, mut items: Vec<RoutedOperation>) {
+        let dispatch = self.dispatch();
         items.sort_by_key(|(shard, _)| *shard);
         while let Some(&(shard, _)) = items.last() {
             let from = items.partition_point(|(other, _)| *other < shard);
             let items: Vec<HeldOperation> = items.drain(from..).map(|(_, item)| item).collect();
-            match self.dispatch().pools.load().shard(shard) {
-                Some(shard_handle) => shard_handle.push_or_reject(Command::Operations(items)),
+            match dispatch.pools.load().shard(shard) {
+                Some(handle) => {
+                    dispatch.with_work(|work| handle.push_or_reject_into(Command::Operations(items), work));
+                }
                 None => items.into_iter().for_each(|item| item.reply.reject(LOADING)),
             }
         }
@@ -103,8 +109,11 @@ impl Scheduler {
             started_ns: self.dispatch().arrival_ns(),
             reply,
         };
-        match self.dispatch().pools.load().shard(ended.shard) {
-            Some(shard_handle) => shard_handle.push_or_reject(Command::Operation(operation)),
+        let dispatch = self.dispatch();
+        match dispatch.pools.load().shard(ended.shard) {
+            Some(handle) => {
+                dispatch.with_work(|work| handle.push_or_reject_into(Command::Operation(operation), work));
+            }
             // The pool was deleted, and its workers with it.
             None => operation.reply.reject(RequestError::NotFound(ObjectKind::Pool)),
         }

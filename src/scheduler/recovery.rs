@@ -393,11 +393,7 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
             let home = ShardKey { pool: gang.pool, shard: gang.shard };
             if homes.get(&home).is_some_and(|committed| committed.contains(&gang.id)) {
                 // The first member of a gang in this shard commits all of them.
-                shard.handle_event(
-                    Event::Gang { id: gang.id, action: GangAction::Commit, to: () },
-                    now_ms,
-                    &mut Vec::new(),
-                );
+                shard.handle_event(Event::Gang { id: gang.id, action: GangAction::Commit }, now_ms, &mut Vec::new());
             } else if unread.contains(&home) {
                 let spec = shard.grant(handle).and_then(|grant| grant.spec);
                 dispatch.keys.recover_unreadable(id.clone(), this_shard, handle.fence, spec);
@@ -553,7 +549,7 @@ fn relinquish_claims(
     handles: impl Iterator<Item = ClaimHandle>,
     now_ms: Millis,
 ) -> Vec<(Seq, ClaimId, Fence)> {
-    let mut effects: Vec<Effect<()>> = Vec::new();
+    let mut effects: Vec<Effect> = Vec::new();
     let mut ended = Vec::new();
     for handle in handles {
         shard.handle_event(Event::Relinquish { handle }, now_ms, &mut effects);

@@ -147,7 +147,9 @@ impl RequestStream {
             return;
         }
         // A rejected claim was answered by `prepare_claim`.
-        let Ok(item) = self.scheduler.prepare_claim(request, self.started_ns, reply) else { return };
+        let pools = self.scheduler.dispatch().pools.load();
+        let Ok(item) = self.scheduler.prepare_claim(&pools, &request, self.started_ns, reply) else { return };
+        drop(pools);
         match &mut self.run {
             RequestRun::Claims(items) => items.push(item),
             run => *run = RequestRun::Claims(vec![item]),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::change_log::{self, ChangeDetails, ChangeKind, ChangeResult};
-use super::claim_operations::claim_view;
 use super::{Scheduler, recv_outcome};
 use crate::admission::pool_registry::Pool;
 use crate::engine::WorkerSnapshot;
@@ -105,7 +104,7 @@ impl Scheduler {
             Command::Heartbeat(vec![(id, heartbeat, keys, reply)])
         };
         let (pool, _, reply) = self.ask_worker_shard(pool, id, command).await?;
-        Ok(heartbeat_response(&pool, reply))
+        Ok(self.heartbeat_response(&pool, reply))
     }
 
     /// Handles many heartbeats in one call. Returns one result each, in order. Visits each shard once.
@@ -125,7 +124,7 @@ impl Scheduler {
             (id, heartbeat, keys, reply)
         };
         let outcomes = ask_shards(&pool, heartbeats, |(id, _)| id, check, heartbeat, Command::Heartbeat).await;
-        Ok(outcomes.into_iter().map(|(_, outcome)| Ok(heartbeat_response(&pool, outcome?))).collect())
+        Ok(outcomes.into_iter().map(|(_, outcome)| Ok(self.heartbeat_response(&pool, outcome?))).collect())
     }
 
     /// Executes an operator command on a worker: cordon, uncordon, drain or clear.
@@ -210,12 +209,17 @@ impl Scheduler {
         RegistrationResponse { created, worker: self.worker_view(pool, shard, *worker), stop: revoked }
     }
 
+    fn heartbeat_response(&self, pool: &Pool, reply: HeartbeatReply) -> HeartbeatResponse {
+        let HeartbeatReply { claims, revoked, late_for } = reply;
+        let claims = claims.into_iter().map(|(id, answer)| self.view(&id, &pool.name, answer)).collect();
+        HeartbeatResponse { claims, stop: revoked, superseded_by: late_for }
+    }
+
     /// View of a worker for callers.
     pub(super) fn worker_view(&self, pool: &Pool, shard: u16, snapshot: WorkerSnapshot) -> WorkerView {
         let claims = snapshot.claims.into_iter().map(|(id, grant)| {
-            let expires_at_ms = grant.deadline_ms.map(|at| self.dispatch().clock.unix_of(at));
             let shard = ShardRef { pool: pool.number, shard };
-            claim_view(&id, &pool.name, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
+            self.view(&id, &pool.name, ClaimAnswer::existing(grant, shard))
         });
         WorkerView {
             claims: claims.collect(),
@@ -260,12 +264,6 @@ async fn ask_shards<T, A, R>(
         outcomes.push((shard, recv_outcome(answer).await));
     }
     outcomes
-}
-
-fn heartbeat_response(pool: &Pool, reply: HeartbeatReply) -> HeartbeatResponse {
-    let HeartbeatReply { claims, revoked, late_for } = reply;
-    let claims = claims.into_iter().map(|(id, answer)| claim_view(&id, &pool.name, answer)).collect();
-    HeartbeatResponse { claims, stop: revoked, superseded_by: late_for }
 }
 
 fn check_registration(worker: &RegistrationRequest) -> Result<(), RequestError> {

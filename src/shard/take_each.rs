@@ -5,7 +5,11 @@
 pub fn take_each<T>(elements: &mut Vec<T>, mut take: impl FnMut(T)) {
     match elements.len() {
         0 => {}
-        1 => elements.pop().into_iter().for_each(take),
+        1 => {
+            if let Some(element) = elements.pop() {
+                take(element);
+            }
+        }
         _ => elements.drain(..).for_each(&mut take),
     }
 }

@@ -9,7 +9,7 @@ use hotpool::persist::row::{RowFrames, RowKind};
 use super::{Driver, TTL_MS};
 use crate::ops::Op;
 use crate::oracle::{self, ClaimTerms, Oracle, Reply};
-use crate::replies::{split, to_reply};
+use crate::replies::to_reply;
 use crate::requests::{self, Request, spec};
 
 impl Driver {
@@ -129,34 +129,24 @@ impl Driver {
     /// Drains a replica: it must grant the workers that the oracle would, and reject deleted ones.
     fn grants_the_same(&self, mut replica: Shard, mut oracle: Oracle) {
         for (id, (incarnation, _)) in &self.oracle.tombstones {
-            let mut effects = Vec::new();
             let spec = spec(id, *incarnation, 0);
-            let event = Event::Register { spec, ends_ms: None, claims: None, ttl_ms: TTL_MS, to: () };
-            replica.handle_event(event, self.now_ms, &mut effects);
+            let event = Event::Register { spec, ends_ms: None, claims: None, ttl_ms: TTL_MS };
+            let answer = replica.handle_event(event, self.now_ms, &mut Vec::new());
             let stale = Reply::StaleIncarnation { known: *incarnation, deleted: true };
-            assert_eq!(split(&effects).1.map(to_reply), Some(stale));
+            assert_eq!(answer.map(to_reply), Some(stale));
         }
         // All of a small shard, the first of a large one.
         for i in 0..oracle.idle.len().min(12) as u64 {
             let (fence, affinity) = (self.fence + 1 + i, 1 + i % 5);
             let id = ClaimId::new("ns", "t", "replica").unwrap();
-            let mut effects = Vec::new();
             let request = Request::for_zone(i as usize);
             let constraints = Some(request.constraints());
-            let event = Event::Claim {
-                id,
-                fence,
-                affinity,
-                reserve_ms: 0,
-                ttl_ms: 0,
-                constraints,
-                reservation_id: None,
-                to: (),
-            };
-            replica.handle_event(event, self.now_ms, &mut effects);
+            let event =
+                Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, constraints, reservation_id: None };
+            let answer = replica.handle_event(event, self.now_ms, &mut Vec::new());
             let term_ms = oracle.effective_ttl(0).unwrap();
             let candidates = oracle.candidates(affinity, self.now_ms + term_ms, &request);
-            let Some(EngineReply::Granted(grant)) = split(&effects).1 else {
+            let Some(EngineReply::Granted(grant)) = answer else {
                 assert_eq!(candidates, Vec::<String>::new(), "a worker fits {request:?}");
                 continue;
             };

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::ops::{Op, ReportContents, Who};
 use crate::oracle::{self, ClaimTerms, Durations, Ended, Oracle, Registration, Reply};
-use crate::replies::{end_name, split, to_reply, to_reported_claims};
+use crate::replies::{end_name, ended_claims, to_reply, to_reported_claims};
 use crate::requests::{Request, spec};
 
 #[path = "compare.rs"]
@@ -157,7 +157,7 @@ impl Driver {
             .collect()
     }
 
-    fn adopted(&mut self, adopted: Option<u64>, effects: &[Effect<()>]) {
+    fn adopted(&mut self, adopted: Option<u64>, effects: &[Effect]) {
         let adopted_handles: Vec<ClaimHandle> = effects
             .iter()
             .filter_map(|effect| match effect {
@@ -194,7 +194,7 @@ impl Driver {
                 }
                 let spec = WorkerSpec { expires_at_ms: expires_at, ..spec(&id, incarnation, registration.kind) };
                 let (ended, reply, adopted) = self.oracle.register(&id, registration, TTL_MS, now_ms);
-                let event = Event::Register { spec, ends_ms: expires_at, claims: to, ttl_ms: TTL_MS, to: () };
+                let event = Event::Register { spec, ends_ms: expires_at, claims: to, ttl_ms: TTL_MS };
                 let effects = self.same(event, &ended, Some(reply));
                 self.adopted(adopted, &effects);
                 None
@@ -222,11 +222,8 @@ impl Driver {
                     self.count("reported in time");
                 }
                 let heartbeat = HeartbeatReport { incarnation, seq: *seq, claims, ttl_ms: TTL_MS };
-                let effects = self.same(
-                    Event::Heartbeat { id: WorkerId::new(&id).unwrap(), heartbeat, to: () },
-                    &ended,
-                    Some(reply),
-                );
+                let effects =
+                    self.same(Event::Heartbeat { id: WorkerId::new(&id).unwrap(), heartbeat }, &ended, Some(reply));
                 self.adopted(adopted, &effects);
                 None
             }
@@ -234,7 +231,7 @@ impl Driver {
                 let id = format!("w{id}");
                 let reply = self.oracle.apply_command(&id, *command, now_ms);
                 self.same(
-                    Event::WorkerCommand { id: WorkerId::new(&id).unwrap(), command: *command, to: () },
+                    Event::WorkerCommand { id: WorkerId::new(&id).unwrap(), command: *command },
                     &[],
                     Some(reply),
                 );
@@ -244,20 +241,20 @@ impl Driver {
                 let order: Vec<String> =
                     self.shard.list_workers().map(|(_, snapshot)| snapshot.registration.spec.id.to_string()).collect();
                 let reply = self.oracle.clear_all(&order, now_ms);
-                self.same(Event::ClearAll { to: () }, &[], Some(reply));
+                self.same(Event::ClearAll, &[], Some(reply));
                 None
             }
             Op::Renew { at, ttl_ms } => {
                 let handle = handle(at)?;
                 self.count_holder_contact(handle.fence);
                 let reply = self.oracle.renew(handle.fence, *ttl_ms, now_ms);
-                self.same(Event::Renew { handle, ttl_ms: *ttl_ms, to: () }, &[], Some(reply));
+                self.same(Event::Renew { handle, ttl_ms: *ttl_ms }, &[], Some(reply));
                 None
             }
             Op::BeginRelease { at, releasing_ms } => {
                 let handle = handle(at)?;
                 let changed = self.oracle.begin_release(handle.fence, *releasing_ms, now_ms);
-                let event = Event::BeginRelease { handle, releasing_ms: *releasing_ms, to: () };
+                let event = Event::BeginRelease { handle, releasing_ms: *releasing_ms };
                 self.same(event, &[], Some(Reply::Released));
                 Some(changed)
             }
@@ -277,7 +274,7 @@ impl Driver {
                 let id = format!("w{id}");
                 let (ended, reply) = self.oracle.delete(&id, now_ms);
                 let changed = reply == Reply::Deleted;
-                self.same(Event::Delete { id: WorkerId::new(&id).unwrap(), to: () }, &ended, Some(reply));
+                self.same(Event::Delete { id: WorkerId::new(&id).unwrap() }, &ended, Some(reply));
                 Some(changed)
             }
             Op::Claim { affinity: of, reserve_ms, ttl_ms, request } => {
@@ -296,7 +293,7 @@ impl Driver {
                     _ => {}
                 }
                 let constraints = request.as_ref().map(Request::constraints);
-                self.same(Event::Reacquire { handle, pool: *pool, constraints, to: () }, &ended, Some(reply));
+                self.same(Event::Reacquire { handle, pool: *pool, constraints }, &ended, Some(reply));
                 Some(!ended.is_empty())
             }
             Op::Confirm(at) => {
@@ -306,7 +303,7 @@ impl Driver {
                 let reserved = self.oracle.claims.iter().any(|claim| is_reserved(&claim));
                 self.count_holder_contact(handle.fence);
                 let reply = self.oracle.confirm(handle.fence, now_ms);
-                self.same(Event::Confirm { handle, to: () }, &[], Some(reply));
+                self.same(Event::Confirm { handle }, &[], Some(reply));
                 Some(reserved)
             }
             Op::Release(at) => {
@@ -317,13 +314,13 @@ impl Driver {
                 let cleaned = worker.is_some();
                 let ended = self.oracle.release(worker, handle.fence);
                 *self.counts.entry("late cleanup").or_default() += usize::from(cleaned);
-                self.same(Event::Release { handle, to: () }, &ended, Some(Reply::Released));
+                self.same(Event::Release { handle }, &ended, Some(Reply::Released));
                 Some(!ended.is_empty() || cleaned)
             }
             Op::Get(at) => {
                 let handle = handle(at)?;
                 let reply = self.oracle.disclose(handle.fence);
-                self.same(Event::Get { handle, to: () }, &[], Some(reply));
+                self.same(Event::Get { handle }, &[], Some(reply));
                 Some(false)
             }
             Op::Rollback(at) => {
@@ -374,10 +371,9 @@ impl Driver {
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
         let constraints = requested.map(Request::constraints);
-        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id: None, to: () };
-        self.shard.handle_event(event, self.now_ms, &mut effects);
-        let (ended, answer) = split(&effects);
-        assert_eq!(ended, []);
+        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id: None };
+        let answer = self.shard.handle_event(event, self.now_ms, &mut effects);
+        assert_eq!(ended_claims(&effects), []);
         let request = requested.cloned().unwrap_or_default();
         let ttl_ms = match self.oracle.effective_ttl(ttl_ms) {
             Ok(ttl_ms) => ttl_ms,
@@ -455,9 +451,9 @@ impl Driver {
         }
         let never_reported = self.never_reported(|_| true);
         let mut effects = Vec::new();
-        self.shard.handle_event(Event::Tick, self.now_ms, &mut effects);
+        let answer = self.shard.handle_event(Event::Tick, self.now_ms, &mut effects);
         self.check_end_times(&effects);
-        let (ended, answer) = split(&effects);
+        let ended = ended_claims(&effects);
         assert_eq!(answer, None);
         let before = self.oracle.workers.len();
         assert_eq!(ended, self.oracle.tick(self.now_ms, &ended));
@@ -474,7 +470,7 @@ impl Driver {
     }
 
     /// Checks the times of ended claims.
-    fn check_end_times(&self, effects: &[Effect<()>]) {
+    fn check_end_times(&self, effects: &[Effect]) {
         let before = self.past.last().map_or(&[][..], |(oracle, ..)| &oracle.claims);
         for effect in effects {
             let Effect::ClaimEnded { fence, times, .. } = effect else { continue };
@@ -483,13 +479,12 @@ impl Driver {
         }
     }
 
-    fn same(&mut self, event: Event<()>, ended: &[Ended], reply: Option<Reply>) -> Vec<Effect<()>> {
+    fn same(&mut self, event: Event, ended: &[Ended], reply: Option<Reply>) -> Vec<Effect> {
         let description = format!("{event:?}");
         let mut effects = Vec::new();
-        self.shard.handle_event(event, self.now_ms, &mut effects);
+        let answer = self.shard.handle_event(event, self.now_ms, &mut effects);
         self.check_end_times(&effects);
-        let (engine_ended, answer) = split(&effects);
-        assert_eq!(engine_ended, ended, "{description}");
+        assert_eq!(ended_claims(&effects), ended, "{description}");
         assert_eq!(answer.map(to_reply), reply, "{description}");
         for (_, _, end) in ended {
             self.count(end_name(*end));

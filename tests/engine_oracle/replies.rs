@@ -5,13 +5,11 @@ use hotpool::model::{ClaimId, ClaimState};
 
 use crate::oracle::{self, Ended, Reply};
 
-/// Ended claims, and the only reply, which comes last.
-pub fn split(effects: &[Effect<()>]) -> (Vec<Ended>, Option<EngineReply>) {
-    let (mut ended, mut answer, mut remembered) = (Vec::new(), None, None);
+/// Claims that the effects end.
+pub fn ended_claims(effects: &[Effect]) -> Vec<Ended> {
+    let (mut ended, mut remembered) = (Vec::new(), None);
     for effect in effects {
-        assert!(answer.is_none(), "the reply is the last effect");
         match effect {
-            Effect::Reply { answer: reply, .. } => answer = Some(reply.clone()),
             Effect::ClaimCommitted { .. } => panic!("this test has no gangs"),
             Effect::ClaimEnded { id, fence, end, .. } => {
                 let state = match end {
@@ -27,7 +25,7 @@ pub fn split(effects: &[Effect<()>]) -> (Vec<Ended>, Option<EngineReply>) {
             Effect::ClaimAdopted { .. } | Effect::WorkerLost { .. } | Effect::WorkerDeleted { .. } => {}
         }
     }
-    (ended, answer)
+    ended
 }
 
 pub fn end_name(end: EndReason) -> &'static str {

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    ClaimHandle, Effect, EngineReply, Event, EvictionPolicy, HeartbeatReport, PlacementConstraints, ReservationId,
-    Shard,
+    ClaimHandle, EngineReply, Event, EvictionPolicy, HeartbeatReport, PlacementConstraints, ReservationId, Shard,
 };
 use hotpool::model::{
     ClaimId, ClaimSpec, LivenessState, PlacementPolicy, ResourceRequirements, SchedulingState, TrustState,
@@ -63,13 +62,8 @@ struct Recount {
 }
 
 impl Recount {
-    fn apply(&mut self, event: Event<()>) -> Option<EngineReply> {
-        let mut effects = Vec::new();
-        self.shard.handle_event(event, self.now_ms, &mut effects);
-        effects.into_iter().find_map(|effect| match effect {
-            Effect::Reply { answer, .. } => Some(answer),
-            _ => None,
-        })
+    fn apply(&mut self, event: Event) -> Option<EngineReply> {
+        self.shard.handle_event(event, self.now_ms, &mut Vec::new())
     }
 
     fn step(&mut self, step: &Step) {
@@ -89,20 +83,20 @@ impl Recount {
                     Some(at) => drop(self.ends.insert(id(worker).to_string(), at)),
                     None => drop(self.ends.remove(id(worker).as_str())),
                 }
-                self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: TTL_MS, to: () });
+                self.apply(Event::Register { spec, ends_ms, claims: None, ttl_ms: TTL_MS });
             }
-            Step::Delete { worker } => drop(self.apply(Event::Delete { id: id(worker), to: () })),
+            Step::Delete { worker } => drop(self.apply(Event::Delete { id: id(worker) })),
             Step::Command { worker, command } => {
                 let command =
                     [WorkerCommand::Cordon, WorkerCommand::Uncordon, WorkerCommand::Drain, WorkerCommand::Clear]
                         [*command];
-                self.apply(Event::WorkerCommand { id: id(worker), command, to: () });
+                self.apply(Event::WorkerCommand { id: id(worker), command });
             }
             Step::Heartbeat { worker } => {
                 let Some(snapshot) = self.shard.find_worker(&id(worker)) else { return };
                 let incarnation = snapshot.registration.spec.incarnation;
                 let heartbeat = HeartbeatReport { incarnation, seq: None, claims: None, ttl_ms: TTL_MS };
-                self.apply(Event::Heartbeat { id: id(worker), heartbeat, to: () });
+                self.apply(Event::Heartbeat { id: id(worker), heartbeat });
             }
             Step::Claim { slots, ttl_ms, reservation_id } => {
                 self.fence += 1;
@@ -117,7 +111,6 @@ impl Recount {
                     ttl_ms: *ttl_ms,
                     constraints,
                     reservation_id: *reservation_id,
-                    to: (),
                 };
                 if let Some(EngineReply::Granted(grant)) = self.apply(event) {
                     self.handles.push(grant.handle);
@@ -126,13 +119,13 @@ impl Recount {
             }
             Step::Release { nth } if !self.handles.is_empty() => {
                 let handle = self.handles.remove(nth % self.handles.len());
-                self.apply(Event::Release { handle, to: () });
+                self.apply(Event::Release { handle });
             }
             Step::Release { .. } => {}
             Step::Reserve { id, slots, evict } => {
                 let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700 });
                 let until_ms = self.now_ms + 500;
-                self.apply(Event::Reserve { id: *id, constraints: constraints(*slots), evict, until_ms, to: () });
+                self.apply(Event::Reserve { id: *id, constraints: constraints(*slots), evict, until_ms });
             }
             Step::CancelReservation { id } => drop(self.apply(Event::CancelReservation { id: *id })),
             Step::Advance { ms } => {

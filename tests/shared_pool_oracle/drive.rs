@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    ClaimGrant, Effect, EngineReply, Event, GangAction, GpuFilter, HeartbeatReport, PlacementConstraints,
-    PlacementFailure, ReportedClaim,
+    ClaimGrant, EngineReply, Event, GangAction, GpuFilter, HeartbeatReport, PlacementConstraints, PlacementFailure,
+    ReportedClaim,
 };
 use hotpool::model::GangRef;
 use hotpool::model::{ClaimId, ClaimState, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
@@ -46,14 +46,11 @@ impl Harness {
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
             reservation_id: None,
-            to: (),
         };
-        let mut effects = Vec::new();
         let version = |harness: &Self, worker: &str| {
             harness.shard.find_worker(&WorkerId::new(worker).unwrap()).map_or(0, |snapshot| snapshot.version)
         };
-        self.shard.handle_event(event, self.now_ms, &mut effects);
-        let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
+        let answer = self.shard.handle_event(event, self.now_ms, &mut Vec::new()).expect("a reply");
         match answer {
             EngineReply::Granted(ClaimGrant { handle, worker, gpu_mask, state, .. }) => {
                 let model = worker.spec.capacity.gpu.as_ref().map(|gpu| Arc::clone(&gpu.model));
@@ -102,12 +99,12 @@ impl Harness {
                 self.fence += 1;
                 let spec = WorkerSpec { incarnation, ..spec };
                 self.workers.get_mut(spec.id.as_str()).unwrap().spec = spec.clone();
-                self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 1_000, to: () });
+                self.on(Event::Register { spec, ends_ms, claims: None, ttl_ms: 1_000 });
             }
             Step::Delete { worker: number } => {
                 let id = WorkerId::new(&format!("w{number}")).unwrap();
                 if self.workers.remove(id.as_str()).is_some() {
-                    self.on(Event::Delete { id, to: () });
+                    self.on(Event::Delete { id });
                 }
             }
             Step::Cordon { worker: number, on } => {
@@ -115,7 +112,7 @@ impl Harness {
                 if let Some(worker) = self.workers.get_mut(id.as_str()) {
                     worker.cordoned = on;
                     let command = if on { WorkerCommand::Cordon } else { WorkerCommand::Uncordon };
-                    self.on(Event::WorkerCommand { id, command, to: () });
+                    self.on(Event::WorkerCommand { id, command });
                 }
             }
             Step::Claim { key, request, filter, needs_ms } => {
@@ -125,10 +122,10 @@ impl Harness {
             Step::Release { key } => {
                 if let Some(claim) = self.claims.get(id(key).key()).filter(|claim| claim.gang.is_none()) {
                     let handle = claim.handle;
-                    let (_, ended) = self.on(Event::Release { handle, to: () });
+                    let (_, ended) = self.on(Event::Release { handle });
                     assert_eq!(ended.len(), 1);
                     // A late duplicate changes nothing.
-                    let (_, ended) = self.on(Event::Release { handle, to: () });
+                    let (_, ended) = self.on(Event::Release { handle });
                     assert!(ended.is_empty());
                 }
             }
@@ -168,7 +165,7 @@ impl Harness {
                 let Some(id) = self.claims.values().filter_map(|claim| claim.gang).min() else { return };
                 let members = self.claims.values().filter(|claim| claim.gang == Some(id)).count();
                 let action = if commit { GangAction::Commit } else { GangAction::Abort };
-                let (answer, ended) = self.on(Event::Gang { id, action, to: () });
+                let (answer, ended) = self.on(Event::Gang { id, action });
                 match answer {
                     Some(EngineReply::Committed(claims)) => {
                         assert_eq!((claims.len(), ended.len(), commit), (members, 0, true))
@@ -176,7 +173,7 @@ impl Harness {
                     _ => assert_eq!((ended.len(), commit), (members, false)),
                 }
                 // Decisions are idempotent.
-                let (_, ended) = self.on(Event::Gang { id, action, to: () });
+                let (_, ended) = self.on(Event::Gang { id, action });
                 assert!(ended.is_empty());
             }
             Step::Restart => self.restart(),
@@ -200,13 +197,8 @@ impl Harness {
         };
         let amounts = |of: &ResourceRequirements| [of.cpu_milli, of.memory_bytes, of.slots];
         let shrinks = same_gpus && amounts(to).iter().zip(amounts(from)).all(|(to, from)| *to <= from);
-        let (answer, _) = {
-            let mut effects = Vec::new();
-            let event = Event::Resize { handle: claim.handle, resources: to.clone(), to: () };
-            self.shard.handle_event(event, self.now_ms, &mut effects);
-            let Some(Effect::Reply { answer, .. }) = effects.pop() else { panic!("expected one reply") };
-            (answer, ())
-        };
+        let event = Event::Resize { handle: claim.handle, resources: to.clone() };
+        let answer = self.shard.handle_event(event, self.now_ms, &mut Vec::new()).expect("a reply");
         match answer {
             EngineReply::Held(grant) => {
                 assert!(fits || shrinks, "{from:?} to {to:?}");
@@ -252,7 +244,7 @@ impl Harness {
             claims: Some(named.collect()),
             ttl_ms: 0,
         };
-        let (answer, ended) = self.on(Event::Heartbeat { id, heartbeat, to: () });
+        let (answer, ended) = self.on(Event::Heartbeat { id, heartbeat });
         let Some(EngineReply::HeartbeatHandled { claims, stop, superseded_by: None }) = answer else {
             panic!("{answer:?}")
         };

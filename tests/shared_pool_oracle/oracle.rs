@@ -65,13 +65,12 @@ impl Harness {
         }
     }
 
-    pub fn on(&mut self, event: Event<()>) -> (Option<EngineReply>, Vec<(ClaimId, u64)>) {
+    pub fn on(&mut self, event: Event) -> (Option<EngineReply>, Vec<(ClaimId, u64)>) {
         let mut effects = Vec::new();
-        self.shard.handle_event(event, self.now_ms, &mut effects);
-        let (mut answer, mut ended) = (None, Vec::new());
+        let answer = self.shard.handle_event(event, self.now_ms, &mut effects);
+        let mut ended = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Reply { answer: reply, .. } => answer = Some(reply),
                 Effect::ClaimEnded { id, fence, .. } => ended.push((id, fence)),
                 Effect::RetainEnded { .. } | Effect::WorkerLost { .. } | Effect::WorkerDeleted { .. } => {}
                 Effect::ClaimAdopted { .. } => panic!("no claim is readopted in a shared pool"),

@@ -85,12 +85,11 @@ impl std::fmt::Debug for ClaimDispatcher {
 
 impl ClaimDispatcher {
     /// Submits a claim and carries out what follows from it.
-    pub fn submit_now(&self, item: Box<PendingClaim>) {
+    pub fn submit_now(&self, pools: &PoolMap, item: Box<PendingClaim>) {
         let mut work = EffectQueue::default();
-        let pools = self.pools.load();
-        match self.keys.acquire(item, |item| first_shard(&pools, item)) {
+        match self.keys.acquire(item, |item| first_shard(pools, item)) {
             // Sent at once, because most claims need nothing else.
-            KeyAcquire::Asking(shard, call) => self.send(&pools, shard, Command::Claim(call), &mut work),
+            KeyAcquire::Asking(shard, call) => self.send(pools, shard, Command::Claim(call), &mut work),
             acquired => self.follow(acquired, &mut work),
         }
         self.work_off(&mut work);

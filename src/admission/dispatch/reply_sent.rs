@@ -37,12 +37,10 @@ impl ClaimDispatcher {
         }
         if sent.started_ms < sent.sent_ms && !self.holds(id, answer) {
             answer.grant.mark_ended(ClaimState::Lost);
-            answer.expires_at_ms = None;
             return;
         }
         if let Some(due_ms) = due_ms {
             answer.grant.deadline_ms = Some(due_ms);
-            answer.expires_at_ms = Some(self.clock.unix_of(due_ms));
         }
         let due_ms = due_ms.unwrap_or(Millis::MAX);
         let (first_ms, claims) = sent.by_shard.entry(answer.shard).or_insert((due_ms, Vec::new()));

@@ -200,7 +200,7 @@ impl KeyDirectory {
     pub fn take_repeated(&self, id: &ClaimId, number: u64) -> Option<(Box<PendingClaim>, PendingWrites)> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, copy_writes(&held.pending_writes))),
+            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, held.pending_writes.clone())),
             _ => None,
         }
     }
@@ -354,7 +354,7 @@ impl KeyDirectory {
         let mut charge =
             pending.charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
         charge.move_to_pool(holder.shard.pool);
-        let mut held = HeldKey { holder, pending_writes: copy_writes(&pending_writes), charge, repeated: None };
+        let mut held = HeldKey { holder, pending_writes: pending_writes.clone(), charge, repeated: None };
         let repeated = duplicates
             .map(|duplicates| {
                 duplicates.into_iter().map(|duplicate| repeat(&mut held, duplicate, self.ids.next_ticket())).collect()
@@ -414,52 +414,64 @@ impl KeyDirectory {
     /// its shard will not answer any more.
     pub fn end_claim(
         &self,
-        id: &ClaimId,
+        id: ClaimId,
         fence: Fence,
         write: Option<PendingWrite>,
         ended: Option<Box<EndedClaim>>,
         now_ms: Millis,
     ) -> Option<EndTransition> {
-        let remembers = ended.is_some();
-        let Some(end) = self.end_entry(id, fence, write, ended) else {
-            // It never held its key. A crash could still let its row win over a later holder's.
-            write.into_iter().for_each(|write| self.add_pending_write(id, write));
-            return None;
-        };
-        if remembers {
-            let forgotten = self.expiry.lock().push(id.clone(), fence, now_ms);
-            forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));
+        if ended.is_some() {
+            return self.end_remembered(id, fence, write, ended, now_ms);
         }
+        self.end_entry(id, fence, write, None)
+    }
+
+    #[cold]
+    fn end_remembered(
+        &self,
+        id: ClaimId,
+        fence: Fence,
+        write: Option<PendingWrite>,
+        ended: Option<Box<EndedClaim>>,
+        now_ms: Millis,
+    ) -> Option<EndTransition> {
+        let end = self.end_entry(id.clone(), fence, write, ended)?;
+        let forgotten = self.expiry.lock().push(id, fence, now_ms);
+        forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));
         Some(end)
     }
 
+    #[inline]
     fn end_entry(
         &self,
-        id: &ClaimId,
+        id: ClaimId,
         fence: Fence,
         write: Option<PendingWrite>,
         ended: Option<Box<EndedClaim>>,
     ) -> Option<EndTransition> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return None };
-        let KeyEntry::Held(held) = slot.get_mut() else { return None };
-        if !held.has_fence(fence) {
-            return None;
-        }
-        self.adoption.record_ended(id.hash64(), fence);
+        let level = lock_order::acquire(LockLevel::KeyEntry);
+        let hash = id.hash64();
+        let mut slot = match self.map.entry(id) {
+            Slot::Occupied(slot) if matches!(slot.get(), KeyEntry::Held(held) if held.has_fence(fence)) => slot,
+            slot => {
+                let id = slot.into_key();
+                drop(level);
+                // It never held its key. A crash could still let its row win over a later holder's.
+                write.into_iter().for_each(|write| self.add_pending_write(&id, write));
+                return None;
+            }
+        };
+        let KeyEntry::Held(held) = slot.get_mut() else { unreachable!("matched above") };
+        self.adoption.record_ended(hash, fence);
         let repeated = held.take_all_repeated();
-        let mut vacant = VacantKey { pending_writes: std::mem::take(&mut held.pending_writes), ended };
-        let earlier = copy_writes(&vacant.pending_writes);
-        if let Some(write) = write {
-            // One record per shard is enough: a later one covers the earlier.
-            vacant.pending_writes.retain(|other| other.shard != write.shard);
-            vacant.pending_writes.push(write);
-        }
-        if vacant.is_forgotten() {
+        if held.pending_writes.is_empty() && write.is_none() && ended.is_none() {
             slot.remove();
-        } else {
-            slot.insert(KeyEntry::Vacant(vacant));
+            return Some(EndTransition { repeated, earlier: PendingWrites::new() });
         }
+        let mut vacant = VacantKey { pending_writes: std::mem::take(&mut held.pending_writes), ended };
+        let earlier = vacant.pending_writes.clone();
+        vacant.pending_writes.extend(write);
+        slot.insert(KeyEntry::Vacant(vacant));
         Some(EndTransition { repeated, earlier })
     }
 
@@ -513,7 +525,7 @@ impl KeyDirectory {
         match self.map.get(id).as_deref() {
             None => KeyLookup::Vacant,
             Some(KeyEntry::Held(HeldKey { holder, pending_writes, .. })) => {
-                KeyLookup::Held { holder: *holder, pending_writes: copy_writes(pending_writes) }
+                KeyLookup::Held { holder: *holder, pending_writes: pending_writes.clone() }
             }
             Some(KeyEntry::Unreadable { .. }) => KeyLookup::Unreadable,
             Some(entry) => match entry.pending_writes() {
@@ -600,9 +612,4 @@ fn repeat(held: &mut HeldKey, claim: Box<PendingClaim>, number: u64) -> Repeated
     let call = claim.reacquire_call(number, &held.holder);
     held.add_repeated(number, claim);
     RepeatedCall { shard: held.holder.shard, call }
-}
-
-/// Copy of a list that is nearly always empty.
-fn copy_writes(writes: &PendingWrites) -> PendingWrites {
-    if writes.is_empty() { PendingWrites::new() } else { writes.clone() }
 }

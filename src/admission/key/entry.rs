@@ -230,11 +230,10 @@ impl KeyEntry {
         }
     }
 
-    /// Adds a record that the store lacks. One record per shard is enough: a later one covers the earlier.
+    /// Adds a record that the store lacks.
     pub fn add_pending_write(&mut self, write: PendingWrite) {
         if let Some(writes) = self.pending_writes_mut() {
-            writes.retain(|other| other.shard != write.shard);
-            writes.push(write);
+            writes.add(write);
         }
     }
 

@@ -74,11 +74,11 @@ impl GangTable {
 
 impl Shard {
     /// Applies a transition to a gang.
-    pub(in crate::engine) fn apply_gang_action<R>(
+    pub(in crate::engine) fn apply_gang_action(
         &mut self,
         id: Fence,
         action: GangAction,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> EngineReply {
         match action {
             GangAction::Record | GangAction::Forget | GangAction::Retract => {

@@ -13,12 +13,12 @@ use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Millis, TtlBounds};
 
 impl Shard {
-    pub(in crate::engine) fn reacquire<R>(
+    pub(in crate::engine) fn reacquire(
         &mut self,
         handle: ClaimHandle,
         pool: PoolEligibility,
         constraints: Option<&PlacementConstraints>,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> EngineReply {
         let Some(claim) = self.claims.get(handle) else { return EngineReply::StaleHandle };
         if claim.state == ClaimState::Releasing {
@@ -127,7 +127,7 @@ impl Shard {
         }
     }
 
-    pub(in crate::engine) fn release<R>(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn release(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect>) {
         if !self.end_claim(handle, EndReason::Released, effects) {
             self.finish_late_cleanup(handle);
         }
@@ -157,7 +157,8 @@ impl Shard {
         }
     }
 
-    pub(in crate::engine) fn reply_sent(&mut self, handle: ClaimHandle, at_ms: Millis) {
+    /// Handles [`Event::ReplySent`](crate::engine::Event::ReplySent), which has no effects. Every grant needs it.
+    pub fn note_reply_sent(&mut self, handle: ClaimHandle, at_ms: Millis) {
         let Some(claim) = self.claims.get(handle) else { return };
         let (limit_ms, is_final) = (claim.state_ttl_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
         let should_start = match self.timers.get(handle.claim) {
@@ -175,7 +176,7 @@ impl Shard {
         }
     }
 
-    pub(in crate::engine) fn rollback<R>(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn rollback(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect>) {
         if self.claims.get(handle).is_some_and(|claim| !claim.confirmed && !claim.disclosure.is_disclosed()) {
             self.counters.rolled_back += 1;
             self.end_claim(handle, EndReason::RolledBack, effects);
@@ -184,11 +185,11 @@ impl Shard {
 
     /// Ends the claim unless the handle is stale: its key is free, its worker is idle unless it is unschedulable.
     /// False: the handle is stale.
-    pub(in crate::engine) fn end_claim<R>(
+    pub(in crate::engine) fn end_claim(
         &mut self,
         handle: ClaimHandle,
         end: EndReason,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> bool {
         let Some(worker) = self.claims.get(handle).map(|claim| claim.worker) else { return false };
         if self.shared.is_some() {
@@ -230,7 +231,7 @@ impl Shard {
         true
     }
 
-    pub(in crate::engine) fn expire_due<R>(&mut self, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn expire_due(&mut self, now_ms: Millis, effects: &mut Vec<Effect>) {
         // The remainder stays due, and the shard serves others in between. One lost worker may hold many claims, so
         // effects count as well as deadlines.
         let (effects_before, mut deadlines) = (effects.len(), 0);
@@ -249,13 +250,14 @@ impl Shard {
     }
 
     /// Ends a claim whose deadline has passed.
-    fn expire_claim<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+    fn expire_claim(&mut self, at: u32, effects: &mut Vec<Effect>) {
         let Some(claim) = self.claims.by_ordinal(at) else { return };
         let (handle, state) = (ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
+        let lifecycle = self.count();
         let (count, end) = match state {
-            ClaimState::Reserved => (&mut self.counters.lifecycle.reservations_expired, EndReason::ReservationExpired),
-            ClaimState::Active | ClaimState::Lost => (&mut self.counters.lifecycle.expired, EndReason::Expired),
-            ClaimState::Releasing => (&mut self.counters.lifecycle.cleanups_timed_out, EndReason::CleanupTimedOut),
+            ClaimState::Reserved => (&mut lifecycle.reservations_expired, EndReason::ReservationExpired),
+            ClaimState::Active | ClaimState::Lost => (&mut lifecycle.expired, EndReason::Expired),
+            ClaimState::Releasing => (&mut lifecycle.cleanups_timed_out, EndReason::CleanupTimedOut),
         };
         *count += 1;
         if end == EndReason::CleanupTimedOut {

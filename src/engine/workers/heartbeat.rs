@@ -35,12 +35,12 @@ use crate::model::unschedulable_bits;
 use crate::model::{ClaimId, ClaimState, ClaimTimes, Fence, Millis, WorkerId};
 
 impl Shard {
-    pub(in crate::engine) fn heartbeat<R>(
+    pub(in crate::engine) fn heartbeat(
         &mut self,
         id: &WorkerId,
         heartbeat: HeartbeatReport,
         now_ms: Millis,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> EngineReply {
         let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
             return EngineReply::UnknownWorker;
@@ -52,12 +52,12 @@ impl Shard {
         if heartbeat.incarnation > current {
             return EngineReply::UnknownIncarnation { known: current };
         }
-        self.counters.lifecycle.heartbeats += 1;
+        self.count().heartbeats += 1;
         let last = self.liveness.get(at).heartbeat_seq;
         let superseded_by = last.filter(|&last| heartbeat.seq.is_some_and(|seq| seq < last));
         let mut stop = Vec::new();
         if superseded_by.is_some() {
-            self.counters.lifecycle.late_heartbeats += 1;
+            self.count().late_heartbeats += 1;
         } else {
             self.liveness.get_mut(at).heartbeat_seq = heartbeat.seq.or(last);
             self.refresh_liveness(at, heartbeat.ttl_ms, now_ms);
@@ -79,13 +79,13 @@ impl Shard {
     }
 
     /// Reconciles the worker's claims with its report. Returns the claims that it has to stop.
-    pub(in crate::engine) fn reconcile_claims<R>(
+    pub(in crate::engine) fn reconcile_claims(
         &mut self,
         at: u32,
         reports: Vec<ReportedClaim>,
         ttl_ms: Millis,
         now_ms: Millis,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> Vec<ReportedClaim> {
         let mut live: SmallVec<[(ClaimHandle, bool); 1]> =
             self.handles_on(at).into_iter().map(|handle| (handle, false)).collect();
@@ -115,7 +115,7 @@ impl Shard {
                 self.mark_reported(handle, now_ms);
             } else if unverified && settled {
                 self.end_claim(handle, EndReason::NotReported, effects);
-                self.counters.lifecycle.not_reported += 1;
+                self.count().not_reported += 1;
             } else {
                 self.mark_unreported(handle, ttl_ms, now_ms);
             }
@@ -130,7 +130,7 @@ impl Shard {
             self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         }
         let set = if stop.is_empty() { 0 } else { unschedulable_bits::STOPPING };
-        self.counters.lifecycle.revocations += stop.len() as u64;
+        self.count().revocations += stop.len() as u64;
         self.update_unschedulable(at, set, clear | (unschedulable_bits::STOPPING & !set));
         if self.workers.get(at).lookup_flags & lookup_flags::HAS_CLAIM_NOTES != 0 {
             self.schedule(at);
@@ -238,12 +238,12 @@ impl Shard {
         newest.map(|(index, _)| index)
     }
 
-    fn adopt<R>(&mut self, at: u32, report: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+    fn adopt(&mut self, at: u32, report: ReportedClaim, now_ms: Millis, effects: &mut Vec<Effect>) {
         assert!(self.shared.is_none(), "L1: a claim is readopted without its resources");
         assert!(self.lost_tail.contains(&report.fence), "L3: a claim with a record is readopted");
         for handle in self.handles_on(at) {
             self.end_claim(handle, EndReason::NotReported, effects);
-            self.counters.lifecycle.not_reported += 1;
+            self.count().not_reported += 1;
         }
         let fence = report.fence;
         let claim = self.claims.insert(Claim {
@@ -261,7 +261,7 @@ impl Shard {
         self.occupy_worker(at, claim);
         self.start_state_timer(ClaimHandle { claim, worker: at, fence }, now_ms);
         self.header.fence_max = self.header.fence_max.max(fence);
-        self.counters.lifecycle.adopted += 1;
+        self.count().adopted += 1;
         self.record_change(at);
         effects.push(Effect::ClaimAdopted { id: report.id, handle: ClaimHandle { claim, worker: at, fence } });
     }

@@ -180,7 +180,7 @@ impl Shard {
     }
 
     /// Handles the deadlines of a worker that have passed.
-    pub(in crate::engine) fn expire_worker<R>(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn expire_worker(&mut self, at: u32, now_ms: Millis, effects: &mut Vec<Effect>) {
         assert!(self.workers.is_used(at) && !self.workers.get(at).deleted, "W1: a deadline of a deleted worker fires");
         let due = |deadline: &mut Option<Millis>| deadline.take_if(|at| *at <= now_ms).is_some();
         let liveness = self.liveness.get_mut(at);
@@ -190,12 +190,11 @@ impl Shard {
         for (_, (handle, _)) in unreported {
             // A claim released since is being cleaned up, and its worker stays busy until that ends.
             if self.claims.get(handle).is_some_and(|claim| claim.state == ClaimState::Active) {
-                self.counters.lifecycle.not_reported +=
-                    u64::from(self.end_claim(handle, EndReason::NotReported, effects));
+                self.count().not_reported += u64::from(self.end_claim(handle, EndReason::NotReported, effects));
             }
         }
         if silent {
-            self.counters.lifecycle.lost_workers += 1;
+            self.count().lost_workers += 1;
             // Its claims may still run: it must report before it is schedulable again.
             let busy = self.workers.get(at).claim != NIL;
             self.update_unschedulable(
@@ -212,7 +211,7 @@ impl Shard {
             self.index_expiry(at);
         }
         if deleted {
-            self.counters.lifecycle.deleted_workers += 1;
+            self.count().deleted_workers += 1;
             effects.push(Effect::WorkerDeleted { worker: Arc::clone(self.workers.registration(at)) });
             // No operator deleted it, so no tombstone is kept: it may return in the same incarnation.
             self.retire_worker(at, effects);
@@ -223,21 +222,16 @@ impl Shard {
     }
 
     /// Ends all claims of the worker as lost, and retains them for queries.
-    pub(in crate::engine) fn end_all_claims<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn end_all_claims(&mut self, at: u32, effects: &mut Vec<Effect>) {
         for handle in self.handles_on(at) {
-            self.counters.lifecycle.lost_claims += 1;
+            self.count().lost_claims += 1;
             self.retain_ended(handle, ClaimState::Lost, effects);
             self.end_claim(handle, EndReason::Lost, effects);
         }
     }
 
     /// Announces the end of a claim, with its last state for queries.
-    pub(in crate::engine) fn retain_ended<R>(
-        &self,
-        handle: ClaimHandle,
-        state: ClaimState,
-        effects: &mut Vec<Effect<R>>,
-    ) {
+    pub(in crate::engine) fn retain_ended(&self, handle: ClaimHandle, state: ClaimState, effects: &mut Vec<Effect>) {
         debug_assert!(matches!(state, ClaimState::Lost | ClaimState::Releasing), "L3: {state:?} is no final state");
         if self.is_provisional(handle) {
             // It was never disclosed.

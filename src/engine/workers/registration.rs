@@ -13,14 +13,14 @@ use crate::model::unschedulable_bits;
 use crate::model::{Millis, WorkerId, WorkerRegistration, WorkerSpec};
 
 impl Shard {
-    pub(in crate::engine) fn register<R>(
+    pub(in crate::engine) fn register(
         &mut self,
         spec: WorkerSpec,
         ends_ms: Option<Millis>,
         claims: Option<Vec<ReportedClaim>>,
         ttl_ms: Millis,
         now_ms: Millis,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> EngineReply {
         if self.shared.as_mut().is_some_and(|shared| !shared.register_model(&spec.capacity)) {
             return EngineReply::TooManyModels;
@@ -69,7 +69,7 @@ impl Shard {
     }
 
     /// Begins another incarnation: the claims of the old one are lost, and reasons tied to it are cleared.
-    fn begin_incarnation<R>(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis, effects: &mut Vec<Effect<R>>) {
+    fn begin_incarnation(&mut self, at: u32, ttl_ms: Millis, now_ms: Millis, effects: &mut Vec<Effect>) {
         self.end_all_claims(at, effects);
         self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         self.update_unschedulable(at, 0, unschedulable_bits::PER_INCARNATION);
@@ -135,11 +135,11 @@ impl Shard {
         self.record_change(at);
     }
 
-    pub(in crate::engine) fn delete<R>(
+    pub(in crate::engine) fn delete(
         &mut self,
         id: &WorkerId,
         now_ms: Millis,
-        effects: &mut Vec<Effect<R>>,
+        effects: &mut Vec<Effect>,
     ) -> EngineReply {
         let Some(at) = self.workers.find(id).filter(|&at| !self.workers.get(at).deleted) else {
             return EngineReply::UnknownWorker;
@@ -156,7 +156,7 @@ impl Shard {
     }
 
     /// Retires the worker and ends its claims. Only its id remains.
-    pub(in crate::engine) fn retire_worker<R>(&mut self, at: u32, effects: &mut Vec<Effect<R>>) {
+    pub(in crate::engine) fn retire_worker(&mut self, at: u32, effects: &mut Vec<Effect>) {
         self.end_all_claims(at, effects);
         let worker = self.workers.get_mut(at);
         assert!(!worker.deleted && worker.claim == NIL, "W1: a worker is retired twice, or with a claim");

@@ -205,7 +205,6 @@ impl Scheduler {
             Ok(claim) if claim.fence == lost.grant.handle.fence => Ok(ClaimResult { claim, created: true }),
             _ => {
                 lost.grant.mark_ended(ClaimState::Lost);
-                lost.expires_at_ms = None;
                 self.member_result(&member.id, lost)
             }
         }

@@ -260,7 +260,7 @@ impl Scheduler {
                 Ok(admitted) => {
                     let pools = admitted.pools();
                     let reply = ReplyAddress::queue(Arc::clone(grants), index as u32);
-                    let mut item = self.pending_claim(request.clone(), admitted, None, reply);
+                    let mut item = self.pending_claim(request, admitted, None, reply);
                     if position == QueuePosition::AtHead {
                         item.set_gang_at_head();
                     }

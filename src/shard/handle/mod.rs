@@ -227,7 +227,7 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     fn enqueue(&self, command: Command, mode: RunMode, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
-        if self.state() != ShardState::Serving {
+        if !self.is_serving() {
             return Err(RejectedCommand::new(command, self.unavailable_reason()));
         }
         let inline = mode == RunMode::Inline;
@@ -242,7 +242,7 @@ impl<S: ShardSink> ShardHandle<S> {
                 if inline { self.run_inline(&mut None, work) } else { self.wake_actor() }
             }
         }
-        if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
+        if !self.is_serving() && matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
             // The shard stopped between the check and the push: its mailbox will not be drained otherwise.
             self.reject_mailbox(work);
         }
@@ -349,6 +349,10 @@ impl<S: ShardSink> ShardHandle<S> {
     #[must_use]
     pub fn state(&self) -> ShardState {
         ShardState::ALL[self.state.load(Ordering::SeqCst) as usize]
+    }
+
+    fn is_serving(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == ShardState::Serving as u8
     }
 
     /// Explanation of a state other than serving.
@@ -549,9 +553,14 @@ impl<S: ShardSink> ShardHandle<S> {
         self.runner.lock()
     }
 
+    /// Whether there are requests in the mailbox.
+    pub(super) fn has_requests(&self) -> bool {
+        !self.mailbox.is_empty()
+    }
+
     /// Removes up to `max` requests from the mailbox and returns how many.
     pub(super) fn drain_mailbox(&self, max: usize, into: &mut Vec<Command>) -> usize {
-        if self.mailbox.is_empty() { 0 } else { self.mailbox.drain(max, into) }
+        self.mailbox.drain(max, into)
     }
 
     pub(super) fn set_next_tick(&self, at_ms: Option<Millis>) {

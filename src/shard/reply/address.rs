@@ -69,6 +69,7 @@ impl ReplyAddress {
     ///
     /// # Errors
     /// Hands the outcome back if the caller is gone.
+    #[inline]
     pub fn send(mut self, outcome: ShardOutcome) -> Result<(), ShardOutcome> {
         std::mem::replace(&mut self.0, AddressTarget::Nobody).put(outcome)
     }

@@ -39,6 +39,7 @@ impl CompletionCell {
     ///
     /// # Errors
     /// Hands the outcome back if nobody takes it any more.
+    #[inline]
     pub(super) fn put(&self, outcome: ShardOutcome) -> Result<(), ShardOutcome> {
         let waker = {
             let mut state = self.0.lock();

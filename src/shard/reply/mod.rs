@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::engine::{CapacityUsage, ClaimGrant};
 use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{Fence, Millis, ResourceVector, ShardStatus};
+use crate::model::{Fence, ResourceVector, ShardStatus};
 use crate::shard::address::ShardRef;
 
 pub use self::address::ReplyAddress;
@@ -84,21 +84,19 @@ pub struct ClaimAnswer {
     pub created: bool,
     /// Shard that holds the claim.
     pub shard: ShardRef,
-    /// Unix time at which the claim expires without further requests; set when the reply is sent.
-    pub expires_at_ms: Option<Millis>,
 }
 
 impl ClaimAnswer {
     /// Answer to the request that created the claim.
     #[must_use]
     pub const fn created(grant: ClaimGrant, shard: ShardRef) -> Self {
-        Self { grant, created: true, shard, expires_at_ms: None }
+        Self { grant, created: true, shard }
     }
 
     /// Answer to a request about a claim that existed before.
     #[must_use]
     pub const fn existing(grant: ClaimGrant, shard: ShardRef) -> Self {
-        Self { grant, created: false, shard, expires_at_ms: None }
+        Self { grant, created: false, shard }
     }
 }
 

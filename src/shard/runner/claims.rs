@@ -2,11 +2,12 @@
 //! outcome.
 
 use super::unsent_reply::UnsentReply;
-use super::{NotGranted, PendingReply, ReplyIndex, ShardEvent, ShardRunner, rejection_of};
-use crate::engine::{ClaimHandle, EngineReply, Event};
+use super::{NotGranted, PendingReply, ReplyIndex, ShardEvent, ShardRunner, UnreadGrant, rejection_of};
+use crate::engine::{EngineReply, Event};
 use crate::limits;
-use crate::model::AckLevel;
 use crate::model::request_error::{RequestError, UnavailableReason};
+use crate::model::{AckLevel, Fence};
+use crate::shard::address::PendingWrites;
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
 use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplyAddress, ShardOutcome};
@@ -29,7 +30,6 @@ impl<S: ShardSink> ShardRunner<S> {
             ttl_ms: call.ttl_ms.unwrap_or(0),
             constraints: call.constraints.clone(),
             reservation_id: call.reservation_id.filter(|&id| self.shard.has_reservation(id)),
-            to: (),
         });
         self.reply_claim(call, answer);
     }
@@ -67,27 +67,26 @@ impl<S: ShardSink> ShardRunner<S> {
         if operation.life != self.life && ProtocolRule::LifeCheck.holds() {
             return self.events.push(ShardEvent::Stale(Box::new(operation)));
         }
+        if matches!(operation.verb, HeldVerb::Release) {
+            return self.release(operation);
+        }
         let (handle, events_before) = (operation.handle, self.events.len());
-        let to = ();
         let answer = match &mut operation.verb {
-            HeldVerb::Get => self.decide(Event::Get { handle, to }),
-            HeldVerb::Confirm => self.decide(Event::Confirm { handle, to }),
+            HeldVerb::Get => self.decide(Event::Get { handle }),
+            HeldVerb::Confirm => self.decide(Event::Confirm { handle }),
             HeldVerb::Renew(ttl_ms) => {
                 let ttl_ms = *ttl_ms;
-                self.decide(Event::Renew { handle, ttl_ms, to })
+                self.decide(Event::Renew { handle, ttl_ms })
             }
             HeldVerb::Resize(resources) => {
                 let resources = std::mem::take(&mut **resources);
-                self.decide(Event::Resize { handle, resources, to })
+                self.decide(Event::Resize { handle, resources })
             }
             HeldVerb::BeginRelease => {
                 let releasing_ms = self.pool.spec.load().releasing_ms;
-                self.decide(Event::BeginRelease { handle, releasing_ms, to })
+                self.decide(Event::BeginRelease { handle, releasing_ms })
             }
-            HeldVerb::Release => {
-                self.releases += 1;
-                self.decide(Event::Release { handle, to })
-            }
+            HeldVerb::Release => unreachable!("handled apart"),
         };
         if matches!(operation.verb, HeldVerb::Resize(_)) {
             let (id, fence) = (operation.id.clone(), handle.fence);
@@ -96,11 +95,32 @@ impl<S: ShardSink> ShardRunner<S> {
                 None => ShardEvent::ResizeRejected { id, fence, life: self.life },
             });
         }
-        let index = self.reply_operation(operation, answer);
-        // The reply about an end also waits for what the store lacks about the key; the sink knows.
+        let HeldOperation { reply, pending_writes, .. } = operation;
+        let outcome = match answer {
+            EngineReply::Held(grant) => Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
+            EngineReply::Released => Ok(ClaimReply::Released),
+            answer => Err(rejection_of(&answer)),
+        };
+        let reply = self.answer(reply, outcome, pending_writes);
+        self.tie_to_end(events_before, handle.fence, reply);
+    }
+
+    /// Releases a claim. Apart from the other operations, because every claim ends with it.
+    fn release(&mut self, operation: HeldOperation) {
+        let HeldOperation { handle, reply, pending_writes, .. } = operation;
+        let events_before = self.events.len();
+        self.releases += 1;
+        let answer = self.decide(Event::Release { handle });
+        debug_assert!(answer == EngineReply::Released, "R1: a release is never rejected");
+        let reply = self.answer(reply, Ok(ClaimReply::Released), pending_writes);
+        self.tie_to_end(events_before, handle.fence, reply);
+    }
+
+    /// Makes the reply about an end wait for what the store lacks about the key, which the sink knows.
+    fn tie_to_end(&mut self, events_before: usize, ended: Fence, index: ReplyIndex) {
         for event in &mut self.events[events_before..] {
             if let ShardEvent::Ended { fence, reply, .. } = event
-                && *fence == handle.fence
+                && *fence == ended
             {
                 *reply = Some(index);
             }
@@ -110,7 +130,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Shows the holder of a key to a repeated claim, or rolls the holder back.
     pub(super) fn reacquire(&mut self, mut call: ReacquireCall) {
         let ReacquireCall { handle, eligibility: pool, .. } = call;
-        let answer = self.decide(Event::Reacquire { handle, pool, constraints: call.constraints.take(), to: () });
+        let answer = self.decide(Event::Reacquire { handle, pool, constraints: call.constraints.take() });
         self.reply_repeated(call, answer);
     }
 
@@ -118,7 +138,7 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn reserve(&mut self, call: ReserveCall) {
         let ReserveCall { id, constraints, duration_ms, evict } = call;
         let until_ms = self.now_ms + duration_ms;
-        let outcome = match self.decide(Event::Reserve { id, constraints, evict, until_ms, to: () }) {
+        let outcome = match self.decide(Event::Reserve { id, constraints, evict, until_ms }) {
             EngineReply::WorkerReserved => ReservationOutcome::Reserved,
             _ => ReservationOutcome::NoWorker,
         };
@@ -150,12 +170,12 @@ impl<S: ShardSink> ShardRunner<S> {
                 // The key of a gang's member stays pending, and the gang decides what becomes of the member.
                 let provisional = self.shard.is_provisional(handle);
                 let kind = if provisional { GrantKind::Provisional } else { GrantKind::Claim };
-                let granted = (kind == GrantKind::Claim).then_some(handle);
-                if granted.is_some() && grant.gpu_mask.is_none() {
+                let unread_grant = if provisional { UnreadGrant::Stays } else { UnreadGrant::IsRolledBack };
+                if !provisional && grant.gpu_mask.is_none() {
                     self.pool.board.record_affinity(affinity, self.handle.shard.shard);
                 }
                 let answer = ClaimAnswer::created(grant, self.handle.shard);
-                let reply = self.prepare_claim_reply(Ok(ClaimReply::Claim(answer)), ack, granted, started_ns);
+                let reply = self.prepare_claim_reply(Ok(ClaimReply::Claim(answer)), ack, unread_grant, started_ns);
                 return self.events.push(ShardEvent::Granted { kind, id, ticket, handle, spec, reply });
             }
             EngineReply::NoCapacity => NotGranted::NoCapacity,
@@ -178,42 +198,34 @@ impl<S: ShardSink> ShardRunner<S> {
             EngineReply::Held(grant) => (ack, Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard)))),
             answer => (self.ack, Err(rejection_of(&answer))),
         };
-        let reply = self.prepare_claim_reply(outcome, ack, None, started_ns);
+        let reply = self.prepare_claim_reply(outcome, ack, UnreadGrant::Stays, started_ns);
         self.events.push(ShardEvent::Reacquired { id, number, reply });
     }
 
     /// Prepares a reply to a claim, whose caller the sink knows.
+    #[inline]
     fn prepare_claim_reply(
         &mut self,
         outcome: ShardOutcome,
         ack: AckLevel,
-        granted: Option<ClaimHandle>,
+        unread_grant: UnreadGrant,
         started_ns: Option<std::num::NonZeroU64>,
     ) -> ReplyIndex {
         let ack = if self.keeps_rows { ack.max(self.ack) } else { AckLevel::Memory };
         let reply = self.prepare_reply(UnsentReply::Claim(None, outcome), ack);
         let prepared: &mut PendingReply = &mut self.new_replies[reply.0 as usize];
-        (prepared.granted, prepared.started_ns) = (granted, started_ns);
-        reply
-    }
-
-    fn reply_operation(&mut self, operation: HeldOperation, answer: EngineReply) -> ReplyIndex {
-        let HeldOperation { reply, pending_writes, .. } = operation;
-        let outcome = match answer {
-            EngineReply::Held(grant) => Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard))),
-            EngineReply::Released => Ok(ClaimReply::Released),
-            answer => Err(rejection_of(&answer)),
-        };
-        let reply = self.answer(reply, outcome);
-        if !pending_writes.is_empty() {
-            self.new_replies[reply.0 as usize].wait_for(pending_writes);
-        }
+        (prepared.unread_grant, prepared.started_ns) = (unread_grant, started_ns);
         reply
     }
 
     /// Replies with the durability of the pool.
-    pub(super) fn answer(&mut self, caller: ReplyAddress, outcome: ShardOutcome) -> ReplyIndex {
+    #[inline(always)]
+    fn answer(&mut self, caller: ReplyAddress, outcome: ShardOutcome, pending_writes: PendingWrites) -> ReplyIndex {
         let ack = if self.keeps_rows { self.ack } else { AckLevel::Memory };
-        self.prepare_reply(UnsentReply::Claim(Some(caller), outcome), ack)
+        let reply = self.prepare_reply(UnsentReply::Claim(Some(caller), outcome), ack);
+        if !pending_writes.is_empty() {
+            self.new_replies[reply.0 as usize].wait_for(pending_writes);
+        }
+        reply
     }
 }

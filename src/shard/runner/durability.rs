@@ -3,8 +3,10 @@
 //! A durable reply waits here for the record of its shard and for every other record that the key directory names. If
 //! it cannot be sent in time it becomes `store`, and a claim that no other reply disclosed is rolled back.
 
+use std::num::NonZeroU64;
+
 use super::unsent_reply::UnsentReply;
-use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner};
+use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner, UnreadGrant};
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
@@ -12,7 +14,7 @@ use crate::model::{AckLevel, Millis};
 use crate::shard::address::PendingWrites;
 use crate::shard::command::UnstoredRejection;
 use crate::shard::event::ShardSink;
-use crate::shard::reply::{ClaimAnswer, ClaimReply, CommandReply};
+use crate::shard::reply::{ClaimAnswer, ClaimReply, CommandReply, ReplyAddress, ShardOutcome};
 
 impl<S: ShardSink> ShardRunner<S> {
     /// Replies to a command that is not about one claim, with the durability of the pool.
@@ -26,6 +28,7 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Prepares a reply, which leaves at the end of the run at the earliest.
+    #[inline(always)]
     pub(super) fn prepare_reply(&mut self, content: UnsentReply, ack: AckLevel) -> ReplyIndex {
         let durable = ack == AckLevel::Durable;
         // Claims are rejected before it comes to this. Other requests are carried out, but their replies do not wait.
@@ -36,7 +39,7 @@ impl<S: ShardSink> ShardRunner<S> {
             ack,
             seq: if durable { self.shard.seq() } else { 0 },
             pending_writes: PendingWrites::new(),
-            granted: None,
+            unread_grant: UnreadGrant::Stays,
             overflow: if too_many { ReplyOverflow::TooMany } else { ReplyOverflow::MayWait },
             started_ns: None,
             until_ms: self.now_ms + self.environment.store_wait_ms,
@@ -63,10 +66,11 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Sends a new reply, or keeps it until the store has its records.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_or_await_store(&mut self, reply: PendingReply) {
         if reply.content.is_unwanted() || reply.overflow == ReplyOverflow::TooMany {
-            self.reject_reply(reply.content, reply.granted, UnavailableReason::Store);
+            let granted = reply.granted();
+            self.reject_reply(reply.content, granted, UnavailableReason::Store);
         } else if self.handle.outbox.applied_seq() < reply.seq {
             self.awaiting_store.push_back(reply);
         } else {
@@ -90,7 +94,7 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Sends a reply whose own record is stored, or keeps it until those of other shards are.
-    #[inline]
+    #[inline(always)]
     fn send_or_await_shards(&mut self, reply: PendingReply) {
         if !reply.pending_writes.is_empty() && self.awaits_other_shards(&reply.pending_writes) {
             self.awaiting_other_shards.push(reply);
@@ -144,20 +148,35 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
+    #[inline(always)]
     pub(super) fn send_reply(&mut self, reply: PendingReply) {
-        let PendingReply { content, granted, started_ns, .. } = reply;
         if self.keeps_rows
             && let Some(reason) = self.environment.journal.reply_blocker()
         {
-            self.reject_reply(content, granted, reason);
+            let granted = reply.granted();
+            self.reject_reply(reply.content, granted, reason);
             return;
         }
-        let (caller, mut outcome) = match content {
-            UnsentReply::Claim(Some(caller), outcome) => (caller, outcome),
-            UnsentReply::Claim(None, _) => return,
-            UnsentReply::GangCommit(reply) => return reply.send_outcome(),
-            UnsentReply::Command(reply) => return reply.send(),
-        };
+        let granted = reply.granted();
+        match reply.content {
+            UnsentReply::Claim(Some(caller), outcome) => {
+                self.send_claim_reply(caller, outcome, granted, reply.started_ns);
+            }
+            UnsentReply::Claim(None, _) => {}
+            UnsentReply::GangCommit(reply) => reply.send_outcome(),
+            UnsentReply::Command(reply) => reply.send(),
+        }
+    }
+
+    /// Sends a reply about one claim. `granted` is the claim that it grants, which is rolled back if nobody takes it.
+    #[inline(always)]
+    fn send_claim_reply(
+        &mut self,
+        caller: ReplyAddress,
+        mut outcome: ShardOutcome,
+        granted: Option<ClaimHandle>,
+        started_ns: Option<NonZeroU64>,
+    ) {
         // Marked before the reply is sent: a panic in between must not let a claim be rolled back that somebody knows.
         let mut newly_referenced = None;
         match &mut outcome {
@@ -201,7 +220,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Starts the first deadline of a claim, as the reply that grants it is sent.
     fn start_deadline(&mut self, answer: &mut ClaimAnswer) {
         if answer.created {
-            self.apply(Event::ReplySent { handle: answer.grant.handle, at_ms: self.now_ms });
+            self.shard.note_reply_sent(answer.grant.handle, self.now_ms);
         }
         if answer.grant.state_ttl_ms().is_some() {
             self.fill_deadline(answer);
@@ -209,9 +228,7 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     fn fill_deadline(&self, answer: &mut ClaimAnswer) {
-        let deadline = self.shard.deadline_ms(answer.grant.handle);
-        answer.grant.deadline_ms = deadline;
-        answer.expires_at_ms = deadline.map(|at| self.environment.clock.unix_of(at));
+        answer.grant.deadline_ms = self.shard.deadline_ms(answer.grant.handle);
     }
 
     /// Expires replies that the store kept waiting for too long.
@@ -232,7 +249,8 @@ impl<S: ShardSink> ShardRunner<S> {
 
     pub(super) fn expire_reply(&mut self, reply: PendingReply) {
         let reason = self.environment.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
-        self.reject_reply(reply.content, reply.granted, reason);
+        let granted = reply.granted();
+        self.reject_reply(reply.content, granted, reason);
     }
 
     /// Sends an error instead of a reply, and rolls back the claim that the reply granted. Members of a committed gang

@@ -12,7 +12,7 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn gang(&mut self, item: GangItem) {
         let GangItem { id, request } = item;
         let events_before = self.events.len();
-        let event = |action| Event::Gang { id, action, to: () };
+        let event = |action| Event::Gang { id, action };
         // Durable whatever the pool's ack: the next action of the gang relies on these. Nothing relies on the others.
         let (action, reply, ack) = match request {
             GangRequest::Commit(tickets, reply) => {

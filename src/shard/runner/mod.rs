@@ -37,11 +37,11 @@ use super::environment::ShardEnvironment;
 use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
-use super::reply::{CommandReply, EndedWorkers, ReplyAddress};
+use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
 use super::step_injection::{ProtocolPoint, ProtocolRule};
 use super::take_each::take_each;
 use crate::engine::{
-    AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters,
+    AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters, earlier,
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
@@ -69,14 +69,23 @@ pub(super) struct PendingReply {
     seq: Seq,
     /// Records of other shards that must be stored first.
     pending_writes: PendingWrites,
-    /// Claim that the reply grants, which is rolled back if it cannot be sent.
-    granted: Option<ClaimHandle>,
+    /// Fate of the claim that the reply grants if it cannot be sent.
+    unread_grant: UnreadGrant,
     /// Whether too many replies wait already for this one to join them.
     overflow: ReplyOverflow,
     /// Arrival time of the request in nanoseconds, if timed.
     started_ns: Option<NonZeroU64>,
     /// Engine time after which the reply expires.
     until_ms: Millis,
+}
+
+/// Fate of a claim whose grant cannot be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum UnreadGrant {
+    /// The reply grants nothing, or whoever asked for it decides.
+    Stays,
+    /// The claim is rolled back.
+    IsRolledBack,
 }
 
 /// Whether a reply may wait for the store.
@@ -92,15 +101,25 @@ impl PendingReply {
         self.content.address(caller);
     }
 
+    /// Claim that the reply grants, which is rolled back if it cannot be sent.
+    pub(super) fn granted(&self) -> Option<ClaimHandle> {
+        match (&self.content, self.unread_grant) {
+            (UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))), UnreadGrant::IsRolledBack) => {
+                Some(answer.grant.handle)
+            }
+            _ => None,
+        }
+    }
+
     /// Adds records that the reply waits for, if it is durable.
     pub(super) fn wait_for(&mut self, writes: PendingWrites) {
         if !writes.is_empty() && self.ack == AckLevel::Durable {
-            self.pending_writes.extend(writes);
+            self.pending_writes.extend(writes.iter().copied());
         }
     }
 }
 
-const _: () = assert!(size_of::<PendingReply>() <= 224, "a reply about a claim takes four cache lines at most");
+const _: () = assert!(size_of::<PendingReply>() <= 160, "a reply is moved several times");
 
 pub(crate) struct ShardRunner<S: ShardSink> {
     sink: Arc<S>,
@@ -136,7 +155,7 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     /// Other requests that are being decided; handed back after a panic.
     pub(super) undecided: Vec<UndecidedClaim>,
     batch: Vec<Command>,
-    effects: Vec<Effect<()>>,
+    effects: Vec<Effect>,
     /// Last state of the claim that the engine is about to end without its holder.
     retained: Option<Box<ClaimGrant>>,
     /// Decisions of this run that concern the layer above.
@@ -156,6 +175,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     /// Keys that were freed here and whose record the store may lack.
     pending_ends: VecDeque<(Seq, ClaimId)>,
     published_counters: ShardCounters,
+    /// Version of the published counters of the lifecycle, if any.
+    published_lifecycle: Option<u64>,
     /// Version of the published counts of unschedulable workers, if any.
     published_unschedulable: Option<u64>,
     audit: AccountingAudit,
@@ -188,6 +209,7 @@ impl<S: ShardSink> ShardRunner<S> {
             report_tickets: Vec::new(),
             cancelled: HashSet::new(),
             published_counters: shard.counters(),
+            published_lifecycle: None,
             published_unschedulable: None,
             audit: AccountingAudit::new(&shard),
             sink,
@@ -243,17 +265,10 @@ impl<S: ShardSink> ShardRunner<S> {
         while let Some(notice) = self.handle.pop_notice() {
             self.on_notice(notice);
         }
-        let mut commands = std::mem::take(&mut self.batch);
-        let taken_count = self.handle.drain_mailbox(limits::DRAIN_MAX, &mut commands);
-        self.refresh_watched();
-        if !commands.is_empty() {
-            self.prepare_batch(&commands);
-            take_each(&mut commands, |command| self.execute(command));
-        }
-        self.batch = commands;
+        let taken_count = if self.handle.has_requests() { self.run_mailbox() } else { 0 };
         if let Some(command) = command.take() {
-            self.prepare_single(&command);
-            self.execute(command);
+            self.refresh_watched();
+            self.execute_single(command);
         }
         if !self.cancelled.is_empty() && taken_count < limits::DRAIN_MAX {
             // What was cancelled in the mailbox is decided. A claim that is still on its way is granted and rolled back.
@@ -266,6 +281,40 @@ impl<S: ShardSink> ShardRunner<S> {
         };
         self.finish_run(work);
         due
+    }
+
+    /// Handles the requests in the mailbox, as many as one run may, and returns how many.
+    #[inline(never)]
+    fn run_mailbox(&mut self) -> usize {
+        let mut commands = std::mem::take(&mut self.batch);
+        let taken_count = self.handle.drain_mailbox(limits::DRAIN_MAX, &mut commands);
+        self.refresh_watched();
+        self.prepare_batch(&commands);
+        take_each(&mut commands, |command| self.execute(command));
+        self.batch = commands;
+        taken_count
+    }
+
+    /// Executes a command that bypassed the mailbox, prepared like those of [`Self::prepare_batch`] without looking
+    /// ahead.
+    #[inline]
+    fn execute_single(&mut self, command: Command) {
+        match command {
+            Command::Claim(call) => {
+                self.undecided_tickets.push(call.ticket);
+                self.fences = self.environment.allocate_fences(1).map_or(0..0, |first| first..first + 1);
+                self.record_queue_wait(call.started_ns);
+                self.claim(call);
+            }
+            Command::Operation(operation) if !matches!(operation.verb, HeldVerb::Resize(_)) => {
+                self.record_queue_wait(operation.started_ns);
+                self.operate(operation);
+            }
+            command => {
+                self.prepare_batch(std::slice::from_ref(&command));
+                self.execute(command);
+            }
+        }
     }
 
     /// Fires due deadlines after a run that took `taken_count` requests. Requests that arrived before the deadlines go
@@ -297,20 +346,6 @@ impl<S: ShardSink> ShardRunner<S> {
             self.shard.prefetch(commands.iter().flat_map(Command::handles), affinities);
         }
         self.record_queue_wait(commands.iter().find_map(started_ns));
-    }
-
-    /// Prepares a command like [`Self::prepare_batch`], without looking ahead.
-    fn prepare_single(&mut self, command: &Command) {
-        let started_ns = match command {
-            Command::Claim(call) => {
-                self.undecided_tickets.push(call.ticket);
-                self.fences = self.environment.allocate_fences(1).map_or(0..0, |first| first..first + 1);
-                call.started_ns
-            }
-            Command::Operation(operation) if !matches!(operation.verb, HeldVerb::Resize(_)) => operation.started_ns,
-            command => return self.prepare_batch(std::slice::from_ref(command)),
-        };
-        self.record_queue_wait(started_ns);
     }
 
     fn record_queue_wait(&self, started_ns: Option<NonZeroU64>) {
@@ -367,18 +402,18 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             Command::CommandWorker(id, verb, reply) => {
                 self.record_worker_change(&id.clone(), event_of_command(verb), |run| {
-                    let answer = run.decide(Event::WorkerCommand { id, command: verb, to: () });
+                    let answer = run.decide(Event::WorkerCommand { id, command: verb });
                     run.reply_worker_command(reply, answer);
                 });
             }
             Command::ClearWorkers(reply) => {
-                let answer = self.decide(Event::ClearAll { to: () });
+                let answer = self.decide(Event::ClearAll);
                 self.reply_clear(reply, &answer);
             }
             Command::Seal(reply) => self.seal(reply),
             Command::DeleteWorker(id, reply) => {
                 self.record_worker_change(&id.clone(), Some(PoolEventKind::Deleted), |run| {
-                    let answer = run.decide(Event::Delete { id, to: () });
+                    let answer = run.decide(Event::Delete { id });
                     run.reply_delete(reply, &answer);
                 });
             }
@@ -414,15 +449,18 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Lets the engine decide an event and executes its effects. Returns the reply, if the event asks for one.
-    fn apply(&mut self, event: Event<()>) -> Option<EngineReply> {
-        let mut reply = None;
+    #[inline]
+    fn apply(&mut self, event: Event) -> Option<EngineReply> {
+        let reply = self.shard.handle_event(event, self.now_ms, &mut self.effects);
+        if !self.effects.is_empty() {
+            self.execute_effects();
+        }
+        reply
+    }
+
+    fn execute_effects(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
-        self.shard.handle_event(event, self.now_ms, &mut effects);
         take_each(&mut effects, |effect| match effect {
-            Effect::Reply { to: (), answer } => {
-                debug_assert!(reply.is_none(), "R1: an event is answered once");
-                reply = Some(answer);
-            }
             Effect::ClaimEnded { id, fence, end, worker, times } => {
                 self.record_ended(&id, fence, times, end, worker);
                 self.record_end(id, fence);
@@ -434,11 +472,11 @@ impl<S: ShardSink> ShardRunner<S> {
             Effect::ClaimCommitted { id, handle } => self.committed(id, handle),
         });
         self.effects = effects;
-        reply
     }
 
     /// Lets the engine decide an event that it always answers.
-    fn decide(&mut self, event: Event<()>) -> EngineReply {
+    #[inline]
+    fn decide(&mut self, event: Event) -> EngineReply {
         self.apply(event).expect("R1: the engine answers every request")
     }
 
@@ -459,6 +497,7 @@ impl<S: ShardSink> ShardRunner<S> {
     fn finish_run(&mut self, work: &mut S::Work) {
         ProtocolPoint::Decided.reach();
         self.append_rows();
+        let decided_seq = self.shard.seq();
         if ProtocolRule::BoundsBeforeDelivery.holds() {
             self.publish();
         }
@@ -483,21 +522,32 @@ impl<S: ShardSink> ShardRunner<S> {
         if self.has_waiting_replies() {
             self.expire_replies();
         }
-        self.roll_back_orphans();
+        if !self.orphans.is_empty() {
+            self.roll_back_orphans();
+        }
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
-        if self.append_rows() {
+        if self.shard.seq() != decided_seq {
+            self.append_rows();
             self.publish();
             self.deliver(work);
         }
         self.update_counters();
         self.publish_events();
-        let next_expiry = self.awaiting_store.front().map(|reply| reply.until_ms);
-        let next_blocked_expiry = self.awaiting_other_shards.iter().map(|reply| reply.until_ms).min();
-        let next_audit = self.audit.is_pending(&self.shard).then_some(self.audited_ms + AUDIT_INTERVAL_MS);
         self.handle.set_answers_waiting(self.awaiting_store.len());
-        self.handle.set_next_tick(
-            [self.shard.next_tick_ms(), next_expiry, next_blocked_expiry, next_audit].into_iter().flatten().min(),
-        );
+        self.handle.set_next_tick(self.next_tick_ms());
+    }
+
+    /// Engine time before which a run would find nothing due.
+    fn next_tick_ms(&self) -> Option<Millis> {
+        let mut next = self.shard.next_tick_ms();
+        if self.audit.is_pending(&self.shard) {
+            next = earlier(next, Some(self.audited_ms + AUDIT_INTERVAL_MS));
+        }
+        if self.has_waiting_replies() {
+            let others = self.awaiting_other_shards.iter().map(|reply| reply.until_ms).min();
+            next = earlier(next, earlier(self.awaiting_store.front().map(|reply| reply.until_ms), others));
+        }
+        next
     }
 
     /// Delivers the events of the run to the layer above. Must follow the publication of the bounds: a claim that
@@ -518,19 +568,16 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    fn append_rows(&mut self) -> bool {
+    #[inline]
+    fn append_rows(&mut self) {
         // From here on a panic cannot revive the claims that were rolled back.
         self.rolled_back.clear();
         let shard = &mut self.shard;
-        if !shard.has_rows() {
-            return false;
-        }
-        if self.keeps_rows {
-            self.handle.outbox.append(shard.seq(), shard.take_header(), |rows| shard.take_rows(rows));
-        } else {
+        if !self.keeps_rows {
             shard.discard_changes();
+        } else if shard.has_rows() {
+            self.handle.outbox.append(shard.seq(), shard.take_header(), |rows| shard.take_rows(rows));
         }
-        true
     }
 
     /// Ends workers and their claims from an ordinal on, as many as one run may. Rows need not be deleted one by one: the
@@ -538,7 +585,7 @@ impl<S: ShardSink> ShardRunner<S> {
     fn end_workers(&mut self, from: u32, reply: CommandReply<EndedWorkers>) {
         let ListingSlice { rows, next } = self.shard.workers_from(from, usize::MAX);
         for (_, worker) in rows {
-            self.apply(Event::Delete { id: worker.registration.spec.id.clone(), to: () });
+            self.apply(Event::Delete { id: worker.registration.spec.id.clone() });
         }
         self.append_rows();
         let _ = reply.send(Ok(EndedWorkers { next }));

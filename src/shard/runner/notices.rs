@@ -19,7 +19,7 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence)> {
         let replies = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
         let granted = replies.filter_map(|reply| {
-            let handle = reply.granted?;
+            let handle = reply.granted()?;
             Some((self.shard.claim_id(handle)?.clone(), handle.fence))
         });
         let stale = self.events.iter().filter_map(|event| match event {

@@ -47,8 +47,8 @@ impl<S: ShardSink> ShardRunner<S> {
         counters.created.add(std::mem::take(&mut self.created));
         counters.releases.add(std::mem::take(&mut self.releases));
         (published.worker_updates, published.rolled_back) = (worker_updates, rolled_back);
-        // Compared in place: most runs change none of them.
-        if *self.shard.lifecycle_counters() != published.lifecycle {
+        if self.published_lifecycle != Some(self.shard.lifecycle_version()) {
+            self.published_lifecycle = Some(self.shard.lifecycle_version());
             let now = *self.shard.lifecycle_counters();
             self.update_lifecycle_counters(&now);
             self.published_counters.lifecycle = now;

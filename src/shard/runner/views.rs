@@ -23,10 +23,7 @@ impl<S: ShardSink> ShardRunner<S> {
             None => self.shard.claims_from(from, limit, passes),
         };
         let shard = self.handle.shard;
-        let answer = |(_, id, grant): (u32, ClaimId, ClaimGrant)| {
-            let expires_at_ms = grant.deadline_ms.map(|at| self.environment.clock.unix_of(at));
-            (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
-        };
+        let answer = |(_, id, grant): (u32, ClaimId, ClaimGrant)| (id, ClaimAnswer::existing(grant, shard));
         ListingSlice { rows: rows.into_iter().map(answer).collect(), next }
     }
 

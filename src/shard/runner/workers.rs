@@ -60,7 +60,7 @@ impl<S: ShardSink> ShardRunner<S> {
         let ends_ms = spec.expires_at_ms.map(|at_ms| self.now_ms + at_ms.saturating_sub(unix_ms()));
         let claims = self.reported_claims(&spec.id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
-        let answer = self.decide(Event::Register { spec, ends_ms, claims, ttl_ms, to: () });
+        let answer = self.decide(Event::Register { spec, ends_ms, claims, ttl_ms });
         self.reply_register(reply, answer);
         self.end_report();
     }
@@ -76,7 +76,7 @@ impl<S: ShardSink> ShardRunner<S> {
         let claims = self.reported_claims(&id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;
         let heartbeat = HeartbeatReport { incarnation, seq, claims, ttl_ms };
-        let answer = self.decide(Event::Heartbeat { id, heartbeat, to: () });
+        let answer = self.decide(Event::Heartbeat { id, heartbeat });
         self.reply_heartbeat(reply, answer);
         self.end_report();
     }
@@ -143,10 +143,7 @@ impl<S: ShardSink> ShardRunner<S> {
             EngineReply::HeartbeatHandled { claims, stop, superseded_by: late_for } => {
                 let shown = self.shown_claims(claims.iter().map(|(id, _)| id));
                 let shard = self.handle.shard;
-                let answer_of = |(id, grant): (_, ClaimGrant)| {
-                    let expires_at_ms = grant.deadline_ms.map(|at_ms| self.environment.clock.unix_of(at_ms));
-                    (id, ClaimAnswer { expires_at_ms, ..ClaimAnswer::existing(grant, shard) })
-                };
+                let answer_of = |(id, grant): (_, ClaimGrant)| (id, ClaimAnswer::existing(grant, shard));
                 let claims = claims.into_iter().map(answer_of).collect();
                 (Ok(HeartbeatReply { claims, revoked: running_claims(stop), late_for }), shown)
             }
