@@ -87,6 +87,8 @@ const LEAVES: Scenario = Scenario {
     preemptions: 3,
 };
 
+const BOTH_LEAVE: Scenario = Scenario { leavers: &[0, 1], ..LEAVES };
+
 const LEAVES_ALONE: Scenario = Scenario { callers: &[Claim, Look], ..LEAVES };
 
 const RELEASES: Scenario = Scenario {
@@ -131,6 +133,7 @@ const EVERYTHING: Scenario = Scenario {
 fn c12_k1_a_caller_leaves_at_any_moment() {
     holds(&LEAVES_ALONE);
     holds(&LEAVES);
+    holds(&BOTH_LEAVE);
 }
 
 #[test]
@@ -157,6 +160,7 @@ fn k1_c12_leaving_panics_and_a_late_store_together() {
 #[test]
 fn k1_c12_many_callers_in_random_schedules() {
     let many = Scenario { callers: &[Claim, ClaimAndRelease, Look, Claim], leavers: &[0, 3], ..EVERYTHING };
+    holds_in_samples(&Scenario { leavers: &[0, 1, 3], preemptions: 100, ..many.clone() });
     holds_in_samples(&Scenario { preemptions: 100, ..many });
     let held = Scenario { callers: &[ReleaseHeldAndClaim, Claim, Look, ClaimAndRelease], leavers: &[1], ..EVERYTHING };
     holds_in_samples(&Scenario { preemptions: 100, panics: 2, ..held });

@@ -178,7 +178,7 @@ impl ClaimDispatcher {
                 }
             }
             ShardEvent::Stale(operation) => self.resolve_again(*operation, work),
-            ShardEvent::StaleRollback { id, fence } => self.roll_back(&id, fence),
+            ShardEvent::StaleUnread { id, fence, reply } => self.discard_reply(&id, fence, reply),
         }
     }
 

@@ -24,7 +24,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::error_table::{ApiError, ErrorStatus};
 use crate::model::request_error::RequestError;
-use crate::model::{ClaimId, ClaimResult, Fence};
+use crate::model::{ClaimId, ClaimResult, Fence, UnreadReply};
 use crate::scheduler::Scheduler;
 
 /// Time for which a claim stays queued after its client has closed its sending side.
@@ -33,7 +33,7 @@ pub(super) const HALF_CLOSE_GRACE: Duration = Duration::from_secs(2);
 const ACK_POLL_BACKOFF: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// Claims whose responses may not have arrived.
-pub(super) type UndeliveredClaims = Vec<(ClaimId, Fence)>;
+pub(super) type UndeliveredClaims = Vec<(ClaimId, Fence, UnreadReply)>;
 
 tokio::task_local! {
     /// Client of the request that this task runs, where a connection carries one request at a time.
@@ -80,18 +80,18 @@ pub(super) fn record_undelivered<'t>(results: impl Iterator<Item = &'t ClaimResu
     // Outside of a connection there is no client.
     let _ = CLIENT.try_with(|client| {
         let Some(client) = client else { return };
-        let mut created = created_claims(results).peekable();
-        if created.peek().is_some() && is_half_closed(&client.stream) {
-            client.undelivered.lock().extend(created);
+        let mut shown = shown_claims(results).peekable();
+        if shown.peek().is_some() && is_half_closed(&client.stream) {
+            client.undelivered.lock().extend(shown);
         }
     });
 }
 
-/// Claims among the answered ones that were newly created.
-pub(super) fn created_claims<'t>(
+/// Claims that an answer shows, and what it is to each of them.
+pub(super) fn shown_claims<'t>(
     results: impl Iterator<Item = &'t ClaimResult>,
-) -> impl Iterator<Item = (ClaimId, Fence)> {
-    results.filter(|result| result.created).map(|result| (result.claim.id.clone(), result.claim.fence))
+) -> impl Iterator<Item = (ClaimId, Fence, UnreadReply)> {
+    results.map(|result| (result.claim.id.clone(), result.claim.fence, result.as_unread()))
 }
 
 /// Reason why a queued claim is abandoned.
@@ -181,9 +181,9 @@ pub(super) async fn roll_back_unacknowledged(
     }
 }
 
-/// Rolls back claims that their client never received.
+/// Rolls back claims whose answers their clients never received, unless others know of them.
 pub(super) fn roll_back_all(scheduler: &Scheduler, undelivered: UndeliveredClaims) {
-    for (id, fence) in undelivered {
-        scheduler.roll_back_undelivered(&id, fence);
+    for (id, fence, reply) in undelivered {
+        scheduler.discard_reply(&id, fence, reply);
     }
 }

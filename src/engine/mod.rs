@@ -50,6 +50,7 @@ mod workers;
 
 pub use accounting::CapacityUsage;
 pub use audit::AccountingAudit;
+pub use claims::ClaimDisclosure;
 pub use claims::timestamps::ClaimTimestamps;
 pub use counters::{LifecycleCounters, ShardCounters};
 pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};

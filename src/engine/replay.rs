@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::NIL;
 use super::accounting::WorkerUse;
 use super::claims::timestamps::ClaimTimestamps;
-use super::claims::{Claim, DisclosureFlags};
+use super::claims::{Claim, ClaimDisclosure};
 use super::dirty_rows::RowChanges;
 use super::event::ClaimHandle;
 use super::invariants::InvariantViolation;
@@ -227,9 +227,8 @@ impl ShardReplay {
             term_ms: saturating_millis(claim.term_ms),
             worker: at,
             state,
-            confirmed: claim.active,
             reported: claim.reported,
-            disclosure: DisclosureFlags::ALL,
+            disclosure: if claim.active { ClaimDisclosure::HELD } else { ClaimDisclosure::KNOWN },
             spec,
         });
         if claim.evicted {

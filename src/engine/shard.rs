@@ -9,7 +9,7 @@ use super::NIL;
 use super::accounting::CapacityAccounting;
 use super::claims::gangs::GangTable;
 use super::claims::timestamps::ClaimTimestamps;
-use super::claims::{Claim, ClaimSlab, DisclosureFlags};
+use super::claims::{Claim, ClaimDisclosure, ClaimSlab};
 use super::counters::ShardCounters;
 use super::dirty_rows::RowChanges;
 use super::effect::{ClaimGrant, Effect, EndReason, EngineReply};
@@ -130,9 +130,8 @@ impl Shard {
                             term_ms: saturating_millis(ttl_ms),
                             worker,
                             state,
-                            confirmed: false,
                             reported: false,
-                            disclosure: DisclosureFlags::default(),
+                            disclosure: ClaimDisclosure::default(),
                             spec: constraints.and_then(|constraints| constraints.spec.clone()),
                         };
                         self.insert_grant(claim, affinity, allocation.as_ref(), gang)

@@ -1,9 +1,9 @@
-//! Queries of a shard, which change nothing except the disclosure flags of claims.
+//! Queries of a shard, which change nothing except the disclosure of claims.
 
 use std::sync::Arc;
 
 use super::accounting::CapacityUsage;
-use super::claims::DisclosureState;
+use super::claims::ClaimDisclosure;
 use super::counters::{LifecycleCounters, ShardCounters};
 use super::effect::{ClaimGrant, WorkerSnapshot};
 use super::event::ClaimHandle;
@@ -188,63 +188,42 @@ impl Shard {
         self.idle_queue.steps() + self.shared.as_ref().map_or(0, |shared| shared.fleet.steps())
     }
 
-    /// Fences of claims that nobody knows of if no more replies are sent: their grants may be rolled back.
-    pub fn undisclosed(&self) -> impl Iterator<Item = Fence> {
-        self.claims
-            .iter_from(0)
-            .filter(|(_, claim)| !claim.disclosure.is_referenced() && !claim.confirmed)
-            .map(|(_, claim)| claim.fence)
+    /// Disclosure of the claims that may still be rolled back, by fence. Rows do not record it.
+    pub fn revocable(&self) -> impl Iterator<Item = (Fence, ClaimDisclosure)> {
+        let claims = self.claims.iter_from(0).map(|(_, claim)| (claim.fence, claim.disclosure));
+        claims.filter(|(_, disclosure)| disclosure.is_revocable())
     }
 
-    /// Restores the undisclosed state of claims, which rows do not record: they had not been disclosed before the
-    /// shard was loaded again, and were not confirmed.
-    pub fn restore_undisclosed(&mut self, is_undisclosed: impl Fn(Fence) -> bool) {
-        for claim in self.claims.iter_mut().filter(|claim| is_undisclosed(claim.fence)) {
-            claim.confirmed = false;
-            claim.disclosure.forget_disclosure();
+    /// Restores the disclosure of claims after the shard was loaded again.
+    pub fn restore_disclosure(&mut self, disclosure_of: impl Fn(Fence) -> Option<ClaimDisclosure>) {
+        for claim in self.claims.iter_mut() {
+            if let Some(mut disclosure) = disclosure_of(claim.fence) {
+                // Its deadlines started when it was loaded.
+                disclosure.set_reply_sent();
+                claim.disclosure = disclosure;
+            }
         }
     }
 
-    /// Whether the claim may be rolled back: no reply disclosed it, and it is unconfirmed.
+    /// Whether the claim ends if its grant is rolled back: no other reply shows it, and it is unconfirmed.
     #[must_use]
     pub fn is_undisclosed(&self, handle: ClaimHandle) -> bool {
-        self.claims.get(handle).is_some_and(|claim| !claim.disclosure.is_disclosed() && !claim.confirmed)
+        self.claims.get(handle).is_some_and(|claim| claim.disclosure.is_undisclosed())
     }
 
-    /// Records that a reply other than the grant discloses the claim. Returns whether one did before.
-    pub fn mark_referenced(&mut self, handle: ClaimHandle) -> bool {
+    /// Takes back a reply that shows the claim, because nobody will read it. Returns whether that leaves the claim to
+    /// nobody, so that it must be rolled back.
+    pub fn remove_reference(&mut self, handle: ClaimHandle) -> bool {
         self.claims.get_mut(handle).is_some_and(|claim| {
-            let was_referenced = claim.disclosure.is_referenced();
-            claim.disclosure.set_referenced();
-            was_referenced
+            claim.disclosure.remove_reference();
+            claim.disclosure.is_orphan()
         })
     }
 
-    /// Takes back [`Self::mark_referenced`], because nobody read the reply.
-    pub fn unmark_referenced(&mut self, handle: ClaimHandle) {
-        if let Some(claim) = self.claims.get_mut(handle) {
-            claim.disclosure.unset_referenced();
-        }
-    }
-
-    /// Records that the reply that grants the claim reached nobody, and that the claim is kept for other callers.
-    pub fn mark_orphan(&mut self, handle: ClaimHandle) {
-        if let Some(claim) = self.claims.get_mut(handle).filter(|claim| !claim.confirmed) {
-            claim.disclosure.set_orphan();
-        }
-    }
-
-    /// Whether the claim is kept for replies of which none was sent.
-    #[must_use]
-    pub fn is_orphan(&self, handle: ClaimHandle) -> bool {
-        self.claims.get(handle).is_some_and(|claim| !claim.confirmed && claim.disclosure.is_orphan())
-    }
-
-    /// Ends the state in which the claim was kept for other callers.
-    pub fn end_orphan(&mut self, handle: ClaimHandle) {
-        if let Some(claim) = self.claims.get_mut(handle) {
-            claim.disclosure.set_disclosed(DisclosureState::Undisclosed);
-        }
+    /// Claims that nobody knows of, and that were kept for replies which were lost.
+    pub fn orphans(&self) -> impl Iterator<Item = (&ClaimId, Fence)> {
+        let claims = self.claims.iter_from(0).filter(|(_, claim)| claim.disclosure.is_orphan());
+        claims.map(|(_, claim)| (&claim.id, claim.fence))
     }
 
     /// Whether a reply that discloses the claim was sent.

@@ -175,6 +175,23 @@ pub struct ClaimResult {
     pub created: bool,
 }
 
+impl ClaimResult {
+    /// Kind of the reply with this result, for a reply that nobody reads.
+    #[must_use]
+    pub const fn as_unread(&self) -> UnreadReply {
+        if self.created { UnreadReply::Grant } else { UnreadReply::Reference }
+    }
+}
+
+/// Kind of a reply that shows a claim and that nobody reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnreadReply {
+    /// Reply that granted the claim, which is rolled back unless other replies show it.
+    Grant,
+    /// Reply to another request. If the grant was not read either, the last of them rolls the claim back.
+    Reference,
+}
+
 /// Filter of a claim listing.
 #[derive(Debug, Clone, Default)]
 pub struct ClaimFilter {

@@ -158,7 +158,11 @@ impl Scheduler {
 
     /// Sends an operation to the shard that holds the key, and returns the claim.
     async fn view_held(&self, id: &ClaimId, fence: Option<Fence>, verb: HeldVerb) -> Result<ClaimView, RequestError> {
-        self.view_in(id, self.ask_holder(id, fence, verb)?.await?.disclose()?)
+        let mut call =
+            OperationCall { scheduler: self, id, answer: self.ask_holder(id, fence, verb)?, answered: false };
+        let outcome = (&mut call.answer).await;
+        call.answered = true;
+        self.view_in(id, outcome?.disclose()?)
     }
 
     /// View of a held claim.
@@ -193,6 +197,23 @@ impl Scheduler {
             gpu_mask,
             evicted,
             times: timestamps.times(state),
+        }
+    }
+}
+
+/// Operation whose caller waits for the claim. When it is dropped with the reply unread, nobody was shown the claim.
+struct OperationCall<'a> {
+    scheduler: &'a Scheduler,
+    id: &'a ClaimId,
+    answer: AwaitedReply,
+    answered: bool,
+}
+
+impl Drop for OperationCall<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let unread = self.answer.close().map(|outcome| (self.id, outcome));
+            self.scheduler.dispatch().abandon(unread, []);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis};
+use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, UnreadReply};
 use crate::shard::{AwaitedReply, ClaimReply, Completion, CompletionQueue, ReplyAddress, ShardOutcome, ShardSet};
 
 impl Scheduler {
@@ -137,9 +137,9 @@ impl Scheduler {
         })
     }
 
-    /// Rolls back a claim whose reply did not arrive, unless it was confirmed or disclosed to others.
-    pub(crate) fn roll_back_undelivered(&self, id: &ClaimId, fence: Fence) {
-        self.dispatch().roll_back(id, fence);
+    /// Takes back a reply that did not arrive: a claim that nobody else knows of is rolled back.
+    pub(crate) fn discard_reply(&self, id: &ClaimId, fence: Fence, reply: UnreadReply) {
+        self.dispatch().discard_reply(id, fence, reply);
     }
 
     pub(super) fn claim_result(

@@ -349,9 +349,9 @@ async fn load(
         let shard = match (applied_seq, replay.finish(resume)) {
             (Ok(applied_seq), Ok(mut shard)) => {
                 handle.outbox.restart(applied_seq);
-                let undisclosed = handle.take_undisclosed();
-                if !undisclosed.is_empty() {
-                    shard.restore_undisclosed(|fence| undisclosed.contains(&fence));
+                let revocable = handle.take_revocable();
+                if !revocable.is_empty() {
+                    shard.restore_disclosure(|fence| revocable.get(&fence).copied());
                 }
                 Ok(shard)
             }

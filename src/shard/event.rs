@@ -14,7 +14,7 @@ use super::reply::ReplyAddress;
 use super::runner::PendingReply;
 use crate::engine::{ClaimGrant, ClaimHandle, PlacementFailure, ReservationId};
 use crate::model::request_error::RequestError;
-use crate::model::{ClaimId, ClaimSpec, Fence, Millis, Seq};
+use crate::model::{ClaimId, ClaimSpec, Fence, Millis, Seq, UnreadReply};
 
 /// Position of a reply among those that a run has prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,12 +197,14 @@ pub enum ShardEvent {
         /// Tickets of the claims.
         tickets: Vec<KeyTicket>,
     },
-    /// A claim of an earlier life is to be rolled back.
-    StaleRollback {
+    /// Reply about a claim of an earlier life that nobody reads.
+    StaleUnread {
         /// Key of the claim.
         id: ClaimId,
         /// Fence of the claim.
         fence: Fence,
+        /// Reply that nobody reads.
+        reply: UnreadReply,
     },
 }
 

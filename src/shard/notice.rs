@@ -3,19 +3,21 @@
 use super::address::KeyTicket;
 use super::event::ShardLife;
 use crate::engine::{ClaimHandle, ReservationId, ShardConfig};
-use crate::model::{ClaimId, Fence, Millis};
+use crate::model::{ClaimId, Fence, Millis, UnreadReply};
 
 /// Message to a shard that must not be refused. Bounded by the number of replies, and by changes of the pool.
 #[derive(Debug)]
 pub(crate) enum ShardNotice {
-    /// The grant of this claim will reach nobody.
-    Rollback {
+    /// A reply that shows this claim will be read by nobody.
+    Unread {
         /// Key of the claim.
         id: ClaimId,
         /// Handle of the claim.
         handle: ClaimHandle,
         /// Life of the shard that numbered the claim.
         life: ShardLife,
+        /// Reply that nobody reads.
+        reply: UnreadReply,
     },
     /// The claim with this ticket is not wanted any more, if it is still in the mailbox.
     Cancelled(KeyTicket),
@@ -26,8 +28,8 @@ pub(crate) enum ShardNotice {
         /// Life of the shard that numbered the claim.
         life: ShardLife,
     },
-    /// A panic kept the grant of this claim from its caller, or undid its roll-back.
-    Undelivered(ClaimId, Fence),
+    /// A panic kept this reply about a claim from its caller, or undid what followed from that.
+    Undelivered(ClaimId, Fence, UnreadReply),
     /// Replies that cover these claims were sent at this engine time.
     ReplySent(Vec<ClaimHandle>, Millis),
     /// The reservation with this id is not needed any more.

@@ -1,6 +1,7 @@
 //! C12: claims of a caller that left are rolled back, wherever the reply had got to.
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, ClaimRequest, HeartbeatRequest, WorkerId};
 use hotpool::scheduler::{ClaimBatchBuilder, Scheduler};
@@ -196,5 +197,164 @@ async fn s11_a_claim_that_only_failed_replies_covered_is_rolled_back() {
     assert_eq!(done(again).await, Err(STORE));
     world.gate().open_gate();
     until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
+    world.is_clean().await;
+}
+
+/// Call whose answer is not read unless the call is awaited.
+type UnreadCall = BoxFuture<'static, ()>;
+
+fn single(scheduler: Scheduler) -> UnreadCall {
+    async move { drop(scheduler.claim(forever("k")).await) }.boxed()
+}
+
+fn batch(scheduler: Scheduler) -> UnreadCall {
+    async move { drop(scheduler.claim_batch(vec![forever("k")]).await) }.boxed()
+}
+
+fn streamed(scheduler: Scheduler) -> UnreadCall {
+    let mut stream = scheduler.request_stream(WAIT_MS);
+    stream.add_claim(1, forever("k"));
+    stream.send();
+    // The stream is dropped with the call, and no completion is taken from it.
+    async move {
+        std::future::pending::<()>().await;
+        drop(stream);
+    }
+    .boxed()
+}
+
+/// Begins calls in a row while the shard is paused, so that the first creates the claim and the others find it. When
+/// this returns, all answers have arrived and none was read.
+async fn deliver_unread(world: &World, calls: &[fn(Scheduler) -> UnreadCall]) -> Vec<UnreadCall> {
+    world.pool("p", spec(1, AckLevel::Durable), &["w"]).await;
+    if world.gate.is_some() {
+        world.stored("p").await;
+    }
+    let busy = world.busy("p").await;
+    let mut unread: Vec<_> = calls.iter().map(|call| call(world.s.clone())).collect();
+    for call in &mut unread {
+        assert!(futures::poll!(call).is_pending());
+    }
+    drop(busy);
+    until("the claim is made", async || world.counts("p").await.1 == 1).await;
+    if world.gate.is_some() {
+        world.stored("p").await;
+    }
+    world.quiet().await;
+    unread
+}
+
+/// The answers of all callers have arrived, and all leave without reading theirs, in any order.
+#[tokio::test]
+async fn c12_a_claim_whose_answers_nobody_read_is_rolled_back() {
+    let ways: [fn(Scheduler) -> UnreadCall; 3] = [single, batch, streamed];
+    for first in ways {
+        for second in ways {
+            for order in [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0], [2, 0, 0], [2, 1, 0]] {
+                for world in [World::on_memory().await, World::on_store().await] {
+                    let mut unread = deliver_unread(&world, &[first, second, single]).await;
+                    for next in order {
+                        drop(unread.remove(next));
+                        world.quiet().await;
+                    }
+                    nothing_is_held(&world, 1).await;
+                }
+            }
+        }
+    }
+}
+
+/// Single reader among the callers that share the claim.
+#[tokio::test]
+async fn c12_a_claim_whose_answer_one_caller_read_stays() {
+    for reader in 0..3 {
+        let world = World::on_memory().await;
+        let mut unread = deliver_unread(&world, &[single, single, batch]).await;
+        unread.remove(reader).await;
+        unread.clear();
+        world.quiet().await;
+        assert_eq!(world.counts("p").await, (0, 1, 0), "caller {reader} knows of it");
+    }
+}
+
+/// More callers than wait for one key at a time share the claim.
+#[tokio::test]
+async fn c12_a_claim_that_many_callers_left_unread_is_rolled_back() {
+    let world = World::on_memory().await;
+    let mut unread = deliver_unread(&world, &[single as fn(Scheduler) -> UnreadCall; 200]).await;
+    unread.extend((0..200).map(|_| streamed(world.s.clone())));
+    world.quiet().await;
+    unread.clear();
+    nothing_is_held(&world, 1).await;
+}
+
+/// A caller that only reads the claim leaves with its answer unread, like those that asked for it.
+#[tokio::test]
+async fn c12_a_claim_that_a_query_showed_to_nobody_is_rolled_back() {
+    for query_first in [false, true] {
+        let world = World::on_memory().await;
+        let claim = deliver_unread(&world, &[single]).await;
+        let busy = world.busy("p").await;
+        let scheduler = world.s.clone();
+        let mut query = async move { scheduler.get_claim(&id("k")).await }.boxed();
+        assert!(futures::poll!(&mut query).is_pending());
+        drop(busy);
+        world.quiet().await;
+        let order = if query_first {
+            (query.map(drop).boxed(), claim)
+        } else {
+            (claim.into_iter().next().unwrap(), vec![query.map(drop).boxed()])
+        };
+        drop(order.0);
+        world.quiet().await;
+        drop(order.1);
+        nothing_is_held(&world, 1).await;
+    }
+}
+
+/// The shard panics after the answers have arrived, before or after the first of the callers leaves.
+#[tokio::test]
+async fn c12_s16_a_panic_does_not_keep_a_claim_whose_answers_nobody_read() {
+    for panic_after in 0..3 {
+        let world = World::on_store().await;
+        let mut unread = deliver_unread(&world, &[single, single]).await;
+        for left in 0..3 {
+            if left == panic_after {
+                world.s.inject_panic(&name("p"), 0);
+                until("the shard is back", async || {
+                    let status = &world.shards("p").await[0];
+                    status.restarts == 1 && status.state == "serving"
+                })
+                .await;
+            }
+            drop(unread.pop());
+            world.quiet().await;
+        }
+        nothing_is_held(&world, 1).await;
+    }
+}
+
+/// The creator has left, and a panic drops the answer of the caller for whom the claim was kept.
+#[tokio::test]
+async fn c12_s16_a_claim_that_was_kept_for_an_answer_which_a_panic_dropped_is_rolled_back() {
+    let world = World::on_store().await;
+    let mut unread = deliver_unread(&world, &[single]).await;
+    world.gate().hold_all();
+    // The record of another worker keeps the answer of the second caller waiting.
+    let added = world
+        .begin(|s| {
+            async move { s.register_batch(&name("p"), vec![crate::world::worker("v").into()]).await.is_ok() }.boxed()
+        })
+        .await;
+    world.gate().stopped().await;
+    let again = world.begin_request(forever("k")).await;
+    drop(unread.pop());
+    world.quiet().await;
+    assert!(!again.is_finished());
+    world.s.inject_panic(&name("p"), 0);
+    assert_eq!(done(again).await, Err(RequestError::DeadlineExceeded));
+    world.gate().open_gate();
+    let _ = done(added).await;
+    until("all workers are idle", async || world.counts("p").await == (2, 0, 0)).await;
     world.is_clean().await;
 }

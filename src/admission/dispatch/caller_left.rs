@@ -1,6 +1,6 @@
-//! Claims of a caller that has left: exactly one party ends each. One that was granted and not read is rolled back here;
-//! one that is still being placed is cancelled here; one that is granted from now on meets a closed queue, and its shard
-//! rolls it back.
+//! Claims of a caller that has left: exactly one party ends each. One whose answer was not read is reported to its shard
+//! here, which rolls it back unless others may know of it; one that is still being placed is cancelled here; one that is
+//! granted from now on meets a closed queue, and its shard rolls it back.
 
 use super::ClaimDispatcher;
 use crate::model::ClaimId;
@@ -15,10 +15,10 @@ impl ClaimDispatcher {
         requested: impl IntoIterator<Item = &'c ClaimId>,
     ) {
         for (id, outcome) in unread {
-            if let Some(fence) = outcome.ok().and_then(ClaimReply::into_created)
+            if let Some((fence, reply)) = outcome.ok().and_then(ClaimReply::into_unread)
                 && ProtocolRule::RollbackOnClose.holds()
             {
-                self.roll_back(id, fence);
+                self.discard_reply(id, fence, reply);
             }
         }
         self.with_work(|work| requested.into_iter().for_each(|id| self.cancel(id, work)));

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::limits;
 use crate::model::label_selector::SelectorCache;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
-use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim};
+use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim, UnreadReply};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::ShardPreference;
 use crate::shard::{Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardRef, ShardSet};
@@ -247,12 +247,12 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Rolls back a claim whose grant will reach nobody, unless it was disclosed to others.
-    pub(crate) fn roll_back(&self, id: &ClaimId, fence: Fence) {
+    /// Reports to its shard that nobody will read a reply about a claim.
+    pub(crate) fn discard_reply(&self, id: &ClaimId, fence: Fence, reply: UnreadReply) {
         if let Some(holder) = self.keys.holder(id).filter(|holder| holder.handle.fence == fence)
             && let Some(shard_handle) = self.pools.load().shard(holder.shard)
         {
-            shard_handle.roll_back(id.clone(), holder.handle, holder.life);
+            shard_handle.discard_reply(id.clone(), holder.handle, holder.life, reply);
         }
     }
 

@@ -2,7 +2,7 @@
 //! through [`Shard::end_claim`], and nothing else frees a worker.
 
 use crate::engine::NIL;
-use crate::engine::claims::{Claim, DisclosureState};
+use crate::engine::claims::Claim;
 use crate::engine::effect::{Effect, EndReason, EngineReply};
 use crate::engine::event::{ClaimHandle, PoolEligibility};
 use crate::engine::placement::constraints::PlacementConstraints;
@@ -43,7 +43,7 @@ impl Shard {
         if claim.state == ClaimState::Releasing {
             return self.releasing_reply(handle.claim);
         }
-        claim.confirmed = true;
+        claim.disclosure.set_confirmed();
         claim.disclosure.set_reply_sent();
         self.activate(handle, now_ms);
         self.reset_report_grace(handle);
@@ -93,7 +93,7 @@ impl Shard {
             (None, 0) => default_ms.unwrap_or(0),
             (None, before) => before.min(max_ms.unwrap_or(before)),
         };
-        claim.confirmed = true;
+        claim.disclosure.set_confirmed();
         claim.disclosure.set_reply_sent();
         let before = std::mem::replace(&mut claim.term_ms, saturating_millis(after));
         if claim.term_ms != before {
@@ -137,7 +137,8 @@ impl Shard {
         let Some(claim) = self.claims.get_mut(handle).filter(|claim| claim.state != ClaimState::Releasing) else {
             return;
         };
-        (claim.confirmed, claim.term_ms) = (true, saturating_millis(releasing_ms));
+        claim.term_ms = saturating_millis(releasing_ms);
+        claim.disclosure.set_confirmed();
         claim.disclosure.set_reply_sent();
         self.claims.transition(handle, ClaimState::Releasing, None);
         self.index_evictable(handle.claim);
@@ -146,12 +147,12 @@ impl Shard {
         self.record_change(handle.worker);
     }
 
-    /// Shows the live claim and records its disclosure.
+    /// Shows the live claim in a reply, which counts as a reference until nobody can read it any more.
     pub(in crate::engine) fn disclose(&mut self, handle: ClaimHandle) -> EngineReply {
         match self.claims.get_mut(handle) {
             None => EngineReply::StaleHandle,
             Some(claim) => {
-                claim.disclosure.set_disclosed(DisclosureState::Disclosed);
+                claim.disclosure.add_reference();
                 self.grant(handle).map_or(EngineReply::StaleHandle, EngineReply::Held)
             }
         }
@@ -160,7 +161,8 @@ impl Shard {
     /// Handles [`Event::ReplySent`](crate::engine::Event::ReplySent), which has no effects. Every grant needs it.
     pub fn note_reply_sent(&mut self, handle: ClaimHandle, at_ms: Millis) {
         let Some(claim) = self.claims.get(handle) else { return };
-        let (limit_ms, is_final) = (claim.state_ttl_ms(), claim.confirmed || claim.state == ClaimState::Releasing);
+        let is_final = claim.disclosure.is_confirmed() || claim.state == ClaimState::Releasing;
+        let limit_ms = claim.state_ttl_ms();
         let should_start = match self.timers.get(handle.claim) {
             None => true,
             Some(deadline_ms) => !is_final && deadline_ms < at_ms + limit_ms,
@@ -177,7 +179,9 @@ impl Shard {
     }
 
     pub(in crate::engine) fn rollback(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect>) {
-        if self.claims.get(handle).is_some_and(|claim| !claim.confirmed && !claim.disclosure.is_disclosed()) {
+        let Some(claim) = self.claims.get_mut(handle) else { return };
+        claim.disclosure.set_grant_unread();
+        if claim.disclosure.is_orphan() {
             self.counters.rolled_back += 1;
             self.end_claim(handle, EndReason::RolledBack, effects);
         }

@@ -25,41 +25,41 @@ pub struct Claim {
     pub worker: u32,
     /// State, of which `Lost` never occurs here: a lost claim is not live.
     pub state: ClaimState,
-    /// True if the holder itself confirmed the claim, so it knows of it.
-    pub confirmed: bool,
     /// True if its worker reported it.
     pub reported: bool,
-    /// Parties to which the claim was disclosed.
-    pub disclosure: DisclosureFlags,
+    /// Parties that may know of the claim.
+    pub disclosure: ClaimDisclosure,
     /// Parts of its request that it keeps, if any.
     pub spec: Option<Arc<ClaimSpec>>,
 }
 
 const _: () = assert!(size_of::<SlabEntry>() <= 64, "a claim is at most a cache line");
 
-/// Parties to which a claim was disclosed.
+/// Disclosure of a claim: who may know of it. Packed, because a claim is a cache line: three flags, and above them the
+/// number of *references*, which are the replies other than the grant that show the claim and may be read. A reply is
+/// counted when it is decided, and no longer once it is certain that nobody reads it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DisclosureFlags(u8);
+pub struct ClaimDisclosure(u16);
 
-impl DisclosureFlags {
-    /// Flags of a claim that is read from its row: whoever may know of it does.
-    pub const ALL: Self = Self(Self::DISCLOSED | Self::REPLY_SENT | Self::REFERENCED);
+impl ClaimDisclosure {
+    const CONFIRMED: u16 = 1;
+    const REPLY_SENT: u16 = 2;
+    const GRANT_UNREAD: u16 = 4;
+    const REFERENCE: u16 = 8;
+    const REFERENCES_MAX: u16 = !(Self::REFERENCE - 1);
 
-    const DISCLOSED: u8 = 1;
-    const REPLY_SENT: u8 = 2;
-    const REFERENCED: u8 = 4;
-    const ORPHAN: u8 = 8;
+    /// Disclosure of a claim that is read from its row: whoever may know of it does.
+    pub const KNOWN: Self = Self(Self::REPLY_SENT | Self::REFERENCES_MAX);
+    /// Disclosure of a claim that was confirmed before its row was written.
+    pub const HELD: Self = Self(Self::KNOWN.0 | Self::CONFIRMED);
 
-    /// Whether a reply other than the grant disclosed it: it must not be rolled back silently.
-    pub const fn is_disclosed(self) -> bool {
-        self.0 & Self::DISCLOSED != 0
+    /// Whether the holder itself confirmed the claim, so it knows of it.
+    pub const fn is_confirmed(self) -> bool {
+        self.0 & Self::CONFIRMED != 0
     }
 
-    pub const fn set_disclosed(&mut self, state: DisclosureState) {
-        self.0 = match state {
-            DisclosureState::Disclosed => self.0 | Self::DISCLOSED,
-            DisclosureState::Undisclosed => self.0 & !(Self::DISCLOSED | Self::ORPHAN),
-        }
+    pub const fn set_confirmed(&mut self) {
+        self.0 |= Self::CONFIRMED;
     }
 
     /// Whether the reply that grants it was sent or dropped: before that no deadline runs, and its worker neither
@@ -72,41 +72,44 @@ impl DisclosureFlags {
         self.0 |= Self::REPLY_SENT;
     }
 
-    /// Records that another reply that discloses it was sent.
-    pub const fn set_referenced(&mut self) {
-        self.0 |= Self::DISCLOSED | Self::REFERENCED;
+    /// Counts a reference. At the maximum the count stays, and the claim is never rolled back.
+    pub const fn add_reference(&mut self) {
+        if self.0 < Self::REFERENCES_MAX {
+            self.0 += Self::REFERENCE;
+        }
     }
 
-    /// Whether another reply that discloses it was sent.
-    pub const fn is_referenced(self) -> bool {
-        self.0 & Self::REFERENCED != 0
+    /// Takes back a reference that nobody read.
+    pub const fn remove_reference(&mut self) {
+        if self.0 < Self::REFERENCES_MAX && self.0 >= Self::REFERENCE {
+            self.0 -= Self::REFERENCE;
+        }
     }
 
-    /// Records that the reply which was about to reference it was not read.
-    pub const fn unset_referenced(&mut self) {
-        self.0 &= !Self::REFERENCED;
+    /// Records that a party knows of the claim for good.
+    pub const fn set_known(&mut self) {
+        self.0 |= Self::REFERENCES_MAX;
     }
 
-    /// Flags of a claim that nobody knows of, whatever its row allows.
-    pub const fn forget_disclosure(&mut self) {
-        self.0 &= !(Self::DISCLOSED | Self::REFERENCED | Self::ORPHAN);
+    /// Whether nobody can know of the claim but the caller to whom it was granted.
+    pub const fn is_undisclosed(self) -> bool {
+        self.0 & (Self::REFERENCES_MAX | Self::CONFIRMED) == 0
     }
 
-    /// Whether the granting reply reached nobody while other replies that disclose it are under way.
+    /// Whether the claim may be rolled back, now or once its references were not read.
+    pub const fn is_revocable(self) -> bool {
+        self.0 < Self::REFERENCES_MAX && !self.is_confirmed()
+    }
+
+    /// Records that nobody reads the grant.
+    pub const fn set_grant_unread(&mut self) {
+        self.0 |= Self::GRANT_UNREAD;
+    }
+
+    /// Whether nobody at all can know of the claim.
     pub const fn is_orphan(self) -> bool {
-        self.0 & (Self::ORPHAN | Self::REFERENCED) == Self::ORPHAN
+        self.0 & Self::GRANT_UNREAD != 0 && self.is_undisclosed()
     }
-
-    pub const fn set_orphan(&mut self) {
-        self.0 |= Self::ORPHAN;
-    }
-}
-
-/// Disclosure of a claim to callers other than the one that created it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DisclosureState {
-    Undisclosed,
-    Disclosed,
 }
 
 impl Claim {
@@ -271,5 +274,28 @@ impl ClaimSlab {
             SlabEntry::Live(claim) => Some((at as u32, claim)),
             SlabEntry::Free { .. } => None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c12_references_are_counted_up_to_a_maximum_that_stays() {
+        let mut disclosure = ClaimDisclosure::default();
+        disclosure.set_grant_unread();
+        for references in [1, 2, 1_000] {
+            (0..references).for_each(|_| disclosure.add_reference());
+            (1..references).for_each(|_| disclosure.remove_reference());
+            assert!(!disclosure.is_undisclosed() && !disclosure.is_orphan());
+            disclosure.remove_reference();
+            assert!(disclosure.is_orphan());
+        }
+        (0..=u16::MAX).for_each(|_| disclosure.add_reference());
+        (0..=u16::MAX).for_each(|_| disclosure.remove_reference());
+        assert!(!disclosure.is_undisclosed() && !disclosure.is_revocable());
+        let flags = [disclosure.is_reply_sent(), disclosure.is_confirmed()];
+        assert_eq!(flags, [false; 2], "the count does not reach the flags");
     }
 }

@@ -89,7 +89,7 @@ impl Shard {
             self.record_change(at);
         }
         if let Some(claim) = self.claims.get_mut(handle) {
-            claim.confirmed = true;
+            claim.disclosure.set_confirmed();
             claim.disclosure.set_reply_sent();
         }
         self.disclose(handle)

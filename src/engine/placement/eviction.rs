@@ -172,7 +172,8 @@ impl Shard {
         let Some(claim) = self.claims.get_mut(handle) else { return };
         let is_preemptible = claim.spec.as_ref().is_some_and(|spec| spec.preemptible);
         assert!(is_preemptible, "Q12: a claim is evicted that is not preemptible");
-        (claim.confirmed, claim.term_ms) = (true, saturating_millis(releasing_ms));
+        claim.term_ms = saturating_millis(releasing_ms);
+        claim.disclosure.set_confirmed();
         self.claims.transition(handle, ClaimState::Releasing, None);
         self.index_evictable(handle.claim);
         self.evictions.evicted.insert(handle.claim);

@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 use super::liveness::{TimedOutCleanup, lookup_flags};
 use crate::engine::NIL;
 use crate::engine::claims::timestamps::ClaimTimestamps;
-use crate::engine::claims::{Claim, DisclosureFlags};
+use crate::engine::claims::{Claim, ClaimDisclosure};
 use crate::engine::effect::{ClaimGrant, Effect, EndReason, EngineReply};
 use crate::engine::event::{ClaimHandle, HeartbeatReport, ReportedClaim};
 use crate::engine::shard::{Shard, saturating_millis};
@@ -73,7 +73,9 @@ impl Shard {
         let mut claims = self.worker_snapshot(at).claims;
         claims.retain(|(_, grant)| self.is_reply_sent(grant.handle));
         for (_, grant) in &claims {
-            self.mark_referenced(grant.handle);
+            if let Some(claim) = self.claims.get_mut(grant.handle) {
+                claim.disclosure.set_known();
+            }
         }
         claims
     }
@@ -144,7 +146,7 @@ impl Shard {
             self.liveness.get_mut(handle.worker).unreported.remove(&handle.fence);
         }
         let Some(claim) = self.claims.get_mut(handle) else { return };
-        claim.confirmed = true;
+        claim.disclosure.set_confirmed();
         claim.disclosure.set_reply_sent();
         let first = !std::mem::replace(&mut claim.reported, true);
         if !self.activate(handle, now_ms) && first {
@@ -253,8 +255,7 @@ impl Shard {
             term_ms: saturating_millis(self.config.ttl.default_ms.unwrap_or(0)),
             worker: at,
             state: ClaimState::Active,
-            confirmed: true,
-            disclosure: DisclosureFlags::ALL,
+            disclosure: ClaimDisclosure::HELD,
             reported: true,
             spec: None,
         });

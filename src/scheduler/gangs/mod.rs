@@ -325,8 +325,8 @@ impl Scheduler {
 
     /// Rolls back the claims of an undisclosed result.
     fn roll_back_gang(&self, outcomes: GangResults) {
-        for result in outcomes.into_iter().flatten().filter(|result| result.created) {
-            self.dispatch().roll_back(&result.claim.id, result.claim.fence);
+        for result in outcomes.into_iter().flatten() {
+            self.dispatch().discard_reply(&result.claim.id, result.claim.fence, result.as_unread());
         }
     }
 

@@ -10,7 +10,7 @@
 mod rejection;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,10 +21,10 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
-use crate::engine::{ClaimHandle, ReservationId, Shard, ShardConfig, UnschedulableSummary};
+use crate::engine::{ClaimDisclosure, ClaimHandle, ReservationId, Shard, ShardConfig, UnschedulableSummary};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::request_error::{RequestError, UnavailableReason};
-use crate::model::{ClaimId, Fence, Millis, UnschedulableReason};
+use crate::model::{ClaimId, Fence, Millis, UnreadReply, UnschedulableReason};
 use crate::persist::journal::{Outbox, RowSource};
 use crate::shard::actor::ActorMessage;
 use crate::shard::address::{KeyTicket, ShardRef};
@@ -107,8 +107,8 @@ pub struct ShardHandle<S: ShardSink> {
     life: AtomicU32,
     /// Requests that were being decided when the shard panicked; its supervisor hands them back.
     undecided: Mutex<(Vec<KeyTicket>, Vec<UndecidedClaim>)>,
-    /// Claims that were undisclosed when the shard panicked; the next life may still roll them back.
-    undisclosed: Mutex<HashSet<Fence>>,
+    /// Disclosure of claims that could be rolled back when the shard panicked; the next life still may.
+    revocable: Mutex<HashMap<Fence, ClaimDisclosure>>,
     restarts: Mutex<RestartHistory>,
     /// Difference between accounting and claims, as of the last audit.
     accounting_mismatch: AtomicU64,
@@ -163,7 +163,7 @@ impl<S: ShardSink> ShardHandle<S> {
             answers_waiting: AtomicUsize::new(0),
             life: AtomicU32::new(0),
             undecided: Mutex::default(),
-            undisclosed: Mutex::default(),
+            revocable: Mutex::default(),
             restarts: Mutex::default(),
             accounting_mismatch: AtomicU64::new(0),
             unschedulable: ReasonCells::default(),
@@ -282,9 +282,9 @@ impl<S: ShardSink> ShardHandle<S> {
         self.notices.push(ShardNotice::Cancelled(ticket));
     }
 
-    /// Rolls back a claim whose grant will reach nobody.
-    pub fn roll_back(&self, id: ClaimId, handle: ClaimHandle, life: ShardLife) {
-        self.notices.push(ShardNotice::Rollback { id, handle, life });
+    /// Reports that nobody will read a reply about a claim, which is rolled back if that leaves it to nobody.
+    pub fn discard_reply(&self, id: ClaimId, handle: ClaimHandle, life: ShardLife, reply: UnreadReply) {
+        self.notices.push(ShardNotice::Unread { id, handle, life, reply });
         self.wake();
     }
 
@@ -535,18 +535,18 @@ impl<S: ShardSink> ShardHandle<S> {
             let mut undecided = self.undecided.lock();
             undecided.0.append(&mut runner.undecided_tickets);
             undecided.1.append(&mut runner.undecided);
-            // Read from a state that a panic left behind. That is sound: a claim is marked before it is disclosed.
-            *self.undisclosed.lock() = runner.undisclosed();
-            runner
-                .undelivered()
-                .into_iter()
-                .for_each(|(id, fence)| self.notices.push(ShardNotice::Undelivered(id, fence)));
+            // Read from a state that a panic left behind. That is sound: a reply is counted before it is sent.
+            runner.drop_references();
+            *self.revocable.lock() = runner.revocable();
+            for (id, fence, reply) in runner.undelivered() {
+                self.notices.push(ShardNotice::Undelivered(id, fence, reply));
+            }
         }
     }
 
-    /// Claims that were undisclosed when the last life ended.
-    pub(crate) fn take_undisclosed(&self) -> HashSet<Fence> {
-        std::mem::take(&mut self.undisclosed.lock())
+    /// Disclosure of claims that could be rolled back when the last life ended.
+    pub(crate) fn take_revocable(&self) -> HashMap<Fence, ClaimDisclosure> {
+        std::mem::take(&mut self.revocable.lock())
     }
 
     fn lock_runner(&self) -> MutexGuard<'_, Option<ShardRunner<S>>> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::engine::{CapacityUsage, ClaimGrant};
 use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{Fence, ResourceVector, ShardStatus};
+use crate::model::{Fence, ResourceVector, ShardStatus, UnreadReply};
 use crate::shard::address::ShardRef;
 
 pub use self::address::ReplyAddress;
@@ -22,7 +22,7 @@ pub use self::completion_cell::AwaitedReply;
 pub use self::completion_queue::{Completion, CompletionQueue, CompletionToken};
 
 /// Successful reply to a request about one claim. Whoever takes it either discloses it to the caller
-/// ([`Self::disclose`]) or, if nobody will read it, rolls back what it created ([`Self::into_created`]).
+/// ([`Self::disclose`]) or, if nobody will read it, reports that to the claim's shard ([`Self::into_unread`]).
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClaimReply {
     /// Claim that is held now.
@@ -43,11 +43,13 @@ impl ClaimReply {
         }
     }
 
-    /// Fence of the claim that the reply granted, to roll it back because the reply reaches nobody.
+    /// Fence of the claim that the reply shows, and what the reply is to it, because nobody will read the reply.
     #[must_use]
-    pub fn into_created(self) -> Option<Fence> {
+    pub fn into_unread(self) -> Option<(Fence, UnreadReply)> {
         match self {
-            Self::Claim(answer) => answer.created.then_some(answer.grant.handle.fence),
+            Self::Claim(ClaimAnswer { grant, created, .. }) => {
+                Some((grant.handle.fence, if created { UnreadReply::Grant } else { UnreadReply::Reference }))
+            }
             Self::Released => None,
         }
     }

@@ -1,12 +1,12 @@
 //! Durability of replies: each is sent at once, when the store has its records, or never.
 //!
 //! A durable reply waits here for the record of its shard and for every other record that the key directory names. If
-//! it cannot be sent in time it becomes `store`, and a claim that no other reply disclosed is rolled back.
+//! it cannot be sent in time it becomes `store`, and a claim that no other reply shows is rolled back.
 
 use std::num::NonZeroU64;
 
 use super::unsent_reply::UnsentReply;
-use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner, UnreadGrant};
+use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner, UnreadGrant, granted_claim};
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
@@ -157,10 +157,9 @@ impl<S: ShardSink> ShardRunner<S> {
             self.reject_reply(reply.content, granted, reason);
             return;
         }
-        let granted = reply.granted();
         match reply.content {
             UnsentReply::Claim(Some(caller), outcome) => {
-                self.send_claim_reply(caller, outcome, granted, reply.started_ns);
+                self.send_claim_reply(caller, outcome, reply.unread_grant, reply.started_ns);
             }
             UnsentReply::Claim(None, _) => {}
             UnsentReply::GangCommit(reply) => reply.send_outcome(),
@@ -168,53 +167,43 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    /// Sends a reply about one claim. `granted` is the claim that it grants, which is rolled back if nobody takes it.
+    /// Sends a reply about one claim.
     #[inline(always)]
     fn send_claim_reply(
         &mut self,
         caller: ReplyAddress,
         mut outcome: ShardOutcome,
-        granted: Option<ClaimHandle>,
+        unread_grant: UnreadGrant,
         started_ns: Option<NonZeroU64>,
     ) {
-        // Marked before the reply is sent: a panic in between must not let a claim be rolled back that somebody knows.
-        let mut newly_referenced = None;
         match &mut outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
-            Ok(ClaimReply::Claim(answer)) if caller.is_collected() => {
-                newly_referenced = self.mark_referenced(answer);
-                self.fill_deadline(answer);
-            }
-            Ok(ClaimReply::Claim(answer)) => {
-                newly_referenced = self.mark_referenced(answer);
-                self.start_deadline(answer);
-            }
+            Ok(ClaimReply::Claim(answer)) if caller.is_collected() => self.fill_deadline(answer),
+            Ok(ClaimReply::Claim(answer)) => self.start_deadline(answer),
             Ok(ClaimReply::Released) | Err(_) => {}
         }
-        self.created += u64::from(granted.is_some());
+        self.created += u64::from(unread_grant == UnreadGrant::IsRolledBack);
         // One claim of a run is timed for all: timing each would cost more than deciding it.
         if let Some(started_ns) = started_ns.filter(|_| !self.timed) {
             self.timed = true;
             let elapsed = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
-        if caller.send(outcome).is_err() {
-            if let Some(handle) = granted {
-                self.roll_back(handle);
-            }
-            if let Some(handle) = newly_referenced {
-                self.shard.unmark_referenced(handle);
-                self.orphans.push(handle);
-            }
+        if let Err(outcome) = caller.send(outcome) {
+            let granted = granted_claim(&outcome, unread_grant);
+            self.drop_claim_reply(granted, UnsentReply::Claim(None, outcome).reference());
         }
     }
 
-    /// Protects a claim from being rolled back, because a reply other than its grant is about to disclose it. Returns
-    /// the claim if no other such reply was sent before.
-    fn mark_referenced(&mut self, answer: &ClaimAnswer) -> Option<ClaimHandle> {
-        let handle = answer.grant.handle;
-        (!answer.created && !self.shard.mark_referenced(handle)).then_some(handle)
+    /// Handles a reply about a claim that nobody will read.
+    fn drop_claim_reply(&mut self, granted: Option<ClaimHandle>, reference: Option<ClaimHandle>) {
+        if let Some(handle) = granted {
+            self.roll_back(handle);
+        }
+        if let Some(handle) = reference {
+            self.drop_reference(handle);
+        }
     }
 
     /// Starts the first deadline of a claim, as the reply that grants it is sent.
@@ -257,16 +246,13 @@ impl<S: ShardSink> ShardRunner<S> {
     /// stay held, and their deadlines start now.
     fn reject_reply(&mut self, reply: UnsentReply, granted: Option<ClaimHandle>, reason: UnavailableReason) {
         let error = RequestError::Unavailable(reason);
+        let reference = reply.reference();
         match reply {
-            UnsentReply::Claim(caller, outcome) => {
+            UnsentReply::Claim(caller, _) => {
                 if let Some(caller) = caller {
                     caller.reject(error);
                 }
-                match (granted, outcome) {
-                    (Some(handle), _) => self.roll_back(handle),
-                    (None, Ok(ClaimReply::Claim(answer))) => self.orphans.push(answer.grant.handle),
-                    (None, Ok(ClaimReply::Released) | Err(_)) => {}
-                }
+                self.drop_claim_reply(granted, reference);
             }
             UnsentReply::GangCommit(reply) => {
                 for (_, member) in reply.send_error(error).into_iter().flatten() {
@@ -277,39 +263,21 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
-    /// Rolls back the claims that no caller knows of, after all replies of the run were sent or kept.
-    pub(super) fn roll_back_orphans(&mut self) {
-        while let Some(handle) = self.orphans.pop() {
-            self.roll_back_orphan(handle);
-        }
-    }
-
-    /// Rolls back a claim that was kept for other replies if none of them was read, and none is under way.
-    fn roll_back_orphan(&mut self, handle: ClaimHandle) {
-        if !self.shard.is_orphan(handle) {
-            return;
-        }
-        let mentions_claim = |reply: &PendingReply| match &reply.content {
-            UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))) => answer.grant.handle.fence == handle.fence,
-            UnsentReply::Claim(..) | UnsentReply::GangCommit(_) | UnsentReply::Command(_) => false,
-        };
-        if !self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies).any(mentions_claim) {
-            self.shard.end_orphan(handle);
-            self.roll_back(handle);
-        }
-    }
-
-    /// Ends a claim whose grant reached nobody. A claim that was disclosed to others, or confirmed, stays held and its
-    /// deadline starts now.
+    /// Ends a claim whose grant reached nobody. A claim that was confirmed, or that other replies show, stays held, and
+    /// its deadline starts now.
     pub(super) fn roll_back(&mut self, handle: ClaimHandle) {
         if let Some(id) = self.shard.claim_id(handle).filter(|_| self.shard.is_undisclosed(handle)) {
             self.rolled_back.push((id.clone(), handle.fence));
-        } else {
-            self.shard.mark_orphan(handle);
-            self.orphans.push(handle);
         }
         self.apply(Event::Rollback { handle });
         self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
+    }
+
+    /// Takes back a reply that showed a claim to nobody, and rolls the claim back if it was kept for this reply only.
+    pub(super) fn drop_reference(&mut self, handle: ClaimHandle) {
+        if self.shard.remove_reference(handle) {
+            self.roll_back(handle);
+        }
     }
 
     /// Reports the ends of claims whose records the store has.

@@ -37,7 +37,7 @@ use super::environment::ShardEnvironment;
 use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
-use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
+use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress, ShardOutcome};
 use super::step_injection::{ProtocolPoint, ProtocolRule};
 use super::take_each::take_each;
 use crate::engine::{
@@ -103,12 +103,15 @@ impl PendingReply {
 
     /// Claim that the reply grants, which is rolled back if it cannot be sent.
     pub(super) fn granted(&self) -> Option<ClaimHandle> {
-        match (&self.content, self.unread_grant) {
-            (UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))), UnreadGrant::IsRolledBack) => {
-                Some(answer.grant.handle)
-            }
-            _ => None,
+        match &self.content {
+            UnsentReply::Claim(_, outcome) => granted_claim(outcome, self.unread_grant),
+            UnsentReply::GangCommit(_) | UnsentReply::Command(_) => None,
         }
+    }
+
+    /// Claim that the reply shows without granting it.
+    fn reference(&self) -> Option<ClaimHandle> {
+        self.content.reference()
     }
 
     /// Adds records that the reply waits for, if it is durable.
@@ -116,6 +119,14 @@ impl PendingReply {
         if !writes.is_empty() && self.ack == AckLevel::Durable {
             self.pending_writes.extend(writes.iter().copied());
         }
+    }
+}
+
+/// Claim that a reply grants, which is rolled back if the reply cannot be sent.
+const fn granted_claim(outcome: &ShardOutcome, unread_grant: UnreadGrant) -> Option<ClaimHandle> {
+    match (outcome, unread_grant) {
+        (Ok(ClaimReply::Claim(answer)), UnreadGrant::IsRolledBack) => Some(answer.grant.handle),
+        _ => None,
     }
 }
 
@@ -164,8 +175,6 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     capacity_epoch: Option<u64>,
     /// Replies decided in this run.
     new_replies: Vec<PendingReply>,
-    /// Claims that may have been kept for replies that nobody read.
-    orphans: Vec<ClaimHandle>,
     /// Claims that were rolled back and whose rows are not handed over yet.
     rolled_back: Vec<(ClaimId, Fence)>,
     /// Replies that wait for the store, by sequence number.
@@ -231,7 +240,6 @@ impl<S: ShardSink> ShardRunner<S> {
             events: Vec::new(),
             capacity_epoch: None,
             new_replies: Vec::new(),
-            orphans: Vec::new(),
             rolled_back: relinquished,
             awaiting_store: VecDeque::new(),
             awaiting_other_shards: Vec::new(),
@@ -521,9 +529,6 @@ impl<S: ShardSink> ShardRunner<S> {
         self.new_replies = new_replies;
         if self.has_waiting_replies() {
             self.expire_replies();
-        }
-        if !self.orphans.is_empty() {
-            self.roll_back_orphans();
         }
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.shard.seq() != decided_seq {

@@ -1,46 +1,63 @@
 //! Notices, and what a panic leaves to the next life.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
-use super::{ShardEvent, ShardRunner};
-use crate::engine::Event;
-use crate::model::{ClaimId, Fence};
+use super::{PendingReply, ShardEvent, ShardRunner};
+use crate::engine::{ClaimDisclosure, Event};
+use crate::model::{ClaimId, Fence, UnreadReply};
 use crate::shard::event::ShardSink;
 use crate::shard::notice::ShardNotice;
 use crate::shard::step_injection::ProtocolRule;
 
 impl<S: ShardSink> ShardRunner<S> {
-    /// Fences of claims that were not disclosed to anybody. A reply that the end of this life drops discloses nothing.
-    pub(in crate::shard) fn undisclosed(&self) -> HashSet<Fence> {
-        self.shard.undisclosed().chain(self.rolled_back.iter().map(|(_, fence)| *fence)).collect()
+    /// Takes back the replies that the end of this life drops: they disclose nothing.
+    pub(in crate::shard) fn drop_references(&mut self) {
+        let replies = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
+        for handle in replies.filter_map(PendingReply::reference) {
+            self.shard.remove_reference(handle);
+        }
     }
 
-    /// Claims whose grants a panic keeps from their callers, or whose roll-back it undoes.
-    pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence)> {
+    /// Disclosure of claims that the next life may roll back.
+    pub(in crate::shard) fn revocable(&self) -> HashMap<Fence, ClaimDisclosure> {
+        let rolled_back = self.rolled_back.iter().map(|(_, fence)| (*fence, ClaimDisclosure::default()));
+        self.shard.revocable().chain(rolled_back).collect()
+    }
+
+    /// Replies that a panic keeps from their callers, and that leave their claims to nobody, and what it undoes of the
+    /// consequences of others.
+    pub(in crate::shard) fn undelivered(&self) -> Vec<(ClaimId, Fence, UnreadReply)> {
         let replies = self.awaiting_store.iter().chain(&self.awaiting_other_shards).chain(&self.new_replies);
-        let granted = replies.filter_map(|reply| {
-            let handle = reply.granted()?;
-            Some((self.shard.claim_id(handle)?.clone(), handle.fence))
-        });
+        let granted = replies.filter_map(PendingReply::granted);
+        let granted = granted.filter_map(|handle| Some((self.shard.claim_id(handle)?, handle.fence)));
+        let rolled_back = self.rolled_back.iter().map(|(id, fence)| (id, *fence));
+        let grants = granted.chain(rolled_back).chain(self.shard.orphans());
         let stale = self.events.iter().filter_map(|event| match event {
-            ShardEvent::StaleRollback { id, fence } => Some((id.clone(), *fence)),
+            ShardEvent::StaleUnread { id, fence, reply } => Some((id.clone(), *fence, *reply)),
             _ => None,
         });
-        granted.chain(self.rolled_back.iter().cloned()).chain(stale).collect()
+        grants.map(|(id, fence)| (id.clone(), fence, UnreadReply::Grant)).chain(stale).collect()
     }
 
     /// Handles a notice to the shard.
     pub(super) fn on_notice(&mut self, notice: ShardNotice) {
         match notice {
-            ShardNotice::Rollback { id, handle, life } if life == self.life || !ProtocolRule::LifeCheck.holds() => {
+            ShardNotice::Unread { id, handle, life, reply }
+                if life == self.life || !ProtocolRule::LifeCheck.holds() =>
+            {
                 if self.shard.claim_id(handle) == Some(&id) {
-                    self.roll_back(handle);
+                    match reply {
+                        UnreadReply::Grant => self.roll_back(handle),
+                        UnreadReply::Reference => self.drop_reference(handle),
+                    }
                 }
             }
-            ShardNotice::Rollback { id, handle, .. } => {
-                self.events.push(ShardEvent::StaleRollback { id, fence: handle.fence });
+            ShardNotice::Unread { id, handle, reply, .. } => {
+                self.events.push(ShardEvent::StaleUnread { id, fence: handle.fence, reply });
             }
-            ShardNotice::Undelivered(id, fence) => self.events.push(ShardEvent::StaleRollback { id, fence }),
+            ShardNotice::Undelivered(id, fence, reply) => {
+                self.events.push(ShardEvent::StaleUnread { id, fence, reply });
+            }
             // An earlier life was loaded anew since, and lost the key then.
             ShardNotice::Relinquish { life, .. } if life != self.life => {}
             ShardNotice::Relinquish { handle, .. } => drop(self.apply(Event::Relinquish { handle })),

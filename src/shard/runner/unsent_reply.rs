@@ -1,7 +1,8 @@
 //! Replies that are decided and wait to be sent, in a form that keeps those about one claim free of allocations.
 
+use crate::engine::ClaimHandle;
 use crate::model::request_error::RequestError;
-use crate::shard::reply::{CommandReply, CommittedMembers, ReplyAddress, ShardOutcome};
+use crate::shard::reply::{ClaimReply, CommandReply, CommittedMembers, ReplyAddress, ShardOutcome};
 
 /// Reply that is decided and not sent. If it is dropped, its caller learns that the outcome is unknown.
 pub(super) enum UnsentReply {
@@ -23,6 +24,14 @@ impl UnsentReply {
     /// Whether nobody waits for the reply.
     pub const fn is_unwanted(&self) -> bool {
         matches!(self, Self::Claim(None, _))
+    }
+
+    /// Claim that the reply shows without granting it.
+    pub fn reference(&self) -> Option<ClaimHandle> {
+        match self {
+            Self::Claim(_, Ok(ClaimReply::Claim(answer))) if !answer.created => Some(answer.grant.handle),
+            Self::Claim(..) | Self::GangCommit(_) | Self::Command(_) => None,
+        }
     }
 
     /// Sets the caller of a reply about one claim.

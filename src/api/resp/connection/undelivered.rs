@@ -82,18 +82,18 @@ impl RespConnection<'_> {
         Ok(None)
     }
 
-    /// Records new claims while it is in doubt whether their replies arrive.
+    /// Records claims while it is in doubt whether their replies arrive.
     #[inline]
     pub(super) fn record_undelivered<'t>(&mut self, results: impl Iterator<Item = &'t ClaimResult>) {
         // A claim that was decided at once is answered at once, as if its client had left a moment later.
         let waited = std::mem::take(&mut self.has_waited);
         if self.undelivered.is_some() || self.grace.is_some() || (waited && half_close::is_half_closed(&self.stream)) {
-            self.undelivered.get_or_insert_default().extend(half_close::created_claims(results));
+            self.undelivered.get_or_insert_default().extend(half_close::shown_claims(results));
         } else {
             // A reserved claim expires by itself.
             self.written
                 .pending
-                .extend(half_close::created_claims(results.filter(|result| result.claim.state == ClaimState::Active)));
+                .extend(half_close::shown_claims(results.filter(|result| result.claim.state == ClaimState::Active)));
         }
     }
 
