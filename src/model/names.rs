@@ -280,7 +280,8 @@ impl ClaimId {
 
 impl PartialEq for ClaimId {
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.text == other.text
+        // Most comparisons are between clones, which share the text.
+        self.hash == other.hash && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
     }
 }
 

@@ -184,6 +184,7 @@ impl Scheduler {
     }
 
     /// View of a claim in a pool of this name.
+    #[inline]
     pub(super) fn view(&self, id: &ClaimId, pool: &PoolName, answer: ClaimAnswer) -> ClaimView {
         let ClaimGrant { handle, worker, state, deadline_ms, spec, gpu_mask, evicted, timestamps, .. } = answer.grant;
         ClaimView {

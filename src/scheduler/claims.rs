@@ -1,7 +1,9 @@
 //! New claims: from a request to a pending claim, and to its result.
 
 use std::num::NonZeroU64;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::Scheduler;
 use crate::admission::key::PendingClaim;
@@ -21,9 +23,10 @@ impl Scheduler {
     /// # Errors
     /// Any [`RequestError`]. A rejected claim leaves nothing behind.
     pub async fn claim(&self, request: ClaimRequest) -> Result<ClaimResult, RequestError> {
-        self.start_claim(request)?.result().await
+        self.start_claim(request)?.await
     }
 
+    #[inline]
     fn start_claim(&self, request: ClaimRequest) -> Result<ClaimCall<'_>, RequestError> {
         let pools = self.dispatch().pools.load();
         let (item, call) = self.begin_claim(&pools, request)?;
@@ -99,6 +102,7 @@ impl Scheduler {
     }
 
     /// Builds the pending claim of an admitted request.
+    #[inline]
     pub(super) fn pending_claim(
         &self,
         request: &ClaimRequest,
@@ -142,6 +146,7 @@ impl Scheduler {
         self.dispatch().discard_reply(id, fence, reply);
     }
 
+    #[inline]
     pub(super) fn claim_result(
         &self,
         id: &ClaimId,
@@ -176,8 +181,8 @@ impl Scheduler {
     }
 }
 
-/// Claim whose caller waits for the result. When it is dropped the caller has left: a queued claim is cancelled, and
-/// an unread grant is rolled back.
+/// Claim whose caller waits for the result, as of [`Scheduler::claim`]. When it is dropped the caller has left: a queued
+/// claim is cancelled, and an unread grant is rolled back.
 pub struct ClaimCall<'a> {
     scheduler: &'a Scheduler,
     answer: AwaitedReply,
@@ -187,17 +192,15 @@ pub struct ClaimCall<'a> {
     answered: bool,
 }
 
-impl ClaimCall<'_> {
-    /// Waits for the result of the claim.
-    ///
-    /// # Errors
-    /// Fails like [`Scheduler::claim`].
-    pub async fn result(mut self) -> Result<ClaimResult, RequestError> {
-        let outcome = (&mut self.answer).await;
+impl Future for ClaimCall<'_> {
+    type Output = Result<ClaimResult, RequestError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Poll::Ready(outcome) = Pin::new(&mut self.answer).poll(context) else { return Poll::Pending };
         self.answered = true;
         let result = outcome.and_then(|reply| self.scheduler.claim_result(&self.id, &self.pools, reply));
         self.scheduler.count_claim(&self.pools, &result);
-        result
+        Poll::Ready(result)
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) type RoutedOperation = (ShardRef, HeldOperation);
 impl Scheduler {
     /// Finds the shard that holds a key and makes the operation for it. Returns `None` if the request is rejected; then
     /// its reply is on its way.
+    #[inline]
     pub(super) fn route_operation(
         &self,
         id: ClaimId,
@@ -64,6 +65,7 @@ impl Scheduler {
     }
 
     /// Sends an operation to the shard that holds its claim.
+    #[inline]
     pub(super) fn send_operation(&self, (shard, operation): RoutedOperation) {
         let dispatch = self.dispatch();
         match dispatch.pools.load().shard(shard) {

@@ -49,7 +49,7 @@ impl PendingWrites {
         self.0.iter().flat_map(|writes| writes.iter())
     }
 
-    /// Adds a record.
+    /// Adds a record, or replaces an earlier one of its shard.
     pub fn add(&mut self, write: PendingWrite) {
         let writes = self.0.get_or_insert_default();
         match writes.iter_mut().find(|other| other.shard == write.shard) {

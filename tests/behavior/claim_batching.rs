@@ -21,11 +21,11 @@ async fn the_shard_is_visited_once_for_all_and_each_has_its_own_reply() {
     drop(busy);
     let mut outcomes = Vec::new();
     for claim in claims {
-        let taken = claim.result().await.unwrap();
+        let taken = claim.await.unwrap();
         outcomes.push((taken.claim.id.key().to_owned(), taken.created));
     }
     assert_eq!(outcomes, [("x", true), ("x", false), ("y", true), ("z", true)].map(|(key, new)| (key.to_owned(), new)));
-    assert_eq!(lost.result().await.unwrap_err(), RequestError::NotFound(ObjectKind::Pool));
+    assert_eq!(lost.await.unwrap_err(), RequestError::NotFound(ObjectKind::Pool));
     assert_eq!(world.counts("a").await.0, 0);
 }
 

@@ -113,6 +113,7 @@ impl KeyDirectory {
     }
 
     /// Acquires the key of a claim. If it is vacant and the quota allows the claim, `pick` may name the shard to ask.
+    #[inline]
     pub fn acquire(&self, item: Box<PendingClaim>, pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>) -> KeyAcquire {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.entry(item.id.clone()) {
@@ -136,6 +137,7 @@ impl KeyDirectory {
     }
 
     /// Begins to decide a vacant key: gives the claim a ticket, charges its tenant, and picks a shard.
+    #[inline(always)]
     fn begin(
         &self,
         mut item: Box<PendingClaim>,
@@ -335,6 +337,7 @@ impl KeyDirectory {
     /// Makes the key held after the owner of `ticket` was granted a worker. Returns the claim if it was here, the calls
     /// for the duplicates that waited, and the records that a durable reply waits for. Returns `None` if the ticket is
     /// not valid any more: the grant must be rolled back.
+    #[inline]
     pub fn set_held(
         &self,
         id: &ClaimId,
@@ -520,6 +523,7 @@ impl KeyDirectory {
 
     /// State of the key and its holder.
     #[must_use]
+    #[inline]
     pub fn lookup(&self, id: &ClaimId) -> KeyLookup {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get(id).as_deref() {

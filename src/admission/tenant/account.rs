@@ -55,6 +55,7 @@ impl TenantAccount {
     ///
     /// # Errors
     /// The resource that would exceed its limit; nothing is charged.
+    #[inline]
     pub fn charge(&mut self, amounts: &ResourceUsage, pool: u32) -> Result<(), QuotaResource> {
         match self.used.first_exceeded(amounts, &self.limits) {
             Some(exceeded) => Err(exceeded),
@@ -66,6 +67,7 @@ impl TenantAccount {
     }
 
     /// Charges the amounts of a claim that is held already, whatever the limits are.
+    #[inline]
     pub fn charge_unchecked(&mut self, amounts: &ResourceUsage, pool: u32) {
         self.used = self.used.plus(amounts);
         let held = self.pool(pool);
@@ -74,6 +76,7 @@ impl TenantAccount {
     }
 
     /// Releases amounts that were charged for this pool.
+    #[inline]
     pub fn release(&mut self, amounts: &ResourceUsage, pool: u32) {
         subtract(&mut self.used, amounts);
         self.release_pool(amounts, pool);
@@ -121,6 +124,7 @@ impl TenantAccount {
     }
 
     /// Sums of a pool, created if the tenant holds nothing there.
+    #[inline]
     fn pool(&mut self, pool: u32) -> &mut ResourceUsage {
         let index = self.pools.iter().position(|(existing, _)| *existing == pool).unwrap_or_else(|| {
             match self.pools.first_mut() {
@@ -137,6 +141,7 @@ impl TenantAccount {
         &mut self.pools[index].1
     }
 
+    #[inline]
     fn release_pool(&mut self, amounts: &ResourceUsage, pool: u32) {
         let index = self.pools.iter().position(|(existing, _)| *existing == pool);
         let index = index.expect("U1: a charge is released in the pool in which it was made");

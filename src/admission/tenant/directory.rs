@@ -58,6 +58,7 @@ thread_local! {
 
 impl TenantDirectory {
     /// Tenant that owns the claim; created if unknown.
+    #[inline]
     pub fn get_or_insert(&self, id: &ClaimId) -> Arc<Tenant> {
         let is_owner = |tenant: &&Arc<Tenant>| *tenant.name.as_bytes() == *id.owner_bytes() && self.contains(tenant);
         LAST_TENANT.with_borrow(|last| last.as_ref().filter(is_owner).cloned()).unwrap_or_else(|| self.find(id))
@@ -109,6 +110,7 @@ impl TenantDirectory {
     ///
     /// # Errors
     /// The resource that would exceed the tenant's quota; nothing is charged.
+    #[inline]
     pub fn try_charge(
         &self,
         id: &ClaimId,

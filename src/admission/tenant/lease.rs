@@ -29,6 +29,7 @@ impl QuotaLease {
     ///
     /// # Errors
     /// The resource that would exceed the tenant's quota; nothing is charged.
+    #[inline]
     pub(super) fn charge(tenant: Arc<Tenant>, spec: Option<&Arc<ClaimSpec>>, pool: u32) -> Result<Self, QuotaResource> {
         let amounts = ResourceUsage::of_claim(spec.map(|spec| &**spec));
         tenant.with_account(|account| account.charge(&amounts, pool))?;
@@ -43,6 +44,7 @@ impl QuotaLease {
     }
 
     /// Moves the charge to the pool in which the claim is held.
+    #[inline]
     pub fn move_to_pool(&mut self, pool: u32) {
         if self.pool != pool {
             let amounts = self.amounts();
@@ -89,6 +91,7 @@ impl QuotaLease {
     }
 
     /// Amounts that are charged.
+    #[inline]
     fn amounts(&self) -> ResourceUsage {
         match &self.resizing {
             Some(resizing) => resizing.amounts,

@@ -48,12 +48,14 @@ pub struct Tenant {
 
 impl Tenant {
     /// Reads or changes the account under its lock, the last in the order of locks: `step` takes no other.
+    #[inline]
     fn with_account<T>(&self, step: impl FnOnce(&mut TenantAccount) -> T) -> T {
         let _held = lock_order::acquire(LockLevel::TenantAccount);
         step(&mut self.account.lock())
     }
 
     /// Schedules a retry of the claims that wait for the quota, at the next tick at the latest.
+    #[inline]
     pub fn queue_retry(self: &Arc<Self>) {
         if self.wait_queue.has_waiting() && !self.is_retry_queued.swap(true, Ordering::AcqRel) {
             self.retry_queue.push(Arc::clone(self));

@@ -226,25 +226,40 @@ impl<S: ShardSink> ShardHandle<S> {
         posted
     }
 
+    #[inline]
     fn enqueue(&self, command: Command, mode: RunMode, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
         if !self.is_serving() {
             return Err(RejectedCommand::new(command, self.unavailable_reason()));
         }
-        let inline = mode == RunMode::Inline;
-        if inline && self.schedule.wake_needed() {
-            self.run_inline(&mut Some(command), work);
-        } else {
-            if let Err(command) = self.mailbox.push(command) {
-                self.metrics.queue_rejections.increment(1);
-                return Err(RejectedCommand::new(command, UnavailableReason::Overloaded));
-            }
-            if self.schedule.wake_needed() {
-                if inline { self.run_inline(&mut None, work) } else { self.wake_actor() }
-            }
+        let mut command = Some(command);
+        if mode == RunMode::Inline && self.schedule.wake_needed() {
+            self.run_inline(&mut command, work);
+        } else if let Some(command) = command {
+            self.enqueue_in_mailbox(command, mode, work)?;
         }
         if !self.is_serving() && matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
             // The shard stopped between the check and the push: its mailbox will not be drained otherwise.
             self.reject_mailbox(work);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn enqueue_in_mailbox(
+        &self,
+        command: Command,
+        mode: RunMode,
+        work: &mut S::Work,
+    ) -> Result<(), Box<RejectedCommand>> {
+        if let Err(command) = self.mailbox.push(command) {
+            self.metrics.queue_rejections.increment(1);
+            return Err(RejectedCommand::new(command, UnavailableReason::Overloaded));
+        }
+        if self.schedule.wake_needed() {
+            match mode {
+                RunMode::Inline => self.run_inline(&mut None, work),
+                RunMode::Actor => self.wake_actor(),
+            }
         }
         Ok(())
     }
@@ -316,6 +331,7 @@ impl<S: ShardSink> ShardHandle<S> {
         }
     }
 
+    #[inline]
     pub(super) fn pop_notice(&self) -> Option<ShardNotice> {
         // Nearly always empty, and this is cheaper to see than to pop nothing.
         if self.notices.is_empty() { None } else { self.notices.pop() }
@@ -491,6 +507,7 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     /// Runs the shard once; the caller must have the right to.
+    #[inline]
     pub(super) fn run(&self, command: &mut Option<Command>, work: &mut S::Work) -> RunEnd {
         let mut runner_slot = self.lock_runner();
         let Some(runner) = &mut *runner_slot else {

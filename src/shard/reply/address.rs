@@ -21,9 +21,13 @@ enum AddressTarget {
 
 const _: () = assert!(size_of::<ReplyAddress>() <= 16, "an address is copied with every claim and operation");
 
+/// Caller of a request that takes no reply any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallerGone;
+
 impl AddressTarget {
     #[inline]
-    fn put(&self, outcome: ShardOutcome) -> Result<(), ShardOutcome> {
+    fn put(&self, outcome: &mut ShardOutcome) -> Result<(), CallerGone> {
         match self {
             Self::Cell(cell) => cell.put(outcome),
             Self::Queue(queue, token) => queue.put(*token, outcome),
@@ -69,8 +73,16 @@ impl ReplyAddress {
     ///
     /// # Errors
     /// Hands the outcome back if the caller is gone.
+    pub fn send(self, mut outcome: ShardOutcome) -> Result<(), ShardOutcome> {
+        self.send_from(&mut outcome).map_err(|CallerGone| outcome)
+    }
+
+    /// Sends the reply, which is taken from `outcome`: an outcome is large, and this moves it once.
+    ///
+    /// # Errors
+    /// The caller is gone, and the outcome stays.
     #[inline]
-    pub fn send(mut self, outcome: ShardOutcome) -> Result<(), ShardOutcome> {
+    pub fn send_from(mut self, outcome: &mut ShardOutcome) -> Result<(), CallerGone> {
         std::mem::replace(&mut self.0, AddressTarget::Nobody).put(outcome)
     }
 
@@ -83,7 +95,7 @@ impl ReplyAddress {
 impl Drop for ReplyAddress {
     fn drop(&mut self) {
         if !matches!(self.0, AddressTarget::Nobody) {
-            let _ = self.0.put(Err(RequestError::DeadlineExceeded));
+            let _ = self.0.put(&mut Err(RequestError::DeadlineExceeded));
         }
     }
 }

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::ShardOutcome;
-use super::address::ReplyAddress;
+use super::address::{CallerGone, ReplyAddress};
+use super::{ShardOutcome, take_outcome};
 use crate::limits;
 
 thread_local! {
@@ -35,19 +35,19 @@ impl CompletionCell {
         self.0.lock().closed
     }
 
-    /// Adds the outcome.
+    /// Adds the outcome, which is taken from `outcome`.
     ///
     /// # Errors
-    /// Hands the outcome back if nobody takes it any more.
+    /// Nobody takes it any more, and it stays.
     #[inline]
-    pub(super) fn put(&self, outcome: ShardOutcome) -> Result<(), ShardOutcome> {
+    pub(super) fn put(&self, outcome: &mut ShardOutcome) -> Result<(), CallerGone> {
         let waker = {
             let mut state = self.0.lock();
             if state.closed {
-                return Err(outcome);
+                return Err(CallerGone);
             }
             debug_assert!(state.outcome.is_none(), "R1: a reply has one address, which sends once");
-            state.outcome = Some(outcome);
+            state.outcome = Some(take_outcome(outcome));
             state.waker.take()
         };
         // After unlocking, because the woken task takes the lock first.

@@ -7,7 +7,8 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::ShardOutcome;
+use super::address::CallerGone;
+use super::{ShardOutcome, take_outcome};
 
 /// Number by which the caller knows a request in its queue.
 pub type CompletionToken = u32;
@@ -75,17 +76,17 @@ impl CompletionQueue {
         }
     }
 
-    /// Adds a completion.
+    /// Adds a completion, whose outcome is taken from `outcome`.
     ///
     /// # Errors
-    /// Hands the outcome back if nobody takes it any more.
-    pub fn put(&self, token: CompletionToken, outcome: ShardOutcome) -> Result<(), ShardOutcome> {
+    /// Nobody takes it any more, and it stays.
+    pub fn put(&self, token: CompletionToken, outcome: &mut ShardOutcome) -> Result<(), CallerGone> {
         let waker = {
             let mut state = self.lock_state();
             if self.is_closed() {
-                return Err(outcome);
+                return Err(CallerGone);
             }
-            state.completions.push(Completion { token, outcome });
+            state.completions.push(Completion { token, outcome: take_outcome(outcome) });
             if self.is_due(&state.completions) { state.waker.take() } else { None }
         };
         // After unlocking, because the woken task takes the lock first.

@@ -3,10 +3,8 @@
 //! A durable reply waits here for the record of its shard and for every other record that the key directory names. If
 //! it cannot be sent in time it becomes `store`, and a claim that no other reply shows is rolled back.
 
-use std::num::NonZeroU64;
-
 use super::unsent_reply::UnsentReply;
-use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner, UnreadGrant, granted_claim};
+use super::{PendingReply, ReplyIndex, ReplyOverflow, ShardEvent, ShardRunner, UnreadGrant};
 use crate::engine::{ClaimHandle, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
@@ -14,7 +12,7 @@ use crate::model::{AckLevel, Millis};
 use crate::shard::address::PendingWrites;
 use crate::shard::command::UnstoredRejection;
 use crate::shard::event::ShardSink;
-use crate::shard::reply::{ClaimAnswer, ClaimReply, CommandReply, ReplyAddress, ShardOutcome};
+use crate::shard::reply::{ClaimAnswer, ClaimReply, CommandReply};
 
 impl<S: ShardSink> ShardRunner<S> {
     /// Replies to a command that is not about one claim, with the durability of the pool.
@@ -65,14 +63,21 @@ impl<S: ShardSink> ShardRunner<S> {
         self.awaiting_store.len() + self.awaiting_other_shards.len() + self.new_replies.len()
     }
 
-    /// Sends a new reply, or keeps it until the store has its records.
+    /// Sends the new replies, or keeps them until the store has their records.
+    pub(super) fn send_new_replies(&mut self) {
+        let mut replies = std::mem::take(&mut self.new_replies);
+        replies.iter_mut().for_each(|reply| self.send_or_await_store(reply));
+        replies.clear();
+        self.new_replies = replies;
+    }
+
+    /// Sends a new reply, or keeps it until the store has its records. What is left of it is to be dropped.
     #[inline(always)]
-    pub(super) fn send_or_await_store(&mut self, reply: PendingReply) {
+    fn send_or_await_store(&mut self, reply: &mut PendingReply) {
         if reply.content.is_unwanted() || reply.overflow == ReplyOverflow::TooMany {
-            let granted = reply.granted();
-            self.reject_reply(reply.content, granted, UnavailableReason::Store);
+            self.reject_reply(reply.take(), UnavailableReason::Store);
         } else if self.handle.outbox.applied_seq() < reply.seq {
-            self.awaiting_store.push_back(reply);
+            self.awaiting_store.push_back(reply.take());
         } else {
             self.send_or_await_shards(reply);
         }
@@ -87,17 +92,17 @@ impl<S: ShardSink> ShardRunner<S> {
                 let nobody = UnsentReply::Claim(None, Err(RequestError::DeadlineExceeded));
                 let placeholder = self.prepare_reply(nobody, AckLevel::Memory);
                 assert_eq!(placeholder.0 as usize + 1, self.new_replies.len());
-                let reply = self.new_replies.swap_remove(index);
-                self.send_or_await_store(reply);
+                let mut reply = self.new_replies.swap_remove(index);
+                self.send_or_await_store(&mut reply);
             }
         }
     }
 
     /// Sends a reply whose own record is stored, or keeps it until those of other shards are.
     #[inline(always)]
-    fn send_or_await_shards(&mut self, reply: PendingReply) {
+    fn send_or_await_shards(&mut self, reply: &mut PendingReply) {
         if !reply.pending_writes.is_empty() && self.awaits_other_shards(&reply.pending_writes) {
-            self.awaiting_other_shards.push(reply);
+            self.awaiting_other_shards.push(reply.take());
         } else {
             self.send_reply(reply);
         }
@@ -138,61 +143,47 @@ impl<S: ShardSink> ShardRunner<S> {
             return;
         }
         let applied = self.applied_seq;
-        while let Some(reply) = self.awaiting_store.pop_front_if(|reply| reply.seq <= applied) {
-            self.send_or_await_shards(reply);
+        while let Some(mut reply) = self.awaiting_store.pop_front_if(|reply| reply.seq <= applied) {
+            self.send_or_await_shards(&mut reply);
         }
         if !self.awaiting_other_shards.is_empty() {
-            for reply in std::mem::take(&mut self.awaiting_other_shards) {
-                self.send_or_await_shards(reply);
+            for mut reply in std::mem::take(&mut self.awaiting_other_shards) {
+                self.send_or_await_shards(&mut reply);
             }
         }
     }
 
     #[inline(always)]
-    pub(super) fn send_reply(&mut self, reply: PendingReply) {
+    fn send_reply(&mut self, reply: &mut PendingReply) {
         if self.keeps_rows
             && let Some(reason) = self.environment.journal.reply_blocker()
         {
-            let granted = reply.granted();
-            self.reject_reply(reply.content, granted, reason);
-            return;
+            return self.reject_reply(reply.take(), reason);
         }
-        match reply.content {
-            UnsentReply::Claim(Some(caller), outcome) => {
-                self.send_claim_reply(caller, outcome, reply.unread_grant, reply.started_ns);
-            }
-            UnsentReply::Claim(None, _) => {}
-            UnsentReply::GangCommit(reply) => reply.send_outcome(),
-            UnsentReply::Command(reply) => reply.send(),
-        }
-    }
-
-    /// Sends a reply about one claim.
-    #[inline(always)]
-    fn send_claim_reply(
-        &mut self,
-        caller: ReplyAddress,
-        mut outcome: ShardOutcome,
-        unread_grant: UnreadGrant,
-        started_ns: Option<NonZeroU64>,
-    ) {
-        match &mut outcome {
+        let UnsentReply::Claim(caller, outcome) = &mut reply.content else {
+            return match reply.take().content {
+                UnsentReply::Claim(..) => unreachable!("matched above"),
+                UnsentReply::GangCommit(reply) => reply.send_outcome(),
+                UnsentReply::Command(reply) => reply.send(),
+            };
+        };
+        let Some(caller) = caller.take() else { return };
+        match outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
             Ok(ClaimReply::Claim(answer)) if caller.is_collected() => self.fill_deadline(answer),
             Ok(ClaimReply::Claim(answer)) => self.start_deadline(answer),
             Ok(ClaimReply::Released) | Err(_) => {}
         }
-        self.created += u64::from(unread_grant == UnreadGrant::IsRolledBack);
+        self.created += u64::from(reply.unread_grant == UnreadGrant::IsRolledBack);
         // One claim of a run is timed for all: timing each would cost more than deciding it.
-        if let Some(started_ns) = started_ns.filter(|_| !self.timed) {
+        if let Some(started_ns) = reply.started_ns.filter(|_| !self.timed) {
             self.timed = true;
             let elapsed = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
-        if let Err(outcome) = caller.send(outcome) {
-            let granted = granted_claim(&outcome, unread_grant);
-            self.drop_claim_reply(granted, UnsentReply::Claim(None, outcome).reference());
+        if caller.send_from(outcome).is_err() {
+            self.drop_claim_reply(reply.granted(), reply.reference());
         }
     }
 
@@ -238,16 +229,16 @@ impl<S: ShardSink> ShardRunner<S> {
 
     pub(super) fn expire_reply(&mut self, reply: PendingReply) {
         let reason = self.environment.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
-        let granted = reply.granted();
-        self.reject_reply(reply.content, granted, reason);
+        self.reject_reply(reply, reason);
     }
 
     /// Sends an error instead of a reply, and rolls back the claim that the reply granted. Members of a committed gang
     /// stay held, and their deadlines start now.
-    fn reject_reply(&mut self, reply: UnsentReply, granted: Option<ClaimHandle>, reason: UnavailableReason) {
+    #[cold]
+    fn reject_reply(&mut self, reply: PendingReply, reason: UnavailableReason) {
         let error = RequestError::Unavailable(reason);
-        let reference = reply.reference();
-        match reply {
+        let (granted, reference) = (reply.granted(), reply.reference());
+        match reply.content {
             UnsentReply::Claim(caller, _) => {
                 if let Some(caller) = caller {
                     caller.reject(error);

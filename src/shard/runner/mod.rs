@@ -37,7 +37,7 @@ use super::environment::ShardEnvironment;
 use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
-use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress, ShardOutcome};
+use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
 use super::step_injection::{ProtocolPoint, ProtocolRule};
 use super::take_each::take_each;
 use crate::engine::{
@@ -103,9 +103,11 @@ impl PendingReply {
 
     /// Claim that the reply grants, which is rolled back if it cannot be sent.
     pub(super) fn granted(&self) -> Option<ClaimHandle> {
-        match &self.content {
-            UnsentReply::Claim(_, outcome) => granted_claim(outcome, self.unread_grant),
-            UnsentReply::GangCommit(_) | UnsentReply::Command(_) => None,
+        match (&self.content, self.unread_grant) {
+            (UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))), UnreadGrant::IsRolledBack) => {
+                Some(answer.grant.handle)
+            }
+            _ => None,
         }
     }
 
@@ -114,19 +116,17 @@ impl PendingReply {
         self.content.reference()
     }
 
+    /// Takes the reply, and leaves one behind that nobody wants.
+    fn take(&mut self) -> Self {
+        let content = std::mem::replace(&mut self.content, UnsentReply::Claim(None, Ok(ClaimReply::Released)));
+        Self { content, pending_writes: std::mem::take(&mut self.pending_writes), ..*self }
+    }
+
     /// Adds records that the reply waits for, if it is durable.
     pub(super) fn wait_for(&mut self, writes: PendingWrites) {
         if !writes.is_empty() && self.ack == AckLevel::Durable {
             self.pending_writes.extend(writes.iter().copied());
         }
-    }
-}
-
-/// Claim that a reply grants, which is rolled back if the reply cannot be sent.
-const fn granted_claim(outcome: &ShardOutcome, unread_grant: UnreadGrant) -> Option<ClaimHandle> {
-    match (outcome, unread_grant) {
-        (Ok(ClaimReply::Claim(answer)), UnreadGrant::IsRolledBack) => Some(answer.grant.handle),
-        _ => None,
     }
 }
 
@@ -468,7 +468,12 @@ impl<S: ShardSink> ShardRunner<S> {
 
     fn execute_effects(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
-        take_each(&mut effects, |effect| match effect {
+        take_each(&mut effects, |effect| self.execute_effect(effect));
+        self.effects = effects;
+    }
+
+    fn execute_effect(&mut self, effect: Effect) {
+        match effect {
             Effect::ClaimEnded { id, fence, end, worker, times } => {
                 self.record_ended(&id, fence, times, end, worker);
                 self.record_end(id, fence);
@@ -478,8 +483,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Effect::RetainEnded { grant, .. } => self.retained = Some(Box::new(grant)),
             Effect::ClaimAdopted { id, handle } => self.adopted(id, handle),
             Effect::ClaimCommitted { id, handle } => self.committed(id, handle),
-        });
-        self.effects = effects;
+        }
     }
 
     /// Lets the engine decide an event that it always answers.
@@ -524,22 +528,25 @@ impl<S: ShardSink> ShardRunner<S> {
         if !ProtocolRule::BoundsBeforeDelivery.holds() {
             self.publish();
         }
-        let mut new_replies = std::mem::take(&mut self.new_replies);
-        take_each(&mut new_replies, |reply| self.send_or_await_store(reply));
-        self.new_replies = new_replies;
+        self.send_new_replies();
         if self.has_waiting_replies() {
             self.expire_replies();
         }
         // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
         if self.shard.seq() != decided_seq {
-            self.append_rows();
-            self.publish();
-            self.deliver(work);
+            self.deliver_roll_backs(work);
         }
         self.update_counters();
         self.publish_events();
         self.handle.set_answers_waiting(self.awaiting_store.len());
         self.handle.set_next_tick(self.next_tick_ms());
+    }
+
+    #[cold]
+    fn deliver_roll_backs(&mut self, work: &mut S::Work) {
+        self.append_rows();
+        self.publish();
+        self.deliver(work);
     }
 
     /// Engine time before which a run would find nothing due.
@@ -557,6 +564,7 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Delivers the events of the run to the layer above. Must follow the publication of the bounds: a claim that
     /// begins to wait afterwards finds what came free, and one that waited before is noticed here (`Q05`).
+    #[inline]
     fn deliver(&mut self, work: &mut S::Work) {
         let queue = &self.pool.queue_state;
         let epoch = Some(self.shard.capacity_epoch());

@@ -41,6 +41,7 @@ impl<S: ShardSink> ShardRunner<S> {
         }
     }
 
+    #[inline]
     pub(super) fn record_ended(&mut self, id: &ClaimId, fence: Fence, times: ClaimTimes, end: EndReason, worker: u32) {
         if self.watched
             && let Some(worker) = self.shard.registration(worker)

@@ -12,6 +12,7 @@ pub(super) const AUDIT_INTERVAL_MS: Millis = 1_000;
 
 impl<S: ShardSink> ShardRunner<S> {
     /// Publishes the bounds of the shard. Must precede every reply of the run.
+    #[inline]
     pub(super) fn publish(&mut self) {
         let version = Some(self.shard.capacity_version());
         if self.published_capacities != version {

@@ -283,7 +283,7 @@ impl<'a> RespConnection<'a> {
         };
         self.yield_once().await;
         CLAIM_BATCH.with_borrow_mut(|batch| scheduler.decide_gathered(batch));
-        self.await_reply(pending.result()).await
+        self.await_reply(pending).await
     }
 
     /// Whether another command may be parsed before the replies are written.
