@@ -93,7 +93,7 @@ pub enum EngineReply {
         /// Longest time to live that the pool allows.
         max_ms: Millis,
     },
-    /// Confirms that the claim is over.
+    /// Confirms that this request ended the claim or finished its clean-up, or that the claim is being released.
     Released,
     /// Number of live members of a gang in this shard. Nothing was changed.
     GangMembers(usize),

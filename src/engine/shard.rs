@@ -139,10 +139,7 @@ impl Shard {
                     Err(answer) => answer,
                 }
             }
-            Event::Release { handle } => {
-                self.release(handle, effects);
-                EngineReply::Released
-            }
+            Event::Release { handle } => self.release(handle, effects),
             Event::Reacquire { handle, pool, constraints } => {
                 self.reacquire(handle, pool, constraints.as_deref(), effects)
             }
@@ -174,10 +171,7 @@ impl Shard {
             Event::Renew { handle, ttl_ms } => self.renew(handle, ttl_ms, now_ms),
             Event::Resize { handle, resources } => self.resize(handle, resources),
             Event::Gang { id, action } => self.apply_gang_action(id, action, effects),
-            Event::BeginRelease { handle, releasing_ms } => {
-                self.begin_release(handle, releasing_ms, now_ms);
-                EngineReply::Released
-            }
+            Event::BeginRelease { handle, releasing_ms } => self.begin_release(handle, releasing_ms, now_ms),
             Event::Heartbeat { id, heartbeat } => self.heartbeat(&id, heartbeat, now_ms, effects),
             Event::WorkerCommand { id, command } => self.apply_command(&id, command, now_ms),
             Event::ClearAll => self.clear_all(now_ms),

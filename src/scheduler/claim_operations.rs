@@ -88,7 +88,8 @@ impl Scheduler {
         self.release_held(id, Some(fence)).await.map(drop)
     }
 
-    /// Releases a claim; without a fence, whichever holds the key. Returns false if it had ended already.
+    /// Releases a claim; without a fence, whichever holds the key. Returns whether this call ended it, or finished its
+    /// clean-up: true for one of several at the same time.
     ///
     /// # Errors
     /// `FenceMismatch` if another claim holds the key now.
@@ -100,7 +101,7 @@ impl Scheduler {
             Some(ended) => {
                 let (reply, answer) = AwaitedReply::new();
                 self.finish_cleanup_late(id.clone(), &ended, reply);
-                ended_now(answer.await).map(|_| true)
+                ended_now(answer.await)
             }
             None => Ok(false),
         }

@@ -99,8 +99,8 @@ impl Scheduler {
         (ended.grant.state == ClaimState::Releasing && has_its_fence).then_some(ended)
     }
 
-    /// Finishes a clean-up that had timed out, by notifying the shard of the worker. The outcome is `NotFound` if the
-    /// worker has gone meanwhile, which is as good.
+    /// Finishes a clean-up that had timed out, by notifying the shard of the worker. The outcome is `NotFound` if that
+    /// was done already, or the worker is gone.
     pub(super) fn finish_cleanup_late(&self, id: ClaimId, ended: &EndedClaim, reply: ReplyAddress) {
         let operation = HeldOperation {
             id,

@@ -26,7 +26,7 @@ use crate::shard::{Completion, CompletionQueue, HeldVerb, ReplyAddress, ShardOut
 pub enum RequestCompletion {
     /// Result of a claim.
     Claimed(Result<ClaimResult, RequestError>),
-    /// Result of a release, or of its beginning; false if the key held nothing.
+    /// Result of a release, or of its beginning; false if another request ended the claim.
     Released(Result<bool, RequestError>),
     /// Result of a confirm.
     Confirmed(Result<ClaimView, RequestError>),
@@ -287,7 +287,7 @@ impl RequestStream {
                 self.scheduler.count_claim(&pools, &result);
                 RequestCompletion::Claimed(result)
             }
-            InFlightRequest::LateCleanup => RequestCompletion::Released(ended_now(outcome).map(|_| true)),
+            InFlightRequest::LateCleanup => RequestCompletion::Released(ended_now(outcome)),
             InFlightRequest::Held { id, verb, .. } => {
                 let view = |outcome: ShardOutcome| self.scheduler.view_in(&id, outcome?.disclose()?);
                 match verb {

@@ -1,10 +1,13 @@
 //! C10 and W05: release in two steps, and claims that must be renewed.
 
+use std::task::Poll;
+
 use hotpool::limits;
 use hotpool::model::request_error::{ObjectKind, RequestError};
 use hotpool::model::{AckLevel, ClaimRequest, ClaimState, PoolSpec, TrustState, WorkerCommand, WorkerId};
+use hotpool::scheduler::{ClaimVerb, RequestCompletion, Scheduler};
 
-use crate::world::{FULL, World, id, name, request, spec};
+use crate::world::{FULL, WAIT_MS, World, done, id, name, request, spec, until};
 
 const GONE: RequestError = RequestError::NotFound(ObjectKind::Claim);
 
@@ -193,4 +196,72 @@ async fn c10_a_ttl_out_of_bounds_is_rejected_by_name() {
         world.s.release(&id("held"), fence).await.unwrap();
     }
     world.s.claim(with_ttl("k", 0, limits::TTL_MS_MAX)).await.unwrap();
+}
+
+/// Result of a release of `k`, by each of the ways in.
+async fn release_by(way: usize, s: Scheduler, fence: u64) -> bool {
+    let held = (id("k"), Some(fence));
+    match way {
+        0 => s.release_held(&held.0, held.1).await.unwrap(),
+        1 => s.release_held_batch(vec![held]).await.remove(0).unwrap(),
+        _ => {
+            let mut stream = s.request_stream(WAIT_MS);
+            stream.add_held_operation(1, held.0, fence, ClaimVerb::Release);
+            stream.send();
+            let mut completed = Vec::new();
+            std::future::poll_fn(|context| {
+                stream.poll_completions(context, &mut completed);
+                if completed.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            match completed.pop() {
+                Some((1, RequestCompletion::Released(released))) => released.unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// Number of releases that report that they ended the claim, of one by each way in. All are sent before the first is
+/// decided.
+async fn releases_at_once(world: &World, fence: u64) -> usize {
+    let busy = world.busy("p").await;
+    let releases: Vec<_> = (0..3).map(|way| world.begin_alone(move |s| release_by(way, s, fence))).collect();
+    busy.until_queued(3).await;
+    let mut ended = 0;
+    for release in releases {
+        ended += usize::from(done(release).await);
+    }
+    ended
+}
+
+#[tokio::test]
+async fn c05_one_of_the_releases_at_once_reports_that_it_ended_the_claim() {
+    let world = pool().await;
+    let fence = world.hold("p", "k").await;
+    assert_eq!(releases_at_once(&world, fence).await, 1);
+    // So it is for the second part of a release, in time and late.
+    let fence = world.hold("p", "k").await;
+    assert_eq!(world.s.begin_release_held(&id("k"), Some(fence)).await, Ok(true));
+    assert_eq!(releases_at_once(&world, fence).await, 1);
+    let fence = world.hold("p", "k").await;
+    world.s.begin_release(&id("k"), fence).await.unwrap();
+    world.pass(10_000).await;
+    assert_eq!(world.view_worker("w").await.trust, TrustState::Suspect);
+    let ways = [release_by(0, world.s.clone(), fence).await, release_by(1, world.s.clone(), fence).await];
+    assert_eq!((ways, release_by(2, world.s.clone(), fence).await), ([true, false], false));
+    assert_eq!(world.view_worker("w").await.trust, TrustState::Trusted);
+}
+
+#[tokio::test]
+async fn c05_a_release_that_begins_behind_one_that_ended_the_claim_reports_it() {
+    let world = pool().await;
+    let fence = world.hold("p", "k").await;
+    let busy = world.busy("p").await;
+    let release = world.begin_alone(move |s| async move { s.release_held(&id("k"), None).await });
+    until("the release is first", async || busy.depth() == 1).await;
+    let begin = world.begin_alone(move |s| async move { s.begin_release_held(&id("k"), Some(fence)).await });
+    busy.until_queued(2).await;
+    assert_eq!((done(release).await, done(begin).await), (Ok(true), Ok(false)));
+    assert_eq!(world.counts("p").await, (1, 0, 0));
 }

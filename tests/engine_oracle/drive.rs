@@ -255,7 +255,8 @@ impl Driver {
                 let handle = handle(at)?;
                 let changed = self.oracle.begin_release(handle.fence, *releasing_ms, now_ms);
                 let event = Event::BeginRelease { handle, releasing_ms: *releasing_ms };
-                self.same(event, &[], Some(Reply::Released));
+                let is_held = self.oracle.claims.iter().any(|claim| claim.fence == handle.fence);
+                self.same(event, &[], Some(if is_held { Reply::Released } else { Reply::StaleHandle }));
                 Some(changed)
             }
             Op::SetMemoryAcks(reserve_ms) => {
@@ -314,8 +315,10 @@ impl Driver {
                 let cleaned = worker.is_some();
                 let ended = self.oracle.release(worker, handle.fence);
                 *self.counts.entry("late cleanup").or_default() += usize::from(cleaned);
-                self.same(Event::Release { handle }, &ended, Some(Reply::Released));
-                Some(!ended.is_empty() || cleaned)
+                let changed = !ended.is_empty() || cleaned;
+                let reply = if changed { Reply::Released } else { Reply::StaleHandle };
+                self.same(Event::Release { handle }, &ended, Some(reply));
+                Some(changed)
             }
             Op::Get(at) => {
                 let handle = handle(at)?;

@@ -127,16 +127,24 @@ impl Shard {
         }
     }
 
-    pub(in crate::engine) fn release(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect>) {
-        if !self.end_claim(handle, EndReason::Released, effects) {
-            self.finish_late_cleanup(handle);
+    pub(in crate::engine) fn release(&mut self, handle: ClaimHandle, effects: &mut Vec<Effect>) -> EngineReply {
+        if self.end_claim(handle, EndReason::Released, effects) || self.finish_late_cleanup(handle) {
+            EngineReply::Released
+        } else {
+            EngineReply::StaleHandle
         }
     }
 
-    pub(in crate::engine) fn begin_release(&mut self, handle: ClaimHandle, releasing_ms: Millis, now_ms: Millis) {
-        let Some(claim) = self.claims.get_mut(handle).filter(|claim| claim.state != ClaimState::Releasing) else {
-            return;
-        };
+    pub(in crate::engine) fn begin_release(
+        &mut self,
+        handle: ClaimHandle,
+        releasing_ms: Millis,
+        now_ms: Millis,
+    ) -> EngineReply {
+        let Some(claim) = self.claims.get_mut(handle) else { return EngineReply::StaleHandle };
+        if claim.state == ClaimState::Releasing {
+            return EngineReply::Released;
+        }
         claim.term_ms = saturating_millis(releasing_ms);
         claim.disclosure.set_confirmed();
         claim.disclosure.set_reply_sent();
@@ -145,6 +153,7 @@ impl Shard {
         self.timers.cancel(handle.claim);
         self.start_state_timer(handle, now_ms);
         self.record_change(handle.worker);
+        EngineReply::Released
     }
 
     /// Shows the live claim in a reply, which counts as a reference until nobody can read it any more.

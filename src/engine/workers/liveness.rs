@@ -100,13 +100,16 @@ impl LivenessTable {
 }
 
 impl Shard {
-    /// Ends suspicion of the worker if the clean-up that timed out belonged to this handle.
-    pub(in crate::engine) fn finish_late_cleanup(&mut self, handle: ClaimHandle) {
+    /// Ends suspicion of the worker if the clean-up that timed out belonged to this handle. False: it did not.
+    pub(in crate::engine) fn finish_late_cleanup(&mut self, handle: ClaimHandle) -> bool {
         let in_use = (handle.worker < self.workers.ordinals()) && self.workers.is_used(handle.worker);
-        if in_use && self.liveness.get(handle.worker).timed_out_cleanup == TimedOutCleanup::One(handle.fence) {
+        let finishes =
+            in_use && self.liveness.get(handle.worker).timed_out_cleanup == TimedOutCleanup::One(handle.fence);
+        if finishes {
             self.liveness.get_mut(handle.worker).timed_out_cleanup = TimedOutCleanup::None;
             self.update_unschedulable(handle.worker, 0, unschedulable_bits::SUSPECT);
         }
+        finishes
     }
 
     /// Restarts the worker's silence limit after it was heard from.

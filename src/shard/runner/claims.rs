@@ -110,10 +110,14 @@ impl<S: ShardSink> ShardRunner<S> {
         let HeldOperation { handle, reply, pending_writes, .. } = operation;
         let events_before = self.events.len();
         self.releases += 1;
-        let answer = self.decide(Event::Release { handle });
-        debug_assert!(answer == EngineReply::Released, "R1: a release is never rejected");
-        let reply = self.answer(reply, Ok(ClaimReply::Released), pending_writes);
-        self.tie_to_end(events_before, handle.fence, reply);
+        match self.decide(Event::Release { handle }) {
+            EngineReply::Released => {
+                let reply = self.answer(reply, Ok(ClaimReply::Released), pending_writes);
+                self.tie_to_end(events_before, handle.fence, reply);
+            }
+            // The claim had ended already.
+            answer => drop(self.answer(reply, Err(rejection_of(&answer)), pending_writes)),
+        }
     }
 
     /// Makes the reply about an end wait for what the store lacks about the key, which the sink knows.
