@@ -83,17 +83,15 @@ pub struct CapacityAccounting {
     amounts: AmountIndex,
     /// Total of all workers, GPU models aside.
     total: ResourceTotals,
-    /// Version of the set of entries.
+    /// Version of everything but what claims change: the workers, and why they are unschedulable.
     version: u64,
-    /// Workers that were added or removed.
-    membership_version: u64,
+    /// Version of the set of entries.
+    capacity_version: u64,
     /// Number of workers that are not deleted.
     workers: usize,
     /// Number of workers with claims.
     busy: usize,
     unschedulable: UnschedulableSummary,
-    /// Version of `unschedulable`: it is published when this has changed.
-    unschedulable_version: u64,
 }
 
 impl CapacityAccounting {
@@ -147,7 +145,7 @@ impl CapacityAccounting {
         assert!(usage.unschedulable > 0, "L1: no worker of this capacity is unschedulable");
         usage.unschedulable -= 1;
         self.unschedulable.remove_unclaimed(reasons);
-        self.unschedulable_version += 1;
+        self.version += 1;
         self.occupy_idle(at);
     }
 
@@ -160,7 +158,7 @@ impl CapacityAccounting {
         if reasons != 0 {
             usage.unschedulable += 1;
             self.unschedulable.add_unclaimed(reasons);
-            self.unschedulable_version += 1;
+            self.version += 1;
         }
         debug_assert!(usage.is_valid(), "L1: more workers are used than there are");
     }
@@ -170,7 +168,7 @@ impl CapacityAccounting {
         debug_assert!(usage != WorkerUse::Idle || before == 0, "W1: an idle worker has no reason to be unschedulable");
         self.unschedulable.remove(before);
         self.unschedulable.add(after);
-        self.unschedulable_version += 1;
+        self.version += 1;
         if usage == WorkerUse::Busy {
             return;
         }
@@ -202,12 +200,12 @@ impl CapacityAccounting {
         debug_assert!(usage.capacity == *capacity, "L1: an entry is indexed under another capacity");
         usage.workers += 1;
         self.total.add_capacity(capacity);
-        self.membership_version += 1;
+        self.version += 1;
         at
     }
 
     fn add_usage(&mut self, capacity: &WorkerCapacity) -> u32 {
-        self.version += 1;
+        self.capacity_version += 1;
         let usage = CapacityUsage { capacity: capacity.clone(), workers: 0, held: 0, unschedulable: 0 };
         let at = self.free_slots.pop().unwrap_or(self.usages.len() as u32);
         match self.usages.get_mut(at as usize) {
@@ -227,9 +225,9 @@ impl CapacityAccounting {
         assert!(usage.workers > usage.held + usage.unschedulable, "L1: only an idle worker leaves the accounting");
         usage.workers -= 1;
         self.total.subtract_capacity(&usage.capacity);
-        self.membership_version += 1;
+        self.version += 1;
         if usage.workers == 0 {
-            self.version += 1;
+            self.capacity_version += 1;
             let indexed = self.by_capacity.remove(&usage.capacity);
             assert_eq!(indexed, Some(at), "L1: an entry is indexed under its capacity");
             self.amounts.remove(&usage.capacity);
@@ -258,11 +256,6 @@ impl CapacityAccounting {
         &self.unschedulable
     }
 
-    /// Version that advances with every change of [`Self::unschedulable`].
-    pub const fn unschedulable_version(&self) -> u64 {
-        self.unschedulable_version
-    }
-
     /// Total capacity of all workers.
     pub const fn total(&self) -> &ResourceTotals {
         &self.total
@@ -274,13 +267,13 @@ impl CapacityAccounting {
     }
 
     /// Version that advances with every new or removed capacity vector.
-    pub const fn version(&self) -> u64 {
-        self.version
+    pub const fn capacity_version(&self) -> u64 {
+        self.capacity_version
     }
 
-    /// Version that advances whenever a worker is added or removed.
-    pub const fn membership_version(&self) -> u64 {
-        self.membership_version
+    /// Version that advances whenever a worker is added or removed, or its reasons to be unschedulable change.
+    pub const fn version(&self) -> u64 {
+        self.version
     }
 
     pub fn usage(&self, at: u32) -> &CapacityUsage {

@@ -20,15 +20,30 @@ pub struct RowChanges {
     dirty: Vec<u32>,
     /// Ids whose rows were deleted since then.
     removed: Vec<WorkerId>,
+    recording: RowRecording,
     /// Sequence number at which a batch of claims began: a worker that changed since is not recorded again. `Seq::MAX`: no
     /// batch.
     batch_start_seq: Seq,
 }
 
+/// Whether changed rows are noted for a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RowRecording {
+    On,
+    Off,
+}
+
 impl RowChanges {
     /// Starts after the change with this sequence number.
     pub const fn starting_at(seq: Seq) -> Self {
-        Self { seq, worker_updates: 0, dirty: Vec::new(), removed: Vec::new(), batch_start_seq: Seq::MAX }
+        Self {
+            seq,
+            worker_updates: 0,
+            dirty: Vec::new(),
+            removed: Vec::new(),
+            recording: RowRecording::On,
+            batch_start_seq: Seq::MAX,
+        }
     }
 
     /// Sequence number of the last change.
@@ -50,7 +65,7 @@ impl RowChanges {
     pub fn record_worker(&mut self, workers: &mut WorkerTable, at: u32) {
         self.seq += 1;
         self.worker_updates += 1;
-        if workers.get_mut(at).mark_changed(self.seq) {
+        if workers.get_mut(at).mark_changed(self.seq) && self.recording == RowRecording::On {
             self.dirty.push(at);
         }
         debug_assert!(self.worker_updates <= self.seq, "V1: every change of a worker has its sequence number");
@@ -65,7 +80,9 @@ impl RowChanges {
 
     /// Records the deletion of a worker's row.
     pub fn record_removal(&mut self, id: WorkerId) {
-        self.removed.push(id);
+        if self.recording == RowRecording::On {
+            self.removed.push(id);
+        }
     }
 
     /// Begins a batch, which lasts until [`Self::end_batch`].
@@ -148,8 +165,19 @@ impl Shard {
         self.changes.has_rows() || self.gangs.has_changed() || self.header != self.header_taken
     }
 
-    /// Discards the record of changed rows, for shards without a store.
-    #[inline]
+    /// Stops noting which rows changed, for shards without a store.
+    pub fn stop_recording_rows(&mut self) {
+        self.changes.recording = RowRecording::Off;
+        self.discard_changes();
+    }
+
+    /// Whether rows of gangs changed, which are noted in any case.
+    #[must_use]
+    pub fn has_changed_gangs(&self) -> bool {
+        self.gangs.has_changed()
+    }
+
+    /// Discards the record of changed rows.
     pub fn discard_changes(&mut self) {
         self.changes.removed.clear();
         if self.gangs.has_changed() {

@@ -97,12 +97,6 @@ impl Shard {
         *self.accounting.unschedulable()
     }
 
-    /// Version that advances with every change of [`Self::unschedulable`].
-    #[must_use]
-    pub const fn unschedulable_version(&self) -> u64 {
-        self.accounting.unschedulable_version()
-    }
-
     /// Statistics since the shard was created or loaded.
     #[must_use]
     pub const fn counters(&self) -> ShardCounters {
@@ -147,13 +141,14 @@ impl Shard {
     /// Version that advances when a capacity vector appears or disappears.
     #[must_use]
     pub const fn capacity_version(&self) -> u64 {
-        self.accounting.version()
+        self.accounting.capacity_version()
     }
 
-    /// Version that advances when the total capacity may have changed.
+    /// Version that advances when what is counted of the workers changed, other than by claims: their number, capacities,
+    /// and reasons to be unschedulable.
     #[must_use]
-    pub const fn membership_version(&self) -> u64 {
-        self.accounting.membership_version()
+    pub const fn accounting_version(&self) -> u64 {
+        self.accounting.version()
     }
 
     /// Total capacity of the workers; as many claims as there are workers.

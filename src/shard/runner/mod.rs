@@ -186,8 +186,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     published_counters: ShardCounters,
     /// Version of the published counters of the lifecycle, if any.
     published_lifecycle: Option<u64>,
-    /// Version of the published counts of unschedulable workers, if any.
-    published_unschedulable: Option<u64>,
+    /// Version of the published accounting, if any.
+    published_accounting: Option<u64>,
     audit: AccountingAudit,
     audited_ms: Millis,
     /// Claims whose grant was sent, and requests to release, in this run.
@@ -201,8 +201,6 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     pending_events: Vec<PoolEvent>,
     /// Version of the published capacities, if any.
     published_capacities: Option<u64>,
-    /// Version of the published resource totals, if any.
-    published_workers: Option<u64>,
 }
 
 impl<S: ShardSink> ShardRunner<S> {
@@ -219,7 +217,7 @@ impl<S: ShardSink> ShardRunner<S> {
             cancelled: HashSet::new(),
             published_counters: shard.counters(),
             published_lifecycle: None,
-            published_unschedulable: None,
+            published_accounting: None,
             audit: AccountingAudit::new(&shard),
             sink,
             environment,
@@ -251,8 +249,10 @@ impl<S: ShardSink> ShardRunner<S> {
             watched: false,
             pending_events: Vec::new(),
             published_capacities: None,
-            published_workers: None,
         };
+        if !runner.keeps_rows {
+            runner.shard.stop_recording_rows();
+        }
         runner.publish();
         runner
     }
@@ -467,9 +467,11 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     fn execute_effects(&mut self) {
-        let mut effects = std::mem::take(&mut self.effects);
-        take_each(&mut effects, |effect| self.execute_effect(effect));
-        self.effects = effects;
+        // From the end, because a list of one is the rule.
+        self.effects.reverse();
+        while let Some(effect) = self.effects.pop() {
+            self.execute_effect(effect);
+        }
     }
 
     fn execute_effect(&mut self, effect: Effect) {
@@ -587,7 +589,9 @@ impl<S: ShardSink> ShardRunner<S> {
         self.rolled_back.clear();
         let shard = &mut self.shard;
         if !self.keeps_rows {
-            shard.discard_changes();
+            if shard.has_changed_gangs() {
+                shard.discard_changes();
+            }
         } else if shard.has_rows() {
             self.handle.outbox.append(shard.seq(), shard.take_header(), |rows| shard.take_rows(rows));
         }

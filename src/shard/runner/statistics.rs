@@ -11,9 +11,25 @@ use crate::shard::event::ShardSink;
 pub(super) const AUDIT_INTERVAL_MS: Millis = 1_000;
 
 impl<S: ShardSink> ShardRunner<S> {
-    /// Publishes the bounds of the shard. Must precede every reply of the run.
+    /// Publishes the bounds of the shard. Must precede every reply of the run: a client that learned of a cordon finds the
+    /// worker in one of the counts.
     #[inline]
     pub(super) fn publish(&mut self) {
+        let version = Some(self.shard.accounting_version());
+        if self.published_accounting != version {
+            self.published_accounting = version;
+            self.publish_accounting();
+        }
+        self.pool.board.publish_lowest_evictable(self.handle.shard.shard, self.shard.min_evictable_priority());
+        self.pool.board.publish(self.handle.shard.shard, self.shard.idle(), self.shard.busy());
+        if let Some(free) = self.shard.free_summary() {
+            self.pool.board.publish_free(self.handle.shard.shard, &free);
+        }
+    }
+
+    /// Publishes what changes with workers and not with claims.
+    #[cold]
+    fn publish_accounting(&mut self) {
         let version = Some(self.shard.capacity_version());
         if self.published_capacities != version {
             self.published_capacities = version;
@@ -22,19 +38,9 @@ impl<S: ShardSink> ShardRunner<S> {
             let largest = self.shard.max_capacity();
             self.pool.board.capacities().publish(self.handle.shard.shard, capacities, largest);
         }
-        if self.published_workers != Some(self.shard.membership_version()) {
-            self.published_workers = Some(self.shard.membership_version());
-            self.pool.board.publish_total(self.handle.shard.shard, &self.shard.total_usage());
-        }
-        self.pool.board.publish_lowest_evictable(self.handle.shard.shard, self.shard.min_evictable_priority());
-        self.pool.board.publish(self.handle.shard.shard, self.shard.idle(), self.shard.busy());
-        // Before any reply is sent: a client that learned of a cordon finds the worker in one of the counts.
-        if self.published_unschedulable != Some(self.shard.unschedulable_version()) {
-            self.publish_unschedulable();
-        }
-        if let Some(free) = self.shard.free_summary() {
-            self.pool.board.publish_free(self.handle.shard.shard, &free);
-        }
+        self.pool.board.publish_total(self.handle.shard.shard, &self.shard.total_usage());
+        self.handle.set_unreconciled(self.shard.unverified());
+        self.handle.set_unschedulable(&self.shard.unschedulable());
     }
 
     /// Counts the work of the run, and periodically audits the accounting.
@@ -77,12 +83,5 @@ impl<S: ShardSink> ShardRunner<S> {
         metrics.claims_readopted.increment(now.adopted - before.adopted);
         metrics.claim_revocations.increment(now.revocations - before.revocations);
         metrics.evictions.increment(now.evicted - before.evicted);
-    }
-
-    /// Publishes the numbers of unschedulable workers by reason.
-    fn publish_unschedulable(&mut self) {
-        self.published_unschedulable = Some(self.shard.unschedulable_version());
-        self.handle.set_unreconciled(self.shard.unverified());
-        self.handle.set_unschedulable(&self.shard.unschedulable());
     }
 }
