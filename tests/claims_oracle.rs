@@ -35,13 +35,19 @@ fn silence_injected_faults() {
     }));
 }
 
-fn run(faults: Faults) {
+/// Runs seeds on a runtime with so many threads beside that of the test. With any, a seed fixes the calls but not their
+/// order.
+fn run(faults: Faults, threads: usize) {
     silence_injected_faults();
     let only = std::env::var("HOTPOOL_SEED").ok().map(|seed| seed.parse().expect("HOTPOOL_SEED is a number"));
     let seeds = only.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
     let (begun, mut done) = (Instant::now(), 0);
     for seed in seeds {
-        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+        let mut runtime = match threads {
+            0 => Builder::new_current_thread(),
+            _ => Builder::new_multi_thread(),
+        };
+        let runtime = runtime.worker_threads(threads.max(1)).enable_time().build().unwrap();
         let task = async {
             let mut driver = Driver::new(seed, faults).await;
             for _ in 0..ROUNDS {
@@ -65,10 +71,15 @@ fn run(faults: Faults) {
 
 #[test]
 fn k1_u1_random_calls_agree_with_a_map_of_holders() {
-    run(Faults::None);
+    run(Faults::None, 0);
 }
 
 #[test]
 fn s16_k1_u1_random_calls_with_panics_and_a_late_store_agree_with_a_map_of_holders() {
-    run(Faults::PanicsAndLateStore);
+    run(Faults::PanicsAndLateStore, 0);
+}
+
+#[test]
+fn s16_k1_u1_random_calls_on_two_threads_agree_with_a_map_of_holders() {
+    run(Faults::PanicsAndLateStore, 2);
 }

@@ -271,7 +271,6 @@ impl Driver {
     fn abort(&mut self, call: &Call) {
         if !call.task.is_finished() {
             call.task.abort();
-            call.claimed().iter().for_each(|id| self.oracle.leave_claim(id));
             if let CallKind::Release(id) = &call.kind {
                 self.oracle.leave_release(id);
             }

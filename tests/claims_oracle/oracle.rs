@@ -46,8 +46,6 @@ pub struct Oracle {
     unsure: BTreeSet<Key>,
     /// Keys whose holder may have been released by a caller that left.
     maybe_released: BTreeSet<Key>,
-    /// Number of callers of each key that left before they had the answer to their claims.
-    left: BTreeMap<Key, usize>,
     /// Pools that were deleted in this round.
     deleted: BTreeSet<String>,
     /// Sizes to which claims were changed.
@@ -55,10 +53,6 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    pub fn leave_claim(&mut self, id: &ClaimId) {
-        *self.left.entry(key_of(id)).or_default() += 1;
-    }
-
     pub fn leave_release(&mut self, id: &ClaimId) {
         self.maybe_released.insert(key_of(id));
     }
@@ -138,9 +132,7 @@ impl Oracle {
         let (id, fence) = (&key_of(&view.id), view.fence);
         let before = self.holders.get(id).filter(|holder| holder.fence == fence);
         let is_told = self.told.get(id).is_some_and(|told| told.contains(&fence));
-        // A claim that was shown to a caller stays, even if that caller leaves without reading the answer.
-        let may_be_shown = self.left.get(id).is_some_and(|&left| left > 1);
-        if before.is_none() && !is_told && !may_be_shown && !self.unsure.contains(id) {
+        if before.is_none() && !is_told && !self.unsure.contains(id) {
             return Err(format!("C12: {id:?} is held with {fence}, of which nobody knows"));
         }
         if self.released.contains(&fence) {

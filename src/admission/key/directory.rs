@@ -559,6 +559,7 @@ impl KeyDirectory {
     /// Number of keys that are claimed, or about which the store lacks records. Walks the directory.
     #[must_use]
     pub fn len(&self) -> usize {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let is_remembered =
             |entry: &KeyEntry| matches!(entry, KeyEntry::Vacant(vacant) if vacant.pending_writes.is_empty());
         self.map.iter().filter(|entry| !is_remembered(entry.value())).count()
@@ -573,6 +574,7 @@ impl KeyDirectory {
     /// Number of keys that are being claimed. Walks the directory; for tests and `/debug/shards`.
     #[must_use]
     pub fn pending_len(&self) -> usize {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         self.map.iter().filter(|entry| matches!(entry.value(), KeyEntry::Pending(_))).count()
     }
 }

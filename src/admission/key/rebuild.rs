@@ -125,6 +125,7 @@ impl KeyDirectory {
             }
             _ => None,
         };
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         self.map.iter().filter_map(|entry| Some((entry.key().clone(), is_asking(entry.value())?))).collect()
     }
 
@@ -134,6 +135,7 @@ impl KeyDirectory {
     #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
     pub fn forget_pool(&self, pool: u32) -> Vec<Box<PendingClaim>> {
         let unanswered = self.forget_shards(|shard| shard.pool == pool);
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         self.map.retain(|id, entry| match entry {
             KeyEntry::Unreadable { fence, shard, .. } if shard.pool == pool => {
                 self.adoption.record_ended(id.hash64(), *fence);
@@ -188,6 +190,7 @@ impl KeyDirectory {
         is_affected: impl Fn(ShardRef) -> bool,
         mut keep: impl FnMut(&ClaimId, &mut HeldKey) -> bool,
     ) -> Vec<Box<PendingClaim>> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
         let mut unanswered = Vec::new();
         self.map.retain(|id, entry| {
             let Some(pending_writes) = entry.pending_writes_mut() else { return true };
