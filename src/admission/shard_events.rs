@@ -9,7 +9,7 @@ use super::effect::{Effect, EffectQueue};
 use super::key::{EndedClaim, HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
 use crate::engine::ClaimGrant;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
-use crate::model::{AckLevel, ClaimId, ClaimSpec, Fence};
+use crate::model::{AckLevel, ClaimId, ClaimSpec, Fence, Millis};
 use crate::shard::{
     Command, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, PendingWrite, PendingWrites, ReplyAddress,
     ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardSink, UnstoredRejection,
@@ -30,17 +30,21 @@ impl ShardSink for ClaimDispatcher {
         work: &mut Self::Work,
     ) {
         let mut unplaced = UnplacedClaims::new();
-        // Taken from the end, which is cheaper than a drain of the one event that there usually is.
-        events.reverse();
-        let mut deliver_rest = || {
-            while let Some(event) = events.pop() {
-                self.on_event(from, event, replies, &mut unplaced, work);
+        let mut next = 0;
+        while next < events.len() {
+            let step_rest = || {
+                while let Some(event) = events.get_mut(next) {
+                    self.on_event(from, event, replies, &mut unplaced, work);
+                    next += 1;
+                }
+            };
+            // A panic in the step of one key must not cost the others of this run.
+            if catch_unwind(AssertUnwindSafe(step_rest)).is_err() {
+                self.poison_keys(from, &events[next], replies);
+                next += 1;
             }
-        };
-        // A panic in the step of one key must not cost the others of this run.
-        while catch_unwind(AssertUnwindSafe(&mut deliver_rest)).is_err() {
-            tracing::error!(shard = ?from.shard, "the step of a key panicked");
         }
+        events.clear();
         if !unplaced.is_empty() {
             self.route_all(unplaced, work);
         }
@@ -58,15 +62,15 @@ impl ClaimDispatcher {
     fn on_event(
         &self,
         from: RunOrigin,
-        event: ShardEvent,
+        event: &mut ShardEvent,
         replies: &mut RunReplies<'_>,
         unplaced: &mut UnplacedClaims,
         work: &mut EffectQueue,
     ) {
         match event {
-            ShardEvent::Granted { kind: GrantKind::Claim, id, ticket, handle, spec, reply } => {
+            &mut ShardEvent::Granted { kind: GrantKind::Claim, ref id, ticket, handle, ref spec, reply } => {
                 let held = self.keys.set_held(
-                    &id,
+                    id,
                     ticket,
                     KeyHolder { shard: from.shard, life: from.life, handle },
                     spec.as_ref(),
@@ -74,12 +78,13 @@ impl ClaimDispatcher {
                 self.on_granted(from, held, reply, replies, work);
             }
             ShardEvent::NotGranted { id, ticket, reason } => {
-                self.on_not_granted(from, &id, ticket, reason, unplaced, work);
+                let reason = std::mem::replace(reason, NotGranted::NoCapacity);
+                self.on_not_granted(from, id, *ticket, reason, unplaced, work);
             }
             ShardEvent::Ended { id, fence, retained, write, reply } => {
-                let retained = retained.and_then(|grant| self.ended_claim(from, *grant));
-                let Some(end) = self.keys.end_claim(id, fence, write, retained, from.now_ms) else { return };
-                if let Some(reply) = reply {
+                let retained = retained.take().and_then(|grant| self.ended_claim(from, *grant));
+                let Some(end) = self.keys.end_claim(id, *fence, *write, retained, from.now_ms) else { return };
+                if let Some(reply) = *reply {
                     replies.wait_for(reply, end.earlier);
                 }
                 end.repeated.into_iter().for_each(|claim| work.push(Effect::Submit(claim)));
@@ -95,7 +100,7 @@ impl ClaimDispatcher {
     fn on_rare_event(
         &self,
         from: RunOrigin,
-        event: ShardEvent,
+        event: &mut ShardEvent,
         replies: &mut RunReplies<'_>,
         unplaced: &mut UnplacedClaims,
         work: &mut EffectQueue,
@@ -107,59 +112,61 @@ impl ClaimDispatcher {
             }
             ShardEvent::Ended { .. } => unreachable!("handled by the caller"),
             ShardEvent::Granted { kind: GrantKind::Provisional, id, ticket, reply, .. } => {
-                if let Some(claim) = self.keys.withdraw(&id, ticket) {
-                    replies.address(reply, claim.reply, Default::default());
+                if let Some(claim) = self.keys.withdraw(id, *ticket) {
+                    replies.address(*reply, claim.reply, Default::default());
                 }
             }
             ShardEvent::ReservationLost { id, ticket } => {
-                if let Some(mut claim) = self.keys.withdraw(&id, ticket) {
+                if let Some(mut claim) = self.keys.withdraw(id, *ticket) {
                     claim.drop_reservation();
                     // The next event about the ticket says what becomes of the claim.
                     drop(self.keys.deposit(claim, from.shard));
                 }
             }
             ShardEvent::Reacquired { id, number, reply } => {
-                if let Some((claim, pending_writes)) = self.keys.take_repeated(&id, number) {
-                    replies.address(reply, claim.reply, pending_writes);
+                if let Some((claim, pending_writes)) = self.keys.take_repeated(id, *number) {
+                    replies.address(*reply, claim.reply, pending_writes);
                 }
             }
             ShardEvent::NotReacquired { id, number, rejection } => {
-                match (self.keys.take_repeated(&id, number), rejection) {
+                match (self.keys.take_repeated(id, *number), rejection.take()) {
                     (Some((claim, _)), None) => work.push(Effect::Submit(claim)),
                     (Some((claim, _)), Some(rejection)) => self.reply_rejected(claim, rejection),
                     (None, _) => {}
                 }
             }
             ShardEvent::Adopted { id, ticket, handle, spec } => {
-                if let Some(held) = self.keys.set_held(&id, ticket, holder(handle), spec.as_ref()) {
+                if let Some(held) = self.keys.set_held(id, *ticket, holder(*handle), spec.as_ref()) {
                     self.answer_duplicates(held.repeated, work);
                 }
             }
             ShardEvent::ReportDecided { tickets } => {
                 for (id, ticket) in tickets {
-                    if let Some(next) = self.keys.release_ticket(&id, ticket) {
+                    if let Some(next) = self.keys.release_ticket(id, *ticket) {
                         self.route(next, work);
                     }
                 }
             }
             ShardEvent::PredecessorHeld { id, fence } => {
-                if let Some(older) = self.keys.holder(&id).filter(|older| older.handle.fence < fence) {
+                if let Some(older) = self.keys.holder(id).filter(|older| older.handle.fence < *fence) {
                     work.push(Effect::Send(older.shard, Command::Relinquish(older.handle)));
                 }
             }
             ShardEvent::Committed { id, ticket, handle, spec, reply } => {
-                if let Some(held) = self.keys.set_committed(&id, ticket, holder(handle), spec.as_ref()) {
-                    if let Some(reply) = reply {
+                if let Some(held) = self.keys.set_committed(id, *ticket, holder(*handle), spec.as_ref()) {
+                    if let Some(reply) = *reply {
                         replies.wait_for(reply, held.pending_writes);
                     }
                     self.answer_duplicates(held.repeated, work);
                 }
             }
-            ShardEvent::Resized { id, fence, spec } => self.keys.end_resize(&id, fence, from.life, Some(spec)),
-            ShardEvent::ResizeRejected { id, fence, life } => self.keys.end_resize(&id, fence, life, None),
-            ShardEvent::Shown { id, reply } => replies.wait_for(reply, self.keys.pending_writes(&id)),
-            ShardEvent::EndStored { id, seq } => self.keys.clear_pending_write(&id, from.shard, seq),
-            ShardEvent::ReservationDecided { id, outcome } => self.on_reservation(from.shard, id, outcome, work),
+            ShardEvent::Resized { id, fence, spec } => {
+                self.keys.end_resize(id, *fence, from.life, Some(spec.take()));
+            }
+            ShardEvent::ResizeRejected { id, fence, life } => self.keys.end_resize(id, *fence, *life, None),
+            ShardEvent::Shown { id, reply } => replies.wait_for(*reply, self.keys.pending_writes(id)),
+            ShardEvent::EndStored { id, seq } => self.keys.clear_pending_write(id, from.shard, *seq),
+            ShardEvent::ReservationDecided { id, outcome } => self.on_reservation(from.shard, *id, *outcome, work),
             ShardEvent::CapacityFreed => {
                 if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
                     pool.wait_queue.retry_all();
@@ -172,13 +179,56 @@ impl ClaimDispatcher {
                 }
             }
             ShardEvent::Panicked { tickets } => {
-                for (id, ticket) in self.keys.find_asking(from.shard, &tickets.into_iter().collect()) {
+                for (id, ticket) in self.keys.find_asking(from.shard, &tickets.drain(..).collect()) {
                     let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
                     self.on_not_granted(from, &id, ticket, reason, unplaced, work);
                 }
             }
-            ShardEvent::Stale(operation) => self.resolve_again(*operation, work),
-            ShardEvent::StaleUnread { id, fence, reply } => self.discard_reply(&id, fence, reply),
+            ShardEvent::Stale(_) => {
+                if let ShardEvent::Stale(operation) = std::mem::replace(event, ShardEvent::QueuePending) {
+                    self.resolve_again(*operation, work);
+                }
+            }
+            ShardEvent::StaleUnread { id, fence, reply } => self.discard_reply(id, *fence, *reply),
+            ShardEvent::ClaimFound { id, holder: None } => {
+                self.keys.vacate_poisoned(id, from.shard, |write| self.environment.is_stored(write));
+            }
+            ShardEvent::ClaimFound { id, holder: Some((handle, spec)) } => {
+                self.keys.note_answer(id, from.shard);
+                if let Some(loser) = self.keys.recover(id.clone(), holder(*handle), spec.take())
+                    && let Some(shard_handle) = self.pools.load().shard(loser.shard)
+                {
+                    shard_handle.relinquish(loser.handle, loser.life);
+                }
+            }
+        }
+    }
+
+    /// Makes the keys unavailable whose step panicked, until the shards have said who holds them.
+    #[cold]
+    fn poison_keys(&self, from: RunOrigin, event: &ShardEvent, replies: &mut RunReplies<'_>) {
+        for id in event.keys() {
+            tracing::error!(shard = ?from.shard, key = ?id, "the step of a key panicked");
+            for claim in self.keys.poison(id, from.shard, from.now_ms) {
+                self.reply_rejected(claim, RequestError::Unavailable(UnavailableReason::Loading));
+            }
+            if let ShardEvent::Ended { fence, write, reply, .. } = event {
+                self.keys.adoption.record_ended(id.hash64(), *fence);
+                reply.iter().for_each(|reply| replies.wait_for(*reply, self.keys.pending_writes(id)));
+                write.iter().for_each(|write| self.keys.add_pending_write(id, *write));
+            }
+        }
+    }
+
+    /// Asks the shards that may hold a key whose step panicked.
+    pub(crate) fn ask_about_poisoned(&self, now_ms: Millis, work: &mut EffectQueue) {
+        for (shard, id) in self.keys.due_questions(now_ms) {
+            if self.pools.load().shard(shard).is_some() {
+                work.push(Effect::Send(shard, Command::FindClaim(id)));
+            } else {
+                // Its claims ended with its pool.
+                self.keys.vacate_poisoned(&id, shard, |write| self.environment.is_stored(write));
+            }
         }
     }
 

@@ -293,6 +293,14 @@ impl Shard {
         self.claims.iter_from(0).filter_map(|(at, _)| self.listed(at, &|_| true))
     }
 
+    /// Claim of the shard with this key, if there is one: of several that with the highest fence. Examines all claims.
+    #[must_use]
+    pub fn find_claim(&self, id: &ClaimId) -> Option<ClaimGrant> {
+        let found = self.claims.iter_from(0).filter(|(_, claim)| claim.id == *id).max_by_key(|(_, claim)| claim.fence);
+        let (at, claim) = found?;
+        self.grant(ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence })
+    }
+
     /// Slice of the list of workers from an ordinal on: at most `limit`, and no more than one visit may examine.
     #[must_use]
     pub fn workers_from(&self, from: u32, limit: usize) -> ListingSlice<(u32, WorkerSnapshot)> {

@@ -374,7 +374,10 @@ impl Scheduler {
                 }
                 pool.event_log.tick(now_ms);
             }
-            dispatch.with_work(|work| dispatch.tick_wait_queues(now_ms, work));
+            dispatch.with_work(|work| {
+                dispatch.tick_wait_queues(now_ms, work);
+                dispatch.ask_about_poisoned(now_ms, work);
+            });
             changes.log_counted(now_ms);
             let pools = dispatch.pools.load();
             let mut handles = pools.iter().flat_map(|pool| pool.shards.iter());

@@ -267,6 +267,8 @@ pub enum Command {
     Gang(Box<GangItem>),
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.
     Relinquish(ClaimHandle),
+    /// Reports whether the shard holds the key, whose entry is not trusted.
+    FindClaim(ClaimId),
     /// Registers workers, or updates their registrations.
     Register(Vec<(RegistrationRequest, KeyReports, CommandReply<RegisteredWorker>)>),
     /// Handles heartbeats of workers.

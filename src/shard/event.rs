@@ -192,6 +192,13 @@ pub enum ShardEvent {
     QueuePending,
     /// An operation names a claim by a handle of an earlier life: it was not decided.
     Stale(Box<HeldOperation>),
+    /// The shard was asked whether it holds a key.
+    ClaimFound {
+        /// Key that was asked for.
+        id: ClaimId,
+        /// Claim of the shard that holds it, if any, and the part of its request that it keeps.
+        holder: Option<(ClaimHandle, Option<Arc<ClaimSpec>>)>,
+    },
     /// The shard panicked while it decided these claims.
     Panicked {
         /// Tickets of the claims.
@@ -206,6 +213,26 @@ pub enum ShardEvent {
         /// Reply that nobody reads.
         reply: UnreadReply,
     },
+}
+
+impl ShardEvent {
+    /// Keys whose entries the event may change.
+    pub fn keys(&self) -> impl Iterator<Item = &ClaimId> {
+        let (one, reported) = match self {
+            Self::Granted { id, .. } | Self::NotGranted { id, .. } | Self::Ended { id, .. } => (Some(id), None),
+            Self::ReservationLost { id, .. } | Self::Reacquired { id, .. } => (Some(id), None),
+            Self::NotReacquired { id, .. } | Self::Adopted { id, .. } | Self::Committed { id, .. } => (Some(id), None),
+            Self::Resized { id, .. } | Self::ResizeRejected { id, .. } => (Some(id), None),
+            Self::EndStored { id, .. } | Self::ClaimFound { id, .. } => (Some(id), None),
+            Self::ReportDecided { tickets } => (None, Some(tickets)),
+            Self::PredecessorHeld { .. } | Self::Shown { .. } | Self::StaleUnread { .. } | Self::Stale(_) => {
+                (None, None)
+            }
+            Self::ReservationDecided { .. } | Self::CapacityFreed | Self::QueuePending => (None, None),
+            Self::Panicked { .. } => (None, None),
+        };
+        one.into_iter().chain(reported.into_iter().flatten().map(|(id, _)| id))
+    }
 }
 
 /// Result of a request to reserve a worker.

@@ -6,6 +6,8 @@
 pub enum ProtocolPoint {
     /// An effect is about to be carried out. No lock is held.
     Effect,
+    /// The step of a key is about to change its entry, whose lock is held.
+    KeyStep,
     /// A run has decided its commands, and nobody has learned of it.
     Decided,
     /// A run has handed over its rows and published its bounds, and has not delivered its events.

@@ -103,8 +103,8 @@ async fn k1_stale_tickets_and_fences_change_nothing() {
     assert_eq!(keys.pending_len(), 1);
     drop(busy);
     let fence = done(waiting).await.unwrap().claim.fence;
-    assert!(keys.end_claim(id("k"), fence - 1, None, None, 0).is_none());
-    assert!(keys.end_claim(id("k"), fence + 1, None, None, 0).is_none());
+    assert!(keys.end_claim(&id("k"), fence - 1, None, None, 0).is_none());
+    assert!(keys.end_claim(&id("k"), fence + 1, None, None, 0).is_none());
     assert_eq!(keys.holder(&id("k")).map(|holder| holder.handle.fence), Some(fence));
     world.s.release(&id("k"), fence).await.unwrap();
     world.is_clean().await;

@@ -25,6 +25,8 @@ mod heartbeats;
 mod inspect;
 mod journal;
 mod key_directory;
+#[cfg(debug_assertions)]
+mod key_panics;
 mod listings;
 mod memory_ack;
 mod pool_deletions;

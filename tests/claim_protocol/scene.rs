@@ -74,8 +74,9 @@ impl Scenario {
 
     fn points(&self) -> fn(ProtocolPoint) -> bool {
         match self.panics {
-            0 => |point| point != ProtocolPoint::Decided,
-            _ => |_| true,
+            0 => |point| !matches!(point, ProtocolPoint::Decided | ProtocolPoint::KeyStep),
+            // At a step of the key its lock is held.
+            _ => |point| point != ProtocolPoint::KeyStep,
         }
     }
 }

@@ -14,6 +14,7 @@ use dashmap::mapref::entry::Entry as Slot;
 use super::adoption::AdoptionWindow;
 use super::ended::ExpiryQueue;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
+use super::poisoned::OpenQuestions;
 use super::{EndedClaim, PendingClaim, PrehashedHasher};
 use crate::admission::ids::Ids;
 use crate::admission::lock_order::{self, LockLevel};
@@ -21,7 +22,9 @@ use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
 use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
-use crate::shard::{ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ReacquireCall, ShardLife, ShardRef};
+use crate::shard::{
+    ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ProtocolPoint, ReacquireCall, ShardLife, ShardRef,
+};
 
 /// Result of an attempt to acquire a key.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ pub enum KeyAcquire {
     Repeated(RepeatedCall),
     /// Too many duplicates wait for this key already.
     TooManyDuplicates(Box<PendingClaim>),
-    /// The key is held by a shard that does not serve.
+    /// The key is held by a shard that does not serve, or its step panicked.
     Unreadable(Box<PendingClaim>),
 }
 
@@ -65,7 +68,7 @@ pub enum KeyLookup {
         /// Records about the key that the store still lacks.
         pending_writes: PendingWrites,
     },
-    /// The key is held by a shard that does not serve.
+    /// The key is held by a shard that does not serve, or its step panicked.
     Unreadable,
 }
 
@@ -84,6 +87,8 @@ pub struct KeyDirectory {
     pub adoption: AdoptionWindow,
     /// Claims that ended without their holders, in the order in which they are forgotten.
     expiry: Mutex<ExpiryQueue>,
+    /// Questions about keys whose steps panicked.
+    pub(super) questions: OpenQuestions,
 }
 
 impl Default for KeyDirectory {
@@ -95,6 +100,7 @@ impl Default for KeyDirectory {
             tenants: TenantDirectory::default(),
             adoption: AdoptionWindow::default(),
             expiry: Mutex::default(),
+            questions: OpenQuestions::default(),
         }
     }
 }
@@ -124,7 +130,7 @@ impl KeyDirectory {
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item, self.ids.next_ticket())),
-                KeyEntry::Unreadable { .. } => KeyAcquire::Unreadable(item),
+                KeyEntry::Unreadable { .. } | KeyEntry::Poisoned(_) => KeyAcquire::Unreadable(item),
                 KeyEntry::Vacant(vacant) => {
                     let vacant = std::mem::take(vacant);
                     let (entry, acquired) = self.begin(item, vacant, pick);
@@ -202,7 +208,10 @@ impl KeyDirectory {
     pub fn take_repeated(&self, id: &ClaimId, number: u64) -> Option<(Box<PendingClaim>, PendingWrites)> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, held.pending_writes.clone())),
+            Some(KeyEntry::Held(held)) => {
+                ProtocolPoint::KeyStep.reach();
+                Some((held.take_repeated(number)?, held.pending_writes.clone()))
+            }
             _ => None,
         }
     }
@@ -253,7 +262,7 @@ impl KeyDirectory {
                     slot.insert(KeyEntry::Pending(PendingKey::in_transit(ticket, charge, vacant)));
                     Ok(())
                 }
-                KeyEntry::Held(_) | KeyEntry::Unreadable { .. } | KeyEntry::Pending(_) => Err(None),
+                _ => Err(None),
             },
         }
     }
@@ -351,6 +360,7 @@ impl KeyDirectory {
         if !pending.has_ticket(ticket) {
             return None;
         }
+        ProtocolPoint::KeyStep.reach();
         let claim = pending.withdraw();
         let duplicates = pending.duplicates.take();
         let pending_writes = std::mem::take(&mut pending.vacant.pending_writes);
@@ -417,7 +427,7 @@ impl KeyDirectory {
     /// its shard will not answer any more.
     pub fn end_claim(
         &self,
-        id: ClaimId,
+        id: &ClaimId,
         fence: Fence,
         write: Option<PendingWrite>,
         ended: Option<Box<EndedClaim>>,
@@ -432,14 +442,14 @@ impl KeyDirectory {
     #[cold]
     fn end_remembered(
         &self,
-        id: ClaimId,
+        id: &ClaimId,
         fence: Fence,
         write: Option<PendingWrite>,
         ended: Option<Box<EndedClaim>>,
         now_ms: Millis,
     ) -> Option<EndTransition> {
-        let end = self.end_entry(id.clone(), fence, write, ended)?;
-        let forgotten = self.expiry.lock().push(id, fence, now_ms);
+        let end = self.end_entry(id, fence, write, ended)?;
+        let forgotten = self.expiry.lock().push(id.clone(), fence, now_ms);
         forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));
         Some(end)
     }
@@ -447,25 +457,24 @@ impl KeyDirectory {
     #[inline]
     fn end_entry(
         &self,
-        id: ClaimId,
+        id: &ClaimId,
         fence: Fence,
         write: Option<PendingWrite>,
         ended: Option<Box<EndedClaim>>,
     ) -> Option<EndTransition> {
         let level = lock_order::acquire(LockLevel::KeyEntry);
-        let hash = id.hash64();
-        let mut slot = match self.map.entry(id) {
+        let mut slot = match self.map.entry(id.clone()) {
             Slot::Occupied(slot) if matches!(slot.get(), KeyEntry::Held(held) if held.has_fence(fence)) => slot,
             slot => {
-                let id = slot.into_key();
-                drop(level);
+                drop((slot, level));
                 // It never held its key. A crash could still let its row win over a later holder's.
-                write.into_iter().for_each(|write| self.add_pending_write(&id, write));
+                write.into_iter().for_each(|write| self.add_pending_write(id, write));
                 return None;
             }
         };
         let KeyEntry::Held(held) = slot.get_mut() else { unreachable!("matched above") };
-        self.adoption.record_ended(hash, fence);
+        ProtocolPoint::KeyStep.reach();
+        self.adoption.record_ended(id.hash64(), fence);
         let repeated = held.take_all_repeated();
         if held.pending_writes.is_empty() && write.is_none() && ended.is_none() {
             slot.remove();
@@ -531,7 +540,7 @@ impl KeyDirectory {
             Some(KeyEntry::Held(HeldKey { holder, pending_writes, .. })) => {
                 KeyLookup::Held { holder: *holder, pending_writes: pending_writes.clone() }
             }
-            Some(KeyEntry::Unreadable { .. }) => KeyLookup::Unreadable,
+            Some(KeyEntry::Unreadable { .. } | KeyEntry::Poisoned(_)) => KeyLookup::Unreadable,
             Some(entry) => match entry.pending_writes() {
                 writes if writes.is_empty() => KeyLookup::Vacant,
                 writes => KeyLookup::PendingWrites(writes),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! vacant -> pending(ticket) -> held -> vacant
+//! any -> poisoned (its step panicked) -> held or vacant, as the shards say
 //! ```
 //!
 //! The entry *is* the claim in flight: while a shard is asked, the claim stays here, and the shard gets a call and
@@ -53,6 +54,16 @@ pub(super) enum KeyEntry {
         shard: ShardRef,
         _charge: QuotaLease,
     },
+    /// Key whose step panicked: what the entry said is not trusted any more.
+    Poisoned(PoisonedKey),
+}
+
+/// Key that is unavailable until the shards that may hold it have answered.
+#[derive(Debug, Default)]
+pub(super) struct PoisonedKey {
+    pub pending_writes: PendingWrites,
+    /// Quota that the key used before.
+    pub _charge: Option<QuotaLease>,
 }
 
 /// Key that can be claimed at once.
@@ -217,6 +228,7 @@ impl KeyEntry {
         match self {
             Self::Pending(PendingKey { vacant, .. }) | Self::Vacant(vacant) => Some(&mut vacant.pending_writes),
             Self::Held(held) => Some(&mut held.pending_writes),
+            Self::Poisoned(poisoned) => Some(&mut poisoned.pending_writes),
             Self::Unreadable { .. } => None,
         }
     }
@@ -226,6 +238,7 @@ impl KeyEntry {
         match self {
             Self::Pending(PendingKey { vacant, .. }) | Self::Vacant(vacant) => vacant.pending_writes.clone(),
             Self::Held(held) => held.pending_writes.clone(),
+            Self::Poisoned(poisoned) => poisoned.pending_writes.clone(),
             Self::Unreadable { .. } => PendingWrites::new(),
         }
     }

@@ -6,6 +6,7 @@ mod ended;
 mod entry;
 pub mod partition;
 mod pending_claim;
+mod poisoned;
 mod prehashed;
 mod rebuild;
 

@@ -32,10 +32,11 @@ impl KeyDirectory {
             }
             Slot::Occupied(mut slot) => {
                 let ours = match slot.get() {
+                    KeyEntry::Held(other) if other.holder == holder => return None,
                     KeyEntry::Pending(_) => false,
                     KeyEntry::Held(other) => other.holder.handle.fence < holder.handle.fence,
                     KeyEntry::Unreadable { fence, .. } => *fence <= holder.handle.fence,
-                    KeyEntry::Vacant(_) => true,
+                    KeyEntry::Vacant(_) | KeyEntry::Poisoned(_) => true,
                 };
                 if !ours {
                     return Some(holder);
@@ -48,8 +49,7 @@ impl KeyDirectory {
                 };
                 let (loser, pending_writes) = match slot.get_mut() {
                     KeyEntry::Held(other) => (Some(other.holder), std::mem::take(&mut other.pending_writes)),
-                    KeyEntry::Vacant(vacant) => (None, std::mem::take(&mut vacant.pending_writes)),
-                    _ => (None, PendingWrites::new()),
+                    other => (None, other.pending_writes_mut().map(std::mem::take).unwrap_or_default()),
                 };
                 slot.insert(KeyEntry::Held(HeldKey { holder, pending_writes, charge, repeated }));
                 loser

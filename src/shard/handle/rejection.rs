@@ -64,6 +64,8 @@ impl<S: ShardSink> ShardHandle<S> {
             Command::Gang(item) => reject_gang_request(item.request, rejection.clone()),
             // What they name was handed back.
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
+            // Asked again if need be.
+            Command::FindClaim(_) => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
         }
     }

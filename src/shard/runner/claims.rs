@@ -6,7 +6,7 @@ use super::{NotGranted, PendingReply, ReplyIndex, ShardEvent, ShardRunner, Unrea
 use crate::engine::{EngineReply, Event};
 use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
-use crate::model::{AckLevel, Fence};
+use crate::model::{AckLevel, ClaimId, Fence};
 use crate::shard::address::PendingWrites;
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
@@ -136,6 +136,15 @@ impl<S: ShardSink> ShardRunner<S> {
         let ReacquireCall { handle, eligibility: pool, .. } = call;
         let answer = self.decide(Event::Reacquire { handle, pool, constraints: call.constraints.take() });
         self.reply_repeated(call, answer);
+    }
+
+    /// Reports whether the shard holds a key. While the claim is provisional its gang decides, and the shard will be
+    /// asked again.
+    pub(super) fn find_claim(&mut self, id: ClaimId) {
+        let holder = self.shard.find_claim(&id);
+        if !holder.as_ref().is_some_and(|grant| self.shard.is_provisional(grant.handle)) {
+            self.events.push(ShardEvent::ClaimFound { id, holder: holder.map(|grant| (grant.handle, grant.spec)) });
+        }
     }
 
     /// Reserves a worker for a claim that waits.

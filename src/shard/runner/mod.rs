@@ -402,6 +402,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(call) => self.reserve(call),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
+            Command::FindClaim(id) => self.find_claim(id),
             Command::Register(workers) => self.register_all(workers),
             Command::Heartbeat(workers) => {
                 for (id, heartbeat, keys, reply) in workers {
