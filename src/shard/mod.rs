@@ -51,7 +51,6 @@ pub use reply::{
 pub use step_injection::{PointHook, inject_into_thread};
 pub use step_injection::{ProtocolPoint, ProtocolRule};
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
-pub use take_each::take_each;
 
 pub(crate) use actor::SpawnArgs;
 pub(crate) use supervisor::start_shard;
