@@ -356,7 +356,7 @@ impl ClaimDispatcher {
         let spec = ClaimSpec { resources: (**resources).clone(), ..ClaimSpec::default() };
         let fence: Fence = operation.handle.fence;
         self.keys
-            .begin_resize(&operation.id, fence, &spec)
+            .begin_resize(&operation.id, fence, operation.life, &spec)
             .map_err(|exceeded| RequestError::Exhausted(ExhaustionReason::Quota(exceeded)))
     }
 }

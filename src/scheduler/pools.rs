@@ -256,9 +256,8 @@ impl Scheduler {
         join_all(pool.shards.iter().map(|handle| async move {
             end_workers(handle).await;
             handle.stop().await;
-            let dropped = handle.outbox.appended_seq() + 1;
             self.dispatch().journal.drop_shard(&handle.outbox);
-            handle.outbox.wait_stored(dropped).await;
+            handle.outbox.wait_dropped().await;
         }))
         .await;
         self.dispatch().pools.remove(pool);

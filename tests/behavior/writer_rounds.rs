@@ -115,3 +115,24 @@ async fn a_batch_has_the_shards_own_row_once_and_in_its_last_state() {
     assert_eq!(kinds, [RowKind::Worker, RowKind::Worker, RowKind::Worker, RowKind::Shard]);
     assert_eq!(decode_shard(frames[3].body.unwrap()).unwrap().fence_max, 30);
 }
+
+/// A shard that panicked is loaded while its pool is deleted, which numbers its records anew: the deletion waits for the
+/// drop and for no number, or it would wait for ever.
+#[tokio::test]
+async fn s17_a_shard_that_is_restarted_while_it_is_dropped_counts_as_dropped() {
+    let (_place, gate, journal) = journal().await;
+    let a = Outbox::new(&journal, A, 0);
+    hand(&a, 6, 1);
+    run(&journal);
+    all_stored(std::slice::from_ref(&a), 6).await;
+    gate.hold(|batch| matches!(batch.kind, WriteKind::Drop));
+    a.mark_orphaned();
+    journal.drop_shard(&a);
+    gate.stopped().await;
+    assert!(a.wait_drained().await, "all of it is stored still");
+    gate.open_gate();
+    until("the shard is dropped", async || a.applied_seq() == 7).await;
+    a.restart(0);
+    assert!(a.wait_dropped().await);
+    assert!(!a.wait_drained().await, "nothing is left to be loaded");
+}

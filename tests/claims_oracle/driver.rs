@@ -22,6 +22,8 @@ use crate::oracle::{Oracle, Outcome, Usage};
 
 /// Real time after which a round has not come to rest.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Real time that calls get to end before they count as waiting.
+const SETTLING: Duration = Duration::from_millis(2);
 /// Panics of one seed: fewer than a shard survives in a minute of the manual clock.
 const PANICS_MAX: usize = 4;
 const TENANTS: [&str; 2] = ["t0", "t1"];
@@ -324,6 +326,10 @@ impl Driver {
         }
     }
 
+    fn finished(&self) -> usize {
+        self.calls.iter().filter(|call| call.task.is_finished()).count()
+    }
+
     /// Waits until nothing is under way but claims that wait, and compares.
     async fn come_to_rest(&mut self) {
         let begun = Instant::now();
@@ -332,8 +338,14 @@ impl Driver {
             for _ in 0..8 {
                 tokio::task::yield_now().await;
             }
+            let finished = self.finished();
             let busy = self.calls.iter().any(|call| !call.is_waiting() && !call.task.is_finished());
-            let problem = match busy || !self.scheduler.readiness().ready {
+            // A call that was just answered by another thread is about to end.
+            let settled = !busy && {
+                tokio::time::sleep(SETTLING).await;
+                self.finished() == finished
+            };
+            let problem = match !settled || !self.scheduler.readiness().ready {
                 true => format!("a call is under way: {:?}", self.scheduler.readiness()),
                 false => match self.compare().await {
                     Ok(()) => break,
@@ -367,8 +379,9 @@ impl Driver {
             }
         }
         let waiting = self.calls.iter().filter(|call| call.is_waiting()).count();
-        if keys.pending_len() > waiting || keys.len() - keys.pending_len() != views.len() {
-            return Err(format!("{} keys, {} pending, {waiting} wait", keys.len(), keys.pending_len()));
+        let (all, pending) = (keys.len(), keys.pending_len());
+        if pending > waiting || all != pending + views.len() {
+            return Err(format!("{all} keys, {pending} pending, {} held, {waiting} wait", views.len()));
         }
         for (tenant, limit) in &mut self.limits {
             let owner = format!("ns/{tenant}");

@@ -37,6 +37,8 @@ pub struct Oracle {
     /// Fences that calls of this round were told.
     told: BTreeMap<Key, BTreeSet<Fence>>,
     created: BTreeMap<Key, BTreeSet<Fence>>,
+    /// Claims that were seen held before the answers to their callers were.
+    unanswered: BTreeSet<Fence>,
     released: BTreeSet<Fence>,
     /// Claims that were not active when they were last seen.
     reserved: BTreeSet<Fence>,
@@ -78,7 +80,7 @@ impl Oracle {
                 }
                 if created {
                     let last = self.last_fences.get(&id).copied().unwrap_or(0);
-                    if fence <= last {
+                    if fence < last || (fence == last && !self.unanswered.remove(&fence)) {
                         return Err(format!("F1: {id:?} got {fence} after {last}"));
                     }
                     if !self.created.entry(id.clone()).or_default().insert(fence) {
@@ -177,6 +179,9 @@ impl Oracle {
         self.holders.clear();
         self.reserved.clear();
         for view in views {
+            if self.last_fences.get(&key_of(&view.id)).is_none_or(|last| *last < view.fence) {
+                self.unanswered.insert(view.fence);
+            }
             if view.state == ClaimState::Reserved {
                 self.reserved.insert(view.fence);
             }
@@ -192,7 +197,8 @@ impl Oracle {
         let holders = std::mem::take(&mut self.holders);
         let last_fences = std::mem::take(&mut self.last_fences);
         let reserved = std::mem::take(&mut self.reserved);
-        *self = Self { holders, last_fences, reserved, ..Self::default() };
+        let unanswered = std::mem::take(&mut self.unanswered);
+        *self = Self { holders, last_fences, reserved, unanswered, ..Self::default() };
     }
 }
 

@@ -319,14 +319,23 @@ impl KeyDirectory {
     }
 
     /// Charges the claim with this fence as if it had grown to `spec`, while its shard decides whether it does. Must be
-    /// followed by [`Self::end_resize`].
+    /// followed by [`Self::end_resize`]. Charges nothing for a life of the shard that is over: the request will be resolved
+    /// anew, and charged then.
     ///
     /// # Errors
     /// The resource that would exceed the tenant's quota; nothing changed.
-    pub fn begin_resize(&self, id: &ClaimId, fence: Fence, spec: &ClaimSpec) -> Result<(), QuotaResource> {
+    pub fn begin_resize(
+        &self,
+        id: &ClaimId,
+        fence: Fence,
+        life: ShardLife,
+        spec: &ClaimSpec,
+    ) -> Result<(), QuotaResource> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Held(held)) if held.holder.handle.fence == fence => held.begin_resize(spec),
+            Some(KeyEntry::Held(held)) if held.holder.handle.fence == fence && held.holder.life == life => {
+                held.begin_resize(spec)
+            }
             _ => Ok(()),
         }
     }

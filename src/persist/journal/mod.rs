@@ -203,7 +203,7 @@ impl Journal {
         self.partitions.len()
     }
 
-    /// Asks the store to drop the shard; [`Outbox::wait_stored`] of `outbox.appended_seq() + 1` waits until it has.
+    /// Asks the store to drop the shard; [`Outbox::wait_dropped`] waits until it has.
     pub fn drop_shard(&self, outbox: &Arc<Outbox>) {
         let partition = &self.partitions[outbox.partition()];
         partition.drops.push(Arc::clone(outbox));

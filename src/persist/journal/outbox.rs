@@ -62,6 +62,8 @@ pub struct Outbox {
     queued: AtomicBool,
     /// Whether the store was asked to drop the shard: nothing more of it may be written.
     dropped: AtomicBool,
+    /// Whether the store has dropped the shard: nothing of it is or will be stored.
+    gone: AtomicBool,
     /// Whether a batch goes out even if nothing has changed, to see whether the store still has everything.
     check: AtomicBool,
     /// Number of restarts of the shard: each numbers its workers anew.
@@ -96,6 +98,7 @@ impl Outbox {
             lag: LagTracker::default(),
             queued: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             check: AtomicBool::new(false),
             incarnations: AtomicU64::new(0),
             needs_source: AtomicBool::new(false),
@@ -185,9 +188,20 @@ impl Outbox {
     /// Waits until the store has everything up to `seq`. False: it never will, because the store is fenced or the shard's
     /// records are lost.
     pub async fn wait_stored(&self, seq: Seq) -> bool {
+        self.wait_until(|| self.applied_seq() >= seq).await
+    }
+
+    /// Waits until the store has dropped the shard ([`Journal::drop_shard`]). False: it never will, because the store is
+    /// fenced or the shard's records are lost. A restart of the shard meanwhile, which numbers its records anew, makes no
+    /// difference.
+    pub async fn wait_dropped(&self) -> bool {
+        self.wait_until(|| self.gone.load(Ordering::Acquire)).await
+    }
+
+    async fn wait_until(&self, is_reached: impl Fn() -> bool) -> bool {
         loop {
             let progress = self.journal.progress.notified();
-            if self.applied_seq() >= seq {
+            if is_reached() {
                 return true;
             }
             if self.journal.is_fenced() || self.is_unrecoverable() {
@@ -203,26 +217,19 @@ impl Outbox {
         self.journal.partitions[self.partition].work.notify_one();
     }
 
-    /// Waits, after [`Self::mark_orphaned`], until the store has all that was appended. False: it never will, because the store
-    /// is fenced or the shard [`Self::is_unrecoverable`].
+    /// Waits, after [`Self::mark_orphaned`], until the store has all that was appended. False: it never will, because the
+    /// store is fenced or has dropped the shard, or the shard [`Self::is_unrecoverable`].
     pub async fn wait_drained(&self) -> bool {
-        loop {
-            let progress = self.journal.progress.notified();
-            if self.applied_seq() >= self.appended_seq() {
-                return true;
-            }
-            if self.journal.is_fenced() {
-                return false;
-            }
-            if self.needs_source.load(Ordering::Acquire) {
-                self.mark_unrecoverable();
-                return false;
-            }
-            if self.is_unrecoverable() {
-                return false;
-            }
-            progress.await;
-        }
+        let is_drained = self
+            .wait_until(|| {
+                let is_drained = self.applied_seq() >= self.appended_seq();
+                if !is_drained && !self.journal.is_fenced() && self.needs_source.load(Ordering::Acquire) {
+                    self.mark_unrecoverable();
+                }
+                is_drained
+            })
+            .await;
+        is_drained && !self.gone.load(Ordering::Acquire)
     }
 
     /// Whether the store lacks part of the shard and the shard that could have written it again is gone.
@@ -307,6 +314,11 @@ impl Outbox {
     pub(super) fn take_dropped(&self) -> PendingRows {
         self.dropped.store(true, Ordering::Release);
         self.take_pending()
+    }
+
+    /// Notes that the store has dropped the shard.
+    pub(super) fn mark_gone(&self) {
+        self.gone.store(true, Ordering::Release);
     }
 
     pub(super) fn is_dropped(&self) -> bool {

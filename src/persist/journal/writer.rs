@@ -302,6 +302,7 @@ impl Journal {
             WriteKind::Rows(_) if is_stored => Some((outbox, write.to)),
             WriteKind::Drop if is_stored => {
                 self.outboxes.remove(&write.shard);
+                outbox.mark_gone();
                 Some((outbox, write.to))
             }
             WriteKind::Rows(_) => {
