@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::environment::ShardEnvironment;
-use super::event::ShardSink;
+use super::event::{ShardLife, ShardSink};
 use super::handle::{RunEnd, ShardHandle};
 use super::pool_context::PoolContext;
 use super::runner::ShardRunner;
@@ -45,12 +45,16 @@ impl<S> Default for ShardActor<S> {
     }
 }
 
-/// Lifetime of a shard's state, which is dropped when the actor ends for any reason.
-pub(crate) struct ActorLifetime<S: ShardSink>(Arc<ShardHandle<S>>);
+/// Lifetime of a shard's state, which is dropped when the actor ends for any reason. That may be after the next life has
+/// begun: the supervisor hears of a failure before.
+pub(crate) struct ActorLifetime<S: ShardSink> {
+    handle: Arc<ShardHandle<S>>,
+    life: ShardLife,
+}
 
 impl<S: ShardSink> Drop for ActorLifetime<S> {
     fn drop(&mut self) {
-        self.0.remove_runner();
+        self.handle.remove_runner(self.life);
     }
 }
 
@@ -67,7 +71,7 @@ impl<S: ShardSink> Actor for ShardActor<S> {
         let handle = Arc::clone(&spawn.handle);
         let life = handle.life();
         handle.install_runner(ShardRunner::new(spawn, life));
-        Ok(ActorLifetime(handle))
+        Ok(ActorLifetime { handle, life })
     }
 
     async fn handle(
@@ -78,11 +82,11 @@ impl<S: ShardSink> Actor for ShardActor<S> {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ActorMessage::Run => {
-                if lifetime.0.should_batch() {
+                if lifetime.handle.should_batch() {
                     // Requests that are about to arrive can then join this run.
                     tokio::task::yield_now().await;
                 }
-                let end = lifetime.0.run_as_actor();
+                let end = lifetime.handle.run_as_actor();
                 if end == RunEnd::MoreDeadlines {
                     // A slice of deadlines takes long: other tasks of this thread run before the next.
                     tokio::task::yield_now().await;

@@ -62,7 +62,7 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
         let reason = format!("shard {} of {} panicked: {error}", handle.shard.shard, pool.name);
         tracing::error!("{reason}");
         handle.set_state(ShardState::Loading, Some(reason.clone()));
-        handle.remove_runner();
+        handle.remove_runner(handle.life());
         // Handles of the life that ended mean nothing from here on.
         handle.begin_life();
         handle.outbox.mark_orphaned();

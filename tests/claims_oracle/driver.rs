@@ -40,13 +40,14 @@ pub enum Faults {
 }
 
 /// Kind of a call, with the keys that it is about.
+#[derive(Debug)]
 enum CallKind {
     Claims(Vec<ClaimId>),
     /// Claim that waits for capacity.
     WaitingClaim(ClaimId),
     Release(ClaimId),
     /// Call whose caller stays.
-    Other,
+    Other(&'static str),
 }
 
 /// Call that was begun.
@@ -64,7 +65,7 @@ impl Call {
         match &self.kind {
             CallKind::Claims(ids) => ids,
             CallKind::WaitingClaim(id) => std::slice::from_ref(id),
-            CallKind::Release(_) | CallKind::Other => &[],
+            CallKind::Release(_) | CallKind::Other(_) => &[],
         }
     }
 }
@@ -241,7 +242,7 @@ impl Driver {
 
     fn begin_confirm(&mut self) {
         let Some((id, fence)) = self.random_holder() else { return };
-        self.begin(CallKind::Other, |scheduler| async move {
+        self.begin(CallKind::Other("confirm"), |scheduler| async move {
             drop(scheduler.confirm(&id, fence).await);
             Vec::new()
         });
@@ -251,7 +252,7 @@ impl Driver {
         let Some((id, fence)) = self.random_holder() else { return };
         let cpu_milli = self.random.random_range(1..=8) * 500;
         self.oracle.begin_resize(fence, cpu_milli);
-        self.begin(CallKind::Other, |scheduler| async move {
+        self.begin(CallKind::Other("resize"), |scheduler| async move {
             drop(scheduler.resize(&id, fence, cpu(cpu_milli)).await);
             Vec::new()
         });
@@ -264,7 +265,7 @@ impl Driver {
         }
         let index = self.random.random_range(0..self.calls.len());
         // The deletion of a pool goes on without its caller, and this test must know when it ends.
-        if !matches!(self.calls[index].kind, CallKind::Other) {
+        if !matches!(self.calls[index].kind, CallKind::Other(_)) {
             let call = self.calls.swap_remove(index);
             self.abort(&call);
         }
@@ -295,7 +296,7 @@ impl Driver {
         let pool = self.random.random_range(0..POOLS.len());
         let pool_name = POOLS[pool].0;
         self.oracle.delete_pool(pool_name);
-        self.begin(CallKind::Other, |scheduler| async move {
+        self.begin(CallKind::Other("delete_pool"), |scheduler| async move {
             scheduler.delete_pool(&name(pool_name), DeleteMode::Force).await.unwrap();
             Vec::new()
         });
@@ -326,6 +327,19 @@ impl Driver {
         }
     }
 
+    /// Description of what is under way.
+    fn under_way(&self) -> String {
+        let calls = self.calls.iter().filter(|call| !call.task.is_finished()).map(|call| &call.kind);
+        let keys = self.scheduler.keys();
+        format!(
+            "under way: {:?}; {} keys, {} pending; {:?}",
+            calls.collect::<Vec<_>>(),
+            keys.len(),
+            keys.pending_len(),
+            self.scheduler.readiness()
+        )
+    }
+
     fn finished(&self) -> usize {
         self.calls.iter().filter(|call| call.task.is_finished()).count()
     }
@@ -346,7 +360,7 @@ impl Driver {
                 self.finished() == finished
             };
             let problem = match !settled || !self.scheduler.readiness().ready {
-                true => format!("a call is under way: {:?}", self.scheduler.readiness()),
+                true => self.under_way(),
                 false => match self.compare().await {
                     Ok(()) => break,
                     Err(problem) => problem,

@@ -487,7 +487,7 @@ impl<S: ShardSink> ShardHandle<S> {
                 // life.
                 let (serving, loading) = (ShardState::Serving as u8, ShardState::Loading as u8);
                 let _ = self.state.compare_exchange(serving, loading, Ordering::SeqCst, Ordering::SeqCst);
-                self.remove_runner();
+                self.remove_runner(self.life());
                 let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
                 let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
                 if let Some(actor) = &*self.actor.read() {
@@ -545,9 +545,10 @@ impl<S: ShardSink> ShardHandle<S> {
         *self.lock_runner() = Some(runner);
     }
 
-    /// Removes the state at the end of a life. Waits for a run to end.
-    pub(super) fn remove_runner(&self) {
-        let ended = self.lock_runner().take();
+    /// Removes the state at the end of this life. Waits for a run to end. Whoever notices the end late removes nothing of
+    /// the next life.
+    pub(super) fn remove_runner(&self, life: ShardLife) {
+        let ended = self.lock_runner().take_if(|runner| runner.life() == life);
         if let Some(mut runner) = ended {
             let mut undecided = self.undecided.lock();
             undecided.0.append(&mut runner.undecided_tickets);

@@ -257,6 +257,11 @@ impl<S: ShardSink> ShardRunner<S> {
         runner
     }
 
+    /// Number of the life of the shard.
+    pub(super) const fn life(&self) -> ShardLife {
+        self.life
+    }
+
     /// State of the shard.
     pub(super) const fn engine(&self) -> &Shard {
         &self.shard
