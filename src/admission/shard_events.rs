@@ -207,9 +207,18 @@ impl ClaimDispatcher {
     /// Makes the keys unavailable whose step panicked, until the shards have said who holds them.
     #[cold]
     fn poison_keys(&self, from: RunOrigin, event: &ShardEvent, replies: &mut RunReplies<'_>) {
-        for id in event.keys() {
-            tracing::error!(shard = ?from.shard, key = ?id, "the step of a key panicked");
-            for claim in self.keys.poison(id, from.shard, from.now_ms) {
+        let keys: Vec<&ClaimId> = event.keys().collect();
+        tracing::error!(shard = ?from.shard, ?keys, "the step of a decision panicked");
+        let holder = match event {
+            ShardEvent::Granted { kind: GrantKind::Claim, handle, .. }
+            | ShardEvent::Adopted { handle, .. }
+            | ShardEvent::Committed { handle, .. } => {
+                Some(KeyHolder { shard: from.shard, life: from.life, handle: *handle })
+            }
+            _ => None,
+        };
+        for id in keys {
+            for claim in self.keys.poison(id, from.shard, holder, from.now_ms) {
                 self.reply_rejected(claim, RequestError::Unavailable(UnavailableReason::Loading));
             }
             if let ShardEvent::Ended { fence, write, reply, .. } = event {

@@ -121,7 +121,7 @@ pub struct ClaimReply {
 /// Answer to a release.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ReleaseReply {
-    /// False if the key held no claim.
+    /// False if the claim had ended already, or never was.
     #[serde(default = "ReleaseReply::default_released")]
     pub released: bool,
 }

@@ -1,4 +1,4 @@
-//! Queries of a shard, which change nothing except the disclosure of claims.
+//! Queries of a shard, which change nothing except counters and the disclosure of claims.
 
 use std::sync::Arc;
 
@@ -116,7 +116,7 @@ impl Shard {
     }
 
     /// Statistics of the lifecycle, to be changed.
-    pub(in crate::engine) const fn count(&mut self) -> &mut LifecycleCounters {
+    pub(in crate::engine) const fn lifecycle_mut(&mut self) -> &mut LifecycleCounters {
         self.lifecycle_version += 1;
         &mut self.counters.lifecycle
     }

@@ -26,7 +26,7 @@ use crate::shard::{Completion, CompletionQueue, HeldVerb, ReplyAddress, ShardOut
 pub enum RequestCompletion {
     /// Result of a claim.
     Claimed(Result<ClaimResult, RequestError>),
-    /// Result of a release, or of its beginning; false if another request ended the claim.
+    /// Result of a release, or of its beginning; false if the claim had ended already.
     Released(Result<bool, RequestError>),
     /// Result of a confirm.
     Confirmed(Result<ClaimView, RequestError>),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hotpool::events::{EventPosition, PoolWatcher, WatchItem};
 use hotpool::limits;
 use hotpool::model::request_error::RequestError;
-use hotpool::model::{AckLevel, PoolSpec};
+use hotpool::model::{AckLevel, ClaimRequest, PoolSpec};
 use hotpool::scheduler::DeleteMode;
 
 use crate::world::{WAIT_MS, World, done, id, name, request, spec, until};
@@ -79,6 +79,26 @@ async fn unwatched_pools_keep_no_events_and_watched_ones_keep_them_for_a_minute(
     let yet_to_come = EventPosition { number: 1, ..at.unwrap() };
     let refused = world.s.watch_pool(&name("a"), Some(yet_to_come)).err();
     assert!(matches!(refused, Some(RequestError::Invalid { field, .. }) if field == "from"));
+}
+
+/// A deadline passes in a pool that nobody sends a request to since somebody watches it.
+#[tokio::test]
+async fn a_watcher_of_a_quiet_pool_learns_of_a_claim_that_expires() {
+    let world = World::on_memory().await;
+    world.pool("a", spec(1, AckLevel::Memory), &["w"]).await;
+    let claim = ClaimRequest { reserve_ms: Some(1_000), ..request("a", "k") };
+    world.s.claim(claim).await.unwrap();
+    let mut watcher = world.s.watch_pool(&name("a"), None).unwrap();
+    assert_eq!(read_items(&mut watcher).await.0, ["started"]);
+    for _ in 0..20 {
+        world.clock.advance(Duration::from_millis(100));
+        world.clock.tick();
+    }
+    let pool = world.s.inject_pool(&name("a")).unwrap();
+    let runs = pool.shards[0].runs();
+    pool.shards[0].tick(world.clock.engine_ms());
+    until("the shard has run", async || pool.shards[0].runs() > runs).await;
+    assert_eq!(read_items(&mut watcher).await.0, ["released w k reserve"]);
 }
 
 #[tokio::test]

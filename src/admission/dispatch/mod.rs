@@ -249,7 +249,7 @@ impl ClaimDispatcher {
 
     /// Reports to its shard that nobody will read a reply about a claim.
     pub(crate) fn discard_reply(&self, id: &ClaimId, fence: Fence, reply: UnreadReply) {
-        if let Some(holder) = self.keys.holder(id).filter(|holder| holder.handle.fence == fence)
+        if let Some(holder) = self.keys.last_holder(id).filter(|holder| holder.handle.fence == fence)
             && let Some(shard_handle) = self.pools.load().shard(holder.shard)
         {
             shard_handle.discard_reply(id.clone(), holder.handle, holder.life, reply);

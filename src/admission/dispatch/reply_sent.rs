@@ -49,7 +49,7 @@ impl ClaimDispatcher {
     }
 
     fn holds(&self, id: &ClaimId, answer: &ClaimAnswer) -> bool {
-        self.keys.holder(id).is_some_and(|holder| holder.handle.fence == answer.grant.handle.fence)
+        self.keys.last_holder(id).is_some_and(|holder| holder.handle.fence == answer.grant.handle.fence)
     }
 
     /// Starts the deadlines at the shards that hold the claims.

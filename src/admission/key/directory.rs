@@ -372,7 +372,7 @@ impl KeyDirectory {
         ProtocolPoint::KeyStep.reach();
         let claim = pending.withdraw();
         let duplicates = pending.duplicates.take();
-        let pending_writes = std::mem::take(&mut pending.vacant.pending_writes);
+        let pending_writes = pending.vacant.pending_writes.clone();
         let mut charge =
             pending.charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
         charge.move_to_pool(holder.shard.pool);
@@ -474,6 +474,14 @@ impl KeyDirectory {
         let level = lock_order::acquire(LockLevel::KeyEntry);
         let mut slot = match self.map.entry(id.clone()) {
             Slot::Occupied(slot) if matches!(slot.get(), KeyEntry::Held(held) if held.has_fence(fence)) => slot,
+            Slot::Occupied(mut slot) if matches!(slot.get(), KeyEntry::Poisoned(_)) => {
+                let KeyEntry::Poisoned(poisoned) = slot.get_mut() else { unreachable!("matched above") };
+                self.adoption.record_ended(id.hash64(), fence);
+                let earlier = poisoned.pending_writes.clone();
+                poisoned.pending_writes.extend(write);
+                poisoned.ended = ended;
+                return Some(EndTransition { repeated: Vec::new(), earlier });
+            }
             slot => {
                 drop((slot, level));
                 // It never held its key. A crash could still let its row win over a later holder's.
@@ -489,8 +497,8 @@ impl KeyDirectory {
             slot.remove();
             return Some(EndTransition { repeated, earlier: PendingWrites::new() });
         }
-        let mut vacant = VacantKey { pending_writes: std::mem::take(&mut held.pending_writes), ended };
-        let earlier = vacant.pending_writes.clone();
+        let earlier = held.pending_writes.clone();
+        let mut vacant = VacantKey { pending_writes: earlier.clone(), ended };
         vacant.pending_writes.extend(write);
         slot.insert(KeyEntry::Vacant(vacant));
         Some(EndTransition { repeated, earlier })
@@ -563,6 +571,17 @@ impl KeyDirectory {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get(id).as_deref() {
             Some(KeyEntry::Held(held)) => Some(held.holder),
+            _ => None,
+        }
+    }
+
+    /// Claim that holds the key, or did when the key became unavailable: replies about it may be on their way.
+    #[must_use]
+    pub fn last_holder(&self, id: &ClaimId) -> Option<KeyHolder> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
+        match self.map.get(id).as_deref() {
+            Some(KeyEntry::Held(held)) => Some(held.holder),
+            Some(KeyEntry::Poisoned(poisoned)) => poisoned.holder,
             _ => None,
         }
     }

@@ -62,6 +62,10 @@ pub(super) enum KeyEntry {
 #[derive(Debug, Default)]
 pub(super) struct PoisonedKey {
     pub pending_writes: PendingWrites,
+    /// Claim that held the key before, or holds it by the step that panicked. Replies about it may be on their way.
+    pub holder: Option<KeyHolder>,
+    /// Claim that ended meanwhile without its holder.
+    pub ended: Option<Box<EndedClaim>>,
     /// Quota that the key used before.
     pub _charge: Option<QuotaLease>,
 }

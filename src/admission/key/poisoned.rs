@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 
 use super::PendingClaim;
 use super::directory::KeyDirectory;
-use super::entry::{KeyEntry, PoisonedKey, VacantKey};
+use super::entry::{HeldKey, KeyEntry, KeyHolder, PoisonedKey, VacantKey};
 use crate::admission::lock_order::{self, LockLevel};
 use crate::model::{ClaimId, Millis};
 use crate::shard::{PendingWrite, ShardRef};
@@ -27,49 +27,54 @@ struct OpenQuestion {
 pub(super) struct OpenQuestions(Mutex<Vec<OpenQuestion>>);
 
 impl KeyDirectory {
-    /// Makes a key unavailable whose step for this shard panicked. From the next tick on the shard is asked. Returns the
-    /// requests that waited for the key.
+    /// Makes a key unavailable whose step for this shard panicked. From the next tick on the shard is asked. `holder`: the
+    /// claim that holds the key by that step, if it is such a step. Returns the requests that waited for the key.
     #[cold]
     #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
-    pub fn poison(&self, id: &ClaimId, from: ShardRef, now_ms: Millis) -> Vec<Box<PendingClaim>> {
-        let mut shards = vec![from];
-        let unanswered = self.poison_entry(id, &mut shards);
-        let mut questions = self.questions.0.lock();
-        for shard in shards {
-            if !questions.iter().any(|question| question.shard == shard && question.id == *id) {
-                questions.push(OpenQuestion { id: id.clone(), shard, due_ms: now_ms + 1 });
-            }
-        }
-        unanswered
-    }
-
-    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
-    fn poison_entry(&self, id: &ClaimId, shards: &mut Vec<ShardRef>) -> Vec<Box<PendingClaim>> {
+    pub fn poison(
+        &self,
+        id: &ClaimId,
+        from: ShardRef,
+        holder: Option<KeyHolder>,
+        now_ms: Millis,
+    ) -> Vec<Box<PendingClaim>> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         // An entry that is not there is made all the same: the step may have removed it before its time.
         let mut entry = self.map.entry(id.clone()).or_insert_with(|| KeyEntry::Vacant(VacantKey::default()));
-        let mut unanswered = Vec::new();
-        let poisoned = match std::mem::replace(&mut *entry, KeyEntry::Poisoned(PoisonedKey::default())) {
+        let (mut shards, mut unanswered) = (vec![from], Vec::new());
+        let mut poisoned = match std::mem::replace(&mut *entry, KeyEntry::Poisoned(PoisonedKey::default())) {
             KeyEntry::Pending(mut pending) => {
                 unanswered.extend(pending.withdraw());
                 unanswered.append(&mut pending.take_duplicates(|_| false));
-                PoisonedKey { pending_writes: pending.vacant.pending_writes, _charge: pending.charge }
+                let VacantKey { pending_writes, ended } = pending.vacant;
+                PoisonedKey { pending_writes, ended, holder: None, _charge: pending.charge }
             }
             KeyEntry::Held(mut held) => {
-                if !shards.contains(&held.holder.shard) {
+                if held.holder.shard != from {
                     shards.push(held.holder.shard);
                 }
                 unanswered = held.take_all_repeated();
-                PoisonedKey { pending_writes: held.pending_writes, _charge: Some(held.charge) }
+                let HeldKey { holder, pending_writes, charge, .. } = held;
+                PoisonedKey { pending_writes, ended: None, holder: Some(holder), _charge: Some(charge) }
             }
-            KeyEntry::Vacant(VacantKey { pending_writes, .. }) => PoisonedKey { pending_writes, _charge: None },
+            KeyEntry::Vacant(VacantKey { pending_writes, ended }) => {
+                PoisonedKey { pending_writes, ended, holder: None, _charge: None }
+            }
             KeyEntry::Poisoned(poisoned) => poisoned,
             unreadable @ KeyEntry::Unreadable { .. } => {
                 *entry = unreadable;
                 return unanswered;
             }
         };
+        poisoned.holder = holder.or(poisoned.holder);
         *entry = KeyEntry::Poisoned(poisoned);
+        // Under the entry's guard: an answer to another question must not make the key vacant in between.
+        let mut questions = self.questions.0.lock();
+        for shard in shards {
+            if !questions.iter().any(|question| question.shard == shard && question.id == *id) {
+                questions.push(OpenQuestion { id: id.clone(), shard, due_ms: now_ms + 1 });
+            }
+        }
         unanswered
     }
 
@@ -86,20 +91,22 @@ impl KeyDirectory {
 
     /// Notes that a shard does not hold a poisoned key. If no other shard may hold it, the key is vacant.
     pub fn vacate_poisoned(&self, id: &ClaimId, shard: ShardRef, is_stored: impl Fn(&PendingWrite) -> bool) {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
+        let entry = self.map.entry(id.clone());
         if !self.note_answer(id, shard) {
             return;
         }
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        if let dashmap::Entry::Occupied(mut slot) = self.map.entry(id.clone())
+        if let dashmap::Entry::Occupied(mut slot) = entry
             && let KeyEntry::Poisoned(poisoned) = slot.get_mut()
         {
-            let mut pending_writes = std::mem::take(&mut poisoned.pending_writes);
+            let (mut pending_writes, ended) = (std::mem::take(&mut poisoned.pending_writes), poisoned.ended.take());
             // The step that panicked may have been that which clears the record.
             pending_writes.retain(|write| !is_stored(write));
-            if pending_writes.is_empty() {
+            let vacant = VacantKey { pending_writes, ended };
+            if vacant.is_forgotten() {
                 slot.remove();
             } else {
-                slot.insert(KeyEntry::Vacant(VacantKey { pending_writes, ended: None }));
+                slot.insert(KeyEntry::Vacant(vacant));
             }
         }
     }

@@ -266,7 +266,7 @@ impl Shard {
     fn expire_claim(&mut self, at: u32, effects: &mut Vec<Effect>) {
         let Some(claim) = self.claims.by_ordinal(at) else { return };
         let (handle, state) = (ClaimHandle { claim: at, worker: claim.worker, fence: claim.fence }, claim.state);
-        let lifecycle = self.count();
+        let lifecycle = self.lifecycle_mut();
         let (count, end) = match state {
             ClaimState::Reserved => (&mut lifecycle.reservations_expired, EndReason::ReservationExpired),
             ClaimState::Active | ClaimState::Lost => (&mut lifecycle.expired, EndReason::Expired),

@@ -177,7 +177,7 @@ impl Shard {
         self.claims.transition(handle, ClaimState::Releasing, None);
         self.index_evictable(handle.claim);
         self.evictions.evicted.insert(handle.claim);
-        self.count().evicted += 1;
+        self.lifecycle_mut().evicted += 1;
         self.timers.cancel(handle.claim);
         self.start_state_timer(handle, now_ms);
         self.record_change(handle.worker);

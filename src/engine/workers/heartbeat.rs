@@ -52,12 +52,12 @@ impl Shard {
         if heartbeat.incarnation > current {
             return EngineReply::UnknownIncarnation { known: current };
         }
-        self.count().heartbeats += 1;
+        self.lifecycle_mut().heartbeats += 1;
         let last = self.liveness.get(at).heartbeat_seq;
         let superseded_by = last.filter(|&last| heartbeat.seq.is_some_and(|seq| seq < last));
         let mut stop = Vec::new();
         if superseded_by.is_some() {
-            self.count().late_heartbeats += 1;
+            self.lifecycle_mut().late_heartbeats += 1;
         } else {
             self.liveness.get_mut(at).heartbeat_seq = heartbeat.seq.or(last);
             self.refresh_liveness(at, heartbeat.ttl_ms, now_ms);
@@ -117,7 +117,7 @@ impl Shard {
                 self.mark_reported(handle, now_ms);
             } else if unverified && settled {
                 self.end_claim(handle, EndReason::NotReported, effects);
-                self.count().not_reported += 1;
+                self.lifecycle_mut().not_reported += 1;
             } else {
                 self.mark_unreported(handle, ttl_ms, now_ms);
             }
@@ -132,7 +132,7 @@ impl Shard {
             self.liveness.get_mut(at).timed_out_cleanup = TimedOutCleanup::None;
         }
         let set = if stop.is_empty() { 0 } else { unschedulable_bits::STOPPING };
-        self.count().revocations += stop.len() as u64;
+        self.lifecycle_mut().revocations += stop.len() as u64;
         self.update_unschedulable(at, set, clear | (unschedulable_bits::STOPPING & !set));
         if self.workers.get(at).lookup_flags & lookup_flags::HAS_CLAIM_NOTES != 0 {
             self.schedule(at);
@@ -245,7 +245,7 @@ impl Shard {
         assert!(self.lost_tail.contains(&report.fence), "L3: a claim with a record is readopted");
         for handle in self.handles_on(at) {
             self.end_claim(handle, EndReason::NotReported, effects);
-            self.count().not_reported += 1;
+            self.lifecycle_mut().not_reported += 1;
         }
         let fence = report.fence;
         let claim = self.claims.insert(Claim {
@@ -262,7 +262,7 @@ impl Shard {
         self.occupy_worker(at, claim);
         self.start_state_timer(ClaimHandle { claim, worker: at, fence }, now_ms);
         self.header.fence_max = self.header.fence_max.max(fence);
-        self.count().adopted += 1;
+        self.lifecycle_mut().adopted += 1;
         self.record_change(at);
         effects.push(Effect::ClaimAdopted { id: report.id, handle: ClaimHandle { claim, worker: at, fence } });
     }

@@ -193,11 +193,11 @@ impl Shard {
         for (_, (handle, _)) in unreported {
             // A claim released since is being cleaned up, and its worker stays busy until that ends.
             if self.claims.get(handle).is_some_and(|claim| claim.state == ClaimState::Active) {
-                self.count().not_reported += u64::from(self.end_claim(handle, EndReason::NotReported, effects));
+                self.lifecycle_mut().not_reported += u64::from(self.end_claim(handle, EndReason::NotReported, effects));
             }
         }
         if silent {
-            self.count().lost_workers += 1;
+            self.lifecycle_mut().lost_workers += 1;
             // Its claims may still run: it must report before it is schedulable again.
             let busy = self.workers.get(at).claim != NIL;
             self.update_unschedulable(
@@ -214,7 +214,7 @@ impl Shard {
             self.index_expiry(at);
         }
         if deleted {
-            self.count().deleted_workers += 1;
+            self.lifecycle_mut().deleted_workers += 1;
             effects.push(Effect::WorkerDeleted { worker: Arc::clone(self.workers.registration(at)) });
             // No operator deleted it, so no tombstone is kept: it may return in the same incarnation.
             self.retire_worker(at, effects);
@@ -227,7 +227,7 @@ impl Shard {
     /// Ends all claims of the worker as lost, and retains them for queries.
     pub(in crate::engine) fn end_all_claims(&mut self, at: u32, effects: &mut Vec<Effect>) {
         for handle in self.handles_on(at) {
-            self.count().lost_claims += 1;
+            self.lifecycle_mut().lost_claims += 1;
             self.retain_ended(handle, ClaimState::Lost, effects);
             self.end_claim(handle, EndReason::Lost, effects);
         }

@@ -220,16 +220,26 @@ impl Outbox {
     /// Waits, after [`Self::mark_orphaned`], until the store has all that was appended. False: it never will, because the
     /// store is fenced or has dropped the shard, or the shard [`Self::is_unrecoverable`].
     pub async fn wait_drained(&self) -> bool {
-        let is_drained = self
-            .wait_until(|| {
-                let is_drained = self.applied_seq() >= self.appended_seq();
-                if !is_drained && !self.journal.is_fenced() && self.needs_source.load(Ordering::Acquire) {
-                    self.mark_unrecoverable();
-                }
-                is_drained
-            })
-            .await;
-        is_drained && !self.gone.load(Ordering::Acquire)
+        loop {
+            let progress = self.journal.progress.notified();
+            if self.gone.load(Ordering::Acquire) {
+                return false;
+            }
+            if self.applied_seq() >= self.appended_seq() {
+                return true;
+            }
+            if self.journal.is_fenced() {
+                return false;
+            }
+            if self.needs_source.load(Ordering::Acquire) {
+                self.mark_unrecoverable();
+                return false;
+            }
+            if self.is_unrecoverable() {
+                return false;
+            }
+            progress.await;
+        }
     }
 
     /// Whether the store lacks part of the shard and the shard that could have written it again is gone.

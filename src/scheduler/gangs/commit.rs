@@ -23,7 +23,7 @@ use super::{GangMember, GangResults, Scheduler};
 use crate::metrics::ShardState;
 use crate::model::GangRef;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
-use crate::model::{ClaimId, ClaimResult, ClaimState, Fence};
+use crate::model::{ClaimId, ClaimResult, ClaimState, Fence, UnreadReply};
 use crate::shard::{
     ClaimAnswer, ClaimReply, Command, CommandReply, GangItem, GangRequest, KeyTicket, ShardOutcome, ShardRef,
 };
@@ -202,7 +202,11 @@ impl Scheduler {
         self.release_tickets([member]);
         let mut lost = granted.ok_or(RequestError::DeadlineExceeded)?;
         match self.get_claim(&member.id).await {
-            Ok(claim) if claim.fence == lost.grant.handle.fence => Ok(ClaimResult { claim, created: true }),
+            Ok(claim) if claim.fence == lost.grant.handle.fence => {
+                // Its caller is shown a grant, and no other answer beside it.
+                self.dispatch().discard_reply(&member.id, claim.fence, UnreadReply::Reference);
+                Ok(ClaimResult { claim, created: true })
+            }
             _ => {
                 lost.grant.mark_ended(ClaimState::Lost);
                 self.member_result(&member.id, lost)

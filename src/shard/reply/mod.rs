@@ -105,7 +105,7 @@ impl ClaimAnswer {
 /// Outcome of a request about one claim.
 pub type ShardOutcome = Result<ClaimReply, RequestError>;
 
-/// Takes an outcome, and leaves one behind that says nothing.
+/// Takes an outcome, and leaves one behind that promises nothing.
 fn take_outcome(outcome: &mut ShardOutcome) -> ShardOutcome {
-    std::mem::replace(outcome, Ok(ClaimReply::Released))
+    std::mem::replace(outcome, Err(RequestError::DeadlineExceeded))
 }

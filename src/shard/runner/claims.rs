@@ -183,7 +183,7 @@ impl<S: ShardSink> ShardRunner<S> {
                 // The key of a gang's member stays pending, and the gang decides what becomes of the member.
                 let provisional = self.shard.is_provisional(handle);
                 let kind = if provisional { GrantKind::Provisional } else { GrantKind::Claim };
-                let unread_grant = if provisional { UnreadGrant::Stays } else { UnreadGrant::IsRolledBack };
+                let unread_grant = if provisional { UnreadGrant::Keep } else { UnreadGrant::RollBack };
                 if !provisional && grant.gpu_mask.is_none() {
                     self.pool.board.record_affinity(affinity, self.handle.shard.shard);
                 }
@@ -211,7 +211,7 @@ impl<S: ShardSink> ShardRunner<S> {
             EngineReply::Held(grant) => (ack, Ok(ClaimReply::Claim(ClaimAnswer::existing(grant, self.handle.shard)))),
             answer => (self.ack, Err(rejection_of(&answer))),
         };
-        let reply = self.prepare_claim_reply(outcome, ack, UnreadGrant::Stays, started_ns);
+        let reply = self.prepare_claim_reply(outcome, ack, UnreadGrant::Keep, started_ns);
         self.events.push(ShardEvent::Reacquired { id, number, reply });
     }
 

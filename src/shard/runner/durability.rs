@@ -37,7 +37,7 @@ impl<S: ShardSink> ShardRunner<S> {
             ack,
             seq: if durable { self.shard.seq() } else { 0 },
             pending_writes: PendingWrites::new(),
-            unread_grant: UnreadGrant::Stays,
+            unread_grant: UnreadGrant::Keep,
             overflow: if too_many { ReplyOverflow::TooMany } else { ReplyOverflow::MayWait },
             started_ns: None,
             until_ms: self.now_ms + self.environment.store_wait_ms,
@@ -63,12 +63,14 @@ impl<S: ShardSink> ShardRunner<S> {
         self.awaiting_store.len() + self.awaiting_other_shards.len() + self.new_replies.len()
     }
 
-    /// Sends the new replies, or keeps them until the store has their records.
+    /// Sends the new replies, or keeps them until the store has their records. One that is not sent stays in the list: if
+    /// a panic ends this life, it is taken back.
     pub(super) fn send_new_replies(&mut self) {
-        let mut replies = std::mem::take(&mut self.new_replies);
-        replies.iter_mut().for_each(|reply| self.send_or_await_store(reply));
-        replies.clear();
-        self.new_replies = replies;
+        for index in 0..self.new_replies.len() {
+            let mut reply = self.new_replies[index].take();
+            self.send_or_await_store(&mut reply);
+        }
+        self.new_replies.clear();
     }
 
     /// Sends a new reply, or keeps it until the store has its records. What is left of it is to be dropped.
@@ -175,7 +177,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Ok(ClaimReply::Claim(answer)) => self.start_deadline(answer),
             Ok(ClaimReply::Released) | Err(_) => {}
         }
-        self.created += u64::from(reply.unread_grant == UnreadGrant::IsRolledBack);
+        self.created += u64::from(reply.unread_grant == UnreadGrant::RollBack);
         // One claim of a run is timed for all: timing each would cost more than deciding it.
         if let Some(started_ns) = reply.started_ns.filter(|_| !self.timed) {
             self.timed = true;

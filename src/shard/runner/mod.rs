@@ -45,6 +45,7 @@ use crate::engine::{
 };
 use crate::events::{PoolEvent, PoolEventKind};
 use crate::limits;
+use crate::model::request_error::RequestError;
 use crate::model::{AckLevel, ClaimId, Fence, Millis, Seq};
 
 /// Consecutive runs after which all requests that were in the mailbox before the first are decided, whatever has
@@ -83,9 +84,9 @@ pub(super) struct PendingReply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum UnreadGrant {
     /// The reply grants nothing, or whoever asked for it decides.
-    Stays,
+    Keep,
     /// The claim is rolled back.
-    IsRolledBack,
+    RollBack,
 }
 
 /// Whether a reply may wait for the store.
@@ -104,9 +105,7 @@ impl PendingReply {
     /// Claim that the reply grants, which is rolled back if it cannot be sent.
     pub(super) fn granted(&self) -> Option<ClaimHandle> {
         match (&self.content, self.unread_grant) {
-            (UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))), UnreadGrant::IsRolledBack) => {
-                Some(answer.grant.handle)
-            }
+            (UnsentReply::Claim(_, Ok(ClaimReply::Claim(answer))), UnreadGrant::RollBack) => Some(answer.grant.handle),
             _ => None,
         }
     }
@@ -118,7 +117,8 @@ impl PendingReply {
 
     /// Takes the reply, and leaves one behind that nobody wants.
     fn take(&mut self) -> Self {
-        let content = std::mem::replace(&mut self.content, UnsentReply::Claim(None, Ok(ClaimReply::Released)));
+        let content =
+            std::mem::replace(&mut self.content, UnsentReply::Claim(None, Err(RequestError::DeadlineExceeded)));
         Self { content, pending_writes: std::mem::take(&mut self.pending_writes), ..*self }
     }
 
@@ -271,6 +271,7 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn run(&mut self, command: &mut Option<Command>, work: &mut S::Work) -> DueDeadlines {
         self.now_ms = self.environment.clock.engine_ms();
         self.shard.set_wall_clock(self.environment.clock.unix_ahead_ms());
+        self.refresh_watched();
         if self.keeps_rows {
             self.send_stored_replies();
             self.update_ack_mode();
@@ -280,7 +281,6 @@ impl<S: ShardSink> ShardRunner<S> {
         }
         let taken_count = if self.handle.has_requests() { self.run_mailbox() } else { 0 };
         if let Some(command) = command.take() {
-            self.refresh_watched();
             self.execute_single(command);
         }
         if !self.cancelled.is_empty() && taken_count < limits::DRAIN_MAX {

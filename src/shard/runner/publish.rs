@@ -9,8 +9,8 @@ use crate::model::{ClaimId, ClaimTimes, Fence, WorkerCommand, WorkerId, WorkerRe
 use crate::shard::event::ShardSink;
 
 impl<S: ShardSink> ShardRunner<S> {
-    /// Checks after the mailbox was drained whether events are recorded: a client that started to watch before its
-    /// request sees the change before the reply.
+    /// Checks whether events are recorded, at the beginning of a run and again after the mailbox was drained: a client that
+    /// started to watch before its request sees the change before the reply.
     pub(super) fn refresh_watched(&mut self) {
         self.watched = self.pool.event_log.is_recording();
     }

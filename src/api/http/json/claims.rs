@@ -8,7 +8,7 @@ use crate::model::{
     WorkerCapacity, is_zero,
 };
 
-/// `{"released":...}`: whether the key held a claim.
+/// `{"released":...}`: whether this request released a claim.
 #[derive(Serialize)]
 pub(in crate::api::http) struct ReleaseResponseBody {
     pub(in crate::api::http) released: bool,
