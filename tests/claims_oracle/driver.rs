@@ -329,7 +329,11 @@ impl Driver {
 
     /// Description of what is under way.
     fn under_way(&self) -> String {
-        let calls = self.calls.iter().filter(|call| !call.task.is_finished()).map(|call| &call.kind);
+        let describe = |kind: &CallKind| match kind {
+            CallKind::Other(name) => (*name).to_owned(),
+            kind => format!("{kind:?}"),
+        };
+        let calls = self.calls.iter().filter(|call| !call.task.is_finished()).map(|call| describe(&call.kind));
         let keys = self.scheduler.keys();
         format!(
             "under way: {:?}; {} keys, {} pending; {:?}",
