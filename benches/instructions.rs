@@ -30,19 +30,19 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(34_116))]
+#[library_benchmark(config = at_most(36_005))]
 #[bench::run_of_64(hot_paths::idle())]
 fn claim(engine: Engine) -> Engine {
     hot_paths::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(35_373))]
+#[library_benchmark(config = at_most(37_261))]
 #[bench::run_of_64(hot_paths::idle())]
 fn batch(engine: Engine) -> Engine {
     hot_paths::batch(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(35_204))]
+#[library_benchmark(config = at_most(34_711))]
 #[bench::run_of_64(hot_paths::held())]
 fn release(engine: Engine) -> Engine {
     hot_paths::release(black_box(engine))
@@ -62,19 +62,19 @@ fn parse(input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-#[library_benchmark(config = at_most(668_950))]
+#[library_benchmark(config = at_most(514_717))]
 #[bench::run_of_64(facade::pairs())]
 fn awaited_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::awaited_pair(black_box(pairs))
 }
 
-#[library_benchmark(config = at_most(578_840))]
+#[library_benchmark(config = at_most(464_939))]
 #[bench::of_64(facade::batches())]
 fn batch_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::batch_pair(black_box(pairs))
 }
 
-#[library_benchmark(config = at_most(1_341_340))]
+#[library_benchmark(config = at_most(1_244_299))]
 #[bench::run_of_64(facade::handovers())]
 fn release_one_waiting(handovers: WorkerHandovers) -> WorkerHandovers {
     facade::release_one_waiting(black_box(handovers))
@@ -86,13 +86,13 @@ fn match_classes(unplaceable: UnplaceableClaims) -> UnplaceableClaims {
     facade::match_classes(black_box(unplaceable))
 }
 
-#[library_benchmark(config = at_most(603_148))]
+#[library_benchmark(config = at_most(543_653))]
 #[bench::pipelines_of_16(resp::claiming())]
 fn resp_claim(connection: PipelinedConnection) -> PipelinedConnection {
     resp::claim(black_box(connection))
 }
 
-#[library_benchmark(config = at_most(420_650))]
+#[library_benchmark(config = at_most(373_863))]
 #[bench::pipelines_of_16(resp::releasing())]
 fn resp_release(connection: PipelinedConnection) -> PipelinedConnection {
     resp::release(black_box(connection))
