@@ -27,7 +27,6 @@ mod runner;
 pub mod schedule;
 mod step_injection;
 mod supervisor;
-mod take_each;
 
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{

@@ -15,12 +15,12 @@ use super::adoption::AdoptionWindow;
 use super::ended::ExpiryQueue;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
 use super::poisoned::OpenQuestions;
+use super::views::KeyLookup;
 use super::{EndedClaim, PendingClaim, PrehashedHasher};
 use crate::admission::ids::Ids;
 use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
-use crate::limits;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
 use crate::shard::{
     ClaimCall, KeyReport, KeyTicket, PendingWrite, PendingWrites, ProtocolPoint, ReacquireCall, ShardLife, ShardRef,
@@ -52,24 +52,6 @@ pub struct RepeatedCall {
     pub shard: ShardRef,
     /// Call that shows the holder.
     pub call: ReacquireCall,
-}
-
-/// State of a key as other requests see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyLookup {
-    /// The key is vacant, and the store has all records.
-    Vacant,
-    /// The key is vacant or pending, but the store still lacks these records.
-    PendingWrites(PendingWrites),
-    /// The key is held; the holder's shard answers.
-    Held {
-        /// Claim that holds the key.
-        holder: KeyHolder,
-        /// Records about the key that the store still lacks.
-        pending_writes: PendingWrites,
-    },
-    /// The key is held by a shard that does not serve, or its step panicked.
-    Unreadable,
 }
 
 /// Locks of the map. Far more than threads, so that two requests seldom contend for one.
@@ -442,24 +424,12 @@ impl KeyDirectory {
         ended: Option<Box<EndedClaim>>,
         now_ms: Millis,
     ) -> Option<EndTransition> {
-        if ended.is_some() {
-            return self.end_remembered(id, fence, write, ended, now_ms);
-        }
-        self.end_entry(id, fence, write, None)
-    }
-
-    #[cold]
-    fn end_remembered(
-        &self,
-        id: &ClaimId,
-        fence: Fence,
-        write: Option<PendingWrite>,
-        ended: Option<Box<EndedClaim>>,
-        now_ms: Millis,
-    ) -> Option<EndTransition> {
+        let remembers = ended.is_some();
         let end = self.end_entry(id, fence, write, ended)?;
-        let forgotten = self.expiry.lock().push(id.clone(), fence, now_ms);
-        forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));
+        if remembers {
+            let forgotten = self.expiry.lock().push(id.clone(), fence, now_ms);
+            forgotten.into_iter().for_each(|(id, fence)| self.forget_ended(&id, fence));
+        }
         Some(end)
     }
 
@@ -515,16 +485,6 @@ impl KeyDirectory {
         }
     }
 
-    /// Last claim of the key, if it ended without its holder and the key was not granted again.
-    #[must_use]
-    pub fn ended_claim(&self, id: &ClaimId, now_ms: Millis) -> Option<EndedClaim> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        let entry = self.map.get(id)?;
-        let (KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. })) = &*entry else { return None };
-        let ended = vacant.ended.as_deref().filter(|ended| now_ms < ended.ended_ms + limits::ENDED_CLAIMS_MS)?;
-        Some(ended.clone())
-    }
-
     /// Adds a record that the store lacks about the key, whoever holds it now: a recovered shard relinquished its
     /// claim.
     pub fn add_pending_write(&self, id: &ClaimId, record: PendingWrite) {
@@ -545,74 +505,6 @@ impl KeyDirectory {
         if slot.get_mut().clear_pending_write(shard, seq) {
             slot.remove();
         }
-    }
-
-    /// State of the key and its holder.
-    #[must_use]
-    #[inline]
-    pub fn lookup(&self, id: &ClaimId) -> KeyLookup {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        match self.map.get(id).as_deref() {
-            None => KeyLookup::Vacant,
-            Some(KeyEntry::Held(HeldKey { holder, pending_writes, .. })) => {
-                KeyLookup::Held { holder: *holder, pending_writes: pending_writes.clone() }
-            }
-            Some(KeyEntry::Unreadable { .. } | KeyEntry::Poisoned(_)) => KeyLookup::Unreadable,
-            Some(entry) => match entry.pending_writes() {
-                writes if writes.is_empty() => KeyLookup::Vacant,
-                writes => KeyLookup::PendingWrites(writes),
-            },
-        }
-    }
-
-    /// Claim that holds the key, if any.
-    #[must_use]
-    pub fn holder(&self, id: &ClaimId) -> Option<KeyHolder> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        match self.map.get(id).as_deref() {
-            Some(KeyEntry::Held(held)) => Some(held.holder),
-            _ => None,
-        }
-    }
-
-    /// Claim that holds the key, or did when the key became unavailable: replies about it may be on their way.
-    #[must_use]
-    pub fn last_holder(&self, id: &ClaimId) -> Option<KeyHolder> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        match self.map.get(id).as_deref() {
-            Some(KeyEntry::Held(held)) => Some(held.holder),
-            Some(KeyEntry::Poisoned(poisoned)) => poisoned.holder,
-            _ => None,
-        }
-    }
-
-    /// Records that a durable reply about the key waits for, besides that of its own shard.
-    #[must_use]
-    pub fn pending_writes(&self, id: &ClaimId) -> PendingWrites {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        self.map.get(id).map_or_else(PendingWrites::new, |entry| entry.pending_writes())
-    }
-
-    /// Number of keys that are claimed, or about which the store lacks records. Walks the directory.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        let is_remembered =
-            |entry: &KeyEntry| matches!(entry, KeyEntry::Vacant(vacant) if vacant.pending_writes.is_empty());
-        self.map.iter().filter(|entry| !is_remembered(entry.value())).count()
-    }
-
-    /// Whether no key is claimed and the store has all records. Walks the directory.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Number of keys that are being claimed. Walks the directory; for tests and `/debug/shards`.
-    #[must_use]
-    pub fn pending_len(&self) -> usize {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        self.map.iter().filter(|entry| matches!(entry.value(), KeyEntry::Pending(_))).count()
     }
 }
 

@@ -9,10 +9,12 @@ mod pending_claim;
 mod poisoned;
 mod prehashed;
 mod rebuild;
+mod views;
 
-pub use self::directory::{EndTransition, HeldTransition, KeyAcquire, KeyDirectory, KeyLookup, RepeatedCall};
+pub use self::directory::{EndTransition, HeldTransition, KeyAcquire, KeyDirectory, RepeatedCall};
 pub use self::ended::EndedClaim;
 pub use self::entry::KeyHolder;
 pub use self::pending_claim::PendingClaim;
 pub use self::prehashed::PrehashedHasher;
 pub use self::rebuild::RecoveredKeys;
+pub use self::views::KeyLookup;

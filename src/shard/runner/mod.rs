@@ -39,7 +39,6 @@ use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
 use super::step_injection::{ProtocolPoint, ProtocolRule};
-use super::take_each::take_each;
 use crate::engine::{
     AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters, earlier,
 };
@@ -303,7 +302,7 @@ impl<S: ShardSink> ShardRunner<S> {
         let taken_count = self.handle.drain_mailbox(limits::DRAIN_MAX, &mut commands);
         self.refresh_watched();
         self.prepare_batch(&commands);
-        take_each(&mut commands, |command| self.execute(command));
+        commands.drain(..).for_each(|command| self.execute(command));
         self.batch = commands;
         taken_count
     }
