@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, Shard};
+use hotpool::engine::{ClaimHandle, ClaimTarget, Effect, EngineReply, Event, Shard};
 use hotpool::model::{ClaimId, PlacementPolicy, WorkerId, WorkerSpec};
 
 struct CountingAllocator(mimalloc::MiMalloc);
@@ -86,7 +86,7 @@ impl Bench {
             reserve_ms: 0,
             ttl_ms: 0,
             constraints: None,
-            reservation_id: None,
+            target: ClaimTarget::AnyWorker,
         };
         match self.shard.handle_event(event, 1, &mut self.effects) {
             Some(EngineReply::Granted(grant)) => self.held.push(grant.handle),

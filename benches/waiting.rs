@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use hotpool::admission::key::PendingClaim;
 use hotpool::admission::queue::{QueuedClaim, WaitState};
-use hotpool::admission::tenant::TenantDirectory;
+use hotpool::admission::tenant::{ChargeRank, TenantDirectory};
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
@@ -226,12 +226,13 @@ fn quota() {
     const ROUNDS: u32 = 5_000_000;
     let id = ClaimId::new("bench", "default", "key").expect("a name");
     let tenants = TenantDirectory::default();
+    let newcomer = ChargeRank { priority: 0, arrival: None };
     for quota in [None, Some(Quota { claims: Some(1_000), cpu_milli: Some(1_000), ..Quota::default() })] {
         let named = if quota.is_some() { "with a quota" } else { "without a quota" };
         tenants.set_quota("bench/default", quota);
         let start = Instant::now();
         for _ in 0..ROUNDS {
-            drop(std::hint::black_box(tenants.try_charge(&id, None, 0)).expect("within the quota"));
+            drop(std::hint::black_box(tenants.try_charge(&id, None, 0, newcomer)).expect("within the quota"));
         }
         println!(
             "charge and release one claim, {named}: {:.0} ns",

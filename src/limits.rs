@@ -140,10 +140,12 @@ pub const PRIORITY_MAX: u16 = 1_000;
 pub const WAIT_MS_MAX: u64 = 86_400_000;
 /// Largest number of claims that may wait for one pool, whatever its specification says.
 pub const WAITERS_MAX: u32 = 1_000_000;
-/// Time for which the first claim of a queue waits before freed capacity is reserved for it, in milliseconds.
+/// Time for which a claim waits before it counts as starved, and capacity or quota is collected for it, in milliseconds.
 pub const RESERVE_AFTER_MS: u64 = 5_000;
-/// Largest number of claims of one tenant that may wait for its quota.
-pub const QUOTA_WAITERS_MAX: usize = 10_000;
+/// Longest time for which workers are held for one claim or gang that waits, in milliseconds.
+pub const HOLD_MS_MAX: u64 = 60_000;
+/// Largest number of workers of one pool from which claims were evicted for others that wait.
+pub const EVICTED_WORKERS_MAX: usize = 64;
 /// Largest number of request shapes and idle workers in a reply about demand.
 pub const DEMAND_SHAPES_MAX: usize = 100;
 /// Number of quotas of one service: of tenants and of namespaces.
@@ -168,7 +170,6 @@ const _: () = assert!(
     CONNECTION_WAITING_MAX + STREAMS_MAX + WATCHERS_MAX + LASTING_STREAMS_MAX < CONNECTION_STREAMS_MAX as usize,
     "long-lived requests leave streams for short ones"
 );
-const _: () = assert!(QUOTA_WAITERS_MAX < CONNECTION_WAITING_MAX, "a tenant may wait on one connection");
 const _: () = assert!(SHARD_MODELS_MAX < u16::MAX as usize, "models are numbered in 16 bits");
 const _: () = assert!(SHARDS_MAX.is_power_of_two() && SHARDS_DEFAULT.is_power_of_two());
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);

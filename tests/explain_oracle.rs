@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{ClaimGrant, ClaimHandle, Effect, EngineReply, Event, NodeSet, PlacementConstraints, Shard};
+use hotpool::engine::{
+    ClaimGrant, ClaimHandle, ClaimTarget, Effect, EngineReply, Event, NodeSet, PlacementConstraints, Shard,
+};
 use hotpool::model::label_selector::LabelSelector;
 use hotpool::model::{
     ClaimId, ClaimSpec, FilterReason, GpuCapacity, GpuRequest, Labels, PlacementPolicy, ResourceAmounts,
@@ -231,7 +233,7 @@ impl Harness {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
-            reservation_id: None,
+            target: ClaimTarget::AnyWorker,
         };
         match self.apply(event) {
             EngineReply::Granted(ClaimGrant { handle, worker, .. }) => {
@@ -278,8 +280,15 @@ impl Harness {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
         let constraints = Some(Arc::new(constraints.clone()));
-        let event =
-            Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, constraints, reservation_id: None };
+        let event = Event::Claim {
+            id,
+            fence,
+            affinity,
+            reserve_ms: 0,
+            ttl_ms: needs_ms,
+            constraints,
+            target: ClaimTarget::AnyWorker,
+        };
         let EngineReply::Granted(grant) = self.apply(event) else { panic!("the survey said that it fits") };
         self.handles.push(grant.handle);
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::key::PendingClaim;
 use super::pool_registry::Pool;
+use super::queue::QueuedClaim;
 use crate::shard::{Command, ShardRef};
 
 /// Action that takes locks, runs a shard, or answers a caller.
@@ -18,10 +19,12 @@ pub enum Effect {
     /// Place claims of a batch, once the shards that were asked for the others have answered.
     #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
     RouteAll(Vec<Box<PendingClaim>>),
-    /// Try the next claim that waits for the pool.
-    DispatchNext(Arc<Pool>),
-    /// Try the claims of tenants that released quota.
-    DispatchQuotas,
+    /// Search for a claim that stands still.
+    Search(Arc<QueuedClaim>),
+    /// Search for claims that the quotas of tenants have kept back.
+    SearchQuotas,
+    /// Assign the reservations of a pool anew.
+    AssignReservations(Arc<Pool>),
 }
 
 /// Effects that are not carried out yet, in the order in which they were noted.
@@ -35,6 +38,8 @@ pub struct EffectQueue {
     more: Option<Box<VecDeque<Effect>>>,
     /// Commands that were sent while this work was carried out.
     pub(super) sent: usize,
+    /// Claims that were searched for because quota came back.
+    pub(super) quota_searches: usize,
 }
 
 impl EffectQueue {

@@ -17,6 +17,7 @@ impl ClaimDispatcher {
     pub fn with_work<T>(&self, begin: impl FnOnce(&mut EffectQueue) -> T) -> T {
         let mut work = EffectQueue::default();
         let result = begin(&mut work);
+        self.assign_left(&mut work);
         self.work_off(&mut work);
         result
     }
@@ -35,6 +36,7 @@ impl ClaimDispatcher {
             if catch_unwind(AssertUnwindSafe(|| self.carry_out_one(effect, work))).is_err() {
                 tracing::error!("an effect of a decision panicked");
             }
+            self.assign_left(work);
         }
     }
 
@@ -46,8 +48,9 @@ impl ClaimDispatcher {
             }
             Effect::Submit(claim) => self.submit(claim, work),
             Effect::RouteAll(claims) => self.route_all(claims, work),
-            Effect::DispatchNext(pool) => self.dispatch_next(&pool, work),
-            Effect::DispatchQuotas => self.dispatch_quota_queues(work),
+            Effect::Search(claim) => self.search_again(&claim, work),
+            Effect::SearchQuotas => self.search_quotas(work),
+            Effect::AssignReservations(pool) => self.assign_reservations(&pool, work),
         }
     }
 

@@ -2,17 +2,16 @@
 //! follows from it is noted as an effect and carried out after the run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::key::{EndedClaim, HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
-use crate::engine::ClaimGrant;
+use crate::engine::{ClaimGrant, WorkerOffer};
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimId, ClaimSpec, Fence, Millis};
 use crate::shard::{
-    Command, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, PendingWrite, PendingWrites, ReplyAddress,
-    ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardSink, UnstoredRejection,
+    Command, FreedMatch, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, PendingWrite, PendingWrites,
+    ReplyAddress, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardSink, UnstoredRejection,
 };
 
 /// Claims that a run did not place, for the shards that are next.
@@ -48,9 +47,14 @@ impl ShardSink for ClaimDispatcher {
         if !unplaced.is_empty() {
             self.route_all(unplaced, work);
         }
+        self.assign_left(work);
         if self.keys.tenants.has_retries() {
-            work.push(Effect::DispatchQuotas);
+            work.push(Effect::SearchQuotas);
         }
+    }
+
+    fn match_freed(&self, from: RunOrigin, offer: &WorkerOffer) -> Option<FreedMatch> {
+        self.match_offer(from, offer)
     }
 
     fn carry_out(&self, work: &mut Self::Work) {
@@ -116,13 +120,6 @@ impl ClaimDispatcher {
                     replies.address(*reply, claim.reply, Default::default());
                 }
             }
-            ShardEvent::ReservationLost { id, ticket } => {
-                if let Some(mut claim) = self.keys.withdraw(id, *ticket) {
-                    claim.drop_reservation();
-                    // The next event about the ticket says what becomes of the claim.
-                    drop(self.keys.deposit(claim, from.shard));
-                }
-            }
             ShardEvent::Reacquired { id, number, reply } => {
                 if let Some((claim, pending_writes)) = self.keys.take_repeated(id, *number) {
                     replies.address(*reply, claim.reply, pending_writes);
@@ -166,26 +163,22 @@ impl ClaimDispatcher {
             ShardEvent::ResizeRejected { id, fence, life } => self.keys.end_resize(id, *fence, *life, None),
             ShardEvent::Shown { id, reply } => replies.wait_for(*reply, self.keys.pending_writes(id)),
             ShardEvent::EndStored { id, seq } => self.keys.clear_pending_write(id, from.shard, *seq),
-            ShardEvent::ReservationDecided { id, outcome } => self.on_reservation(from.shard, *id, *outcome, work),
-            ShardEvent::CapacityFreed => {
-                if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
-                    pool.wait_queue.retry_all();
-                    work.push(Effect::DispatchNext(Arc::clone(pool)));
-                }
+            ShardEvent::ReservationDecided { id, outcome } => {
+                let outcome = std::mem::replace(outcome, ReservationOutcome::NoWorker);
+                self.on_reservation(from.shard, *id, outcome, work);
             }
-            ShardEvent::QueuePending => {
-                if let Some(pool) = self.pools.load().by_number(from.shard.pool) {
-                    work.push(Effect::DispatchNext(Arc::clone(pool)));
-                }
-            }
+            ShardEvent::ReservationsVoid(void) => self.on_reservations_void(from.shard, void, work),
             ShardEvent::Panicked { tickets } => {
+                self.void_shard(from.shard);
                 for (id, ticket) in self.keys.find_asking(from.shard, &tickets.drain(..).collect()) {
                     let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
                     self.on_not_granted(from, &id, ticket, reason, unplaced, work);
                 }
             }
             ShardEvent::Stale(_) => {
-                if let ShardEvent::Stale(operation) = std::mem::replace(event, ShardEvent::QueuePending) {
+                if let ShardEvent::Stale(operation) =
+                    std::mem::replace(event, ShardEvent::Panicked { tickets: Vec::new() })
+                {
                     self.resolve_again(*operation, work);
                 }
             }
@@ -264,9 +257,10 @@ impl ClaimDispatcher {
             if claim.started_ns.is_some() {
                 pool.metrics.claim_shards_tried.record(u64::from(claim.tried_shards.len()));
             }
-            if let Some((_, since_ms)) = claim.queue_position() {
-                pool.wait_queue.record_served(from.now_ms);
-                pool.metrics.wait_seconds.record(from.now_ms.saturating_sub(since_ms));
+            if let Some(queued) = claim.queued() {
+                self.leave_queues(queued, claim.wait_due_ms());
+                pool.wait_queue.lock().record_served(from.now_ms);
+                pool.metrics.wait_seconds.record(from.now_ms.saturating_sub(queued.since_ms));
             }
         }
         replies.address(reply, claim.reply, held.pending_writes);
@@ -291,17 +285,10 @@ impl ClaimDispatcher {
     ) {
         let claim = self.keys.withdraw(id, ticket);
         match (claim, reason) {
-            (Some(claim), NotGranted::NoCapacity) => unplaced.push(claim),
+            (Some(claim), NotGranted::NoCapacity) => unplaced.extend(self.put_back(from, claim)),
             (Some(mut claim), NotGranted::NotPlaced(failure)) => {
                 claim.record_failure(failure);
-                unplaced.push(claim);
-            }
-            (Some(claim), NotGranted::BehindQueue) => {
-                let pool = self.pools.load().by_number(from.shard.pool).cloned();
-                match pool {
-                    Some(pool) => self.enqueue_newcomer(&pool, claim, work),
-                    None => self.reject_and_route_next(claim, RequestError::NotFound(ObjectKind::Pool), work),
-                }
+                unplaced.extend(self.put_back(from, claim));
             }
             (Some(claim), NotGranted::Rejected(rejection)) => self.reject_and_route_next(claim, rejection, work),
             (None, _) => {}

@@ -209,6 +209,7 @@ impl ErrorStatus {
             ExhaustionReason::Worker,
             ExhaustionReason::NodeLocality,
             ExhaustionReason::NoEligiblePool,
+            ExhaustionReason::Unsatisfiable,
             ExhaustionReason::Quota(QuotaResource::Cpu),
         ];
         let unavailable = [

@@ -6,6 +6,7 @@ use super::claims::stay_ms;
 use super::claims::timestamps::ClaimTimestamps;
 use super::event::{ClaimHandle, ReportedClaim};
 use super::placement::constraints::PlacementFailure;
+use super::placement::offers::ReservedWorker;
 use crate::model::{
     ClaimId, ClaimSpec, ClaimState, ClaimTimes, Fence, LivenessState, Millis, SchedulingState, Seq, TrustState,
     WorkerRegistration,
@@ -84,8 +85,8 @@ pub enum EngineReply {
     /// Rejects the request: the claim is being released because one of higher priority evicted it. Nothing was
     /// changed.
     Evicted,
-    /// Confirms that a worker is reserved for the waiting claim.
-    WorkerReserved,
+    /// Reports the worker that is reserved for claims that wait.
+    WorkerReserved(Box<ReservedWorker>),
     /// Rejects the request: the claim is not active yet. Nothing was changed.
     NotActive,
     /// Rejects a time to live above the pool's limit. Nothing was changed.

@@ -22,6 +22,26 @@ pub struct ClaimHandle {
 /// Id of a worker reservation, which the waiting claim chooses.
 pub type ReservationId = NonZeroU64;
 
+/// Workers among which that of a claim is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimTarget {
+    /// The workers that are offered.
+    AnyWorker,
+    /// The worker with this ordinal, reserved or not.
+    Worker(u32, ReservationFate),
+    /// The worker that is reserved under this id; the reservation ends with the grant.
+    Reserved(ReservationId),
+}
+
+/// Fate of a worker's reservation when a claim takes something of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReservationFate {
+    /// The reservation ends with the grant.
+    Ends,
+    /// The reservation stays, because there is enough left for the claim that it is kept for.
+    Stays,
+}
+
 /// Claim that a worker reports as running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportedClaim {
@@ -98,8 +118,8 @@ pub enum Event {
         ttl_ms: Millis,
         /// Constraints on the worker; none: any worker will do.
         constraints: Option<Arc<PlacementConstraints>>,
-        /// Id of the reservation that the claim may have.
-        reservation_id: Option<ReservationId>,
+        /// Workers among which one is picked.
+        target: ClaimTarget,
     },
     /// Acquires the key that `handle` holds once more.
     Reacquire {

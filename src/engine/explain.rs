@@ -184,10 +184,15 @@ impl Shard {
     }
 
     /// Resources of a worker that a claim can have: its capacity if exclusive, its free resources if shared.
-    fn free_amounts(&self, at: u32) -> ResourceAmounts {
+    pub(super) fn free_amounts(&self, at: u32) -> ResourceAmounts {
         match &self.shared {
             Some(shared) => shown_amounts(shared.fleet.free(at)),
-            None => shown_amounts(&FreeResources::unallocated(&self.workers.registration(at).spec.capacity, NO_MODEL)),
+            None => self.unallocated_amounts(at),
         }
+    }
+
+    /// Resources of a worker without claims.
+    pub(super) fn unallocated_amounts(&self, at: u32) -> ResourceAmounts {
+        shown_amounts(&FreeResources::unallocated(&self.workers.registration(at).spec.capacity, NO_MODEL))
     }
 }

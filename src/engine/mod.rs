@@ -54,10 +54,14 @@ pub use claims::ClaimDisclosure;
 pub use claims::timestamps::ClaimTimestamps;
 pub use counters::{LifecycleCounters, ShardCounters};
 pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};
-pub use event::{ClaimHandle, Event, GangAction, HeartbeatReport, PoolEligibility, ReportedClaim, ReservationId};
+pub use event::{
+    ClaimHandle, ClaimTarget, Event, GangAction, HeartbeatReport, PoolEligibility, ReportedClaim, ReservationFate,
+    ReservationId,
+};
 pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
 pub use placement::eviction::EvictionPolicy;
+pub use placement::offers::{ReservedWorker, WorkerOffer};
 pub use replay::{ReplayError, ResumePoint, ShardReplay};
 pub use shard::Shard;
 pub use shard_config::ShardConfig;

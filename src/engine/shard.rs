@@ -13,11 +13,12 @@ use super::claims::{Claim, ClaimDisclosure, ClaimSlab};
 use super::counters::ShardCounters;
 use super::dirty_rows::RowChanges;
 use super::effect::{ClaimGrant, Effect, EndReason, EngineReply};
-use super::event::{ClaimHandle, Event, ReservationId};
+use super::event::{ClaimHandle, ClaimTarget, Event, ReservationFate};
 use super::placement::bin_packing::ResourceAllocation;
 use super::placement::constraints::{PlacementConstraints, PlacementFailure};
 use super::placement::eviction::EvictionIndex;
 use super::placement::idle_queue::IdleQueue;
+use super::placement::offers::FreedWorkers;
 use super::placement::reservations::WorkerReservations;
 use super::placement::shared::SharedCapacity;
 use super::shard_config::ShardConfig;
@@ -61,8 +62,8 @@ pub struct Shard {
     pub(super) header_taken: ShardRow,
     /// Deleted workers, oldest first, each with the engine time at which it is forgotten.
     pub(super) tombstones: VecDeque<(Millis, u32)>,
-    /// Number of times that capacity became free.
-    pub(super) capacity_epoch: u64,
+    /// Workers of which something came free.
+    pub(super) freed: FreedWorkers,
     pub(super) counters: ShardCounters,
     /// Number of times that the lifecycle counters were changed.
     pub(super) lifecycle_version: u64,
@@ -93,7 +94,7 @@ impl Shard {
             header: ShardRow::default(),
             header_taken: ShardRow::default(),
             tombstones: VecDeque::new(),
-            capacity_epoch: 0,
+            freed: FreedWorkers::default(),
             counters: ShardCounters::default(),
             lifecycle_version: 0,
             config,
@@ -112,14 +113,14 @@ impl Shard {
     #[inline(always)]
     fn decide(&mut self, event: Event, now_ms: Millis, effects: &mut Vec<Effect>) -> Option<EngineReply> {
         Some(match event {
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, reservation_id } => {
+            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, target } => {
                 let ttl_ms = match self.effective_ttl(ttl_ms) {
                     Ok(ttl_ms) => ttl_ms,
                     Err(max_ms) => return Some(EngineReply::TtlTooLong { max_ms }),
                 };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
-                match self.place_claim(affinity, fence, reservation_id, until_ms, constraints.as_deref()) {
+                match self.place_claim(affinity, fence, target, until_ms, constraints.as_deref()) {
                     Ok((worker, allocation)) => {
                         let gang = constraints.as_ref().and_then(|constraints| constraints.gang);
                         let (state, timestamps) = self.initial_state(reserve_ms, now_ms);
@@ -134,7 +135,11 @@ impl Shard {
                             disclosure: ClaimDisclosure::default(),
                             spec: constraints.and_then(|constraints| constraints.spec.clone()),
                         };
-                        self.insert_grant(claim, affinity, allocation.as_ref(), gang)
+                        let grant = self.insert_grant(claim, affinity, allocation.as_ref(), gang);
+                        if matches!(target, ClaimTarget::Worker(_, ReservationFate::Stays)) {
+                            self.resume_reservation();
+                        }
+                        grant
                     }
                     Err(answer) => answer,
                 }
@@ -188,14 +193,12 @@ impl Shard {
         &mut self,
         affinity: u64,
         fence: Fence,
-        reservation_id: Option<ReservationId>,
+        target: ClaimTarget,
         until_ms: Millis,
         constraints: Option<&PlacementConstraints>,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
-        if let Some(id) = reservation_id
-            && let Some(redeemed) = self.redeem_reservation(id, constraints, until_ms)
-        {
-            return redeemed;
+        if target != ClaimTarget::AnyWorker {
+            return self.place_on_target(target, constraints, until_ms);
         }
         match self.shared {
             None => self.take_worker(affinity, fence, until_ms, constraints).map(|worker| (worker, None)),
@@ -370,12 +373,6 @@ impl Shard {
     /// Begins a batch of claims, which lasts until [`Self::end_batch`]: each worker is recorded once.
     pub const fn begin_batch(&mut self) {
         self.changes.begin_batch();
-    }
-
-    /// Number of times that capacity became free: claims that found none before may find some now.
-    #[must_use]
-    pub const fn capacity_epoch(&self) -> u64 {
-        self.capacity_epoch
     }
 
     /// Ends the batch that [`Self::begin_batch`] began.

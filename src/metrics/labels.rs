@@ -79,7 +79,11 @@ impl ClaimOutcome {
             Err(RequestError::Exhausted(ExhaustionReason::NodeLocality)) => Self::NodeLocality,
             Err(RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => Self::NoEligiblePool,
             Err(RequestError::Exhausted(ExhaustionReason::Quota(_))) => Self::Quota,
-            Err(RequestError::Unsatisfiable | RequestError::GangTooLarge) => Self::Unsatisfiable,
+            Err(
+                RequestError::Unsatisfiable
+                | RequestError::GangTooLarge
+                | RequestError::Exhausted(ExhaustionReason::Unsatisfiable),
+            ) => Self::Unsatisfiable,
             Err(RequestError::GangMemberRejected(_)) => Self::Conflict,
             // A claim never fails because of watchers.
             Err(RequestError::Unavailable(UnavailableReason::Overloaded) | RequestError::TooManyWatchers) => {

@@ -80,6 +80,23 @@ impl ResourceUsage {
         (0..4).find(exceeds).map(|i| QuotaResource::ALL[i])
     }
 
+    /// Whether amounts exceed this headroom.
+    #[must_use]
+    pub fn is_exceeded_by(&self, amounts: &Self) -> bool {
+        Self::default().first_exceeded(amounts, self).is_some()
+    }
+
+    /// Amounts that are positive in `other` too, and 0 instead of the rest.
+    #[must_use]
+    pub const fn where_positive(self, other: &Self) -> Self {
+        Self {
+            claims: if other.claims > 0 { self.claims } else { 0 },
+            cpu_milli: if other.cpu_milli > 0 { self.cpu_milli } else { 0 },
+            memory_bytes: if other.memory_bytes > 0 { self.memory_bytes } else { 0 },
+            gpu_milli: if other.gpu_milli > 0 { self.gpu_milli } else { 0 },
+        }
+    }
+
     /// Larger of both usages in each amount.
     #[must_use]
     pub fn max(self, other: &Self) -> Self {
@@ -207,7 +224,7 @@ pub struct QuotaStatus {
 pub struct QueuedClaimView {
     /// Identity of the queued claim.
     pub id: super::ClaimId,
-    /// Pools in whose queues it is, in its order of preference.
+    /// Pools for which it waits, in its order of preference; none: it waits for its tenant's quota.
     pub pools: Vec<super::PoolName>,
     /// Reason of the wait: that of the error which it would get now.
     pub reason: &'static str,

@@ -200,6 +200,8 @@ pub enum ExhaustionReason {
     NodeLocality,
     /// No pool with the requested class and labels.
     NoEligiblePool,
+    /// No present worker could hold the claim, which has waited for one.
+    Unsatisfiable,
     /// Quota of the tenant for this resource.
     Quota(QuotaResource),
 }
@@ -219,6 +221,7 @@ impl std::fmt::Display for ExhaustionReason {
             Self::Worker => "the worker does not have enough free capacity; release the claim and claim again",
             Self::NodeLocality => "a worker is free, but none on a required node",
             Self::NoEligiblePool => "no pool has the requested class and labels",
+            Self::Unsatisfiable => "no worker that could hold the claim has registered while it waited",
             Self::Quota(QuotaResource::Claims) => "the tenant's quota of claims is used up",
             Self::Quota(QuotaResource::Cpu) => "the tenant's quota of cpu_milli is used up",
             Self::Quota(QuotaResource::Memory) => "the tenant's quota of memory_bytes is used up",

@@ -13,7 +13,7 @@ use crate::admission::queue::WaitState;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;
-use crate::model::request_error::{ObjectKind, RequestError};
+use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, UnreadReply};
 use crate::shard::{AwaitedReply, ClaimReply, Completion, CompletionQueue, ReplyAddress, ShardOutcome, ShardSet};
 
@@ -116,10 +116,11 @@ impl Scheduler {
         let wait = (wait_ms > 0).then(|| {
             let now_ms = self.dispatch().clock.engine_now_ms();
             Box::new(WaitState {
-                until_ms: Some(now_ms + wait_ms),
+                until_ms: now_ms + wait_ms,
                 preferred_until_ms: (preferred_wait_ms > 0).then_some(now_ms + preferred_wait_ms),
                 since_ms: now_ms,
-                ..WaitState::default()
+                exhausted: ExhaustionReason::Pool,
+                queued: None,
             })
         });
         Box::new(PendingClaim {
@@ -138,6 +139,8 @@ impl Scheduler {
             reply,
             wait,
             over_quota: None,
+            asks: None,
+            has_asked_reserved: false,
         })
     }
 

@@ -186,6 +186,8 @@ impl Scheduler {
             // The shard's own row must say whether it acknowledges from memory.
             handle.wake();
         }
+        // Those who wait are judged by the new specification.
+        self.dispatch().with_work(|work| self.dispatch().search_all(pool, work));
         Ok(())
     }
 

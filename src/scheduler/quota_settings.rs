@@ -93,7 +93,7 @@ impl Scheduler {
         let put = |rows: &PoolCatalog, quota: &Option<Quota>| rows.put_quota(name, quota.as_ref());
         self.change_catalog(catalog, |rows| put(rows, &quota), |rows| put(rows, &before)).await?;
         tenants.set_quota(name, quota);
-        self.dispatch().with_work(|work| self.dispatch().dispatch_quota_queues(work));
+        self.dispatch().with_work(|work| self.dispatch().search_quotas(work));
         Ok(before)
     }
 
@@ -119,7 +119,8 @@ impl Scheduler {
         let tenants = &self.dispatch().keys.tenants;
         match name.split_once('/') {
             Some((namespace, tenant)) => {
-                let (quota, source, used, waiting) = tenants.quota_usage(name);
+                let (quota, source, used) = tenants.quota_usage(name);
+                let waiting = tenants.find_by_name(name).map_or(0, |tenant| self.dispatch().waiting_for_quota(&tenant));
                 let (namespace, tenant) = (namespace.to_owned(), Some(tenant.to_owned()));
                 QuotaStatus { namespace, tenant, quota, source, used, waiting }
             }

@@ -13,7 +13,7 @@ use super::reply::{
 };
 use super::runner::reserved_keys;
 use crate::engine::{
-    ClaimHandle, EvictionPolicy, ListedClaim, PlacementConstraints, PoolEligibility, ReservationId, Shard,
+    ClaimHandle, ClaimTarget, EvictionPolicy, ListedClaim, PlacementConstraints, PoolEligibility, ReservationId, Shard,
     WorkerSnapshot,
 };
 use crate::limits;
@@ -38,23 +38,12 @@ pub struct ClaimCall {
     pub ttl_ms: Option<Millis>,
     /// Constraints on the worker; `None` accepts any.
     pub constraints: Option<Arc<PlacementConstraints>>,
-    /// Reservation of this shard that the claim may use.
-    pub reservation_id: Option<ReservationId>,
+    /// Workers of the shard among which one is picked.
+    pub target: ClaimTarget,
     /// Level at which the reply acknowledges the claim.
     pub ack: AckLevel,
-    /// Rank against claims that wait.
-    pub rank: QueueRank,
     /// Arrival time in nanoseconds, if timed.
     pub started_ns: Option<NonZeroU64>,
-}
-
-/// Rank of a claim against those that wait for the pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueueRank {
-    /// Claims that wait may come first.
-    Newcomer,
-    /// The claim has its turn.
-    Dequeued,
 }
 
 /// Request to show the holder of a key to a repeated claim, or to roll the holder back.
@@ -263,6 +252,8 @@ pub enum Command {
     ReplyWhenStored(Box<UnstoredRejection>),
     /// Reserves a worker for a claim that waits.
     Reserve(ReserveCall),
+    /// Offers all workers once more to the claims that wait.
+    OfferAll,
     /// Takes an action on the members of a gang.
     Gang(Box<GangItem>),
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.

@@ -9,10 +9,10 @@
 use std::sync::Arc;
 
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
-use super::command::HeldOperation;
+use super::command::{ClaimCall, HeldOperation};
 use super::reply::ReplyAddress;
 use super::runner::PendingReply;
-use crate::engine::{ClaimGrant, ClaimHandle, PlacementFailure, ReservationId};
+use crate::engine::{ClaimGrant, ClaimHandle, PlacementFailure, ReservationId, ReservedWorker, WorkerOffer};
 use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, Seq, UnreadReply};
 
@@ -30,8 +30,6 @@ pub enum NotGranted {
     NoCapacity,
     /// No worker meets the claim's constraints.
     NotPlaced(PlacementFailure),
-    /// Claims that wait may rank before this one, and must be tried first.
-    BehindQueue,
     /// The shard accepts no such claim at present, or never does.
     Rejected(RequestError),
 }
@@ -71,13 +69,6 @@ pub enum ShardEvent {
         ticket: KeyTicket,
         /// Why it was not granted.
         reason: NotGranted,
-    },
-    /// The shard does not have the reservation any more that a claim named.
-    ReservationLost {
-        /// Key of the claim.
-        id: ClaimId,
-        /// Ticket of the attempt.
-        ticket: KeyTicket,
     },
     /// A repeated claim was answered with the claim that holds the key, or rejected.
     Reacquired {
@@ -186,10 +177,8 @@ pub enum ShardEvent {
         /// Whether a worker is reserved.
         outcome: ReservationOutcome,
     },
-    /// Capacity may have become free, and claims wait.
-    CapacityFreed,
-    /// A claim that waits is to be tried.
-    QueuePending,
+    /// Reservations ended without having served: their workers are unusable or gone.
+    ReservationsVoid(Vec<ReservationId>),
     /// An operation names a claim by a handle of an earlier life: it was not decided.
     Stale(Box<HeldOperation>),
     /// The shard was asked whether it holds a key.
@@ -220,7 +209,7 @@ impl ShardEvent {
     pub fn keys(&self) -> impl Iterator<Item = &ClaimId> {
         let (one, reported) = match self {
             Self::Granted { id, .. } | Self::NotGranted { id, .. } | Self::Ended { id, .. } => (Some(id), None),
-            Self::ReservationLost { id, .. } | Self::Reacquired { id, .. } => (Some(id), None),
+            Self::Reacquired { id, .. } => (Some(id), None),
             Self::NotReacquired { id, .. } | Self::Adopted { id, .. } | Self::Committed { id, .. } => (Some(id), None),
             Self::Resized { id, .. } | Self::ResizeRejected { id, .. } => (Some(id), None),
             Self::EndStored { id, .. } | Self::ClaimFound { id, .. } => (Some(id), None),
@@ -228,23 +217,31 @@ impl ShardEvent {
             Self::PredecessorHeld { .. } | Self::Shown { .. } | Self::StaleUnread { .. } | Self::Stale(_) => {
                 (None, None)
             }
-            Self::ReservationDecided { .. } | Self::CapacityFreed | Self::QueuePending => (None, None),
-            Self::Panicked { .. } => (None, None),
+            Self::ReservationDecided { .. } | Self::ReservationsVoid(_) | Self::Panicked { .. } => (None, None),
         };
         one.into_iter().chain(reported.into_iter().flatten().map(|(id, _)| id))
     }
 }
 
 /// Result of a request to reserve a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReservationOutcome {
-    /// A worker is reserved.
-    Reserved,
+    /// This worker is reserved.
+    Reserved(Box<ReservedWorker>),
     /// No worker of the shard qualifies.
     NoWorker,
 }
 
 const _: () = assert!(size_of::<ShardEvent>() <= 88, "an event is moved several times");
+
+/// Use of a worker of which something came free, because claims wait.
+#[derive(Debug)]
+pub enum FreedMatch {
+    /// A claim takes something of it: the call is decided in the same run, before any claim that does not wait.
+    Claim(ClaimCall),
+    /// The worker is reserved.
+    Reserve(ReservationId),
+}
 
 /// Layer above the shards, as far as they know it.
 pub trait ShardSink: Sized + Send + Sync + 'static {
@@ -259,6 +256,9 @@ pub trait ShardSink: Sized + Send + Sync + 'static {
         replies: &mut RunReplies<'_>,
         work: &mut Self::Work,
     );
+
+    /// Offers a worker of which something came free to the claims that wait, in the order of their rank.
+    fn match_freed(&self, from: RunOrigin, offer: &WorkerOffer) -> Option<FreedMatch>;
 
     /// Works off effects until none is left.
     fn carry_out(&self, work: &mut Self::Work);

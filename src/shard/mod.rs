@@ -31,12 +31,12 @@ mod supervisor;
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{
     ClaimCall, Command, GangItem, GangRequest, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports,
-    PreviewQuery, QueueRank, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, UnstoredRejection,
+    PreviewQuery, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, UnstoredRejection,
 };
 pub use environment::ShardEnvironment;
 pub use event::{
-    GrantKind, NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink,
-    UndecidedClaim,
+    FreedMatch, GrantKind, NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife,
+    ShardSink, UndecidedClaim,
 };
 pub use handle::{PushRejection, RejectedCommand, ShardHandle};
 pub use paused_shard::PausedShard;

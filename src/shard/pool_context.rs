@@ -28,7 +28,7 @@ pub struct PoolContext {
     pub metrics: Arc<PoolMetrics>,
     /// Events of the pool, for watchers.
     pub event_log: Arc<PoolEventLog>,
-    /// Whether claims wait for the pool; written by its wait queue, read in every run.
+    /// Number of claims that wait for the pool; written by its wait queue, read in every run.
     pub queue_state: Arc<QueueState>,
     /// Set while the pool is being deleted and accepts nothing new.
     pub closing: AtomicBool,
@@ -87,11 +87,10 @@ impl PoolContext {
     }
 }
 
-/// State of a wait queue that every run reads: whether there are any, and whether one of them is to be tried.
+/// Number of claims that wait for a pool, which every run reads.
 #[derive(Debug, Default)]
 pub struct QueueState {
     waiting: AtomicUsize,
-    dispatch_pending: AtomicBool,
 }
 
 impl QueueState {
@@ -104,28 +103,13 @@ impl QueueState {
 
     /// Number of claims that wait.
     #[must_use]
+    #[inline]
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether a claim that waits may fit and has not been tried yet.
-    #[must_use]
-    pub fn is_dispatch_pending(&self) -> bool {
-        self.dispatch_pending.load(Ordering::Acquire)
-    }
-
-    /// Counts a claim that begins to wait. Must be followed by a fence before capacity is looked for.
-    pub fn add_waiting(&self) {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// Counts claims that no longer wait.
-    pub fn remove_waiting(&self, claims: usize) {
-        self.waiting.fetch_sub(claims, Ordering::SeqCst);
-    }
-
-    /// Notes whether a claim that waits is to be tried.
-    pub fn set_dispatch_pending(&self, pending: bool) {
-        self.dispatch_pending.store(pending, Ordering::Release);
+    /// Publishes the number of claims that wait. If it grows, a fence must follow before capacity is looked for.
+    pub fn set_waiting(&self, claims: usize) {
+        self.waiting.store(claims, Ordering::SeqCst);
     }
 }

@@ -31,6 +31,14 @@ pub enum ProtocolRule {
     DeliveryBeforeReplies,
     /// A claim whose reply nobody has read is rolled back when its caller leaves.
     RollbackOnClose,
+    /// A run publishes what came free before it looks whether anybody waits.
+    PublishBeforeMatch,
+    /// Freed capacity is offered to those who wait before a claim that does not wait is decided.
+    MatchBeforeDecision,
+    /// A claim that enters a queue is searched for afterwards.
+    SearchAfterEntry,
+    /// A claim that was offered something while it was being tried asks that shard before it stands still.
+    MissedOffers,
 }
 
 #[cfg(all(feature = "internals", debug_assertions))]

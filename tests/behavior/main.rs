@@ -36,6 +36,7 @@ mod queued_claims;
 mod quotas;
 mod request_stream;
 mod reservation_clock;
+mod reservations;
 mod restart;
 mod shard_panics;
 mod shard_wakeups;

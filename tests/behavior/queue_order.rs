@@ -143,3 +143,45 @@ async fn q02_a_newcomer_does_not_overtake_queued_claims() {
     assert_eq!(done(waits).await.unwrap().claim.id, id("waits"));
     assert_eq!(done(newcomer).await, Err(FULL));
 }
+
+/// Q09: more than a thousand different requests wait that fit nowhere. The one behind them is served, and a newcomer gets
+/// what none of them can use.
+#[tokio::test]
+async fn q09_many_different_requests_starve_nobody_and_refuse_nobody() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w0", 4_000, None), sized("w1", 2_000, None)]).await;
+    let (large, small) = (world.share("l", &cpu(4_000)).await.unwrap(), world.share("s", &cpu(2_000)).await.unwrap());
+    let wait = |key: String, amount| ClaimRequest { wait_ms: MINUTE, ..request_for("p", &key, &cpu(amount)) };
+    let mut waits = Vec::new();
+    for n in 0..1_500 {
+        waits.push(world.begin_request_alone(wait(format!("n{n}"), 2_001 + n)));
+    }
+    until("they wait", async || world.waiters("p").await == 1_500).await;
+    let last = world.begin_queued(wait("last".into(), 2_000)).await;
+    world.s.release(&small.claim.id, small.claim.fence).await.unwrap();
+    let last = done(last).await.unwrap();
+    world.s.release(&last.claim.id, last.claim.fence).await.unwrap();
+    assert!(world.share("newcomer", &cpu(1_000)).await.is_ok(), "nobody who waits can use it");
+    world.s.release(&large.claim.id, large.claim.fence).await.unwrap();
+    until("the first of them is served", async || waits[0].is_finished()).await;
+    world.quiet().await;
+    assert_eq!(waits.iter().filter(|begun| begun.is_finished()).count(), 1, "the worker has room for one");
+    waits.into_iter().for_each(|begun| begun.abort());
+}
+
+/// A batch of releases in one run serves as many as fit, the best-ranked first.
+#[tokio::test]
+async fn q04_what_comes_free_together_is_matched_in_order() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w0", "w1", "w2"]).await;
+    let fences = world.full(3).await;
+    let mut waits = Vec::new();
+    for (key, priority) in [("a", 0), ("b", 7), ("c", 0), ("d", 9)] {
+        waits.push(world.begin_queued(with_priority(waiting("p", key), priority)).await);
+    }
+    let held: Vec<_> = fences.into_iter().enumerate().map(|(n, fence)| (id(&format!("held{n}")), fence)).collect();
+    assert!(world.s.release_batch(held).await.iter().all(Result::is_ok));
+    world.quiet().await;
+    let served: Vec<bool> = waits.iter().map(JoinHandle::is_finished).collect();
+    assert_eq!(served, [true, true, false, true]);
+}

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
-use hotpool::model::request_error::{RequestError, UnavailableReason};
+use hotpool::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use hotpool::model::{
-    AckLevel, ClaimId, ClaimRequest, ClaimStatus, QueuedClaimView, WorkerCommand, WorkerId, WorkerSpec,
+    AckLevel, ClaimId, ClaimRequest, ClaimStatus, PlacementPolicy, PoolSpec, QueuedClaimView, WorkerCommand, WorkerId,
+    WorkerSpec,
 };
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use tokio::task::JoinHandle;
 
+use crate::shared_pool_helpers::{gpus, request_for, shared, sized};
 use crate::world::{Claimed, FULL, World, done, id, name, request, spec, until, worker};
 
 pub const MINUTE: u64 = 60_000;
@@ -423,4 +425,77 @@ async fn c02_claims_that_wait_for_a_worker_leave_the_rest_of_the_pool_to_others(
         joined.await.unwrap();
     }
     assert_eq!(world.waiters("p").await, 0);
+}
+
+/// P08: a claim that no present worker could hold waits for one that could.
+#[tokio::test]
+async fn p08_a_claim_waits_for_a_kind_of_worker_that_is_absent() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w0", 4_000, None)]).await;
+    let gpu = |key: &str, wait_ms| ClaimRequest { wait_ms, ..request_for("p", key, &gpus(&["A"], 1, 1_000)) };
+    assert_eq!(world.s.claim(gpu("now", 0)).await, Err(RequestError::Unsatisfiable));
+    let served = world.begin_queued(gpu("served", MINUTE)).await;
+    let late = world.begin_queued(gpu("late", 1_000)).await;
+    assert_eq!(world.view("served").await.unwrap().reason, "unsatisfiable");
+    world.pass(1_001).await;
+    let unsatisfiable = RequestError::Exhausted(ExhaustionReason::Unsatisfiable);
+    assert_eq!(done(late).await, Err(unsatisfiable));
+    world.enlist(vec![sized("g0", 4_000, Some(("A", 1)))]).await;
+    assert_eq!(done(served).await.unwrap().claim.worker.spec.id.as_str(), "g0");
+}
+
+/// Q11: preemption that is switched on serves those who wait.
+#[tokio::test]
+async fn q11_preemption_that_is_switched_on_counts_for_those_who_wait() {
+    let (world, fence) = {
+        let world = World::on_memory().await;
+        world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
+        let mut victim = request("p", "victim");
+        let mut constraints = ClaimConstraints::default();
+        constraints.spec.preemptible = true;
+        (victim.constraints, victim.reserve_ms) = (Some(Box::new(constraints)), Some(0));
+        let fence = world.s.claim(victim).await.unwrap().claim.fence;
+        (world, fence)
+    };
+    let urgent = world.begin_queued(with_priority(waiting("p", "urgent"), 5)).await;
+    world.quiet().await;
+    assert!(!world.s.get_claim(&id("victim")).await.unwrap().evicted);
+    let preempting = PoolSpec { preemption: true, ..spec(1, AckLevel::Memory) };
+    world.s.put_pool(name("p"), preempting).await.unwrap();
+    until("it is evicted", async || world.s.get_claim(&id("victim")).await.unwrap().evicted).await;
+    world.s.release(&id("victim"), fence).await.unwrap();
+    assert!(done(urgent).await.is_ok());
+}
+
+/// Q11: labels that a worker gets with a new registration serve those who wait for them.
+#[tokio::test]
+async fn q11_new_labels_of_a_worker_count_for_those_who_wait() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
+    let waits = world.begin_queued(ClaimRequest { constraints: labelled("kind=odd"), ..waiting("p", "odd") }).await;
+    let labels = [("kind".to_owned(), "odd".to_owned())].into();
+    world.s.register(&name("p"), WorkerSpec { labels, ..worker("w0") }).await.unwrap();
+    assert_eq!(done(waits).await.unwrap().claim.worker.spec.id.as_str(), "w0");
+}
+
+/// Q10: requests that wait along for one key are bounded, whatever comes free meanwhile.
+#[tokio::test]
+async fn q10_duplicates_of_a_key_that_waits_are_bounded() {
+    let (world, fence) = one_full_worker().await;
+    let odd = ClaimRequest { constraints: labelled("kind=odd"), ..waiting("p", "odd") };
+    let first = world.begin_queued(odd.clone()).await;
+    let mut more = Vec::new();
+    for _ in 0..300 {
+        more.push(world.begin_request(odd.clone()).await);
+    }
+    let overloaded = || more.iter().filter(|begun| begun.is_finished()).count();
+    until("some are refused", async || overloaded() == 300 - hotpool::limits::WAITING_DUPLICATES_MAX).await;
+    let mut fence = fence;
+    for _ in 0..50 {
+        world.s.release(&id("held0"), fence).await.unwrap();
+        fence = world.hold("p", "held0").await;
+    }
+    assert_eq!(overloaded(), 300 - hotpool::limits::WAITING_DUPLICATES_MAX, "nothing has changed for them");
+    first.abort();
+    more.into_iter().for_each(|begun| begun.abort());
 }

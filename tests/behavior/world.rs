@@ -241,6 +241,7 @@ impl World {
             self.clock.tick();
             left -= step;
         }
+        self.s.inject_queue_tick();
         self.quiet().await;
     }
 

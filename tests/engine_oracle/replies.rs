@@ -95,7 +95,7 @@ pub fn to_reply(answer: EngineReply) -> Reply {
         EngineReply::NotPlaced(failure) => Reply::NotPlaced(failure),
         EngineReply::ResourceMismatch => Reply::ResourceMismatch,
         EngineReply::Committed(_) | EngineReply::GangMembers(_) => panic!("this test has no gangs"),
-        EngineReply::Evicted | EngineReply::WorkerReserved => panic!("no claim waits here"),
+        EngineReply::Evicted | EngineReply::WorkerReserved(_) => panic!("no claim waits here"),
         EngineReply::TooManyModels | EngineReply::GpuModelMismatch { .. } => panic!("impossible in an exclusive pool"),
         EngineReply::ShardFull => panic!("the shard is not full"),
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    ClaimHandle, EngineReply, Event, EvictionPolicy, HeartbeatReport, PlacementConstraints, ReservationId, Shard,
+    ClaimHandle, ClaimTarget, EngineReply, Event, EvictionPolicy, HeartbeatReport, PlacementConstraints,
+    ReservationFate, ReservationId, Shard,
 };
 use hotpool::model::{
     ClaimId, ClaimSpec, LivenessState, PlacementPolicy, ResourceRequirements, SchedulingState, TrustState,
@@ -21,11 +22,21 @@ enum Step {
     Delete { worker: u8 },
     Command { worker: u8, command: usize },
     Heartbeat { worker: u8 },
-    Claim { slots: u64, ttl_ms: u64, reservation_id: Option<ReservationId> },
+    Claim { slots: u64, ttl_ms: u64, target: ClaimTarget },
     Release { nth: usize },
     Reserve { id: ReservationId, slots: u64, evict: bool },
     CancelReservation { id: ReservationId },
     Advance { ms: u64 },
+}
+
+/// Target of a claim: any worker, a reserved one, or that with some ordinal, whatever its state.
+fn target() -> impl Strategy<Value = ClaimTarget> {
+    let fate = prop_oneof![Just(ReservationFate::Ends), Just(ReservationFate::Stays)];
+    prop_oneof![
+        2 => Just(ClaimTarget::AnyWorker),
+        2 => (1..4u64).prop_map(|id| ClaimTarget::Reserved(ReservationId::new(id).unwrap())),
+        2 => (0..8u32, fate).prop_map(|(worker, fate)| ClaimTarget::Worker(worker, fate)),
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -35,8 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => worker().prop_map(|worker| Step::Delete { worker }),
         3 => (worker(), 0..4usize).prop_map(|(worker, command)| Step::Command { worker, command }),
         2 => worker().prop_map(|worker| Step::Heartbeat { worker }),
-        8 => (1..4u64, prop_oneof![Just(0), 1..3_000u64], prop::option::of(reservation()))
-            .prop_map(|(slots, ttl_ms, reservation_id)| Step::Claim { slots, ttl_ms, reservation_id }),
+        8 => (1..4u64, prop_oneof![Just(0), 1..3_000u64], target()).prop_map(|(slots, ttl_ms, target)| Step::Claim { slots, ttl_ms, target }),
         4 => any::<usize>().prop_map(|nth| Step::Release { nth }),
         6 => (reservation(), 1..5u64, any::<bool>()).prop_map(|(id, slots, evict)| Step::Reserve { id, slots, evict }),
         2 => reservation().prop_map(|id| Step::CancelReservation { id }),
@@ -98,7 +108,7 @@ impl Recount {
                 let heartbeat = HeartbeatReport { incarnation, seq: None, claims: None, ttl_ms: TTL_MS };
                 self.apply(Event::Heartbeat { id: id(worker), heartbeat });
             }
-            Step::Claim { slots, ttl_ms, reservation_id } => {
+            Step::Claim { slots, ttl_ms, target } => {
                 self.fence += 1;
                 let fence = self.fence;
                 let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
@@ -110,7 +120,7 @@ impl Recount {
                     reserve_ms: 0,
                     ttl_ms: *ttl_ms,
                     constraints,
-                    reservation_id: *reservation_id,
+                    target: *target,
                 };
                 if let Some(EngineReply::Granted(grant)) = self.apply(event) {
                     self.handles.push(grant.handle);
@@ -122,6 +132,8 @@ impl Recount {
                 self.apply(Event::Release { handle });
             }
             Step::Release { .. } => {}
+            // A number is given once.
+            Step::Reserve { id, .. } if self.shard.has_reservation(*id) => {}
             Step::Reserve { id, slots, evict } => {
                 let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700 });
                 let until_ms = self.now_ms + 500;

@@ -20,7 +20,7 @@ impl ClaimDispatcher {
     /// Routes claims with tickets in groups, to each shard at most as many as it has idle workers.
     #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
     pub fn route_all(&self, mut items: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
-        let over: Vec<_> = items.extract_if(.., |item| item.over_quota.is_some()).collect();
+        let over: Vec<_> = items.extract_if(.., |item| item.over_quota.is_some() || item.asks.is_some()).collect();
         over.into_iter().for_each(|item| self.route(item, work));
         let pools = self.pools.load();
         let is_shared =
@@ -102,7 +102,7 @@ impl ClaimDispatcher {
     fn ask_group(&self, shard: ShardRef, group: Vec<Box<PendingClaim>>, work: &mut EffectQueue) {
         let mut calls = Vec::with_capacity(group.len());
         for item in group {
-            let call = item.call(shard);
+            let call = item.call();
             match self.keys.deposit(item, shard) {
                 Ok(()) => calls.push(call),
                 Err(item) => self.reply_rejected(item, RequestError::DeadlineExceeded),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::in_doubt::{InDoubtGang, InDoubtMember};
 use crate::admission::effect::{Effect, EffectQueue};
-use crate::admission::key::{KeyAcquire, KeyDirectory, PendingClaim};
+use crate::admission::key::{KeyAcquire, KeyDirectory, PendingClaim, ShardAsk};
 use crate::admission::pool_registry::{Pool, PoolMap, PoolRegistry};
 use crate::admission::queue::WaitQueues;
 use crate::clock::Clock;
@@ -24,7 +24,7 @@ use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, Un
 use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim, UnreadReply};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::ShardPreference;
-use crate::shard::{Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardRef, ShardSet};
+use crate::shard::{ClaimCall, Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardRef, ShardSet};
 
 /// Settings of the scheduler.
 #[derive(Debug, Clone)]
@@ -147,7 +147,7 @@ impl ClaimDispatcher {
             KeyAcquire::Acquired(item) => return Some(item),
             KeyAcquire::Asking(shard, call) => work.push(Effect::Send(shard, Command::Claim(call))),
             KeyAcquire::Joined(None) => {}
-            KeyAcquire::Joined(Some((until_ms, id))) => self.schedule_duplicate_expiry(until_ms, &id),
+            KeyAcquire::Joined(Some((until_ms, id))) => self.add_duplicate_deadline(until_ms, &id),
             KeyAcquire::HolderQueued(item) => self.reply_rejected(item, RequestError::KEY_ALREADY_WAITED_FOR),
             KeyAcquire::TooManyDuplicates(item) => {
                 self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Overloaded))
@@ -174,6 +174,10 @@ impl ClaimDispatcher {
                 }
                 continue;
             }
+            if let Some(ask) = item.next_ask(&pools) {
+                self.ask_out_of_turn(ask, item, work);
+                return;
+            }
             let next = match next_shard(&pools, &item) {
                 None if item.advance_stage(&pools) => Some(item),
                 None => {
@@ -196,7 +200,18 @@ impl ClaimDispatcher {
 
     /// Leaves the claim in its entry and asks a shard for a worker.
     fn ask(&self, shard: ShardRef, item: Box<PendingClaim>, work: &mut EffectQueue) {
-        let call = item.call(shard);
+        let call = item.call();
+        self.ask_with(shard, item, call, work);
+    }
+
+    /// Asks a shard that has something for the claim, whatever stage of its search it is in.
+    fn ask_out_of_turn(&self, ask: ShardAsk, item: Box<PendingClaim>, work: &mut EffectQueue) {
+        let wanted = item.wanted();
+        let call = item.call_for(wanted.as_ref(), ask.target);
+        self.ask_with(ask.shard, item, call, work);
+    }
+
+    fn ask_with(&self, shard: ShardRef, item: Box<PendingClaim>, call: ClaimCall, work: &mut EffectQueue) {
         match self.keys.deposit(item, shard) {
             Ok(()) => work.push(Effect::Send(shard, Command::Claim(call))),
             // Somebody else released the ticket. That cannot happen, but if it does the caller must be answered.
@@ -231,6 +246,9 @@ impl ClaimDispatcher {
         let may_be_deleted =
             matches!(rejection, RequestError::Unavailable(UnavailableReason::Loading | UnavailableReason::Stopping));
         let deleted = may_be_deleted && !self.is_draining() && self.has_no_pool(&item);
+        if let Some(queued) = item.queued() {
+            self.leave_queues(queued, item.wait_due_ms());
+        }
         item.reply.reject(if deleted { RequestError::NotFound(ObjectKind::Pool) } else { rejection });
     }
 
@@ -311,9 +329,6 @@ fn next_shard_beside<'a>(
     let pool = pools.by_number(item.pool)?;
     if item.is_exhausted() {
         return None;
-    }
-    if let Some(shard) = item.reserved_shard(pool.number).filter(|shard| !item.tried_shards.contains(*shard)) {
-        return Some((pool, shard));
     }
     if let Some(worker) = item.pinned_worker() {
         let shard = worker.shard(pool.shards.len() as u16);

@@ -19,7 +19,6 @@ use super::views::KeyLookup;
 use super::{EndedClaim, PendingClaim, PrehashedHasher};
 use crate::admission::ids::Ids;
 use crate::admission::lock_order::{self, LockLevel};
-use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::{QuotaLease, TenantDirectory};
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, QuotaResource, Seq};
 use crate::shard::{
@@ -94,8 +93,9 @@ impl KeyDirectory {
         (item.ticket, self.charge(item))
     }
 
-    fn charge(&self, item: &mut PendingClaim) -> Option<QuotaLease> {
-        let charge = self.tenants.try_charge(&item.id, item.spec(), item.pool);
+    #[inline]
+    pub(super) fn charge(&self, item: &mut PendingClaim) -> Option<QuotaLease> {
+        let charge = self.tenants.try_charge(&item.id, item.spec(), item.pool, item.charge_rank());
         item.over_quota = charge.as_ref().err().copied();
         charge.ok()
     }
@@ -138,7 +138,7 @@ impl KeyDirectory {
         let acquired = match shard {
             Some(shard) => {
                 item.tried_shards.insert(shard.shard);
-                let call = item.call(shard);
+                let call = item.call();
                 pending.stage = PendingStage::Asking(item, shard);
                 KeyAcquire::Asking(shard, call)
             }
@@ -249,57 +249,6 @@ impl KeyDirectory {
         }
     }
 
-    /// Marks the claim with this ticket as queued and releases its quota. Returns the duplicates that do not wait, and
-    /// the deadlines of the others. Returns `None` if the ticket is no longer valid.
-    pub fn mark_queued(
-        &self,
-        id: &ClaimId,
-        ticket: KeyTicket,
-        claim: &Arc<QueuedClaim>,
-    ) -> Option<(Vec<Box<PendingClaim>>, Vec<Millis>)> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        let mut entry = self.map.get_mut(id)?;
-        let KeyEntry::Pending(pending) = &mut *entry else { return None };
-        if !pending.has_ticket(ticket) {
-            return None;
-        }
-        pending.stage = PendingStage::Queued(Arc::clone(claim));
-        drop(pending.charge.take());
-        let leave = pending.take_duplicates(|item| item.waits());
-        let deadlines = pending.duplicates.iter().flat_map(|duplicates| duplicates.iter());
-        Some((leave, deadlines.filter_map(|item| item.wait_until_ms()).collect()))
-    }
-
-    /// Marks a queued claim as active: charges its tenant again, or notes that the quota is used up.
-    pub fn mark_unqueued(&self, item: &mut PendingClaim) {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        let Some(mut entry) = self.map.get_mut(&item.id) else { return };
-        let KeyEntry::Pending(pending) = &mut *entry else { return };
-        if pending.ticket == item.ticket {
-            pending.stage = PendingStage::InTransit;
-            pending.charge = self.charge(item);
-        }
-    }
-
-    /// Queued claim that owns the key's ticket, if any.
-    #[must_use]
-    pub fn queued_claim(&self, id: &ClaimId) -> Option<Arc<QueuedClaim>> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        match self.map.get(id).as_deref() {
-            Some(KeyEntry::Pending(PendingKey { stage: PendingStage::Queued(queued), .. })) => Some(Arc::clone(queued)),
-            _ => None,
-        }
-    }
-
-    /// Removes the duplicates whose own waiting time is over.
-    pub fn take_expired_duplicates(&self, id: &ClaimId, now_ms: Millis) -> Vec<Box<PendingClaim>> {
-        let _level = lock_order::acquire(LockLevel::KeyEntry);
-        match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Pending(pending)) => pending.take_duplicates(|item| !item.is_wait_over(now_ms)),
-            _ => Vec::new(),
-        }
-    }
-
     /// Charges the claim with this fence as if it had grown to `spec`, while its shard decides whether it does. Must be
     /// followed by [`Self::end_resize`]. Charges nothing for a life of the shard that is over: the request will be resolved
     /// anew, and charged then.
@@ -398,7 +347,7 @@ impl KeyDirectory {
                 // Released before it is charged again: the next claim may need exactly this quota.
                 drop(pending.charge.take());
                 (pending.ticket, pending.charge) = self.grant_ticket(&mut next);
-                pending.stage = PendingStage::InTransit;
+                (pending.stage, pending.queued) = (PendingStage::InTransit, None);
                 Some(next)
             }
             None if pending.vacant.is_forgotten() => {
@@ -531,7 +480,7 @@ pub struct EndTransition {
 
 /// Lets a claim wait for the decision about a pending key, unless its owner is queued and the claim does not wait.
 fn join(pending: &mut PendingKey, item: Box<PendingClaim>) -> KeyAcquire {
-    let queued = matches!(pending.stage, PendingStage::Queued(_));
+    let queued = pending.queued.is_some();
     if queued && !item.waits() {
         return KeyAcquire::HolderQueued(item);
     }

@@ -18,11 +18,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::{EndedClaim, PendingClaim};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::QuotaLease;
 use crate::engine::ClaimHandle;
 use crate::limits;
+use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimSpec, Fence, Seq};
 use crate::shard::{KeyTicket, PendingWrite, PendingWrites, ProtocolRule, ShardLife, ShardRef};
 
@@ -93,8 +96,10 @@ pub(super) struct PendingKey {
     pub duplicates: WaitingDuplicates,
     /// Part that the key keeps if the claim is not granted.
     pub vacant: VacantKey,
-    /// Quota of the claim; `None` while the quota is used up, the claim is queued, or it is about to be adopted.
+    /// Quota of the claim; `None` while the quota is used up, the claim stands still, or it is about to be adopted.
     pub charge: Option<QuotaLease>,
+    /// Entry of the claim in the wait queues, while it is in them.
+    pub queued: Option<Box<QueuedKey>>,
 }
 
 /// Whereabouts of the claim of a pending key.
@@ -104,8 +109,35 @@ pub(super) enum PendingStage {
     InTransit,
     /// In the entry, while this shard is asked.
     Asking(Box<PendingClaim>, ShardRef),
-    /// In the wait queues.
-    Queued(Arc<QueuedClaim>),
+    /// In the entry, while it stands still: nobody tries it until it is offered something.
+    Waiting(Box<PendingClaim>),
+}
+
+/// Offers that a claim in the wait queues missed while it was being tried.
+#[derive(Debug, Default)]
+pub(super) struct MissedOffers(SmallVec<[ShardRef; 4]>);
+
+impl MissedOffers {
+    /// Notes that a shard had something for the claim.
+    pub fn add(&mut self, shard: ShardRef) {
+        if !self.0.contains(&shard) && ProtocolRule::MissedOffers.holds() {
+            self.0.push(shard);
+        }
+    }
+
+    /// Takes the shards that were noted.
+    pub fn take(&mut self) -> SmallVec<[ShardRef; 4]> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+/// Entry of a pending claim in the wait queues.
+#[derive(Debug)]
+pub(super) struct QueuedKey {
+    pub claim: Arc<QueuedClaim>,
+    pub missed: MissedOffers,
+    /// Why the last search found nothing.
+    pub exhausted: ExhaustionReason,
 }
 
 /// Requests that wait for a pending key. Boxed, because there are almost never any and every entry of the directory
@@ -130,7 +162,7 @@ pub(super) struct HeldKey {
 impl PendingKey {
     /// Key whose claim is in the hands of the caller.
     pub fn in_transit(ticket: KeyTicket, charge: Option<QuotaLease>, vacant: VacantKey) -> Self {
-        Self { ticket, stage: PendingStage::InTransit, duplicates: None, vacant, charge }
+        Self { ticket, stage: PendingStage::InTransit, duplicates: None, vacant, charge, queued: None }
     }
 
     /// Whether the ticket is that of the present attempt: an answer to any other is stale.
@@ -170,6 +202,17 @@ impl PendingKey {
         let (kept, taken): (Vec<_>, Vec<_>) = duplicates.drain(..).partition(keep);
         **duplicates = kept.into();
         taken
+    }
+
+    /// Takes the claim if it stands still.
+    pub fn take_waiting(&mut self) -> Option<Box<PendingClaim>> {
+        match std::mem::replace(&mut self.stage, PendingStage::InTransit) {
+            PendingStage::Waiting(claim) => Some(claim),
+            other => {
+                self.stage = other;
+                None
+            }
+        }
     }
 
     /// Takes the claim that a shard was asked for.

@@ -10,11 +10,13 @@ mod poisoned;
 mod prehashed;
 mod rebuild;
 mod views;
+mod waiting;
 
 pub use self::directory::{EndTransition, HeldTransition, KeyAcquire, KeyDirectory, RepeatedCall};
 pub use self::ended::EndedClaim;
 pub use self::entry::KeyHolder;
-pub use self::pending_claim::PendingClaim;
+pub use self::pending_claim::{PendingClaim, ShardAsk};
 pub use self::prehashed::PrehashedHasher;
 pub use self::rebuild::RecoveredKeys;
 pub use self::views::KeyLookup;
+pub use self::waiting::{DueClaim, SettledClaim};

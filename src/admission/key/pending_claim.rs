@@ -1,14 +1,26 @@
 //! Claim on its way to a worker, and the calls to shards that are made from it.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 use super::entry::KeyHolder;
 use crate::admission::plan::CandidatePlan;
+use crate::admission::pool_registry::PoolMap;
 use crate::admission::queue::WaitState;
-use crate::engine::PoolEligibility;
+use crate::engine::{ClaimTarget, PlacementConstraints, PoolEligibility};
 use crate::model::request_error::UnavailableReason;
 use crate::model::{AckLevel, ClaimId, Millis, QuotaResource};
-use crate::shard::{ClaimCall, KeyTicket, QueueRank, ReacquireCall, ReplyAddress, ShardRef, ShardSet};
+use crate::shard::{ClaimCall, KeyTicket, ReacquireCall, ReplyAddress, ShardRef, ShardSet};
+
+/// Shard that a claim asks out of turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardAsk {
+    /// Shard that is asked.
+    pub shard: ShardRef,
+    /// Workers among which it picks.
+    pub target: ClaimTarget,
+}
 
 /// Claim that is being placed. It stays in the entry of its key while a shard is asked, and goes from one to the next
 /// until one grants it or none is left, whether or not its caller still listens.
@@ -44,22 +56,49 @@ pub struct PendingClaim {
     pub wait: Option<Box<WaitState>>,
     /// Quota that the claim would exceed, if it got its ticket nevertheless.
     pub over_quota: Option<QuotaResource>,
+    /// Shards that are asked before the search goes on. Boxed, because there are almost never any.
+    pub asks: Option<Box<VecDeque<ShardAsk>>>,
+    /// Whether the claim has asked for workers that are reserved for claims of a lower priority, in this search.
+    pub has_asked_reserved: bool,
 }
 
 impl PendingClaim {
-    /// Call that asks a shard for a worker.
+    /// Next shard that is asked out of turn, and whose pool is tried from now on.
+    pub fn next_ask(&mut self, pools: &PoolMap) -> Option<ShardAsk> {
+        while let Some(asks) = &mut self.asks {
+            let Some(ask) = asks.pop_front() else {
+                self.asks = None;
+                break;
+            };
+            if let Some(pool) = pools.by_number(ask.shard.pool) {
+                self.enter_pool(pool);
+                self.tried_shards.insert(ask.shard.shard);
+                return Some(ask);
+            }
+        }
+        None
+    }
+
+    /// Call that asks a shard for any of its workers.
     #[must_use]
-    pub fn call(&self, shard: ShardRef) -> ClaimCall {
+    #[inline]
+    pub fn call(&self) -> ClaimCall {
+        self.call_for(self.constraints(), ClaimTarget::AnyWorker)
+    }
+
+    /// Call that asks a shard for a worker among these.
+    #[must_use]
+    #[inline]
+    pub fn call_for(&self, constraints: Option<&Arc<PlacementConstraints>>, target: ClaimTarget) -> ClaimCall {
         ClaimCall {
             id: self.id.clone(),
             ticket: self.ticket,
             affinity: self.affinity,
             reserve_ms: self.reserve_ms,
             ttl_ms: self.ttl_ms,
-            constraints: self.constraints().cloned(),
-            reservation_id: self.reservation_at(shard),
+            constraints: constraints.cloned(),
+            target,
             ack: self.ack,
-            rank: if self.bypasses_queue() { QueueRank::Dequeued } else { QueueRank::Newcomer },
             started_ns: self.started_ns,
         }
     }

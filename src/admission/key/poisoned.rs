@@ -44,7 +44,7 @@ impl KeyDirectory {
         let (mut shards, mut unanswered) = (vec![from], Vec::new());
         let mut poisoned = match std::mem::replace(&mut *entry, KeyEntry::Poisoned(PoisonedKey::default())) {
             KeyEntry::Pending(mut pending) => {
-                unanswered.extend(pending.withdraw());
+                unanswered.extend(pending.withdraw().or_else(|| pending.take_waiting()));
                 unanswered.append(&mut pending.take_duplicates(|_| false));
                 let VacantKey { pending_writes, ended } = pending.vacant;
                 PoisonedKey { pending_writes, ended, holder: None, _charge: pending.charge }

@@ -20,8 +20,7 @@ use crate::model::claim_request::{ClaimConstraints, PoolChoice};
 use crate::model::label_selector::{LabelSelector, SelectorCache, SelectorError};
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{
-    AckLevel, ClaimRequest, ClaimSpec, Millis, PoolMode, PoolSpec, ResourceRequirements, ResourceUsage, WorkerCapacity,
-    WorkerId,
+    AckLevel, ClaimRequest, ClaimSpec, Millis, PoolMode, PoolSpec, ResourceRequirements, WorkerCapacity, WorkerId,
 };
 use crate::shard::ShardSet;
 
@@ -63,7 +62,7 @@ pub enum NodeScope {
 
 impl NodeScope {
     /// Scope of a claim that accepts only preferred nodes until the given engine time.
-    pub(super) const fn until(preferred_until_ms: Option<Millis>, now_ms: Millis) -> Self {
+    pub const fn until(preferred_until_ms: Option<Millis>, now_ms: Millis) -> Self {
         match preferred_until_ms {
             Some(until_ms) if until_ms > now_ms => Self::PreferredOnly,
             _ => Self::Allowed,
@@ -385,8 +384,7 @@ impl PendingClaim {
         }
     }
 
-    /// Advances to a less preferred stage after every eligible shard said no. Returns false when no stage is left, or
-    /// when the claim was dequeued for this pool alone.
+    /// Advances to a less preferred stage after every eligible shard said no. Returns false when no stage is left.
     pub fn advance_stage(&mut self, pools: &PoolMap) -> bool {
         let Some(plan) = &mut self.plan else { return false };
         plan.stage += 1;
@@ -394,7 +392,7 @@ impl PendingClaim {
             self.tried_shards = ShardSet::default();
             return true;
         }
-        self.dequeue_guard().is_none() && self.advance_pool(pools)
+        self.advance_pool(pools)
     }
 
     /// Advances to the next candidate pool that may have a worker for the claim. Returns false when none is left.
@@ -421,14 +419,38 @@ impl PendingClaim {
 
     /// Restarts the search in `pool`, one of the claim's candidates.
     pub fn restart_in_pool(&mut self, pool: &Pool, now_ms: Millis) {
-        let scope = NodeScope::until(self.wait.as_ref().and_then(|wait| wait.preferred_until_ms), now_ms);
-        (self.pool, self.tried_shards, self.unreachable) = (pool.number, ShardSet::default(), None);
+        self.reset_search(now_ms);
+        self.enter_pool(pool);
         if let Some(plan) = &mut self.plan {
-            plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
-            (plan.stage, plan.scope, plan.failures) = (0, scope, PlacementFailureSet::default());
             plan.skip_empty_stages(pool);
         }
+    }
+
+    /// Makes `pool`, one of the claim's candidates, that which is tried.
+    pub fn enter_pool(&mut self, pool: &Pool) {
+        self.pool = pool.number;
+        if let Some(plan) = &mut self.plan {
+            plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
+        }
         self.apply_pool_defaults(&pool.spec.load());
+    }
+
+    /// Time to confirm that the request names, in milliseconds; none: the pool's.
+    #[must_use]
+    pub fn requested_reserve_ms(&self) -> Option<Millis> {
+        self.plan.as_ref().map_or(Some(self.reserve_ms), |plan| plan.reserve_ms)
+    }
+
+    /// Constraints on any worker that is acceptable at present, whatever the stage.
+    #[must_use]
+    pub fn wanted(&self) -> Option<Arc<PlacementConstraints>> {
+        let plan = self.plan.as_ref()?;
+        if plan.scope == NodeScope::Allowed {
+            return Some(Arc::clone(&plan.constraints));
+        }
+        let preferred = plan.stages.iter().find(|stage| stage.scope == NodeScope::PreferredOnly)?;
+        let nodes = preferred.constraints.nodes.clone();
+        Some(Arc::new(PlacementConstraints { nodes, ..(*plan.constraints).clone() }))
     }
 
     /// Whether only preferred nodes are acceptable for now.
@@ -443,27 +465,10 @@ impl PendingClaim {
         self.plan.as_ref().is_some_and(|plan| plan.stage >= plan.stages.len())
     }
 
-    /// Constraints of all stages that apply at present, in order.
-    pub fn all_constraints(&self) -> impl Iterator<Item = &PlacementConstraints> {
-        let plan = self.plan.iter();
-        plan.flat_map(|plan| {
-            let allowed = |stage: &&CandidateStage| plan.scope.covers(stage.scope);
-            plan.stages.iter().filter(allowed).map(|stage| &*stage.constraints)
-        })
-    }
-
     /// Part of the request that is kept with the claim, if any.
     #[must_use]
     pub fn spec(&self) -> Option<&Arc<ClaimSpec>> {
         self.plan.as_ref()?.constraints.spec.as_ref()
-    }
-
-    /// Hash of the quota that the claim needs. Claims of a tenant with the same hash fit its quota or not together.
-    #[must_use]
-    pub fn quota_class(&self) -> u64 {
-        let mut hash = std::hash::DefaultHasher::new();
-        ResourceUsage::of_claim(self.spec().map(|spec| &**spec)).to_array().hash(&mut hash);
-        hash.finish()
     }
 
     /// Hash of the capacity that the claim needs. Claims with the same hash are placeable or not placeable together.

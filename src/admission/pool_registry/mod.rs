@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use self::numbers::NumberTable;
 use crate::admission::dispatch::ClaimDispatcher;
-use crate::admission::queue::WaitQueue;
+use crate::admission::queue::PoolQueue;
 use crate::metrics::{ClaimOutcome, ShardState};
 use crate::model::{PoolName, UnschedulableReason};
 use crate::shard::{self, PoolContext, ShardRef};
@@ -27,7 +27,7 @@ pub struct Pool {
     /// Handles of the pool's shards, by index.
     pub shards: Box<[Arc<ShardHandle>]>,
     /// Queue of claims that wait for capacity in the pool.
-    pub wait_queue: WaitQueue,
+    pub wait_queue: PoolQueue,
     /// Lock of the gang that is being placed in the pool.
     pub gang_lock: Arc<tokio::sync::Mutex<()>>,
 }
@@ -50,8 +50,19 @@ impl Pool {
     /// Creates a pool with one handle per shard.
     #[must_use]
     pub fn new(uid: u64, context: Arc<PoolContext>, shards: Box<[Arc<ShardHandle>]>) -> Self {
-        let wait_queue = WaitQueue::new(Arc::clone(&context.queue_state));
+        let wait_queue = PoolQueue::new(context.number, Arc::clone(&context.queue_state));
         Self { context, uid, shards, wait_queue, gang_lock: Arc::default() }
+    }
+
+    /// Number of workers that are idle, hold claims, or are reserved for claims that wait.
+    #[must_use]
+    pub fn usable_workers(&self) -> u64 {
+        let count = |handle: &Arc<ShardHandle>| {
+            let shard = handle.shard.shard;
+            let reserved = handle.unschedulable_idle(UnschedulableReason::Reserved);
+            u64::from(self.board.idle(shard)) + u64::from(self.board.busy(shard)) + u64::from(reserved)
+        };
+        self.shards.iter().map(count).sum()
     }
 
     /// Whether some shard does not answer, so that "exhausted" cannot be said.

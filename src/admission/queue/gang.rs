@@ -1,58 +1,96 @@
-//! Gangs that wait. A gang has one entry for all its members, in the queues of all pools that they may use. When it is
-//! dequeued, its driver is woken and tries the gang as a whole; the members bypass the queue meanwhile. Their keys
-//! stay vacant until then.
+//! Gangs that wait. A gang has one entry for all its members, in the queues of all pools that they may use; the keys of
+//! its members stay vacant until it is tried as a whole. On a tick at most one gang of a pool is tried, the best-ranked of
+//! those for which enough seems to be free.
 //!
-//! A gang needs much capacity at once, and capacity becomes free piece by piece. So when a gang has been at the head
-//! of a queue for [`limits::RESERVE_AFTER_MS`], free capacity is reserved for it until it is served or gives up.
+//! A gang needs much capacity at once, and capacity comes free piece by piece. So when one has waited for
+//! [`limits::RESERVE_AFTER_MS`], what comes free is held for it, for a bounded time ([`super::reservations`]).
 
-use parking_lot::Mutex;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::dequeue::is_full;
-use super::{DequeueGuard, QueuedClaim};
+use super::entry::is_full;
+use super::pool_queue::QueueGuard;
+use super::{ArrivalNumber, RequestClass};
 use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::key::{PendingClaim, ShardAsk};
 use crate::admission::pool_registry::Pool;
+use crate::admission::tenant::{ChargeRank, Tenant};
+use crate::engine::ClaimTarget;
 use crate::limits;
 use crate::model::request_error::ExhaustionReason;
-use crate::model::{ClaimId, Millis, ResourceVector};
-
-/// Wakes the driver of a queued gang.
-#[derive(Debug, Default)]
-pub(super) struct GangWaker {
-    notify: Notify,
-    guard: Mutex<Option<DequeueGuard>>,
-    /// Whether the gang was dequeued and not requeued since.
-    busy: AtomicBool,
-    /// Total request: number of workers in exclusive pools, resources in shared ones.
-    request: (usize, ResourceVector),
-    /// Engine time before which the gang is not tried again, and the length of that pause.
-    backoff: Mutex<(Millis, Millis)>,
-}
+use crate::model::{ClaimId, Millis, ResourceUsage, ResourceVector};
+use crate::shard::{Command, ShardRef};
 
 /// Shortest and longest pause between two attempts. Capacity that a failed attempt frees would otherwise trigger the
 /// next one.
 const BACKOFF_MS: [Millis; 2] = [20, 1_000];
 
-impl GangWaker {
+/// Gangs of a pool, by rank.
+pub(super) type GangRanks = BTreeMap<(Reverse<u16>, ArrivalNumber), Arc<WaitingGang>>;
+
+/// Gang that waits for capacity or for quota.
+#[derive(Debug)]
+pub struct WaitingGang {
+    /// Arrival number, the same in all queues.
+    pub arrival: ArrivalNumber,
+    /// Highest priority of a member.
+    pub priority: u16,
+    /// Engine time at which the wait began.
+    pub since_ms: Millis,
+    /// Engine time at which the wait ends.
+    pub until_ms: Millis,
+    /// Pools in whose queues it is.
+    pub pools: SmallVec<[Arc<Pool>; 1]>,
+    /// Tenant of its first member.
+    pub tenant: Arc<Tenant>,
+    /// Why the last attempt failed.
+    pub exhausted: ExhaustionReason,
+    /// Request of each member.
+    pub classes: Vec<RequestClass>,
+    /// Total request: number of workers in exclusive pools, resources in shared ones.
+    request: (usize, ResourceVector),
+    /// Amounts that its members are charged together.
+    need: ResourceUsage,
+    notify: Notify,
+    /// Whether the gang is to be tried.
+    is_due: AtomicBool,
+    /// Engine time before which the gang is not tried again, and the length of that pause.
+    backoff: Mutex<(Millis, Millis)>,
+}
+
+impl WaitingGang {
     /// Wakes the driver, which checks what has changed.
     pub(super) fn wake(&self) {
         self.notify.notify_one();
     }
 
-    /// Whether the pools have enough free resources in total.
-    fn may_fit(&self, pools: &[Arc<Pool>]) -> bool {
+    /// Whether what it waits for seems to be there.
+    fn may_succeed(&self, now_ms: Millis) -> bool {
+        if self.backoff.lock().0 > now_ms {
+            return false;
+        }
+        if matches!(self.exhausted, ExhaustionReason::Quota(_)) {
+            let rank = ChargeRank { priority: self.priority, arrival: Some(self.arrival) };
+            return self.tenant.allows_refused(&self.need, rank);
+        }
         let (workers, amounts) = self.request;
         let (mut idle, mut free, mut shared) = (0, ResourceVector::default(), false);
-        for pool in pools {
+        for pool in &self.pools {
+            let held = pool.wait_queue.lock().queue.reservations.held_for(self.arrival);
             match pool.board.free() {
                 None => {
-                    idle += pool.shards.iter().map(|handle| pool.board.idle(handle.shard.shard) as usize).sum::<usize>()
+                    let shards = pool.shards.iter();
+                    idle += held + shards.map(|handle| pool.board.idle(handle.shard.shard) as usize).sum::<usize>();
                 }
+                // What is free of a held worker is not published.
+                Some(_) if held > 0 => return true,
                 Some(capacity) => {
                     shared = true;
                     free = free.saturating_add(capacity.total(pool.board.open_shards()));
@@ -62,53 +100,92 @@ impl GangWaker {
         if shared { amounts.fits_in(free) } else { idle >= workers }
     }
 
-    /// Whether the gang pauses after a failed attempt.
-    fn is_backing_off(&self, now_ms: Millis) -> bool {
-        self.backoff.lock().0 > now_ms
-    }
-
     /// Starts a pause after a failed attempt; twice as long as the last one.
     fn back_off(&self, now_ms: Millis) {
         let mut pause = self.backoff.lock();
         let pause_ms = (pause.1 * 2).clamp(BACKOFF_MS[0], BACKOFF_MS[1]);
         *pause = (now_ms + pause_ms, pause_ms);
     }
+}
 
-    fn take(&self) -> Option<DequeueGuard> {
-        self.guard.lock().take()
+impl QueueGuard<'_> {
+    /// Number of gangs ahead of this one.
+    pub(super) fn gangs_ahead(&self, arrival: ArrivalNumber) -> usize {
+        self.gangs.values().take_while(|gang| gang.arrival != arrival).count()
     }
 }
 
-/// Offers the dequeue guard of `pool` to the gang's driver.
-pub(super) fn offer_dequeue(pool: &Arc<Pool>, queued: &Arc<QueuedClaim>, generation: u64, now_ms: Millis) {
-    let Some(waker) = &queued.gang else { return };
-    let is_pausing = waker.is_backing_off(now_ms);
-    if is_pausing || !waker.may_fit(&queued.pools) {
-        pool.wait_queue.mark_unplaceable(queued.request_class, generation);
-        if is_pausing {
-            pool.wait_queue.retry_on_tick.store(true, Ordering::Release);
+impl ClaimDispatcher {
+    /// Lets the gangs of a pool look at what has changed.
+    pub(super) fn wake_gangs(&self, pool: &Pool) {
+        let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
+        gangs.iter().for_each(|gang| gang.wake());
+    }
+
+    /// Lets the best-ranked gang be tried for which enough seems to be free, and ends the waits that are over.
+    pub(super) fn tick_gangs(&self, pool: &Pool, now_ms: Millis) {
+        let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
+        gangs.iter().filter(|gang| gang.until_ms <= now_ms).for_each(|gang| gang.wake());
+        if let Some(gang) = gangs.iter().find(|gang| gang.may_succeed(now_ms)) {
+            gang.is_due.store(true, Ordering::Release);
+            gang.wake();
         }
-        reserve_for(pool, queued, now_ms);
-        pool.wait_queue.end_dequeue();
-        return;
+        self.tick_gang_hold(pool, &gangs, now_ms);
     }
-    if waker.busy.swap(true, Ordering::AcqRel) {
-        queued.skipped.store(true, Ordering::Release);
-        pool.wait_queue.mark_unplaceable(queued.request_class, generation);
-        pool.wait_queue.end_dequeue();
-        return;
-    }
-    let guard = DequeueGuard { pool: Arc::clone(pool), queued: Arc::clone(queued), generation };
-    *waker.guard.lock() = Some(guard);
-    waker.wake();
-}
 
-/// Reserves free capacity for the head of the queue, if it has waited for long.
-fn reserve_for(pool: &Pool, queued: &QueuedClaim, now_ms: Millis) {
-    if now_ms.saturating_sub(queued.since_ms) >= limits::RESERVE_AFTER_MS {
-        let mut state = pool.wait_queue.lock();
-        if state.queue.first() == Some(queued.arrival) {
-            state.reserved_for = Some(queued.arrival);
+    /// Begins or ends the hold for a gang.
+    fn tick_gang_hold(&self, pool: &Pool, gangs: &[Arc<WaitingGang>], now_ms: Millis) {
+        let usable = pool.usable_workers();
+        let is_starved = |gang: &&Arc<WaitingGang>| {
+            let waits_for_capacity = !matches!(gang.exhausted, ExhaustionReason::Quota(_));
+            waits_for_capacity
+                && gang.since_ms + limits::RESERVE_AFTER_MS <= now_ms
+                // One that could never be complete keeps nothing.
+                && gang.classes.len() as u64 <= usable
+        };
+        let mut queue = pool.wait_queue.lock();
+        let reservations = &mut queue.queue.reservations;
+        let (mut ended, mut begins) = (Vec::new(), false);
+        if reservations.gang_hold().is_some_and(|(arrival, until_ms)| {
+            until_ms <= now_ms || !gangs.iter().filter(is_starved).any(|gang| gang.arrival == arrival)
+        }) {
+            ended = reservations.end_gang_hold(usable, now_ms);
+        }
+        let starved = gangs
+            .iter()
+            .filter(is_starved)
+            .filter(|gang| reservations.may_hold(gang.classes.len() as u64, usable, now_ms));
+        let next =
+            starved.min_by_key(|gang| (Reverse(gang.priority), reservations.expired_holds(gang.arrival), gang.arrival));
+        if let Some(gang) = next.cloned() {
+            reservations.begin_gang_hold(&gang, now_ms..now_ms + limits::HOLD_MS_MAX);
+            begins = true;
+        }
+        drop(queue);
+        for (shard, number) in ended {
+            pool.shards[shard as usize].cancel_reservation(number);
+        }
+        if begins {
+            // What is free already is held too.
+            pool.shards.iter().for_each(|handle| drop(handle.push(Command::OfferAll)));
+        }
+    }
+
+    /// Lets the members of a gang ask for the workers that are held for it, each for another one first.
+    pub(crate) fn ask_held(&self, arrival: ArrivalNumber, pools: &[Arc<Pool>], items: &mut [Box<PendingClaim>]) {
+        let mut held: Vec<ShardAsk> = Vec::new();
+        for pool in pools {
+            for (shard, number) in pool.wait_queue.lock().queue.reservations.held_workers(arrival) {
+                let shard = ShardRef { pool: pool.number, shard };
+                held.push(ShardAsk { shard, target: ClaimTarget::Reserved(number) });
+            }
+        }
+        if held.is_empty() {
+            return;
+        }
+        for item in items {
+            item.asks = Some(Box::new(held.iter().copied().collect()));
+            held.rotate_left(1);
         }
     }
 }
@@ -116,122 +193,123 @@ fn reserve_for(pool: &Pool, queued: &QueuedClaim, now_ms: Millis) {
 /// Gang in the wait queues; leaves them when dropped.
 #[derive(Debug)]
 pub struct QueuedGang {
-    queued: Arc<QueuedClaim>,
+    gang: Arc<WaitingGang>,
     members: Vec<ClaimId>,
     dispatch: Arc<ClaimDispatcher>,
 }
 
 impl Drop for QueuedGang {
     fn drop(&mut self) {
-        self.queued.remove_from_queues();
-        let mut gangs = self.dispatch.wait_queues.gangs();
-        for member in &self.members {
-            // Another gang may wait for the same key by now.
-            if gangs.get(member).is_some_and(|queued| queued.arrival == self.queued.arrival) {
-                gangs.remove(member);
+        let gang = &self.gang;
+        for pool in &gang.pools {
+            let usable = pool.usable_workers();
+            let mut queue = pool.wait_queue.lock();
+            queue.leave_gang(gang);
+            let held = match queue.queue.reservations.gang_hold() {
+                Some((arrival, _)) if arrival == gang.arrival => {
+                    queue.queue.reservations.drop_gang_hold(usable, self.dispatch.clock.engine_ms())
+                }
+                _ => Vec::new(),
+            };
+            drop(queue);
+            for (shard, number) in held {
+                pool.shards[shard as usize].cancel_reservation(number);
             }
         }
-        drop(gangs);
-        drop(self.queued.gang.as_ref().and_then(|waker| waker.take()));
-        for pool in &self.queued.pools {
-            self.dispatch.with_work(|work| self.dispatch.dispatch_next(pool, work));
+        let mut gangs = self.dispatch.wait_queues.gangs.lock();
+        for member in &self.members {
+            // Another gang may wait for the same key by now.
+            if gangs.get(member).is_some_and(|other| other.arrival == gang.arrival) {
+                gangs.remove(member);
+            }
         }
     }
 }
 
+/// Request of a gang that is about to wait.
+#[derive(Debug)]
+pub struct GangRequest {
+    /// Keys of the members.
+    pub members: Vec<ClaimId>,
+    /// Request of each member.
+    pub classes: Vec<RequestClass>,
+    /// Highest priority of a member.
+    pub priority: u16,
+    /// Resources of all members together.
+    pub total: ResourceVector,
+    /// Why the first attempt failed.
+    pub exhausted: ExhaustionReason,
+    /// Beginning and end of the wait.
+    pub wait_ms: Range<Millis>,
+}
+
 impl QueuedGang {
-    /// Enters a gang with at least one member into the queues of its pools, or into that for its tenant's quota if
-    /// `reason` says so. Returns `None` if a queue is full.
+    /// Enters a gang with at least one member into the queues of its pools. Returns `None` if a queue is full or closed.
     #[must_use]
-    pub fn new(
-        dispatch: &Arc<ClaimDispatcher>,
-        members: Vec<ClaimId>,
-        priority: u16,
-        pools: &[Arc<Pool>],
-        request: (usize, ResourceVector),
-        reason: ExhaustionReason,
-        wait_ms: Range<Millis>,
-    ) -> Option<Self> {
-        let pools: SmallVec<[Arc<Pool>; 1]> = if matches!(reason, ExhaustionReason::Quota(_)) {
-            SmallVec::new()
-        } else {
-            pools.iter().cloned().collect()
-        };
+    pub fn new(dispatch: &Arc<ClaimDispatcher>, pools: &[Arc<Pool>], request: GangRequest) -> Option<Self> {
+        let GangRequest { members, classes, priority, total, exhausted, wait_ms } = request;
         let tenant = dispatch.keys.tenants.get_or_insert(members.first()?);
-        if is_full(&pools, &tenant) {
+        if pools.iter().any(|pool| is_full(pool, &tenant)) {
             return None;
         }
-        let arrival = dispatch.keys.ids.next_arrival();
-        let queued = Arc::new(QueuedClaim {
-            item: Mutex::new(None),
-            arrival,
+        let amounts = classes.iter().map(|class| {
+            let spec = class.constraints.as_ref().and_then(|constraints| constraints.spec.as_deref());
+            ResourceUsage::of_claim(spec)
+        });
+        let gang = Arc::new(WaitingGang {
+            arrival: dispatch.keys.ids.next_arrival(),
             priority,
             since_ms: wait_ms.start,
             until_ms: wait_ms.end,
-            exhausted: reason,
-            pools,
+            pools: pools.iter().cloned().collect(),
             tenant,
-            newcomer: false,
-            gang: Some(Box::new(GangWaker { request, ..GangWaker::default() })),
-            // Unique: whether this gang fits says nothing about other claims.
-            request_class: arrival.get().wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            skipped: AtomicBool::new(false),
-            seeking_reservation: AtomicBool::new(false),
+            exhausted,
+            request: (members.len(), total),
+            need: amounts.fold(ResourceUsage::default(), |sum, more| sum.plus(&more)),
+            classes,
+            notify: Notify::default(),
+            is_due: AtomicBool::new(false),
+            backoff: Mutex::default(),
         });
-        dispatch.wait_queues.gangs().extend(members.iter().map(|member| (member.clone(), Arc::clone(&queued))));
-        dispatch.insert_into_queues(&queued, queued.until_ms);
-        dispatch.with_work(|work| {
-            for pool in &queued.pools {
-                dispatch.dispatch_next(pool, work);
-            }
-            if queued.pools.is_empty() {
-                dispatch.dispatch_next_for_quota(&queued.tenant, work);
-            }
-        });
-        Some(Self { queued, members, dispatch: Arc::clone(dispatch) })
+        let entered = pools.iter().map(|pool| pool.wait_queue.lock().enter_gang(&gang)).filter(|entered| *entered);
+        if entered.count() == 0 {
+            return None;
+        }
+        let mut gangs = dispatch.wait_queues.gangs.lock();
+        gangs.extend(members.iter().map(|member| (member.clone(), Arc::clone(&gang))));
+        drop(gangs);
+        Some(Self { gang, members, dispatch: Arc::clone(dispatch) })
     }
 
-    /// Waits until the gang may be tried. Returns whether to try it; false at its deadline and on shutdown.
-    pub async fn wait_until_dequeued(&self) -> bool {
-        let Some(waker) = &self.queued.gang else { return false };
+    /// Gang as its queues know it.
+    #[must_use]
+    pub const fn gang(&self) -> &Arc<WaitingGang> {
+        &self.gang
+    }
+
+    /// Waits until the gang is to be tried. Returns false at its deadline and on shutdown.
+    pub async fn wait_until_due(&self) -> bool {
+        let gang = &self.gang;
         loop {
-            if self.queued.until_ms <= self.dispatch.clock.engine_ms() || self.dispatch.is_stopping() {
+            if gang.until_ms <= self.dispatch.clock.engine_ms() || self.dispatch.is_stopping() {
                 return false;
             }
-            let closing = self.queued.pools.iter().any(|pool| pool.is_closing());
-            if closing || waker.busy.load(Ordering::Acquire) {
+            let is_closing = gang.pools.iter().any(|pool| pool.is_closing()) || self.dispatch.is_draining();
+            if is_closing || gang.is_due.swap(false, Ordering::AcqRel) {
                 return true;
             }
-            waker.notify.notified().await;
-            if self.queued.pools.is_empty() {
-                return self.queued.until_ms > self.dispatch.clock.engine_ms();
-            }
+            gang.notify.notified().await;
         }
     }
 
-    /// Requeues the gang after an attempt that found too little capacity.
-    pub fn requeue(&self) {
-        let Some(waker) = &self.queued.gang else { return };
-        let guard = waker.take();
-        waker.busy.store(false, Ordering::Release);
-        let Some(guard) = guard else { return };
-        let pool = Arc::clone(&guard.pool);
-        waker.back_off(self.dispatch.clock.engine_ms());
-        pool.wait_queue.mark_unplaceable(self.queued.request_class, guard.generation);
-        reserve_for(&pool, &self.queued, self.dispatch.clock.engine_ms());
-        drop(guard);
-        if self.queued.skipped.swap(false, Ordering::AcqRel) {
-            for other in &self.queued.pools {
-                other.wait_queue.retry_all();
-                other.wait_queue.retry_on_tick.store(true, Ordering::Release);
-            }
-        }
-        self.dispatch.with_work(|work| self.dispatch.dispatch_next(&pool, work));
+    /// Pauses after an attempt that failed.
+    pub fn back_off(&self) {
+        self.gang.back_off(self.dispatch.clock.engine_ms());
     }
 
-    /// Whether the gang is queued for what `reason` names.
+    /// Whether the gang waits for what `reason` names.
     #[must_use]
     pub fn waits_for(&self, reason: ExhaustionReason) -> bool {
-        matches!(reason, ExhaustionReason::Quota(_)) == self.queued.pools.is_empty()
+        matches!(reason, ExhaustionReason::Quota(_)) == matches!(self.gang.exhausted, ExhaustionReason::Quota(_))
     }
 }

@@ -10,6 +10,7 @@
 
 use smallvec::SmallVec;
 
+use crate::admission::queue::ArrivalNumber;
 use crate::model::{Quota, QuotaResource, ResourceUsage};
 
 /// Usage, limits and weight of a tenant.
@@ -23,6 +24,39 @@ pub struct TenantAccount {
     weight: u32,
     /// Usage by pool, for pools in which the tenant holds anything.
     pools: SmallVec<[(u32, ResourceUsage); 1]>,
+    /// Claim that the quota has kept back for long, for which headroom is collected.
+    protected: Option<ProtectedClaim>,
+    /// Whether a claim that waits was refused since this was last taken.
+    refused_waiting: bool,
+}
+
+/// Rank of a claim that is charged. A claim that does not wait has no arrival, and ranks last of its priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChargeRank {
+    /// Priority of the claim.
+    pub priority: u16,
+    /// Arrival of the claim, if it waits.
+    pub arrival: Option<ArrivalNumber>,
+}
+
+/// Claim that waits for its tenant's quota, and that claims which rank after it must leave headroom for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProtectedClaim {
+    /// Priority of the claim.
+    pub priority: u16,
+    /// Arrival of the claim.
+    pub arrival: ArrivalNumber,
+    /// Amounts that it needs.
+    pub need: ResourceUsage,
+}
+
+impl ProtectedClaim {
+    /// Whether a claim of this rank must leave the need open.
+    fn precedes(&self, rank: ChargeRank) -> bool {
+        let is_own = rank.arrival == Some(self.arrival);
+        let is_later = rank.arrival.is_none_or(|arrival| arrival > self.arrival);
+        !is_own && (rank.priority < self.priority || (rank.priority == self.priority && is_later))
+    }
 }
 
 impl TenantAccount {
@@ -34,6 +68,8 @@ impl TenantAccount {
             limits: ResourceUsage::default(),
             weight: 1,
             pools: SmallVec::new(),
+            protected: None,
+            refused_waiting: false,
         };
         account.set_limits(quota);
         account
@@ -56,14 +92,76 @@ impl TenantAccount {
     /// # Errors
     /// The resource that would exceed its limit; nothing is charged.
     #[inline]
-    pub fn charge(&mut self, amounts: &ResourceUsage, pool: u32) -> Result<(), QuotaResource> {
-        match self.used.first_exceeded(amounts, &self.limits) {
-            Some(exceeded) => Err(exceeded),
+    pub fn charge(&mut self, amounts: &ResourceUsage, pool: u32, rank: ChargeRank) -> Result<(), QuotaResource> {
+        match self.first_refused(amounts, rank) {
+            Some(exceeded) => {
+                self.refused_waiting |= rank.arrival.is_some();
+                Err(exceeded)
+            }
             None => {
+                self.protected.take_if(|protected| rank.arrival == Some(protected.arrival));
                 self.charge_unchecked(amounts, pool);
                 Ok(())
             }
         }
+    }
+
+    /// Resource that keeps a claim back, if any.
+    #[inline]
+    fn first_refused(&self, amounts: &ResourceUsage, rank: ChargeRank) -> Option<QuotaResource> {
+        self.used.first_exceeded(amounts, &self.limits).or_else(|| self.first_missing(amounts, rank))
+    }
+
+    /// Whether the quota allows a claim of these amounts.
+    #[must_use]
+    pub fn may_charge(&self, amounts: &ResourceUsage, rank: ChargeRank) -> bool {
+        self.first_refused(amounts, rank).is_none()
+    }
+
+    /// Resource of which too little would be left for the protected claim.
+    #[inline]
+    fn first_missing(&self, amounts: &ResourceUsage, rank: ChargeRank) -> Option<QuotaResource> {
+        let protected = self.protected?;
+        if !protected.precedes(rank) {
+            return None;
+        }
+        // A claim that needs nothing of what is collected takes nothing away.
+        self.used.plus(amounts).first_exceeded(&protected.need.where_positive(amounts), &self.limits)
+    }
+
+    /// Protects a claim that the quota keeps back, or none.
+    pub const fn protect(&mut self, claim: Option<ProtectedClaim>) {
+        self.protected = claim;
+    }
+
+    /// Notes that a claim that waits was refused.
+    pub const fn note_refused_waiting(&mut self) {
+        self.refused_waiting = true;
+    }
+
+    /// Headroom for the claims that were refused, which are about to be searched for.
+    pub fn begin_quota_search(&mut self) -> ResourceUsage {
+        self.refused_waiting = false;
+        self.headroom()
+    }
+
+    /// Whether a claim that waits was refused since the refused ones were last searched for.
+    #[must_use]
+    #[inline]
+    pub const fn has_refused_waiting(&self) -> bool {
+        self.refused_waiting
+    }
+
+    /// Amounts that the tenant may still hold.
+    #[must_use]
+    pub fn headroom(&self) -> ResourceUsage {
+        self.limits.minus(&self.used)
+    }
+
+    /// Whether amounts are within the limits if nothing else is held.
+    #[must_use]
+    pub fn allows(&self, amounts: &ResourceUsage) -> bool {
+        ResourceUsage::default().first_exceeded(amounts, &self.limits).is_none()
     }
 
     /// Charges the amounts of a claim that is held already, whatever the limits are.

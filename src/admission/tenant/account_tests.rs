@@ -143,7 +143,7 @@ impl AccountRun<'_> {
     fn charge(&mut self, pool: u32) {
         let amounts = self.amounts();
         let exceeded = self.list.exceeded(&ResourceUsage::default(), &amounts);
-        assert_eq!(self.account.charge(&amounts, pool), exceeded.map_or(Ok(()), Err));
+        assert_eq!(self.account.charge(&amounts, pool, NEWCOMER), exceeded.map_or(Ok(()), Err));
         match exceeded {
             Some(resource) => self.counts.rejected[resource as usize] += 1,
             None => {
@@ -215,9 +215,9 @@ fn u1_the_account_is_the_list_of_its_charges() {
 fn amounts_beyond_64_bits_are_rejected_and_released_exactly() {
     let most = ResourceUsage { claims: 1, memory_bytes: limits::AMOUNT_MAX, ..ResourceUsage::default() };
     let mut account = TenantAccount::new(&Quota::default());
-    let charged = (0..3_000).take_while(|_| account.charge(&most, 7).is_ok()).count() as u64;
+    let charged = (0..3_000).take_while(|_| account.charge(&most, 7, NEWCOMER).is_ok()).count() as u64;
     assert_eq!(charged, u64::MAX / limits::AMOUNT_MAX, "as many as 64 bits can count");
-    assert_eq!(account.charge(&most, 7), Err(QuotaResource::Memory));
+    assert_eq!(account.charge(&most, 7, NEWCOMER), Err(QuotaResource::Memory));
     (1..charged).for_each(|_| account.release(&most, 7));
     assert_eq!(account.used(), most);
 }
@@ -227,7 +227,7 @@ fn a_tenant_in_one_pool_after_the_other_has_one_entry() {
     let one = ResourceUsage { claims: 1, ..ResourceUsage::default() };
     let mut account = TenantAccount::new(&Quota::default());
     for pool in 0..100 {
-        assert_eq!(account.charge(&one, pool), Ok(()));
+        assert_eq!(account.charge(&one, pool, NEWCOMER), Ok(()));
         account.release(&one, pool);
         assert_eq!(account.pools.as_slice(), [(pool, ResourceUsage::default())]);
     }
@@ -249,4 +249,33 @@ fn u1_nothing_is_released_in_another_pool() {
     let mut account = TenantAccount::new(&Quota::default());
     account.charge_unchecked(&one, 0);
     account.release(&one, 1);
+}
+
+/// Rank of a claim that does not wait.
+const NEWCOMER: ChargeRank = ChargeRank { priority: 0, arrival: None };
+
+fn waiting(priority: u16, arrival: u64) -> ChargeRank {
+    ChargeRank { priority, arrival: ArrivalNumber::new(arrival) }
+}
+
+/// Q08: beside a claim that the quota has kept back for long, only those are charged that rank before it, or that leave
+/// its need open.
+#[test]
+fn q08_headroom_is_collected_for_a_protected_claim() {
+    let cpu = |cpu_milli| ResourceUsage { claims: 1, cpu_milli, ..ResourceUsage::default() };
+    let mut account = TenantAccount::new(&Quota { cpu_milli: Some(10), ..Quota::default() });
+    account.charge(&cpu(4), 0, NEWCOMER).unwrap();
+    account.protect(Some(ProtectedClaim { priority: 1, arrival: ArrivalNumber::new(7).unwrap(), need: cpu(8) }));
+    assert_eq!(account.charge(&cpu(1), 0, NEWCOMER), Err(QuotaResource::Cpu));
+    assert_eq!(account.charge(&cpu(1), 0, waiting(1, 8)), Err(QuotaResource::Cpu));
+    assert!(account.has_refused_waiting(), "it is searched for when there is more headroom");
+    assert_eq!(account.charge(&cpu(1), 0, waiting(0, 1)), Err(QuotaResource::Cpu));
+    assert_eq!(account.charge(&ResourceUsage { claims: 1, ..ResourceUsage::default() }, 0, NEWCOMER), Ok(()));
+    assert_eq!(account.charge(&cpu(1), 0, waiting(1, 6)), Ok(()), "it came before");
+    assert_eq!(account.charge(&cpu(1), 0, waiting(2, 9)), Ok(()), "it is more urgent");
+    assert_eq!(account.charge(&cpu(8), 0, waiting(1, 7)), Err(QuotaResource::Cpu), "it does not fit yet");
+    account.release(&cpu(4), 0);
+    assert_eq!(account.charge(&cpu(8), 0, waiting(1, 7)), Ok(()));
+    account.release(&cpu(1), 0);
+    assert_eq!(account.charge(&cpu(1), 0, NEWCOMER), Ok(()), "nobody is protected any more");
 }

@@ -15,8 +15,7 @@ use crossbeam::queue::SegQueue;
 use dashmap::DashMap;
 
 use super::owner_hasher::OwnerHasher;
-use super::{QuotaLease, Tenant, TenantAccount};
-use crate::admission::queue::WaitQueue;
+use super::{ChargeRank, QuotaLease, Tenant, TenantAccount};
 use crate::model::{ClaimId, ClaimSpec, Quota, QuotaResource, QuotaSource, ResourceUsage};
 
 /// Number of tenants from which unused ones are collected.
@@ -91,7 +90,8 @@ impl TenantDirectory {
                 name,
                 number: self.numbers.fetch_add(1, Ordering::Relaxed),
                 account: Mutex::new(TenantAccount::new(&quota)),
-                wait_queue: WaitQueue::default(),
+                waiting: AtomicUsize::new(0),
+                waiting_in: Mutex::default(),
                 is_retry_queued: AtomicBool::new(false),
                 retry_queue: Arc::clone(&self.retry_queue),
             })
@@ -116,8 +116,9 @@ impl TenantDirectory {
         id: &ClaimId,
         spec: Option<&Arc<ClaimSpec>>,
         pool: u32,
+        rank: ChargeRank,
     ) -> Result<QuotaLease, QuotaResource> {
-        QuotaLease::charge(self.get_or_insert(id), spec, pool)
+        QuotaLease::charge(self.get_or_insert(id), spec, pool, rank)
     }
 
     /// Charges a claim that is held already, without checking the quota.
@@ -179,14 +180,18 @@ impl TenantDirectory {
         self.quotas().len()
     }
 
-    /// Effective quota of a tenant, its usage, and the number of its claims that wait for the quota.
+    /// Tenant with this name, if it holds anything or recently did.
     #[must_use]
-    pub fn quota_usage(&self, name: &str) -> (Quota, QuotaSource, ResourceUsage, u64) {
+    pub fn find_by_name(&self, name: &str) -> Option<Arc<Tenant>> {
+        self.map.get(name.as_bytes()).map(|tenant| Arc::clone(&tenant))
+    }
+
+    /// Effective quota of a tenant, and its usage.
+    #[must_use]
+    pub fn quota_usage(&self, name: &str) -> (Quota, QuotaSource, ResourceUsage) {
         let (quota, source) = effective_quota(&self.quotas(), name);
-        let existing = self.map.get(name.as_bytes()).map(|tenant| Arc::clone(&tenant));
-        let (used, waiting) =
-            existing.map_or_else(Default::default, |tenant| (tenant.used(), tenant.wait_queue.waiting() as u64));
-        (quota, source, used, waiting)
+        let used = self.find_by_name(name).map_or_else(ResourceUsage::default, |tenant| tenant.used());
+        (quota, source, used)
     }
 
     /// All tenants that hold anything, for tests that check for leaks.
@@ -291,7 +296,11 @@ mod tests {
         let leases: Vec<_> = std::thread::scope(|scope| {
             let charge = || {
                 start.wait();
-                (0..2).filter_map(|_| tenants.try_charge(&id("t"), None, 0).ok()).collect::<Vec<_>>()
+                (0..2)
+                    .filter_map(|_| {
+                        tenants.try_charge(&id("t"), None, 0, ChargeRank { priority: 0, arrival: None }).ok()
+                    })
+                    .collect::<Vec<_>>()
             };
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(charge)).collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Tenant;
+use super::account::ChargeRank;
 use crate::model::{ClaimSpec, QuotaResource, ResourceUsage};
 
 /// Quota charged to a tenant for one claim; released when dropped.
@@ -30,9 +31,15 @@ impl QuotaLease {
     /// # Errors
     /// The resource that would exceed the tenant's quota; nothing is charged.
     #[inline]
-    pub(super) fn charge(tenant: Arc<Tenant>, spec: Option<&Arc<ClaimSpec>>, pool: u32) -> Result<Self, QuotaResource> {
+    pub(super) fn charge(
+        tenant: Arc<Tenant>,
+        spec: Option<&Arc<ClaimSpec>>,
+        pool: u32,
+        rank: ChargeRank,
+    ) -> Result<Self, QuotaResource> {
         let amounts = ResourceUsage::of_claim(spec.map(|spec| &**spec));
-        tenant.with_account(|account| account.charge(&amounts, pool))?;
+        tenant.with_account(|account| account.charge(&amounts, pool, rank))?;
+        tenant.note_share(pool);
         Ok(Self { tenant, spec: spec.cloned(), pool, resizing: None })
     }
 
@@ -40,6 +47,7 @@ impl QuotaLease {
     pub(super) fn charge_unchecked(tenant: Arc<Tenant>, spec: Option<Arc<ClaimSpec>>, pool: u32) -> Self {
         let lease = Self { tenant, spec, pool, resizing: None };
         lease.tenant.with_account(|account| account.charge_unchecked(&lease.amounts(), pool));
+        lease.tenant.note_share(pool);
         lease
     }
 
@@ -49,6 +57,8 @@ impl QuotaLease {
         if self.pool != pool {
             let amounts = self.amounts();
             self.tenant.with_account(|account| account.move_to_pool(&amounts, self.pool, pool));
+            self.tenant.note_share(self.pool);
+            self.tenant.note_share(pool);
             self.pool = pool;
         }
     }
@@ -87,6 +97,7 @@ impl QuotaLease {
         let (before, after) = (self.amounts(), ResourceUsage::of_claim(spec.as_deref()));
         self.tenant.with_account(|account| account.resize_unchecked(&before, &after, self.pool));
         (self.spec, self.resizing) = (spec, None);
+        self.tenant.note_share(self.pool);
         self.tenant.queue_retry();
     }
 
@@ -103,7 +114,13 @@ impl QuotaLease {
 impl Drop for QuotaLease {
     fn drop(&mut self) {
         let amounts = self.amounts();
-        self.tenant.with_account(|account| account.release(&amounts, self.pool));
-        self.tenant.queue_retry();
+        let is_waited_for = self.tenant.with_account(|account| {
+            account.release(&amounts, self.pool);
+            account.has_refused_waiting()
+        });
+        self.tenant.note_share(self.pool);
+        if is_waited_for {
+            self.tenant.queue_retry();
+        }
     }
 }

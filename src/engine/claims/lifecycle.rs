@@ -210,7 +210,7 @@ impl Shard {
         } else {
             self.workers.get_mut(worker).claim = NIL;
         }
-        self.capacity_epoch += 1;
+        self.freed.add(worker);
         self.unindex_evictable(handle.claim);
         let claim = self.claims.remove(handle.claim);
         self.gangs.remove_member(handle.claim);

@@ -85,7 +85,7 @@ impl Shard {
                 shared.set_gpu_mask(handle.claim, gpu_mask);
                 self.recompute_free(at);
             }
-            self.capacity_epoch += 1;
+            self.freed.add(at);
             self.record_change(at);
         }
         if let Some(claim) = self.claims.get_mut(handle) {

@@ -151,20 +151,31 @@ impl Shard {
 
     /// Whether the worker would fit the request without these claims.
     fn fits_without(&mut self, at: u32, request: &ResourceRequest, removed: &[ClaimHandle]) -> bool {
+        let fits = |shard: &Self| shard.shared.as_ref().is_some_and(|shared| shared.fleet.free(at).fits(request));
+        self.with_claims_removed(at, removed, fits).unwrap_or(false)
+    }
+
+    /// Reads the worker as it would be without these claims; none if it would be overcommitted all the same.
+    pub(super) fn with_claims_removed<T>(
+        &mut self,
+        at: u32,
+        removed: &[ClaimHandle],
+        read: impl FnOnce(&Self) -> T,
+    ) -> Option<T> {
         let remaining: Vec<ResourceAllocation> = self
             .handles_on(at)
             .iter()
             .filter(|handle| !removed.contains(handle))
             .map(|handle| self.allocation_of(handle.claim))
             .collect();
-        let Some(shared) = &mut self.shared else { return false };
+        let shared = self.shared.as_mut()?;
         let capacity = &self.workers.registration(at).spec.capacity;
         let class_id = shared.fleet.free(at).class_id;
         shared.fleet.remove(at);
         let enough = shared.fleet.insert_with(at, capacity, class_id, remaining);
-        let fits = enough && shared.fleet.free(at).fits(request);
+        let found = enough.then(|| read(self));
         self.recompute_free(at);
-        fits
+        found
     }
 
     /// Evicts a claim: it is being released from now on.

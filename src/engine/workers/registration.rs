@@ -104,7 +104,7 @@ impl Shard {
         self.workers.get_mut(at).idle_seq = self.changes.seq() + 1;
         self.idle_queue.push(self.workers.hot_mut(), at);
         self.index_worker(at, None);
-        self.capacity_epoch += 1;
+        self.freed.add(at);
         self.record_change(at);
         if now_ms < self.quarantine_until_ms {
             // It may be an old worker whose registration was lost.
@@ -131,7 +131,7 @@ impl Shard {
         self.workers.set_registration(at, Arc::new(WorkerRegistration { spec }));
         self.idle_queue.reindex(self.workers.all(), at);
         self.index_worker(at, before.as_ref());
-        self.capacity_epoch += 1;
+        self.freed.add(at);
         self.record_change(at);
     }
 

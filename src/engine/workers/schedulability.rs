@@ -66,7 +66,10 @@ impl Shard {
         let usage = worker.usage();
         worker.unschedulable_bits = after;
         let (usage_index, is_unclaimed) = (worker.usage_index, worker.claim == NIL);
-        self.capacity_epoch += u64::from(after == 0);
+        // A reserved worker that is unusable from now on is of no use to the claim that it is kept for.
+        if after == 0 || (before & unschedulable_bits::RESERVED != 0) {
+            self.freed.add(at);
+        }
         self.accounting.change_reasons(usage_index, usage, before, after);
         if is_unclaimed && before == 0 {
             self.idle_queue.remove(self.workers.hot_mut(), at);

@@ -23,7 +23,7 @@ use super::Scheduler;
 use crate::admission::key::PendingClaim;
 use crate::admission::plan::AdmittedClaim;
 use crate::admission::pool_registry::Pool;
-use crate::admission::queue::QueuedGang;
+use crate::admission::queue::{GangRequest, QueuedGang, WaitingGang};
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::GangRef;
@@ -54,15 +54,6 @@ struct PreparedGang {
     #[allow(clippy::vec_box, reason = "claims stay boxed from mailbox to mailbox")]
     items: Vec<Box<PendingClaim>>,
     members: Vec<GangMember>,
-}
-
-/// Rank of a gang's members against queued claims.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum QueuePosition {
-    /// Queued claims come first.
-    Newcomer,
-    /// The gang was dequeued, so its members bypass the queue.
-    AtHead,
 }
 
 /// Gang whose caller waits for the results. When it is dropped with results unread, the caller has left and they are
@@ -140,24 +131,24 @@ impl Scheduler {
                 request.constraints.iter_mut().for_each(|constraints| constraints.preferred_wait_ms = 0);
             }
         }
-        let mut outcomes = self.place_gang(&requests, QueuePosition::Newcomer).await;
+        let mut outcomes = self.place_gang(&requests, None).await;
         let mut queued: Option<QueuedGang> = None;
         while let Some(reason) = queueable_reason(&outcomes).filter(|_| wait_ms > 0) {
-            let requeued = queued.take().filter(|queued| queued.waits_for(reason)).inspect(QueuedGang::requeue);
+            let requeued = queued.take().filter(|queued| queued.waits_for(reason)).inspect(QueuedGang::back_off);
             let Some(entry) = requeued.or_else(|| self.enqueue_gang(&requests, reason, wait_range.clone())) else {
                 return reject_all(&requests, UnavailableReason::Overloaded);
             };
-            let dequeued = tokio::select! {
-                dequeued = entry.wait_until_dequeued() => dequeued,
+            let is_due = tokio::select! {
+                is_due = entry.wait_until_due() => is_due,
                 () = sender.closed() => false,
             };
             if self.dispatch().is_stopping() {
                 return reject_all(&requests, UnavailableReason::Stopping);
             }
-            if !dequeued {
+            if !is_due {
                 break;
             }
-            outcomes = self.place_gang(&requests, QueuePosition::AtHead).await;
+            outcomes = self.place_gang(&requests, Some(entry.gang())).await;
             queued = Some(entry);
         }
         outcomes
@@ -171,24 +162,34 @@ impl Scheduler {
         wait_range: Range<Millis>,
     ) -> Option<QueuedGang> {
         let (dispatch, map) = (self.dispatch(), self.dispatch().pools.load_full());
-        let admitted =
-            requests.iter().filter_map(|request| AdmittedClaim::new(&map, &dispatch.selectors, request).ok());
-        let numbers: BTreeSet<u32> = admitted.flat_map(|admitted| admitted.pools()).collect();
+        let admitted: Vec<AdmittedClaim> =
+            requests.iter().filter_map(|request| AdmittedClaim::new(&map, &dispatch.selectors, request).ok()).collect();
+        let numbers: BTreeSet<u32> = admitted.iter().flat_map(AdmittedClaim::pools).collect();
         let pools: Vec<Arc<Pool>> = numbers.into_iter().filter_map(|number| map.by_number(number)).cloned().collect();
         let priority = requests
             .iter()
             .filter_map(|request| request.constraints.as_ref())
             .map(|constraints| constraints.spec.priority)
             .max();
-        let required = (requests.len(), total_request(requests).saturate());
-        let members = requests.iter().map(|request| request.id.clone()).collect();
-        QueuedGang::new(dispatch, members, priority.unwrap_or(0), &pools, required, reason, wait_range)
+        let classes = requests
+            .iter()
+            .zip(admitted)
+            .map(|(request, admitted)| self.pending_claim(request, admitted, None, ReplyAddress::discard()).class());
+        let gang = GangRequest {
+            members: requests.iter().map(|request| request.id.clone()).collect(),
+            classes: classes.collect(),
+            priority: priority.unwrap_or(0),
+            total: total_request(requests).saturate(),
+            exhausted: reason,
+            wait_ms: wait_range,
+        };
+        QueuedGang::new(dispatch, &pools, gang)
     }
 
     /// Places a gang, again if a worker is lost before the commit.
-    async fn place_gang(&self, requests: &[ClaimRequest], position: QueuePosition) -> GangResults {
+    async fn place_gang(&self, requests: &[ClaimRequest], waiting: Option<&Arc<WaitingGang>>) -> GangResults {
         for _ in 0..ATTEMPTS {
-            if let Some(outcomes) = self.try_place_gang(requests, position).await {
+            if let Some(outcomes) = self.try_place_gang(requests, waiting).await {
                 return outcomes;
             }
         }
@@ -196,14 +197,18 @@ impl Scheduler {
     }
 
     /// Places a gang once. Returns `None` if a worker was lost before the commit and everything was rolled back.
-    async fn try_place_gang(&self, requests: &[ClaimRequest], position: QueuePosition) -> Option<GangResults> {
+    async fn try_place_gang(
+        &self,
+        requests: &[ClaimRequest],
+        waiting: Option<&Arc<WaitingGang>>,
+    ) -> Option<GangResults> {
         let dispatch = self.dispatch();
         let id = match dispatch.allocate_fences(1) {
             Ok(id) => id,
             Err(reason) => return Some(requests.iter().map(|_| Err(RequestError::Unavailable(reason))).collect()),
         };
         let grants = Arc::new(CompletionQueue::collecting(requests.len()));
-        let PreparedGang { home, mut items, mut members } = match self.prepare_gang(requests, id, position, &grants) {
+        let PreparedGang { home, mut items, mut members } = match self.prepare_gang(requests, id, &grants) {
             Ok(prepared) => prepared,
             Err(rejections) => return Some(gang_rejections(requests.len(), rejections)),
         };
@@ -216,6 +221,9 @@ impl Scheduler {
         if !rejections.is_empty() {
             self.release_tickets(&members);
             return Some(gang_rejections(requests.len(), rejections));
+        }
+        if let Some(gang) = waiting {
+            dispatch.ask_held(gang.arrival, &gang.pools, &mut items);
         }
         dispatch.with_work(|work| dispatch.route_all(items, work));
         let granted = grants.collect().await;
@@ -237,7 +245,6 @@ impl Scheduler {
         &self,
         requests: &[ClaimRequest],
         id: Fence,
-        position: QueuePosition,
         grants: &Arc<CompletionQueue>,
     ) -> Result<PreparedGang, BTreeMap<usize, RequestError>> {
         let dispatch = self.dispatch();
@@ -260,11 +267,7 @@ impl Scheduler {
                 Ok(admitted) => {
                     let pools = admitted.pools();
                     let reply = ReplyAddress::queue(Arc::clone(grants), index as u32);
-                    let mut item = self.pending_claim(request, admitted, None, reply);
-                    if position == QueuePosition::AtHead {
-                        item.set_gang_at_head();
-                    }
-                    items.push(item);
+                    items.push(self.pending_claim(request, admitted, None, reply));
                     members.push(GangMember { id: request.id.clone(), ticket: None, pools });
                 }
                 Err(error) => drop(rejections.insert(index, error)),

@@ -65,7 +65,7 @@ impl<S: ShardSink> ShardHandle<S> {
             // What they name was handed back.
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
             // Asked again if need be.
-            Command::FindClaim(_) => {}
+            Command::FindClaim(_) | Command::OfferAll => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
         }
     }

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimId, Fence};
 use crate::shard::address::PendingWrites;
-use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, QueueRank, ReacquireCall, ReserveCall};
+use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, ReacquireCall, ReserveCall};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
 use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplyAddress, ShardOutcome};
 use crate::shard::step_injection::ProtocolRule;
@@ -22,6 +22,12 @@ impl<S: ShardSink> ShardRunner<S> {
                 return self.events.push(ShardEvent::NotGranted { id, ticket, reason });
             }
         };
+        self.decide_claim(call, fence);
+    }
+
+    /// Lets the engine decide a claim that may be granted with this fence.
+    #[inline]
+    pub(super) fn decide_claim(&mut self, call: ClaimCall, fence: Fence) {
         let answer = self.decide(Event::Claim {
             id: call.id.clone(),
             fence,
@@ -29,21 +35,22 @@ impl<S: ShardSink> ShardRunner<S> {
             reserve_ms: call.reserve_ms,
             ttl_ms: call.ttl_ms.unwrap_or(0),
             constraints: call.constraints.clone(),
-            reservation_id: call.reservation_id.filter(|&id| self.shard.has_reservation(id)),
+            target: call.target,
         });
         self.reply_claim(call, answer);
     }
 
     /// Fence for a claim that this shard may decide at present.
-    fn admission_check(&mut self, call: &ClaimCall) -> Result<u64, NotGranted> {
+    fn admission_check(&mut self, call: &ClaimCall) -> Result<Fence, NotGranted> {
         if !self.cancelled.is_empty() && self.cancelled.remove(&call.ticket) {
             return Err(NotGranted::Rejected(RequestError::DeadlineExceeded));
         }
-        if self.is_behind_queue(call) {
-            return Err(NotGranted::BehindQueue);
-        }
         if let Some(reason) = self.overload_reason(call.ack) {
             return Err(NotGranted::Rejected(RequestError::Unavailable(reason)));
+        }
+        if self.has_unmatched() && ProtocolRule::MatchBeforeDecision.holds() {
+            // What came free cannot be granted to those who wait at present, and must not go to anybody else before.
+            return Err(NotGranted::Rejected(RequestError::Unavailable(UnavailableReason::Store)));
         }
         match self.fences.next() {
             Some(fence) => Ok(fence),
@@ -52,14 +59,6 @@ impl<S: ShardSink> ShardRunner<S> {
                 .allocate_fences(1)
                 .map_err(|reason| NotGranted::Rejected(RequestError::Unavailable(reason))),
         }
-    }
-
-    /// Whether claims are queued that may rank before this one for the present capacity.
-    fn is_behind_queue(&self, call: &ClaimCall) -> bool {
-        let queue = &self.pool.queue_state;
-        queue.waiting() > 0
-            && call.rank == QueueRank::Newcomer
-            && (Some(self.shard.capacity_epoch()) != self.capacity_epoch || queue.is_dispatch_pending())
     }
 
     /// Carries out an operation on a held claim, unless it names the claim as an earlier life of the shard did.
@@ -152,7 +151,7 @@ impl<S: ShardSink> ShardRunner<S> {
         let ReserveCall { id, constraints, duration_ms, evict } = call;
         let until_ms = self.now_ms + duration_ms;
         let outcome = match self.decide(Event::Reserve { id, constraints, evict, until_ms }) {
-            EngineReply::WorkerReserved => ReservationOutcome::Reserved,
+            EngineReply::WorkerReserved(worker) => ReservationOutcome::Reserved(worker),
             _ => ReservationOutcome::NoWorker,
         };
         self.events.push(ShardEvent::ReservationDecided { id, outcome });
@@ -175,7 +174,7 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     fn reply_claim(&mut self, call: ClaimCall, answer: EngineReply) {
-        let ClaimCall { id, ticket, ack, affinity, reservation_id, started_ns, .. } = call;
+        let ClaimCall { id, ticket, ack, affinity, started_ns, .. } = call;
         let reason = match answer {
             EngineReply::Granted(grant) => {
                 self.record_claimed(&id, &grant, None);
@@ -196,9 +195,6 @@ impl<S: ShardSink> ShardRunner<S> {
             // The pool's limit was higher when the request arrived.
             answer => NotGranted::Rejected(rejection_of(&answer)),
         };
-        if reservation_id.is_some_and(|id| !self.shard.has_reservation(id)) {
-            self.events.push(ShardEvent::ReservationLost { id: id.clone(), ticket });
-        }
         self.events.push(ShardEvent::NotGranted { id, ticket, reason });
     }
 

@@ -11,6 +11,7 @@ mod claims;
 mod durability;
 mod errors;
 mod gangs;
+mod matching;
 mod notices;
 mod publish;
 mod statistics;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use self::errors::rejection_of;
+use self::matching::MATCHES_MAX;
 use self::publish::event_of_command;
 use self::statistics::AUDIT_INTERVAL_MS;
 use self::unsent_reply::UnsentReply;
@@ -38,7 +40,6 @@ use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, Sh
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
-use super::step_injection::{ProtocolPoint, ProtocolRule};
 use crate::engine::{
     AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters, earlier,
 };
@@ -170,8 +171,12 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     retained: Option<Box<ClaimGrant>>,
     /// Decisions of this run that concern the layer above.
     events: Vec<ShardEvent>,
-    /// Capacity epoch of which the wait queue was last notified, if any.
-    capacity_epoch: Option<u64>,
+    /// Workers of which something came free, and that the claims which wait have not been offered yet.
+    freed: VecDeque<u32>,
+    /// Fence for the next claim that waits and is matched, if one was allocated.
+    spare_fence: Option<Fence>,
+    /// Whether the last run matched as many claims as it may, so that more may be left.
+    matches_left: bool,
     /// Replies decided in this run.
     new_replies: Vec<PendingReply>,
     /// Claims that were rolled back and whose rows are not handed over yet.
@@ -235,7 +240,9 @@ impl<S: ShardSink> ShardRunner<S> {
             effects: Vec::new(),
             retained: None,
             events: Vec::new(),
-            capacity_epoch: None,
+            freed: VecDeque::new(),
+            spare_fence: None,
+            matches_left: false,
             new_replies: Vec::new(),
             rolled_back: relinquished,
             awaiting_store: VecDeque::new(),
@@ -253,6 +260,9 @@ impl<S: ShardSink> ShardRunner<S> {
             runner.shard.stop_recording_rows();
         }
         runner.publish();
+        if runner.pool.queue_state.has_waiting() {
+            runner.shard.note_all_freed();
+        }
         runner
     }
 
@@ -278,9 +288,9 @@ impl<S: ShardSink> ShardRunner<S> {
         while let Some(notice) = self.handle.pop_notice() {
             self.on_notice(notice);
         }
-        let taken_count = if self.handle.has_requests() { self.run_mailbox() } else { 0 };
+        let taken_count = if self.handle.has_requests() { self.run_mailbox(work) } else { 0 };
         if let Some(command) = command.take() {
-            self.execute_single(command);
+            self.execute_single(command, work);
         }
         if !self.cancelled.is_empty() && taken_count < limits::DRAIN_MAX {
             // What was cancelled in the mailbox is decided. A claim that is still on its way is granted and rolled back.
@@ -292,17 +302,17 @@ impl<S: ShardSink> ShardRunner<S> {
             false => DueDeadlines::AllFired,
         };
         self.finish_run(work);
-        due
+        if std::mem::take(&mut self.matches_left) { DueDeadlines::MoreDue } else { due }
     }
 
     /// Handles the requests in the mailbox, as many as one run may, and returns how many.
     #[inline(never)]
-    fn run_mailbox(&mut self) -> usize {
+    fn run_mailbox(&mut self, work: &mut S::Work) -> usize {
         let mut commands = std::mem::take(&mut self.batch);
         let taken_count = self.handle.drain_mailbox(limits::DRAIN_MAX, &mut commands);
         self.refresh_watched();
         self.prepare_batch(&commands);
-        commands.drain(..).for_each(|command| self.execute(command));
+        commands.drain(..).for_each(|command| self.execute(command, work));
         self.batch = commands;
         taken_count
     }
@@ -310,12 +320,13 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Executes a command that bypassed the mailbox, prepared like those of [`Self::prepare_batch`] without looking
     /// ahead.
     #[inline]
-    fn execute_single(&mut self, command: Command) {
+    fn execute_single(&mut self, command: Command, work: &mut S::Work) {
         match command {
             Command::Claim(call) => {
                 self.undecided_tickets.push(call.ticket);
                 self.fences = self.environment.allocate_fences(1).map_or(0..0, |first| first..first + 1);
                 self.record_queue_wait(call.started_ns);
+                self.match_first(work);
                 self.claim(call);
             }
             Command::Operation(operation) if !matches!(operation.verb, HeldVerb::Resize(_)) => {
@@ -324,7 +335,7 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             command => {
                 self.prepare_batch(std::slice::from_ref(&command));
-                self.execute(command);
+                self.execute(command, work);
             }
         }
     }
@@ -379,17 +390,23 @@ impl<S: ShardSink> ShardRunner<S> {
         calls.len() as u64
     }
 
-    fn execute(&mut self, command: Command) {
+    fn execute(&mut self, command: Command, work: &mut S::Work) {
         match command {
-            Command::Claim(call) => self.claim(call),
+            Command::Claim(call) => {
+                self.match_first(work);
+                self.claim(call);
+            }
             Command::Claims(calls) => {
+                self.match_first(work);
                 self.shard.begin_batch();
                 calls.into_iter().for_each(|call| self.claim(call));
                 self.shard.end_batch();
             }
             Command::Reacquire(call) => self.reacquire(call),
-            Command::Operation(operation) => self.operate(operation),
-            Command::Operations(operations) => operations.into_iter().for_each(|operation| self.operate(operation)),
+            Command::Operation(operation) => self.operate_after_match(operation, work),
+            Command::Operations(operations) => {
+                operations.into_iter().for_each(|operation| self.operate_after_match(operation, work));
+            }
             command => self.execute_rare(command),
         }
     }
@@ -405,6 +422,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::ReplyWhenStored(unstored) => self.reject_when_stored(*unstored),
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(call) => self.reserve(call),
+            Command::OfferAll => self.shard.note_all_freed(),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
             Command::FindClaim(id) => self.find_claim(id),
             Command::Register(workers) => self.register_all(workers),
@@ -514,27 +532,14 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Ends a run: rows, bounds, events, replies, in this order.
     fn finish_run(&mut self, work: &mut S::Work) {
-        ProtocolPoint::Decided.reach();
-        self.append_rows();
-        let decided_seq = self.shard.seq();
-        if ProtocolRule::BoundsBeforeDelivery.holds() {
-            self.publish();
-        }
         if self.keeps_rows {
             self.note_stored_ends();
         }
-        if !ProtocolRule::DeliveryBeforeReplies.holds() {
-            self.send_before_delivery();
-        }
-        ProtocolPoint::Published.reach();
-        self.deliver(work);
+        self.settle(work, MATCHES_MAX);
+        let decided_seq = self.shard.seq();
         // A panic from here on leaves no claim undecided.
         self.undecided_tickets.clear();
         self.undecided.clear();
-        ProtocolPoint::Delivered.reach();
-        if !ProtocolRule::BoundsBeforeDelivery.holds() {
-            self.publish();
-        }
         self.send_new_replies();
         if self.has_waiting_replies() {
             self.expire_replies();
@@ -551,9 +556,7 @@ impl<S: ShardSink> ShardRunner<S> {
 
     #[cold]
     fn deliver_roll_backs(&mut self, work: &mut S::Work) {
-        self.append_rows();
-        self.publish();
-        self.deliver(work);
+        self.settle(work, MATCHES_MAX);
     }
 
     /// Engine time before which a run would find nothing due.
@@ -570,22 +573,18 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Delivers the events of the run to the layer above. Must follow the publication of the bounds: a claim that
-    /// begins to wait afterwards finds what came free, and one that waited before is noticed here (`Q05`).
+    /// begins to wait afterwards finds what came free.
     #[inline]
     fn deliver(&mut self, work: &mut S::Work) {
-        let queue = &self.pool.queue_state;
-        let epoch = Some(self.shard.capacity_epoch());
-        let raised = std::mem::replace(&mut self.capacity_epoch, epoch) != epoch;
-        if raised && queue.has_waiting() {
-            self.events.push(ShardEvent::CapacityFreed);
-        } else if queue.waiting() > 0 && queue.is_dispatch_pending() {
-            self.events.push(ShardEvent::QueuePending);
-        }
         if !self.events.is_empty() {
-            let origin = RunOrigin { shard: self.handle.shard, life: self.life, now_ms: self.now_ms };
+            let origin = self.origin();
             self.sink.deliver(origin, &mut self.events, &mut RunReplies::new(&mut self.new_replies), work);
             self.events.clear();
         }
+    }
+
+    fn origin(&self) -> RunOrigin {
+        RunOrigin { shard: self.handle.shard, life: self.life, now_ms: self.now_ms }
     }
 
     #[inline]

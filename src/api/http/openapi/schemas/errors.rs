@@ -34,7 +34,7 @@ pub(in crate::api::http::openapi) fn responses() -> Value {
         "413": error("Reason body_too_large: the body is larger than server.max_body_bytes."),
         "415": error("Reason content_encoding: the body has a Content-Encoding, and none is supported."),
         "421": error("Reason host: the host of the request is not localhost, an IP address, or a name in server.hosts."),
-        "429": error("No capacity. Reason pool_exhausted: no eligible pool has enough free capacity; for a resize, the worker does not. Reason node_locality: no free capacity on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason quota: the quota of the tenant is used up. Reason watchers: too many watchers on the pool, or on all pools together."),
+        "429": error("No capacity. Reason pool_exhausted: no eligible pool has enough free capacity; for a resize, the worker does not. Reason node_locality: no free capacity on a required node. Reason no_eligible_pool: no pool has the class and labels. Reason unsatisfiable: no worker that could hold the claim has registered while it waited. Reason quota: the quota of the tenant is used up. Reason watchers: too many watchers on the pool, or on all pools together."),
         "500": error("Reason panic: a defect of the service, which keeps running."),
         "503": unavailable,
         "504": error("No response in time; the outcome is unknown, retry with the same key to find it."),

@@ -1,0 +1,301 @@
+//! Entry into the wait queues, and the end of a search that found nothing.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::pool_queue::EntryOutcome;
+use super::{ArrivalNumber, PoolQueue, QueuedClaim};
+use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::effect::{Effect, EffectQueue};
+use crate::admission::key::{PendingClaim, SettledClaim, ShardAsk};
+use crate::admission::pool_registry::{Pool, PoolMap};
+use crate::admission::tenant::Tenant;
+use crate::engine::ClaimTarget;
+use crate::model::Millis;
+use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+use crate::shard::{ProtocolRule, RunOrigin, ShardRef};
+
+impl ClaimDispatcher {
+    /// Goes on with a claim that has no shard left to ask: it enters the queues, stands still in them, or is rejected.
+    /// Returns the claim if there is a shard to ask after all, or the duplicate that takes over its ticket, for the
+    /// caller to route.
+    pub(crate) fn queue_or_reject(
+        &self,
+        mut item: Box<PendingClaim>,
+        rejection: RequestError,
+        work: &mut EffectQueue,
+    ) -> Option<Box<PendingClaim>> {
+        let now_ms = self.clock.engine_ms();
+        if self.ask_reserved(&mut item, &rejection) {
+            return Some(item);
+        }
+        let exhausted = match rejection {
+            RequestError::Exhausted(
+                reason @ (ExhaustionReason::Pool | ExhaustionReason::NodeLocality | ExhaustionReason::Quota(_)),
+            ) => reason,
+            // Workers that could hold it may register again.
+            RequestError::Unsatisfiable if item.waits() => ExhaustionReason::Unsatisfiable,
+            // A claim that waits already is searched for again once the shard can be asked.
+            RequestError::Unavailable(UnavailableReason::Loading | UnavailableReason::Overloaded)
+                if item.queued().is_some() && !self.is_draining() =>
+            {
+                ExhaustionReason::Pool
+            }
+            rejection => return self.reject(item, rejection),
+        };
+        if item.queued().is_some()
+            && item.is_preferred_only()
+            && item.wait_due_ms().is_some_and(|due_ms| due_ms <= now_ms)
+        {
+            return self.widen(item, now_ms, work);
+        }
+        if item.is_wait_over(now_ms) || item.reply.is_abandoned() {
+            let rejection = if item.waits() { RequestError::Exhausted(exhausted) } else { rejection };
+            return self.reject(item, rejection);
+        }
+        if item.queued().is_none() {
+            return self.enter_queues(item, exhausted, now_ms, work);
+        }
+        if matches!(rejection, RequestError::Unavailable(_)) {
+            self.recheck_on_tick(&item);
+        }
+        self.settle(item, exhausted, work)
+    }
+
+    /// Enters a claim into the queues of its pools, to be searched for once more.
+    pub(super) fn enter_queues(
+        &self,
+        mut item: Box<PendingClaim>,
+        exhausted: ExhaustionReason,
+        now_ms: Millis,
+        work: &mut EffectQueue,
+    ) -> Option<Box<PendingClaim>> {
+        let map = self.pools.load_full();
+        let pools: SmallVec<[&Arc<Pool>; 4]> =
+            item.candidate_pools().iter().filter_map(|&number| map.by_number(number)).collect();
+        let tenant = self.keys.tenants.get_or_insert(&item.id);
+        let before = item.queued().cloned();
+        if before.is_none() && pools.iter().any(|pool| is_full(pool, &tenant)) {
+            return self.reject(item, RequestError::Unavailable(UnavailableReason::Overloaded));
+        }
+        item.reset_search(now_ms);
+        let arrival = before.as_ref().map_or_else(|| self.keys.ids.next_arrival(), |queued| queued.arrival);
+        let queued = Arc::new(new_queued_claim(&item, &pools, tenant, arrival));
+        if let Some(before) = before {
+            // Another request class from now on.
+            pools.iter().for_each(|pool| drop(pool.wait_queue.lock().leave(before.arrival)));
+        }
+        let Some((not_waiting, deadlines)) = self.keys.enter_queue(&queued, exhausted) else {
+            // Somebody else released the ticket. That cannot happen, but if it does the claim must not wait with it.
+            return self.reject(item, RequestError::DeadlineExceeded);
+        };
+        for duplicate in not_waiting {
+            self.reply_rejected(duplicate, RequestError::KEY_ALREADY_WAITED_FOR);
+        }
+        for due_ms in deadlines {
+            self.wait_queues.deadlines.add(due_ms, self.keys.ids.next_arrival(), &queued.id);
+        }
+        if let Some(wait) = &mut item.wait {
+            wait.queued = Some(Arc::clone(&queued));
+        }
+        if let Some(due_ms) = item.wait_due_ms() {
+            self.wait_queues.deadlines.add(due_ms, arrival, &queued.id);
+        }
+        let mut is_open = false;
+        for pool in &pools {
+            is_open |= enter_queue(pool, &queued) != EntryOutcome::Closed;
+        }
+        if !is_open {
+            let rejection = self.closed_rejection();
+            return self.reject(item, rejection);
+        }
+        if !ProtocolRule::SearchAfterEntry.holds() {
+            return self.settle(item, exhausted, work);
+        }
+        self.restart_search(item, &map, now_ms)
+    }
+
+    /// Goes on with a claim that a shard had nothing for. If it had been matched to what came free there, it is put back
+    /// into the queue, at its old arrival, and then searched for once more.
+    pub(crate) fn put_back(&self, from: RunOrigin, item: Box<PendingClaim>) -> Option<Box<PendingClaim>> {
+        let Some(queued) = item.queued() else { return Some(item) };
+        let pools = self.pools.load();
+        let Some(pool) = pools.by_number(from.shard.pool) else { return Some(item) };
+        match enter_queue(pool, queued) {
+            EntryOutcome::Entered => self.restart_search(item, &pools, from.now_ms),
+            EntryOutcome::Present | EntryOutcome::Closed => Some(item),
+        }
+    }
+
+    /// Begins the search of a claim anew, from its first pool.
+    pub(super) fn restart_search(
+        &self,
+        mut item: Box<PendingClaim>,
+        pools: &PoolMap,
+        now_ms: Millis,
+    ) -> Option<Box<PendingClaim>> {
+        let first = item.candidate_pools().iter().find_map(|&number| pools.by_number(number).cloned());
+        let Some(first) = first else {
+            return self.reject(item, RequestError::NotFound(ObjectKind::Pool));
+        };
+        item.restart_in_pool(&first, now_ms);
+        self.keys.charge_again(&mut item);
+        Some(item)
+    }
+
+    /// Lets other nodes than the preferred ones count from now on, and begins the search anew.
+    pub(super) fn widen(
+        &self,
+        item: Box<PendingClaim>,
+        now_ms: Millis,
+        work: &mut EffectQueue,
+    ) -> Option<Box<PendingClaim>> {
+        self.enter_queues(item, ExhaustionReason::Pool, now_ms, work)
+    }
+
+    /// Lets a claim stand still after a search that found nothing, unless it missed something meanwhile.
+    fn settle(
+        &self,
+        item: Box<PendingClaim>,
+        exhausted: ExhaustionReason,
+        work: &mut EffectQueue,
+    ) -> Option<Box<PendingClaim>> {
+        let Some(queued) = item.queued().cloned() else { return Some(item) };
+        let is_short = matches!(exhausted, ExhaustionReason::Quota(_));
+        match self.keys.settle(item, exhausted) {
+            SettledClaim::StandsStill => {}
+            SettledClaim::Missed(mut item, shards) => {
+                let ask = |shard| ShardAsk { shard, target: ClaimTarget::AnyWorker };
+                item.asks = Some(Box::new(shards.into_iter().map(ask).collect()));
+                item.unreachable = None;
+                return Some(item);
+            }
+            SettledClaim::Stale(item) => {
+                self.reply_rejected(item, RequestError::DeadlineExceeded);
+                return None;
+            }
+        }
+        // What happened while the claim was being tried has not been noticed by it.
+        if let Some(item) = self.take_if_ended(&queued) {
+            return self.reject(item, self.closed_rejection());
+        }
+        self.cancel_queued(&queued.id, work);
+        let pools = self.pools.load();
+        let mut was_short = false;
+        for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
+            if is_short {
+                pool.wait_queue.lock().queue.note_quota_short(queued.arrival);
+            } else {
+                was_short |= pool.wait_queue.lock().queue.note_searched(queued.arrival);
+            }
+            if queued.priority > 0 || pool.wait_queue.lowest_reserved_priority().is_some() {
+                work.push(Effect::AssignReservations(Arc::clone(pool)));
+            }
+        }
+        // Headroom that came back before the queues knew of the claim, or that is left for the next one.
+        if was_short || (is_short && queued.tenant.allows_refused(&queued.amounts(), queued.charge_rank())) {
+            queued.tenant.queue_retry();
+            work.push(Effect::SearchQuotas);
+        }
+        None
+    }
+
+    /// Lets a claim ask for workers that are reserved for claims of a lower priority, before it waits or is rejected.
+    fn ask_reserved(&self, item: &mut PendingClaim, rejection: &RequestError) -> bool {
+        let priority = item.spec().map_or(0, |spec| spec.priority);
+        if priority == 0 || item.has_asked_reserved || !matches!(rejection, RequestError::Exhausted(_)) {
+            return false;
+        }
+        if item.over_quota.is_some() {
+            return false;
+        }
+        item.has_asked_reserved = true;
+        let pools = self.pools.load();
+        let mut asks = std::collections::VecDeque::new();
+        for pool in item.candidate_pools().iter().filter_map(|&number| pools.by_number(number)) {
+            if pool.wait_queue.lowest_reserved_priority().is_none_or(|lowest| lowest >= priority) {
+                continue;
+            }
+            let arrival = item.queued().map(|queued| queued.arrival);
+            for (number, shard) in pool.wait_queue.lock().queue.reservations.usable(priority, arrival) {
+                let shard = ShardRef { pool: pool.number, shard };
+                asks.push_back(ShardAsk { shard, target: ClaimTarget::Reserved(number) });
+            }
+        }
+        let found = !asks.is_empty();
+        item.asks = found.then(|| Box::new(asks));
+        found
+    }
+
+    /// Takes a claim out of all queues after its wait.
+    pub(crate) fn leave_queues(&self, queued: &QueuedClaim, due_ms: Option<Millis>) {
+        let pools = self.pools.load();
+        for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
+            let mut queue = pool.wait_queue.lock();
+            queue.leave(queued.arrival);
+            queue.queue.reservations.forget(queued.arrival);
+            if queue.queue.reservations.serves(queued.arrival) {
+                self.wait_queues.unassigned.push(Arc::clone(pool));
+            }
+            if queue.queue.has_quota_short(queued.tenant.number) {
+                queued.tenant.queue_retry();
+            }
+        }
+        if let Some(due_ms) = due_ms {
+            self.wait_queues.deadlines.remove(due_ms, queued.arrival);
+        }
+    }
+
+    /// Assigns reservations anew whose claims have left.
+    #[inline]
+    pub(crate) fn assign_left(&self, work: &mut EffectQueue) {
+        while let Some(pool) = self.wait_queues.unassigned.pop() {
+            work.push(Effect::AssignReservations(pool));
+        }
+    }
+
+    /// Notes a claim that is searched for on the next tick.
+    fn recheck_on_tick(&self, item: &PendingClaim) {
+        if let Some(queued) = item.queued() {
+            self.wait_queues.rechecks.lock().push(Arc::clone(queued));
+        }
+    }
+}
+
+/// Enters a claim into the queue of a pool.
+pub(super) fn enter_queue(pool: &Pool, queued: &Arc<QueuedClaim>) -> EntryOutcome {
+    let spec = pool.spec.load();
+    let needs_ms = spec.needs_ms(queued.class.reserve_ms.unwrap_or(spec.reserve_ms), queued.class.ttl_ms);
+    let total = pool.board.total();
+    pool.wait_queue.lock().enter(queued, needs_ms, &total)
+}
+
+fn new_queued_claim(
+    item: &PendingClaim,
+    pools: &[&Arc<Pool>],
+    tenant: Arc<Tenant>,
+    arrival: ArrivalNumber,
+) -> QueuedClaim {
+    let wait = item.wait.as_ref().expect("a claim that enters a queue may wait");
+    QueuedClaim {
+        id: item.id.clone(),
+        ticket: item.ticket,
+        arrival,
+        priority: item.spec().map_or(0, |spec| spec.priority),
+        since_ms: wait.since_ms,
+        until_ms: wait.until_ms,
+        pools: pools.iter().map(|pool| pool.number).collect(),
+        tenant,
+        class: item.class(),
+        is_preferred_only: item.is_preferred_only(),
+    }
+}
+
+/// Whether as many claims wait for the pool already as may, or as many of the tenant.
+pub(super) fn is_full(pool: &Pool, tenant: &Tenant) -> bool {
+    let spec = pool.spec.load();
+    let queue: &PoolQueue = &pool.wait_queue;
+    queue.waiting() >= spec.waiters_max as usize
+        || queue.lock().queue.waiting_of(tenant.number) >= spec.waiters_tenant_max as usize
+}

@@ -1,0 +1,248 @@
+//! Preemption and holds: reservations are sought for claims that evict others of lower priority, and large claims in shared pools, which would
+//! starve beside small ones. Requests go to one shard after the other.
+
+use std::sync::Arc;
+
+use super::QueuedClaim;
+use super::least_demand::ClaimDemand;
+use super::reservations::{ReservationKind, ReservationRequest};
+use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::effect::{Effect, EffectQueue};
+use crate::admission::pool_registry::Pool;
+use crate::engine::{EvictionPolicy, ReservationId};
+use crate::limits;
+use crate::model::{Millis, PoolMode, WorkerCapacity};
+use crate::shard::{Command, ReservationOutcome, ReserveCall, ShardRef, ShardSet};
+
+/// Claims that reservations are assigned to, at most.
+const CANDIDATES_MAX: usize = 64;
+
+/// Pause before a claim for which no worker could be reserved seeks one again, in milliseconds.
+const SEEK_AGAIN_MS: Millis = 1_000;
+
+/// Time between two looks at claims that may be starved, in milliseconds.
+const STARVED_INTERVAL_MS: Millis = 250;
+
+impl ClaimDispatcher {
+    /// Advances the queue of a pool: its gangs, its reservations, and the claims that quota keeps back.
+    pub(super) fn tick_queue(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
+        self.tick_gangs(pool, now_ms);
+        let mut queue = pool.wait_queue.lock();
+        let is_due = queue.starved_look_ms <= now_ms;
+        if is_due {
+            queue.starved_look_ms = now_ms + STARVED_INTERVAL_MS;
+            queue.refresh_all_shares(&pool.board.total());
+        }
+        let has_reservations = !queue.queue.reservations.is_empty();
+        drop(queue);
+        if is_due {
+            self.protect_starved(pool, now_ms);
+        }
+        if is_due || has_reservations {
+            self.assign_reservations(pool, work);
+        }
+        if is_due && pool.spec.load().mode == PoolMode::Shared {
+            self.hold_for_starved(pool, now_ms, work);
+        }
+    }
+
+    /// Protects, for each tenant, the best-ranked claim that its quota has kept back for long.
+    fn protect_starved(&self, pool: &Pool, now_ms: Millis) {
+        let queue = pool.wait_queue.lock();
+        let tenants: Vec<_> =
+            queue.queue.tenants().filter(|tenant| queue.queue.has_quota_short(tenant.number)).cloned().collect();
+        for tenant in tenants {
+            let headroom = tenant.headroom();
+            let is_starved = |claim: &QueuedClaim| {
+                claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms && tenant.allows(&claim.amounts())
+            };
+            let best = queue
+                .queue
+                .first_of_tenant(tenant.number, |claim| is_starved(claim) && headroom.is_exceeded_by(&claim.amounts()));
+            tenant.protect(best.map(|claim| claim.protection()));
+        }
+    }
+
+    /// Assigns the reservations of a pool anew, and seeks one for each claim that may evict others and has none.
+    pub(crate) fn assign_reservations(&self, pool: &Arc<Pool>, work: &mut EffectQueue) {
+        let spec = pool.spec.load();
+        let (now_ms, usable) = (self.clock.engine_ms(), pool.usable_workers());
+        let mut queue = pool.wait_queue.lock();
+        if queue.queue.reservations.is_empty() && !spec.preemption {
+            return;
+        }
+        let is_candidate = |claim: &QueuedClaim, _: &ClaimDemand| {
+            let headroom = claim.tenant.headroom();
+            !headroom.is_exceeded_by(&claim.amounts())
+        };
+        let ranked = queue.queue.ranked(CANDIDATES_MAX, is_candidate);
+        let candidates: Vec<_> = ranked
+            .into_iter()
+            .filter_map(|claim| queue.queue.demand_of(claim.arrival).copied().map(|demand| (claim, demand)))
+            .collect();
+        let ended = queue.queue.reservations.assign(&candidates, usable, now_ms);
+        let mut calls = Vec::new();
+        if spec.preemption {
+            for (claim, _) in candidates.iter().filter(|(claim, _)| claim.may_evict()) {
+                let reservations = &mut queue.queue.reservations;
+                if reservations.serves(claim.arrival)
+                    || !reservations.may_seek(claim.arrival, now_ms)
+                    || !reservations.has_capacity_for(ReservationKind::Evicted)
+                {
+                    continue;
+                }
+                let visited = ShardSet::default();
+                if let Some(shard) = pool.board.shard_to_evict(claim.priority, &visited) {
+                    let request =
+                        ReservationRequest { claim: Arc::clone(claim), kind: ReservationKind::Evicted, visited };
+                    calls.push(self.seek(pool, &mut queue.queue.reservations, request, shard));
+                }
+            }
+        }
+        drop(queue);
+        for (number, shard) in ended {
+            pool.shards[shard as usize].cancel_reservation(number);
+        }
+        calls.into_iter().for_each(|(shard, call)| work.push(Effect::Send(shard, Command::Reserve(call))));
+    }
+
+    /// Holds a worker for the best-ranked claim that has waited for long.
+    fn hold_for_starved(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
+        let usable = pool.usable_workers();
+        let mut queue = pool.wait_queue.lock();
+        if !queue.queue.reservations.may_hold(1, usable, now_ms) {
+            return;
+        }
+        let is_starved = |claim: &QueuedClaim, _: &ClaimDemand| {
+            claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms
+                && claim.has_no_preference()
+                && !claim.tenant.headroom().is_exceeded_by(&claim.amounts())
+        };
+        let starved = queue.queue.ranked(CANDIDATES_MAX, is_starved);
+        let reservations = &mut queue.queue.reservations;
+        let free = starved
+            .iter()
+            .enumerate()
+            .filter(|(_, claim)| !reservations.serves(claim.arrival) && reservations.may_seek(claim.arrival, now_ms));
+        let next = free.min_by_key(|(rank, claim)| {
+            (std::cmp::Reverse(claim.priority), reservations.expired_holds(claim.arrival), *rank)
+        });
+        let Some((_, claim)) = next else { return };
+        let visited = ShardSet::default();
+        let request = ReservationRequest { claim: Arc::clone(claim), kind: ReservationKind::Held, visited };
+        if let Some(shard) = next_shard(pool, &request) {
+            let (shard, call) = self.seek(pool, reservations, request, shard);
+            drop(queue);
+            work.push(Effect::Send(shard, Command::Reserve(call)));
+        }
+    }
+
+    /// Notes that a shard is asked to reserve a worker, and makes the call.
+    fn seek(
+        &self,
+        pool: &Pool,
+        reservations: &mut super::reservations::ReservationList,
+        mut request: ReservationRequest,
+        shard: u16,
+    ) -> (ShardRef, ReserveCall) {
+        let spec = pool.spec.load();
+        let claim = &request.claim;
+        let number: ReservationId = self.keys.ids.next_arrival();
+        let evict = (request.kind == ReservationKind::Evicted)
+            .then_some(EvictionPolicy { below_priority: claim.priority, releasing_ms: spec.releasing_ms });
+        let call = ReserveCall {
+            id: number,
+            constraints: claim.class.constraints.clone().unwrap_or_default(),
+            duration_ms: spec.needs_ms(claim.class.reserve_ms.unwrap_or(spec.reserve_ms), claim.class.ttl_ms),
+            evict,
+        };
+        request.visited.insert(shard);
+        reservations.seek(number, request);
+        (ShardRef { pool: pool.number, shard }, call)
+    }
+
+    /// Handles the answer of a shard to a request for a reservation.
+    pub(crate) fn on_reservation(
+        &self,
+        from: ShardRef,
+        id: ReservationId,
+        outcome: ReservationOutcome,
+        work: &mut EffectQueue,
+    ) {
+        let pools = self.pools.load();
+        let Some(pool) = pools.by_number(from.pool) else { return };
+        let now_ms = self.clock.engine_ms();
+        let mut queue = pool.wait_queue.lock();
+        let request = queue.queue.reservations.take_request(id);
+        let still_waits = request.as_ref().is_some_and(|request| queue.queue.get(request.claim.arrival).is_some());
+        match (request.filter(|_| still_waits), outcome) {
+            (Some(request), ReservationOutcome::Reserved(reserved)) => {
+                let spec = pool.spec.load();
+                let until_ms = match request.kind {
+                    ReservationKind::Evicted => now_ms + spec.releasing_ms + limits::RESERVE_AFTER_MS,
+                    ReservationKind::Held => now_ms + limits::HOLD_MS_MAX,
+                };
+                let demand = queue.queue.demand_of(request.claim.arrival).copied();
+                if let Some(demand) = demand {
+                    let reservations = &mut queue.queue.reservations;
+                    reservations.begin(id, request.kind, from.shard, *reserved, now_ms..until_ms);
+                    reservations.assign_to(id, &request.claim, &demand);
+                }
+                drop(queue);
+                work.push(Effect::AssignReservations(Arc::clone(pool)));
+            }
+            (Some(request), ReservationOutcome::NoWorker) => match next_shard(pool, &request) {
+                Some(shard) => {
+                    let (shard, call) = self.seek(pool, &mut queue.queue.reservations, request, shard);
+                    drop(queue);
+                    work.push(Effect::Send(shard, Command::Reserve(call)));
+                }
+                None => queue.queue.reservations.note_failed(request.claim.arrival, now_ms + SEEK_AGAIN_MS),
+            },
+            (None, ReservationOutcome::Reserved(_)) => {
+                drop(queue);
+                if let Some(handle) = pools.shard(from) {
+                    handle.cancel_reservation(id);
+                }
+            }
+            (None, ReservationOutcome::NoWorker) => {}
+        }
+    }
+
+    /// Goes on with a request for a reservation that a shard did not take.
+    pub(crate) fn reserve_elsewhere(&self, shard: ShardRef, id: ReservationId, work: &mut EffectQueue) {
+        self.on_reservation(shard, id, ReservationOutcome::NoWorker, work);
+    }
+
+    /// Handles reservations that a shard does not have any more.
+    pub(crate) fn on_reservations_void(&self, from: ShardRef, void: &[ReservationId], work: &mut EffectQueue) {
+        let pools = self.pools.load();
+        let Some(pool) = pools.by_number(from.pool) else { return };
+        let mut queue = pool.wait_queue.lock();
+        void.iter().for_each(|number| queue.queue.reservations.end(*number));
+        drop(queue);
+        work.push(Effect::AssignReservations(Arc::clone(pool)));
+    }
+
+    /// Forgets the reservations of a shard whose life has ended.
+    pub(crate) fn void_shard(&self, shard: ShardRef) {
+        if let Some(pool) = self.pools.load().by_number(shard.pool) {
+            pool.wait_queue.lock().queue.reservations.void_shard(shard.shard);
+        }
+    }
+}
+
+/// Shard that is asked next.
+fn next_shard(pool: &Pool, request: &ReservationRequest) -> Option<u16> {
+    let claim = &request.claim;
+    match request.kind {
+        ReservationKind::Evicted => pool.board.shard_to_evict(claim.priority, &request.visited),
+        ReservationKind::Held => {
+            let from = (claim.arrival.get() % pool.shards.len() as u64) as u16;
+            let constraints = claim.class.constraints.as_ref();
+            let is_large =
+                |capacity: &WorkerCapacity| constraints.is_none_or(|constraints| constraints.is_large_enough(capacity));
+            pool.board.capacities().shard_with(from, &request.visited, is_large)
+        }
+    }
+}

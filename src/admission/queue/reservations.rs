@@ -1,0 +1,434 @@
+//! Reservations of a pool: workers from which capacity is collected for claims that wait, because claims of lower
+//! priority were evicted from them, or because smaller claims would take what comes free. Pure.
+//!
+//! A reservation has no owner. At each change the reservations are assigned anew to the claims that wait, so one that
+//! its claim cannot use any more serves the next, and one that nobody can use ends at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::gang::WaitingGang;
+use super::least_demand::{ClaimDemand, FreeAmounts};
+use super::request_class::RequestClass;
+use super::wait_queue::{ArrivalNumber, QueuedClaim};
+use crate::engine::{ReservationId, ReservedWorker, WorkerOffer};
+use crate::limits;
+use crate::model::Millis;
+use crate::shard::ShardSet;
+
+/// Way in which a reservation gets its capacity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReservationKind {
+    /// Claims of lower priority were evicted from the worker.
+    Evicted,
+    /// The worker is held until enough has come free. One in a pool at a time.
+    Held,
+}
+
+/// Claim that a reservation is assigned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ReservationAssignment {
+    arrival: ArrivalNumber,
+    priority: u16,
+    demand: ClaimDemand,
+}
+
+impl ReservationAssignment {
+    fn of(claim: &QueuedClaim, demand: &ClaimDemand) -> Self {
+        Self { arrival: claim.arrival, priority: claim.priority, demand: *demand }
+    }
+}
+
+/// Worker from which capacity is collected.
+#[derive(Debug)]
+pub struct CapacityReservation {
+    /// Shard of the worker in the pool.
+    pub shard: u16,
+    /// The worker, and what it will have free.
+    pub reserved: ReservedWorker,
+    /// Way in which it gets its capacity.
+    pub kind: ReservationKind,
+    /// Engine time at which it ends in any case.
+    pub until_ms: Millis,
+    assigned: Option<ReservationAssignment>,
+}
+
+impl GangHold {
+    /// Whether the worker is held, or is to be.
+    fn keeps(&self, offer: &WorkerOffer) -> bool {
+        match offer.reservation {
+            Some(number) => self.held.values().any(|held| *held == number),
+            None => self.held.len() < self.classes.len() && self.wants(offer),
+        }
+    }
+
+    /// Whether the worker is of use to a member.
+    fn wants(&self, offer: &WorkerOffer) -> bool {
+        let suits = |class: &RequestClass| {
+            class.constraints.as_ref().is_none_or(|constraints| constraints.fits(&offer.registration.spec))
+        };
+        self.classes.iter().any(suits)
+    }
+}
+
+impl CapacityReservation {
+    fn suits(&self, claim: &QueuedClaim, demand: &ClaimDemand) -> bool {
+        let constraints = claim.class.constraints.as_ref();
+        constraints.is_none_or(|constraints| constraints.fits(&self.reserved.registration.spec))
+            && demand.fits(&FreeAmounts::new(&self.reserved.room, None))
+    }
+}
+
+/// Search for a shard that reserves a worker.
+#[derive(Debug)]
+pub struct ReservationRequest {
+    /// Claim for which the search began.
+    pub claim: Arc<QueuedClaim>,
+    /// Way in which the worker gets its capacity.
+    pub kind: ReservationKind,
+    /// Shards that were asked.
+    pub visited: ShardSet,
+}
+
+/// Workers that are held for a gang, as they come free.
+#[derive(Debug)]
+struct GangHold {
+    arrival: ArrivalNumber,
+    priority: u16,
+    until_ms: Millis,
+    classes: Vec<RequestClass>,
+    /// Workers by shard and ordinal.
+    held: BTreeMap<(u16, u32), ReservationId>,
+}
+
+/// Rest after a large hold, during which no other large one begins.
+#[derive(Debug, Clone, Copy, Default)]
+struct HoldRest {
+    until_ms: Millis,
+}
+
+/// Reservations of one pool, and the searches for more.
+#[derive(Debug, Default)]
+pub struct ReservationList {
+    reservations: BTreeMap<ReservationId, CapacityReservation>,
+    requests: BTreeMap<ReservationId, ReservationRequest>,
+    /// Claims whose holds ran out, with how often. Forgotten with the claims.
+    expired_holds: BTreeMap<ArrivalNumber, u32>,
+    /// When the present hold began.
+    hold_since_ms: Millis,
+    gang_hold: Option<GangHold>,
+    /// Claims for which no worker could be reserved, with the time from which one is sought again.
+    failed: BTreeMap<ArrivalNumber, Millis>,
+    /// Number of the next reservation for a gang: drawn from the end of the numbers, where no arrival comes.
+    gang_numbers: u64,
+    rest: HoldRest,
+}
+
+impl ReservationList {
+    /// Whether there is neither a reservation nor a search for one.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.reservations.is_empty() && self.requests.is_empty() && self.gang_hold.is_none()
+    }
+
+    /// Reservations by their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (ReservationId, &CapacityReservation)> {
+        self.reservations.iter().map(|(number, reservation)| (*number, reservation))
+    }
+
+    /// Lowest priority of a claim that a reservation is assigned to.
+    #[must_use]
+    pub fn lowest_priority(&self) -> Option<u16> {
+        let of_claims = self.reservations.values().filter_map(|reservation| Some(reservation.assigned?.priority));
+        of_claims.chain(self.gang_hold.as_ref().map(|hold| hold.priority)).min()
+    }
+
+    /// Whether a claim may have what it needs of an offered worker. Of a reserved worker it may if the reservation is
+    /// assigned to it, if its priority is higher than that of the claim to which it is assigned, or if that claim's need
+    /// stays open.
+    #[must_use]
+    pub fn may_use(&self, offer: &WorkerOffer, claim: &QueuedClaim, demand: &ClaimDemand, free: &FreeAmounts) -> bool {
+        if let Some(hold) = self.gang_hold.as_ref().filter(|hold| hold.keeps(offer)) {
+            return claim.priority > hold.priority;
+        }
+        let reservation = offer.reservation.and_then(|number| self.reservations.get(&number));
+        let Some(assigned) = reservation.and_then(|reservation| reservation.assigned) else { return true };
+        assigned.arrival == claim.arrival
+            || claim.priority > assigned.priority
+            || free.beside(demand).is_some_and(|left| assigned.demand.fits(&left))
+    }
+
+    /// Reservations that a claim in no queue, or one that is being tried, may use: those that are assigned to it or to
+    /// claims of a lower priority.
+    pub fn usable(
+        &self,
+        priority: u16,
+        arrival: Option<ArrivalNumber>,
+    ) -> impl Iterator<Item = (ReservationId, u16)> + '_ {
+        self.reservations
+            .iter()
+            .filter_map(move |(number, reservation)| {
+                let assigned = reservation.assigned?;
+                let is_usable = assigned.priority < priority || Some(assigned.arrival) == arrival;
+                is_usable.then_some((*number, reservation.shard))
+            })
+            .chain(
+                self.gang_hold
+                    .iter()
+                    .filter(move |hold| hold.priority < priority)
+                    .flat_map(|hold| hold.held.iter().map(|((shard, _), number)| (*number, *shard))),
+            )
+    }
+
+    /// Whether a reservation is assigned to the claim, or is being sought for it.
+    #[must_use]
+    pub fn serves(&self, arrival: ArrivalNumber) -> bool {
+        self.requests.values().any(|request| request.claim.arrival == arrival)
+            || self.reservations.values().any(|held| held.assigned.is_some_and(|claim| claim.arrival == arrival))
+    }
+
+    /// Whether another worker may be reserved in this way.
+    #[must_use]
+    pub fn has_capacity_for(&self, kind: ReservationKind) -> bool {
+        let existing = self.reservations.values().map(|reservation| reservation.kind);
+        let sought = self.requests.values().map(|request| request.kind);
+        let count = existing.chain(sought).filter(|other| *other == kind).count();
+        count
+            < match kind {
+                ReservationKind::Evicted => limits::EVICTED_WORKERS_MAX,
+                ReservationKind::Held => usize::from(self.gang_hold.is_none()),
+            }
+    }
+
+    /// Notes that shards are asked to reserve a worker.
+    pub fn seek(&mut self, number: ReservationId, request: ReservationRequest) {
+        self.requests.insert(number, request);
+    }
+
+    /// Takes a search whose shard has answered.
+    pub fn take_request(&mut self, number: ReservationId) -> Option<ReservationRequest> {
+        self.requests.remove(&number)
+    }
+
+    /// Adds a worker that a shard has reserved.
+    pub fn begin(
+        &mut self,
+        number: ReservationId,
+        kind: ReservationKind,
+        shard: u16,
+        reserved: ReservedWorker,
+        range_ms: std::ops::Range<Millis>,
+    ) {
+        if kind == ReservationKind::Held {
+            self.hold_since_ms = range_ms.start;
+        }
+        let until_ms = range_ms.end;
+        self.reservations.insert(number, CapacityReservation { shard, reserved, kind, until_ms, assigned: None });
+    }
+
+    /// Ends a reservation that its shard does not have any more.
+    pub fn end(&mut self, number: ReservationId) {
+        self.reservations.remove(&number);
+        if let Some(hold) = &mut self.gang_hold {
+            hold.held.retain(|_, held| *held != number);
+        }
+    }
+
+    /// Assigns a reservation to the claim for which it began.
+    pub fn assign_to(&mut self, number: ReservationId, claim: &QueuedClaim, demand: &ClaimDemand) {
+        if let Some(reservation) = self.reservations.get_mut(&number) {
+            reservation.assigned = Some(ReservationAssignment::of(claim, demand));
+        }
+    }
+
+    /// Whether a worker may be sought for the claim: not soon after none was found.
+    #[must_use]
+    pub fn may_seek(&self, arrival: ArrivalNumber, now_ms: Millis) -> bool {
+        self.failed.get(&arrival).is_none_or(|until_ms| *until_ms <= now_ms)
+    }
+
+    /// Notes that no worker was found for the claim.
+    pub fn note_failed(&mut self, arrival: ArrivalNumber, until_ms: Millis) {
+        self.failed.insert(arrival, until_ms);
+    }
+
+    /// Whether the claim to which a worker's reservation is assigned still fits beside another that takes something.
+    #[must_use]
+    pub fn stays_beside(&self, shard: u16, offer: &WorkerOffer, claim: &QueuedClaim) -> bool {
+        let Some(reservation) = self.of_worker(shard, offer.worker).and_then(|number| self.reservations.get(&number))
+        else {
+            return false;
+        };
+        let demand = ClaimDemand::new(claim.class.constraints.as_deref(), 0);
+        reservation.assigned.is_some_and(|assigned| {
+            let left = FreeAmounts::of(offer).beside(&demand);
+            assigned.arrival != claim.arrival && left.is_some_and(|left| assigned.demand.fits(&left))
+        })
+    }
+
+    fn of_worker(&self, shard: u16, worker: u32) -> Option<ReservationId> {
+        let mut rows = self.iter();
+        rows.find(|(_, row)| row.shard == shard && row.reserved.worker == worker).map(|(number, _)| number)
+    }
+
+    /// Ends the reservation of a worker that a claim takes.
+    pub fn end_of(&mut self, shard: u16, worker: u32) {
+        if let Some(number) = self.of_worker(shard, worker) {
+            self.reservations.remove(&number);
+        }
+    }
+
+    /// Ends the reservation of an offered worker that will not live for as long as its claim needs it.
+    pub fn end_if_too_short(&mut self, offer: &WorkerOffer, now_ms: Millis) -> Option<ReservationId> {
+        let number = offer.reservation?;
+        let assigned = self.reservations.get(&number)?.assigned?;
+        if offer.left_ms.is_none_or(|left_ms| assigned.demand.needs_ms < left_ms) {
+            return None;
+        }
+        self.reservations.remove(&number);
+        self.note_failed(assigned.arrival, now_ms + limits::RESERVE_AFTER_MS);
+        Some(number)
+    }
+
+    /// Voids all reservations of a shard.
+    pub fn void_shard(&mut self, shard: u16) {
+        self.reservations.retain(|_, reservation| reservation.shard != shard);
+        if let Some(hold) = &mut self.gang_hold {
+            hold.held.retain(|(other, _), _| *other != shard);
+        }
+    }
+
+    /// Whether a hold may begin that takes `held` of the pool's `usable` workers: not while another is there, and a large
+    /// one not during a rest.
+    #[must_use]
+    pub fn may_hold(&self, held: u64, usable: u64, now_ms: Millis) -> bool {
+        self.has_capacity_for(ReservationKind::Held)
+            && (held.saturating_mul(8) <= usable || self.rest.until_ms <= now_ms)
+    }
+
+    /// Number of holds for the claim that ran out.
+    #[must_use]
+    pub fn expired_holds(&self, arrival: ArrivalNumber) -> u32 {
+        self.expired_holds.get(&arrival).copied().unwrap_or(0)
+    }
+
+    /// Forgets a claim that does not wait any more.
+    pub fn forget(&mut self, arrival: ArrivalNumber) {
+        self.expired_holds.remove(&arrival);
+        self.failed.remove(&arrival);
+    }
+
+    /// Gang for which workers are held, and the end of the hold.
+    #[must_use]
+    pub fn gang_hold(&self) -> Option<(ArrivalNumber, Millis)> {
+        self.gang_hold.as_ref().map(|hold| (hold.arrival, hold.until_ms))
+    }
+
+    /// Begins to hold workers for a gang.
+    pub fn begin_gang_hold(&mut self, gang: &WaitingGang, range_ms: std::ops::Range<Millis>) {
+        self.hold_since_ms = range_ms.start;
+        self.gang_hold = Some(GangHold {
+            arrival: gang.arrival,
+            priority: gang.priority,
+            until_ms: range_ms.end,
+            classes: gang.classes.clone(),
+            held: BTreeMap::new(),
+        });
+    }
+
+    /// Ends the hold for a gang that ran out. Returns its workers' reservations, each with its shard.
+    pub fn end_gang_hold(&mut self, usable: u64, now_ms: Millis) -> Vec<(u16, ReservationId)> {
+        if let Some(hold) = &self.gang_hold {
+            let arrival = hold.arrival;
+            let held = hold.classes.len() as u64;
+            self.end_hold(Some(arrival), held, usable, now_ms);
+        }
+        self.drop_gang_hold(usable, now_ms)
+    }
+
+    /// Ends the hold for a gang that is served or has left. Returns its workers' reservations, each with its shard.
+    pub fn drop_gang_hold(&mut self, usable: u64, now_ms: Millis) -> Vec<(u16, ReservationId)> {
+        let Some(hold) = self.gang_hold.take() else { return Vec::new() };
+        self.end_hold(None, hold.classes.len() as u64, usable, now_ms);
+        hold.held.into_iter().map(|((shard, _), number)| (shard, number)).collect()
+    }
+
+    /// Reservation under which a worker that came free is held for a gang, if one needs it.
+    pub fn hold_for_gang(&mut self, shard: u16, offer: &WorkerOffer) -> Option<ReservationId> {
+        let hold = self.gang_hold.as_mut().filter(|hold| offer.reservation.is_none() && hold.wants(offer))?;
+        let worker = (shard, offer.worker);
+        if !hold.held.contains_key(&worker) && hold.held.len() >= hold.classes.len() {
+            return None;
+        }
+        let number = *hold.held.entry(worker).or_insert_with(|| {
+            self.gang_numbers += 1;
+            ReservationId::new(u64::MAX - self.gang_numbers).expect("2^64 workers are not held")
+        });
+        Some(number)
+    }
+
+    /// Number of workers that are held for a gang.
+    #[must_use]
+    pub fn held_for(&self, arrival: ArrivalNumber) -> usize {
+        self.gang_hold.as_ref().filter(|hold| hold.arrival == arrival).map_or(0, |hold| hold.held.len())
+    }
+
+    /// Workers that are held for a gang, each with its shard.
+    pub fn held_workers(&self, arrival: ArrivalNumber) -> impl Iterator<Item = (u16, ReservationId)> + '_ {
+        let hold = self.gang_hold.iter().filter(move |hold| hold.arrival == arrival);
+        hold.flat_map(|hold| hold.held.iter().map(|((shard, _), number)| (*shard, *number)))
+    }
+
+    /// Assigns the reservations anew to `candidates`, the best first, each with what it needs, and returns those that end:
+    /// nobody can use them, or their time is over. `usable`: number of usable workers in the pool.
+    pub fn assign(
+        &mut self,
+        candidates: &[(Arc<QueuedClaim>, ClaimDemand)],
+        usable: u64,
+        now_ms: Millis,
+    ) -> Vec<(ReservationId, u16)> {
+        let before: BTreeMap<ReservationId, Option<ReservationAssignment>> =
+            self.reservations.iter_mut().map(|(number, reservation)| (*number, reservation.assigned.take())).collect();
+        for (claim, demand) in candidates {
+            let is_free = |number: &ReservationId, reservation: &CapacityReservation| {
+                let own = before[number].is_some_and(|assigned| assigned.arrival == claim.arrival);
+                let may_have = match reservation.kind {
+                    ReservationKind::Evicted => claim.priority > 0,
+                    // A claim of a higher priority takes a hold over.
+                    ReservationKind::Held => {
+                        own || before[number].is_none_or(|assigned| claim.priority > assigned.priority)
+                    }
+                };
+                (reservation.assigned.is_none() && may_have && reservation.suits(claim, demand)).then_some(!own)
+            };
+            let free = self.reservations.iter().filter_map(|(number, row)| Some((is_free(number, row)?, *number)));
+            if let Some((_, number)) = free.min()
+                && let Some(reservation) = self.reservations.get_mut(&number)
+            {
+                reservation.assigned = Some(ReservationAssignment::of(claim, demand));
+            }
+        }
+        let is_over =
+            |reservation: &CapacityReservation| reservation.assigned.is_none() || reservation.until_ms <= now_ms;
+        let over: Vec<_> =
+            self.iter().filter(|(_, row)| is_over(row)).map(|(number, row)| (number, row.shard)).collect();
+        for (number, _) in &over {
+            let Some(reservation) = self.reservations.remove(number) else { continue };
+            if reservation.kind == ReservationKind::Held {
+                self.end_hold(reservation.assigned.map(|assigned| assigned.arrival), 1, usable, now_ms);
+            }
+        }
+        over
+    }
+
+    /// Notes that a hold ran out: others come first next, and the pool rests from large holds for as long as it lasted.
+    fn end_hold(&mut self, ran_out_for: Option<ArrivalNumber>, held: u64, usable: u64, now_ms: Millis) {
+        let Some(arrival) = ran_out_for else { return };
+        *self.expired_holds.entry(arrival).or_default() += 1;
+        if held * 8 > usable {
+            let lasted_ms = now_ms.saturating_sub(self.hold_since_ms);
+            // Twice as long if it took more than half of the pool.
+            self.rest.until_ms = now_ms + if held * 2 > usable { 2 * lasted_ms } else { lasted_ms };
+        }
+    }
+}

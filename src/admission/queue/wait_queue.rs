@@ -1,0 +1,637 @@
+//! Wait queue of a pool: an index of the claims that wait, by rank. Pure: no clock, no lock.
+//!
+//! The *rank* of a claim is its priority (higher first), then its tenant's share of the pool (smaller first), then its
+//! arrival. Claims of one tenant and priority are a *group*; those of a group that request the same are a *lane*. The
+//! groups are a tree by rank, and the lanes of a group are a tree by the arrival of their first claims. Each node knows
+//! the least that anything below it needs ([`super::rank_tree`]), so the best-ranked claim that fits a worker is found
+//! without looking at those that do not fit.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::least_demand::{ClaimDemand, FreeAmounts, LeastDemand};
+use super::rank_tree::{SubtreeSummary, TreeArena, TreeNode, TreeRoot};
+use super::request_class::{ClassTable, RequestClass};
+use super::reservations::ReservationList;
+use crate::admission::tenant::{ChargeRank, ProtectedClaim, Tenant};
+use crate::engine::WorkerOffer;
+use crate::model::{ClaimId, Millis, ResourceUsage};
+use crate::shard::KeyTicket;
+
+/// Arrival number of a claim, unique among all that wait in this process.
+pub type ArrivalNumber = NonZeroU64;
+
+/// Claim that waits, with what determines its rank and what it fits.
+#[derive(Debug)]
+pub struct QueuedClaim {
+    /// Key of the claim.
+    pub id: ClaimId,
+    /// Ticket of the key's entry, where the claim itself is.
+    pub ticket: KeyTicket,
+    /// Arrival number, the same in all queues.
+    pub arrival: ArrivalNumber,
+    /// Priority of the claim, higher first.
+    pub priority: u16,
+    /// Engine time at which the wait began.
+    pub since_ms: Millis,
+    /// Engine time at which the wait ends.
+    pub until_ms: Millis,
+    /// Numbers of the pools whose queues it is in.
+    pub pools: SmallVec<[u32; 2]>,
+    /// Tenant that owns the claim.
+    pub tenant: Arc<Tenant>,
+    /// Request, as far as it decides which workers fit.
+    pub class: RequestClass,
+    /// Whether only preferred nodes are acceptable for now.
+    pub is_preferred_only: bool,
+}
+
+impl QueuedClaim {
+    /// Amounts that the claim is charged to its tenant.
+    #[must_use]
+    pub fn amounts(&self) -> ResourceUsage {
+        let spec = self.class.constraints.as_ref().and_then(|constraints| constraints.spec.as_deref());
+        ResourceUsage::of_claim(spec)
+    }
+
+    /// Protection of the claim from those of its tenant that rank after it.
+    #[must_use]
+    pub fn protection(&self) -> ProtectedClaim {
+        ProtectedClaim { priority: self.priority, arrival: self.arrival, need: self.amounts() }
+    }
+
+    /// Whether the claim may use any worker that fits, in whatever way: it names none, and prefers none.
+    #[must_use]
+    pub fn has_no_preference(&self) -> bool {
+        !self.is_preferred_only
+            && self.class.constraints.as_ref().is_none_or(|constraints| constraints.worker.is_none())
+    }
+
+    /// Whether others may be evicted for the claim.
+    #[must_use]
+    pub fn may_evict(&self) -> bool {
+        self.priority > 0 && self.has_no_preference()
+    }
+
+    /// Rank of the claim among those of its tenant.
+    #[must_use]
+    pub const fn charge_rank(&self) -> ChargeRank {
+        ChargeRank { priority: self.priority, arrival: Some(self.arrival) }
+    }
+}
+
+/// Answer of a claim that is offered a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfferVerdict {
+    /// The claim takes the worker, and leaves this queue.
+    Takes,
+    /// The claim is being tried elsewhere, and has noted the shard.
+    Busy,
+    /// The tenant's quota does not allow it.
+    NoQuota,
+    /// The claim does not wait any more.
+    Gone,
+}
+
+/// Claims and tenants as a walk through the queue asks them.
+pub trait WalkOracle {
+    /// Returns false only if the tenant's quota allows no claim of these. Then the tenant is to learn of it when it has
+    /// more headroom.
+    fn may_charge(&mut self, tenant: &Tenant, least: &LeastDemand) -> bool;
+
+    /// Offers the worker to a claim.
+    fn offer(&mut self, claim: &QueuedClaim) -> OfferVerdict;
+}
+
+/// End of a walk, or of a part of it.
+#[derive(Debug)]
+pub enum WalkOutcome {
+    /// The claim takes the worker, and has left the queue.
+    Matched(Arc<QueuedClaim>),
+    /// No claim takes it.
+    Nobody,
+    /// As many nodes were visited as may be at a time: the walk goes on when it is called again.
+    Unfinished,
+}
+
+/// Nodes that one part of a walk visits, which bounds how long it holds the queue's lock.
+const WALK_VISITS_MAX: usize = 512;
+
+/// Walk through a queue in the order of rank, for one worker.
+#[derive(Debug)]
+pub struct QueueWalk {
+    frontier: BinaryHeap<Reverse<(ClaimRank, FrontierItem)>>,
+    /// Version of the queue that the frontier belongs to; none: the walk has not begun.
+    version: Option<u64>,
+    visits_max: usize,
+}
+
+impl Default for QueueWalk {
+    fn default() -> Self {
+        Self { frontier: BinaryHeap::new(), version: None, visits_max: WALK_VISITS_MAX }
+    }
+}
+
+/// Rank of a claim, or the lowest below a node.
+type ClaimRank = (Reverse<u16>, u64, ArrivalNumber);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum FrontierItem {
+    /// All groups of a subtree.
+    Groups(TreeNode),
+    /// Subtree of the lanes of a group.
+    Lanes(u32, TreeNode),
+    /// Claims of a lane, from this arrival on.
+    Lane(u32, ArrivalNumber),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct GroupKey {
+    priority: Reverse<u16>,
+    share: u64,
+    first: ArrivalNumber,
+    tenant: u64,
+}
+
+/// Claims of one tenant and priority.
+#[derive(Debug)]
+struct TenantGroup {
+    tenant: Arc<Tenant>,
+    priority: u16,
+    share: u64,
+    lanes: TreeRoot,
+    /// Mark at which lanes of it were last passed over because of the quota.
+    short_mark: u64,
+}
+
+/// Claims of a group that request the same.
+#[derive(Debug)]
+struct ClaimLane {
+    group: u32,
+    class: u32,
+    arrivals: BTreeSet<ArrivalNumber>,
+    /// Mark at which the lane was last passed over because of the quota.
+    short_mark: u64,
+    /// Mark at which a search for a claim of it last found no capacity.
+    searched_mark: u64,
+}
+
+/// Table whose rows keep their numbers while they exist.
+#[derive(Debug)]
+pub(super) struct RowTable<T> {
+    rows: Vec<Option<T>>,
+    unused: Vec<u32>,
+}
+
+impl<T> Default for RowTable<T> {
+    fn default() -> Self {
+        Self { rows: Vec::new(), unused: Vec::new() }
+    }
+}
+
+impl<T> RowTable<T> {
+    pub(super) fn insert(&mut self, row: T) -> u32 {
+        if let Some(number) = self.unused.pop() {
+            self.rows[number as usize] = Some(row);
+            return number;
+        }
+        self.rows.push(Some(row));
+        u32::try_from(self.rows.len() - 1).expect("fewer than 2^32 rows")
+    }
+
+    pub(super) fn remove(&mut self, number: u32) {
+        self.rows[number as usize] = None;
+        self.unused.push(number);
+    }
+
+    pub(super) fn get(&self, number: u32) -> &T {
+        self.rows[number as usize].as_ref().expect("a row that is referred to exists")
+    }
+
+    pub(super) fn get_mut(&mut self, number: u32) -> &mut T {
+        self.rows[number as usize].as_mut().expect("a row that is referred to exists")
+    }
+}
+
+/// Claims that wait for a pool.
+#[derive(Debug, Default)]
+pub struct WaitQueue {
+    claims: HashMap<ArrivalNumber, (Arc<QueuedClaim>, u32)>,
+    lanes: RowTable<ClaimLane>,
+    lanes_by_key: HashMap<(u32, u32), u32>,
+    groups: RowTable<TenantGroup>,
+    groups_by_tenant: BTreeMap<(u64, u16), u32>,
+    classes: ClassTable,
+    group_tree: TreeArena<GroupKey, u32>,
+    lane_trees: TreeArena<ArrivalNumber, u32>,
+    root: TreeRoot,
+    /// Number of changes of the trees.
+    version: u64,
+    /// Number of times that something was marked: tells which of two marks is later.
+    marks: u64,
+    /// Capacity that is kept for claims that wait.
+    pub reservations: ReservationList,
+}
+
+impl WaitQueue {
+    /// Number of claims that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Whether no claim waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    /// Number of claims of a tenant.
+    #[must_use]
+    pub fn waiting_of(&self, tenant: u64) -> usize {
+        self.groups_of(tenant).map(|group| self.lane_trees.summary(self.groups.get(group).lanes).claims as usize).sum()
+    }
+
+    /// Least that some claim needs.
+    #[must_use]
+    pub fn least(&self) -> LeastDemand {
+        self.group_tree.summary(self.root).least
+    }
+
+    /// Claim with this arrival number.
+    #[must_use]
+    pub fn get(&self, arrival: ArrivalNumber) -> Option<&Arc<QueuedClaim>> {
+        self.claims.get(&arrival).map(|(claim, _)| claim)
+    }
+
+    /// Demand of the claim with this arrival number.
+    #[must_use]
+    pub fn demand_of(&self, arrival: ArrivalNumber) -> Option<&ClaimDemand> {
+        let (_, lane) = self.claims.get(&arrival)?;
+        Some(self.classes.demand(self.lanes.get(*lane).class))
+    }
+
+    /// All claims, in no particular order.
+    pub fn claims(&self) -> impl Iterator<Item = &Arc<QueuedClaim>> {
+        self.claims.values().map(|(claim, _)| claim)
+    }
+
+    fn groups_of(&self, tenant: u64) -> impl Iterator<Item = u32> + '_ {
+        self.groups_by_tenant.range((tenant, 0)..=(tenant, u16::MAX)).map(|(_, group)| *group)
+    }
+
+    /// Adds a claim, unless it is in the queue. `needs_ms`: time for which it needs a worker of this pool. `share`: its
+    /// tenant's share of the pool. Returns whether it was added.
+    pub fn insert(&mut self, claim: &Arc<QueuedClaim>, needs_ms: Millis, share: u64) -> bool {
+        if self.claims.contains_key(&claim.arrival) {
+            return false;
+        }
+        self.version += 1;
+        let (tenant, priority) = (claim.tenant.number, claim.priority);
+        self.set_share(tenant, share);
+        let group = *self.groups_by_tenant.entry((tenant, priority)).or_insert_with(|| {
+            let (tenant, lanes) = (Arc::clone(&claim.tenant), TreeRoot::default());
+            self.groups.insert(TenantGroup { tenant, priority, share, lanes, short_mark: 0 })
+        });
+        self.detach_group(group);
+        let class = self.classes.join(&claim.class, needs_ms);
+        let lane = *self.lanes_by_key.entry((group, class)).or_insert_with(|| {
+            // It may fit the capacity that the quota keeps others from.
+            let (arrivals, short_mark, searched_mark) = (BTreeSet::new(), 0, self.marks);
+            self.lanes.insert(ClaimLane { group, class, arrivals, short_mark, searched_mark })
+        });
+        self.detach_lane(lane);
+        self.lanes.get_mut(lane).arrivals.insert(claim.arrival);
+        self.attach_lane(lane);
+        self.attach_group(group);
+        self.claims.insert(claim.arrival, (Arc::clone(claim), lane));
+        true
+    }
+
+    /// Removes the claim with this arrival number, if it is in the queue.
+    pub fn remove(&mut self, arrival: ArrivalNumber) -> Option<Arc<QueuedClaim>> {
+        let (claim, lane) = self.claims.remove(&arrival)?;
+        self.version += 1;
+        let ClaimLane { group, class, .. } = *self.lanes.get(lane);
+        self.detach_group(group);
+        self.detach_lane(lane);
+        self.lanes.get_mut(lane).arrivals.remove(&arrival);
+        self.attach_lane(lane);
+        self.attach_group(group);
+        self.classes.leave(class);
+        if self.lanes.get(lane).arrivals.is_empty() {
+            self.lanes.remove(lane);
+            self.lanes_by_key.remove(&(group, class));
+        }
+        if self.groups.get(group).lanes == TreeRoot::default() {
+            self.groups.remove(group);
+            self.groups_by_tenant.remove(&(claim.tenant.number, claim.priority));
+        }
+        Some(claim)
+    }
+
+    fn lane_summary(&self, lane: &ClaimLane) -> SubtreeSummary {
+        let claims = u32::try_from(lane.arrivals.len()).expect("fewer than 2^32 claims wait");
+        SubtreeSummary { least: LeastDemand::of(self.classes.demand(lane.class)), claims }
+    }
+
+    fn attach_lane(&mut self, number: u32) {
+        let lane = self.lanes.get(number);
+        let Some(&first) = lane.arrivals.first() else { return };
+        let summary = self.lane_summary(lane);
+        self.lane_trees.insert(&mut self.groups.get_mut(lane.group).lanes, first, number, summary);
+    }
+
+    fn detach_lane(&mut self, number: u32) {
+        let lane = self.lanes.get(number);
+        if let Some(&first) = lane.arrivals.first() {
+            self.lane_trees.remove(&mut self.groups.get_mut(lane.group).lanes, first);
+        }
+    }
+
+    fn group_key(&self, group: &TenantGroup) -> Option<GroupKey> {
+        let first = self.lane_trees.first(group.lanes)?;
+        Some(GroupKey { priority: Reverse(group.priority), share: group.share, first, tenant: group.tenant.number })
+    }
+
+    fn attach_group(&mut self, number: u32) {
+        let group = self.groups.get(number);
+        if let Some(key) = self.group_key(group) {
+            self.group_tree.insert(&mut self.root, key, number, self.lane_trees.summary(group.lanes));
+        }
+    }
+
+    fn detach_group(&mut self, number: u32) {
+        if let Some(key) = self.group_key(self.groups.get(number)) {
+            self.group_tree.remove(&mut self.root, key);
+        }
+    }
+
+    /// Updates the share of a tenant.
+    pub fn set_share(&mut self, tenant: u64, share: u64) {
+        let groups: SmallVec<[u32; 4]> = self.groups_of(tenant).collect();
+        for group in groups {
+            if self.groups.get(group).share != share {
+                self.version += 1;
+                self.detach_group(group);
+                self.groups.get_mut(group).share = share;
+                self.attach_group(group);
+            }
+        }
+    }
+
+    /// Tenant with this number, if a claim of it waits.
+    #[must_use]
+    pub fn tenant(&self, number: u64) -> Option<&Arc<Tenant>> {
+        self.groups_of(number).next().map(|group| &self.groups.get(group).tenant)
+    }
+
+    /// Tenants of the claims, each once.
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        let mut last = None;
+        self.groups_by_tenant.iter().filter_map(move |((tenant, _), group)| {
+            let is_new = last.replace(*tenant) != Some(*tenant);
+            is_new.then(|| &self.groups.get(*group).tenant)
+        })
+    }
+
+    /// Offers a worker to the claims that fit it, in the order of rank, until one takes it.
+    pub fn walk(&mut self, walk: &mut QueueWalk, offer: &WorkerOffer, oracle: &mut impl WalkOracle) -> WalkOutcome {
+        let free = FreeAmounts::of(offer);
+        if walk.version != Some(self.version) {
+            walk.visits_max = if walk.version.is_none() { WALK_VISITS_MAX } else { walk.visits_max.saturating_mul(2) };
+            walk.version = Some(self.version);
+            walk.frontier.clear();
+            if let Some(node) = self.root.node() {
+                self.push_groups(walk, node, &free);
+            }
+        }
+        self.classes.begin_query();
+        let mut visits = 0;
+        while let Some(Reverse((rank, item))) = walk.frontier.pop() {
+            visits += 1;
+            if visits > walk.visits_max {
+                walk.frontier.push(Reverse((rank, item)));
+                return WalkOutcome::Unfinished;
+            }
+            match item {
+                FrontierItem::Groups(node) => {
+                    for child in self.group_tree.children(node).into_iter().flatten() {
+                        self.push_groups(walk, child, &free);
+                    }
+                    let (_, group) = self.group_tree.get(node);
+                    if let Some(root) = self.groups.get(group).lanes.node() {
+                        self.push_lanes(walk, group, root, &free, oracle);
+                    }
+                }
+                FrontierItem::Lanes(group, node) => {
+                    for child in self.lane_trees.children(node).into_iter().flatten() {
+                        self.push_lanes(walk, group, child, &free, oracle);
+                    }
+                    let (first, lane) = self.lane_trees.get(node);
+                    let class = self.lanes.get(lane).class;
+                    if self.classes.demand(class).fits(&free) && self.classes.allows(class, &offer.registration.spec) {
+                        let rank = self.rank(group, first);
+                        walk.frontier.push(Reverse((rank, FrontierItem::Lane(lane, first))));
+                    }
+                }
+                FrontierItem::Lane(number, arrival) => {
+                    let lane = self.lanes.get(number);
+                    let (claim, _) = &self.claims[&arrival];
+                    let may_use = self.reservations.may_use(offer, claim, self.classes.demand(lane.class), &free);
+                    let verdict = if may_use { oracle.offer(claim) } else { OfferVerdict::Busy };
+                    match verdict {
+                        OfferVerdict::Takes => {
+                            return WalkOutcome::Matched(self.remove(arrival).expect("the claim is in the queue"));
+                        }
+                        OfferVerdict::NoQuota => {
+                            self.marks += 1;
+                            self.lanes.get_mut(number).short_mark = self.marks;
+                        }
+                        OfferVerdict::Busy | OfferVerdict::Gone => {
+                            let after = (std::ops::Bound::Excluded(arrival), std::ops::Bound::Unbounded);
+                            if let Some(&next) = lane.arrivals.range(after).next() {
+                                let rank = self.rank(lane.group, next);
+                                walk.frontier.push(Reverse((rank, FrontierItem::Lane(number, next))));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        WalkOutcome::Nobody
+    }
+
+    fn rank(&self, group: u32, arrival: ArrivalNumber) -> ClaimRank {
+        let TenantGroup { priority, share, .. } = self.groups.get(group);
+        (Reverse(*priority), *share, arrival)
+    }
+
+    fn push_groups(&self, walk: &mut QueueWalk, node: TreeNode, free: &FreeAmounts) {
+        if self.group_tree.below(node).least.may_fit(free) {
+            let GroupKey { priority, share, first, .. } = self.group_tree.first_below(node);
+            walk.frontier.push(Reverse(((priority, share, first), FrontierItem::Groups(node))));
+        }
+    }
+
+    fn push_lanes(
+        &mut self,
+        walk: &mut QueueWalk,
+        group: u32,
+        node: TreeNode,
+        free: &FreeAmounts,
+        oracle: &mut impl WalkOracle,
+    ) {
+        let least = self.lane_trees.below(node).least;
+        if !least.may_fit(free) {
+            return;
+        }
+        if !oracle.may_charge(&self.groups.get(group).tenant, &least) {
+            self.marks += 1;
+            self.groups.get_mut(group).short_mark = self.marks;
+            return;
+        }
+        let rank = self.rank(group, self.lane_trees.first_below(node));
+        walk.frontier.push(Reverse((rank, FrontierItem::Lanes(group, node))));
+    }
+
+    /// Notes that the quota keeps a claim back, which is to be searched for when its tenant has more headroom.
+    pub fn note_quota_short(&mut self, arrival: ArrivalNumber) {
+        if let Some(&(_, lane)) = self.claims.get(&arrival) {
+            self.marks += 1;
+            self.lanes.get_mut(lane).short_mark = self.marks;
+        }
+    }
+
+    /// Notes that a search for a claim found no capacity: none of its lane would find any. Returns whether the quota had
+    /// kept the lane back.
+    pub fn note_searched(&mut self, arrival: ArrivalNumber) -> bool {
+        let Some(&(_, lane)) = self.claims.get(&arrival) else { return false };
+        let was_short = self.is_short(self.lanes.get(lane));
+        self.lanes.get_mut(lane).searched_mark = self.marks;
+        was_short
+    }
+
+    fn is_short(&self, lane: &ClaimLane) -> bool {
+        self.groups.get(lane.group).short_mark.max(lane.short_mark) > lane.searched_mark
+    }
+
+    /// Best-ranked claim of a tenant among those that its quota has kept back and that fit the headroom.
+    #[must_use]
+    pub fn first_quota_short(&self, tenant: u64, headroom: &ResourceUsage) -> Option<&Arc<QueuedClaim>> {
+        if headroom.claims == 0 {
+            return None;
+        }
+        let groups = self.groups_by_tenant.range((tenant, 0)..=(tenant, u16::MAX)).rev();
+        groups.flat_map(|(_, group)| self.lane_trees.iter(self.groups.get(*group).lanes)).find_map(|(head, number)| {
+            let (claim, _) = &self.claims[&head];
+            let is_due = self.is_short(self.lanes.get(number)) && !headroom.is_exceeded_by(&claim.amounts());
+            is_due.then_some(claim)
+        })
+    }
+
+    /// Best-ranked claim of a tenant that passes `accept`.
+    #[must_use]
+    pub fn first_of_tenant(
+        &self,
+        tenant: u64,
+        mut accept: impl FnMut(&QueuedClaim) -> bool,
+    ) -> Option<&Arc<QueuedClaim>> {
+        let groups = self.groups_by_tenant.range((tenant, 0)..=(tenant, u16::MAX)).rev();
+        let heads = groups.flat_map(|(_, group)| self.lane_trees.iter(self.groups.get(*group).lanes));
+        heads.map(|(head, _)| &self.claims[&head].0).find(|claim| accept(claim))
+    }
+
+    /// Whether the quota has kept claims of a tenant back, since capacity was last searched for.
+    #[must_use]
+    pub fn has_quota_short(&self, tenant: u64) -> bool {
+        let lanes = self.groups_of(tenant).flat_map(|group| self.lane_trees.iter(self.groups.get(group).lanes));
+        lanes.map(|(_, lane)| self.lanes.get(lane)).any(|lane| self.is_short(lane))
+    }
+
+    /// Claims that need more than one of the pool's workers ever has free at once, or have a priority: the best first, at
+    /// most `limit` of those that `accept`.
+    pub fn ranked(
+        &self,
+        limit: usize,
+        mut accept: impl FnMut(&QueuedClaim, &ClaimDemand) -> bool,
+    ) -> Vec<Arc<QueuedClaim>> {
+        let mut found = Vec::new();
+        let mut visited = 0;
+        for (_, group) in self.group_tree.iter(self.root) {
+            for (_, lane) in self.lane_trees.iter(self.groups.get(group).lanes) {
+                let row = self.lanes.get(lane);
+                for arrival in &row.arrivals {
+                    visited += 1;
+                    if found.len() >= limit || visited > WALK_VISITS_MAX {
+                        return found;
+                    }
+                    let (claim, _) = &self.claims[arrival];
+                    if accept(claim, self.classes.demand(row.class)) {
+                        found.push(Arc::clone(claim));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Lanes of the queue.
+    pub fn lanes(&self) -> impl Iterator<Item = LaneView<'_>> {
+        self.lanes.rows.iter().flatten().map(|lane| {
+            let first = lane.arrivals.first().expect("a lane has claims");
+            let (head, _) = &self.claims[first];
+            LaneView { head, demand: self.classes.demand(lane.class), claims: lane.arrivals.len() }
+        })
+    }
+
+    /// Number of claims ahead of this one at present: those with a higher priority, and of its own priority those that
+    /// are served earlier if tenants alternate.
+    #[must_use]
+    pub fn count_ahead(&self, arrival: ArrivalNumber) -> Option<usize> {
+        let (claim, _) = self.claims.get(&arrival)?;
+        let own: usize = {
+            let group = self.groups.get(self.groups_by_tenant[&(claim.tenant.number, claim.priority)]);
+            let lanes = self.lane_trees.iter(group.lanes).take_while(|(first, _)| *first < arrival);
+            lanes.map(|(_, lane)| self.lanes.get(lane).arrivals.range(..arrival).count()).sum()
+        };
+        let (mut higher, mut others) = (0, 0);
+        for ((tenant, priority), group) in &self.groups_by_tenant {
+            let waiting = self.lane_trees.summary(self.groups.get(*group).lanes).claims as usize;
+            match priority.cmp(&claim.priority) {
+                std::cmp::Ordering::Greater => higher += waiting,
+                std::cmp::Ordering::Equal if *tenant != claim.tenant.number => others += waiting.min(own),
+                _ => {}
+            }
+        }
+        Some(higher + own + others)
+    }
+
+    /// Removes and returns all claims, by arrival.
+    pub fn drain(&mut self) -> Vec<Arc<QueuedClaim>> {
+        let all = std::mem::take(self);
+        self.version = all.version + 1;
+        let mut claims: Vec<_> = all.claims.into_values().map(|(claim, _)| claim).collect();
+        claims.sort_unstable_by_key(|claim| claim.arrival);
+        claims
+    }
+}
+
+/// Claims of one tenant and priority that request the same.
+#[derive(Debug)]
+pub struct LaneView<'q> {
+    /// First claim of the lane.
+    pub head: &'q Arc<QueuedClaim>,
+    /// Demand of each claim.
+    pub demand: &'q ClaimDemand,
+    /// Number of claims in the lane.
+    pub claims: usize,
+}
+
+#[cfg(test)]
+#[path = "wait_queue_tests.rs"]
+mod tests;

@@ -1,0 +1,332 @@
+//! The index against a list that is sorted and searched each time.
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::admission::tenant::TenantDirectory;
+use crate::engine::{GpuFilter, NodeSet, PlacementConstraints};
+use crate::model::label_selector::SelectorCache;
+use crate::model::{
+    ClaimSpec, GpuCapacity, GpuRequest, ResourceAmounts, ResourceRequirements, WorkerCapacity, WorkerId,
+    WorkerRegistration, WorkerSpec,
+};
+
+/// Distinct requests: cores, whether a GPU is needed, label, time in milliseconds.
+const REQUESTS: [(u64, bool, Option<&str>, Millis); 8] = [
+    (1, false, None, 0),
+    (2, false, None, 0),
+    (4, false, Some("kind=a"), 0),
+    (1, true, None, 0),
+    (3, true, Some("kind=b"), 100),
+    (1, false, Some("kind=b"), 100),
+    (2, true, Some("kind=a"), 0),
+    (3, false, None, 1_000),
+];
+
+const TENANTS: usize = 4;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Insert {
+        priority: u16,
+        tenant: usize,
+        request: usize,
+    },
+    Remove(usize),
+    Share(usize, u64),
+    /// Cores that a tenant may still hold.
+    Headroom(usize, u64),
+    /// Whether a claim is being tried.
+    Busy(usize),
+    Match {
+        cores: u64,
+        has_gpu: bool,
+        kind: &'static str,
+        left_ms: Option<Millis>,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0..3_u16, 0..TENANTS, 0..REQUESTS.len())
+            .prop_map(|(priority, tenant, request)| Step::Insert { priority, tenant, request }),
+        2 => any::<usize>().prop_map(Step::Remove),
+        2 => (0..TENANTS, 0..3_u64).prop_map(|(tenant, share)| Step::Share(tenant, share)),
+        1 => (0..TENANTS, 0..5_u64).prop_map(|(tenant, cores)| Step::Headroom(tenant, cores)),
+        2 => any::<usize>().prop_map(Step::Busy),
+        6 => (0..5_u64, any::<bool>(), prop_oneof![Just("a"), Just("b"), Just("c")], prop_oneof![Just(None), Just(Some(50)), Just(Some(500))])
+            .prop_map(|(cores, has_gpu, kind, left_ms)| Step::Match { cores, has_gpu, kind, left_ms }),
+    ]
+}
+
+fn constraints(request: usize, selectors: &SelectorCache) -> Arc<PlacementConstraints> {
+    let (cores, has_gpu, selector, _) = REQUESTS[request];
+    let gpu = has_gpu.then(|| GpuRequest { models: Vec::new(), count: 1, milli: 1_000 });
+    let resources = ResourceRequirements { cpu_milli: cores, gpu, ..ResourceRequirements::default() };
+    Arc::new(PlacementConstraints {
+        selector: selector.map(|text| selectors.get(text).unwrap()),
+        nodes: NodeSet::default(),
+        spec: Some(Arc::new(ClaimSpec { resources, ..ClaimSpec::default() })),
+        gpus: GpuFilter::Any,
+        ..PlacementConstraints::default()
+    })
+}
+
+fn offer(cores: u64, has_gpu: bool, kind: &str, left_ms: Option<Millis>) -> WorkerOffer {
+    let gpu = has_gpu.then(|| GpuCapacity { model: "A".into(), count: 1 });
+    let spec = WorkerSpec {
+        labels: [("kind".to_owned(), kind.to_owned())].into(),
+        capacity: WorkerCapacity { cpu_milli: 8, gpu, ..WorkerCapacity::default() },
+        ..WorkerSpec::with_id(WorkerId::new("w").unwrap())
+    };
+    let gpus = u64::from(has_gpu);
+    let free = ResourceAmounts { cpu_milli: cores, gpu: gpus, gpu_milli: 1_000 * gpus, ..ResourceAmounts::default() };
+    WorkerOffer { worker: 0, registration: Arc::new(WorkerRegistration { spec }), free, left_ms, reservation: None }
+}
+
+/// Claims in the order in which they came, with what a walk asks.
+struct Naive {
+    claims: Vec<(Arc<QueuedClaim>, usize)>,
+    shares: [u64; TENANTS],
+    headroom: [u64; TENANTS],
+    busy: BTreeSet<ArrivalNumber>,
+    numbers: HashMap<u64, usize>,
+}
+
+impl Naive {
+    fn rank(&self, claim: &QueuedClaim) -> ClaimRank {
+        (Reverse(claim.priority), self.shares[self.numbers[&claim.tenant.number]], claim.arrival)
+    }
+
+    fn verdict(&self, claim: &QueuedClaim, request: usize) -> OfferVerdict {
+        if self.headroom[self.numbers[&claim.tenant.number]] < REQUESTS[request].0 {
+            OfferVerdict::NoQuota
+        } else if self.busy.contains(&claim.arrival) {
+            OfferVerdict::Busy
+        } else {
+            OfferVerdict::Takes
+        }
+    }
+
+    fn fits(request: usize, offer: &WorkerOffer) -> bool {
+        let (cores, has_gpu, selector, needs_ms) = REQUESTS[request];
+        let kind = &offer.registration.spec.labels["kind"];
+        cores <= offer.free.cpu_milli
+            && u64::from(has_gpu) <= offer.free.gpu
+            && selector.is_none_or(|selector| selector == format!("kind={kind}"))
+            && offer.left_ms.is_none_or(|left_ms| needs_ms < left_ms)
+    }
+
+    fn best(&self, offer: &WorkerOffer) -> Option<ArrivalNumber> {
+        let fitting = self.claims.iter().filter(|(_, request)| Self::fits(*request, offer));
+        let willing = fitting.filter(|(claim, request)| self.verdict(claim, *request) == OfferVerdict::Takes);
+        willing.map(|(claim, _)| claim).min_by_key(|claim| self.rank(claim)).map(|claim| claim.arrival)
+    }
+}
+
+struct NaiveOracle<'n> {
+    naive: &'n Naive,
+    /// Ranks of the claims that were asked.
+    asked: Vec<ClaimRank>,
+}
+
+impl WalkOracle for NaiveOracle<'_> {
+    fn may_charge(&mut self, tenant: &Tenant, least: &LeastDemand) -> bool {
+        let cpu_milli = self.naive.headroom[self.naive.numbers[&tenant.number]];
+        least.may_fit_quota(&ResourceUsage { claims: 1, cpu_milli, memory_bytes: 0, gpu_milli: 0 })
+    }
+
+    fn offer(&mut self, claim: &QueuedClaim) -> OfferVerdict {
+        self.asked.push(self.naive.rank(claim));
+        let (_, request) = self.naive.claims.iter().find(|(other, _)| other.arrival == claim.arrival).unwrap();
+        self.naive.verdict(claim, *request)
+    }
+}
+
+fn walk_to_end(queue: &mut WaitQueue, offer: &WorkerOffer, oracle: &mut NaiveOracle<'_>) -> Option<ArrivalNumber> {
+    let mut walk = QueueWalk::default();
+    loop {
+        match queue.walk(&mut walk, offer, oracle) {
+            WalkOutcome::Unfinished => {}
+            WalkOutcome::Nobody => return None,
+            WalkOutcome::Matched(claim) => return Some(claim.arrival),
+        }
+    }
+}
+
+struct Fixture {
+    tenants: Vec<Arc<Tenant>>,
+    requests: Vec<Arc<PlacementConstraints>>,
+    next_arrival: u64,
+}
+
+impl Fixture {
+    fn new() -> (Self, Naive) {
+        let directory = TenantDirectory::default();
+        let tenant = |number| directory.get_or_insert(&ClaimId::new("ns", &format!("t{number}"), "k").unwrap());
+        let tenants: Vec<Arc<Tenant>> = (0..TENANTS).map(tenant).collect();
+        let numbers = tenants.iter().enumerate().map(|(index, tenant)| (tenant.number, index)).collect();
+        let selectors = SelectorCache::default();
+        let requests = (0..REQUESTS.len()).map(|request| constraints(request, &selectors)).collect();
+        let naive = Naive {
+            claims: Vec::new(),
+            shares: [0; TENANTS],
+            headroom: [100; TENANTS],
+            busy: BTreeSet::new(),
+            numbers,
+        };
+        (Self { tenants, requests, next_arrival: 1 }, naive)
+    }
+
+    fn insert(&mut self, queue: &mut WaitQueue, naive: &mut Naive, priority: u16, tenant: usize, request: usize) {
+        let arrival = ArrivalNumber::new(self.next_arrival).unwrap();
+        self.next_arrival += 1;
+        let claim = Arc::new(QueuedClaim {
+            id: ClaimId::new("ns", "t", &format!("k{arrival}")).unwrap(),
+            ticket: arrival.get(),
+            arrival,
+            priority,
+            since_ms: 0,
+            until_ms: 0,
+            pools: SmallVec::new(),
+            tenant: Arc::clone(&self.tenants[tenant]),
+            class: RequestClass {
+                hash: request as u64,
+                constraints: Some(Arc::clone(&self.requests[request])),
+                ..RequestClass::default()
+            },
+            is_preferred_only: false,
+        });
+        assert!(queue.insert(&claim, REQUESTS[request].3, naive.shares[tenant]));
+        naive.claims.push((claim, request));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
+    #[test]
+    fn q04_a_worker_goes_to_the_claim_that_a_list_gives(steps in prop::collection::vec(step(), 1..150)) {
+        let (mut fixture, mut naive) = Fixture::new();
+        let mut queue = WaitQueue::default();
+        for step in steps {
+            match step {
+                Step::Insert { priority, tenant, request } => {
+                    fixture.insert(&mut queue, &mut naive, priority, tenant, request);
+                }
+                Step::Remove(which) if !naive.claims.is_empty() => {
+                    let (gone, _) = naive.claims.remove(which % naive.claims.len());
+                    prop_assert_eq!(queue.remove(gone.arrival).map(|claim| claim.arrival), Some(gone.arrival));
+                    prop_assert!(queue.remove(gone.arrival).is_none());
+                }
+                Step::Share(tenant, share) => {
+                    naive.shares[tenant] = share;
+                    queue.set_share(fixture.tenants[tenant].number, share);
+                }
+                Step::Headroom(tenant, cores) => naive.headroom[tenant] = cores,
+                Step::Busy(which) if !naive.claims.is_empty() => {
+                    let arrival = naive.claims[which % naive.claims.len()].0.arrival;
+                    if !naive.busy.remove(&arrival) {
+                        naive.busy.insert(arrival);
+                    }
+                }
+                Step::Remove(_) | Step::Busy(_) => {}
+                Step::Match { cores, has_gpu, kind, left_ms } => {
+                    let offer = offer(cores, has_gpu, kind, left_ms);
+                    let expected = naive.best(&offer);
+                    let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
+                    let matched = walk_to_end(&mut queue, &offer, &mut oracle);
+                    prop_assert_eq!(matched, expected);
+                    prop_assert!(oracle.asked.is_sorted(), "claims are asked in the order of rank");
+                    naive.claims.retain(|(claim, _)| Some(claim.arrival) != matched);
+                    let quota_free = |claim: &QueuedClaim| naive.headroom[naive.numbers[&claim.tenant.number]];
+                    for tenant in 0..TENANTS {
+                        let number = fixture.tenants[tenant].number;
+                        let headroom =
+                            ResourceUsage { claims: 1, cpu_milli: 100, memory_bytes: 100, gpu_milli: 100_000 };
+                        let short = queue.first_quota_short(number, &headroom).map(|claim| claim.arrival);
+                        prop_assert!(short.is_none_or(|short| queue.get(short).is_some()));
+                        let passed = naive.claims.iter().any(|(claim, request)| {
+                            claim.tenant.number == number
+                                && Naive::fits(*request, &offer)
+                                && quota_free(claim) < REQUESTS[*request].0
+                        });
+                        // Whoever the quota kept from this worker is remembered, if the walk came that far.
+                        prop_assert!(!passed || matched.is_some() || queue.has_quota_short(number));
+                    }
+                }
+            }
+            prop_assert_eq!(queue.len(), naive.claims.len());
+            for (index, tenant) in fixture.tenants.iter().enumerate() {
+                let waiting = naive.claims.iter().filter(|(claim, _)| claim.tenant.number == tenant.number).count();
+                prop_assert_eq!(queue.waiting_of(tenant.number), waiting, "of tenant {}", index);
+            }
+            prop_assert_eq!(queue.lanes().map(|lane| lane.claims).sum::<usize>(), naive.claims.len());
+            let mut least = LeastDemand::default();
+            for (_, request) in &naive.claims {
+                let demand = ClaimDemand::new(Some(&fixture.requests[*request]), REQUESTS[*request].3);
+                least.merge(&LeastDemand::of(&demand));
+            }
+            prop_assert_eq!(queue.least(), least);
+            let ranked: Vec<_> = queue.ranked(usize::MAX, |_, _| true).iter().map(|claim| claim.arrival).collect();
+            prop_assert_eq!(ranked.len(), naive.claims.len());
+        }
+    }
+}
+
+/// Q09: a walk over more claims than one part may visit goes on, and starts over if the queue changed meanwhile.
+#[test]
+fn q09_a_long_walk_is_divided_and_gives_nothing_up() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    for n in 0..2_000 {
+        fixture.insert(&mut queue, &mut naive, 0, n % TENANTS, 0);
+    }
+    naive.busy = naive.claims.iter().map(|(claim, _)| claim.arrival).collect();
+    let last = naive.claims[1_990].0.arrival;
+    naive.busy.remove(&last);
+    let (mut walk, offer) = (QueueWalk::default(), offer(4, false, "c", None));
+    let mut parts = 0;
+    let matched = loop {
+        let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
+        match queue.walk(&mut walk, &offer, &mut oracle) {
+            WalkOutcome::Unfinished => parts += 1,
+            WalkOutcome::Nobody => panic!("one of them takes it"),
+            WalkOutcome::Matched(claim) => break claim.arrival,
+        }
+        if parts == 2 {
+            let (gone, _) = naive.claims.remove(0);
+            queue.remove(gone.arrival);
+        }
+    };
+    assert_eq!(matched, last);
+    assert!(parts >= 3, "{parts} parts");
+}
+
+#[test]
+fn tenants_alternate_in_the_number_ahead() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    for (tenant, priority) in [(1, 0), (1, 0), (1, 0), (2, 0), (2, 0), (3, 9)] {
+        fixture.insert(&mut queue, &mut naive, priority, tenant, 0);
+    }
+    let ahead = |arrival| queue.count_ahead(ArrivalNumber::new(arrival).unwrap());
+    assert_eq!(ahead(1), Some(1), "the urgent one");
+    assert_eq!(ahead(2), Some(3), "the urgent one, the first, and one of the other tenant");
+    assert_eq!(ahead(5), Some(3), "the urgent one, one of its own, one of the other");
+    assert_eq!(ahead(7), None);
+}
+
+/// Q09: a worker that fits nobody is offered to nobody.
+#[test]
+fn q09_what_fits_nobody_costs_one_look() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    (0..10_000).for_each(|n| fixture.insert(&mut queue, &mut naive, 0, n % TENANTS, 3));
+    let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
+    let mut walk = QueueWalk::default();
+    let without_gpu = offer(8, false, "a", None);
+    assert!(matches!(queue.walk(&mut walk, &without_gpu, &mut oracle), WalkOutcome::Nobody));
+    assert!(walk.frontier.capacity() == 0 && oracle.asked.is_empty(), "nothing was looked at");
+}
