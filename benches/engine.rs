@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use hotpool::engine::{ClaimHandle, ClaimTarget, Effect, EngineReply, Event, Shard};
+use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, Shard};
 use hotpool::model::{ClaimId, PlacementPolicy, WorkerId, WorkerSpec};
 
 struct CountingAllocator(mimalloc::MiMalloc);
@@ -79,15 +79,8 @@ impl Bench {
     fn claim(&mut self, id: ClaimId) {
         self.fence += 1;
         let affinity = id.hash64();
-        let event = Event::Claim {
-            id,
-            fence: self.fence,
-            affinity,
-            reserve_ms: 0,
-            ttl_ms: 0,
-            constraints: None,
-            target: ClaimTarget::AnyWorker,
-        };
+        let event =
+            Event::Claim { id, fence: self.fence, affinity, reserve_ms: 0, ttl_ms: 0, constraints: None, target: None };
         match self.shard.handle_event(event, 1, &mut self.effects) {
             Some(EngineReply::Granted(grant)) => self.held.push(grant.handle),
             other => panic!("{other:?}"),

@@ -12,6 +12,8 @@
 
 #![cfg(debug_assertions)]
 
+#[path = "claim_protocol/caller.rs"]
+mod caller;
 #[path = "claim_protocol/explorer.rs"]
 mod explorer;
 #[path = "claim_protocol/late_store.rs"]

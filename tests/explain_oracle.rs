@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{
-    ClaimGrant, ClaimHandle, ClaimTarget, Effect, EngineReply, Event, NodeSet, PlacementConstraints, Shard,
-};
+use hotpool::engine::{ClaimGrant, ClaimHandle, Effect, EngineReply, Event, NodeSet, PlacementConstraints, Shard};
 use hotpool::model::label_selector::LabelSelector;
 use hotpool::model::{
     ClaimId, ClaimSpec, FilterReason, GpuCapacity, GpuRequest, Labels, PlacementPolicy, ResourceAmounts,
@@ -233,7 +231,7 @@ impl Harness {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
-            target: ClaimTarget::AnyWorker,
+            target: None,
         };
         match self.apply(event) {
             EngineReply::Granted(ClaimGrant { handle, worker, .. }) => {
@@ -280,15 +278,7 @@ impl Harness {
         let fence = self.shard_fence();
         let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
         let constraints = Some(Arc::new(constraints.clone()));
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity,
-            reserve_ms: 0,
-            ttl_ms: needs_ms,
-            constraints,
-            target: ClaimTarget::AnyWorker,
-        };
+        let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: needs_ms, constraints, target: None };
         let EngineReply::Granted(grant) = self.apply(event) else { panic!("the survey said that it fits") };
         self.handles.push(grant.handle);
     }

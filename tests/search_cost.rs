@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use hotpool::engine::{
-    ClaimHandle, ClaimTarget, Effect, EngineReply, Event, HeartbeatReport, PlacementConstraints, Shard,
-};
+use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, HeartbeatReport, PlacementConstraints, Shard};
 use hotpool::limits;
 use hotpool::model::label_selector::LabelSelector;
 use hotpool::model::{
@@ -62,15 +60,7 @@ impl Fleet {
         let (fence, before) = (self.fence, self.shard.search_steps());
         let id = ClaimId::new("ns", "t", &format!("k{fence}")).unwrap();
         let constraints = constraints.map(Arc::new);
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity: fence,
-            reserve_ms: 0,
-            ttl_ms,
-            constraints,
-            target: ClaimTarget::AnyWorker,
-        };
+        let event = Event::Claim { id, fence, affinity: fence, reserve_ms: 0, ttl_ms, constraints, target: None };
         let handle = match self.on(event) {
             Some(EngineReply::Granted(grant)) => Some(grant.handle),
             Some(EngineReply::NoCapacity | EngineReply::NotPlaced(_)) => None,

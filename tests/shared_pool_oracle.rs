@@ -12,8 +12,7 @@ mod steps;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    ClaimHandle, ClaimTarget, Effect, EngineReply, Event, HeartbeatReport, PlacementFailure, ReservationId, Shard,
-    ShardConfig,
+    ClaimHandle, Effect, EngineReply, Event, HeartbeatReport, PlacementFailure, ReservationId, Shard, ShardConfig,
 };
 use hotpool::model::{
     ClaimId, GpuCapacity, PlacementPolicy, ResourceRequirements, WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
@@ -92,15 +91,7 @@ fn p03_one_worker_is_filled_exactly() {
         for fence in 1..=count {
             let id = ClaimId::new("ns", "default", &format!("k{fence}")).unwrap();
             let constraints = Some(Arc::clone(&constraints));
-            let event = Event::Claim {
-                id,
-                fence,
-                affinity: 0,
-                reserve_ms: 0,
-                ttl_ms: 0,
-                constraints,
-                target: ClaimTarget::AnyWorker,
-            };
+            let event = Event::Claim { id, fence, affinity: 0, reserve_ms: 0, ttl_ms: 0, constraints, target: None };
             shard.handle_event(event, 1, &mut effects);
         }
         shard.check().unwrap();
@@ -163,15 +154,7 @@ fn q12_a_reservation_of_a_deleted_worker_does_not_pass_to_the_next_with_its_ordi
     on(Event::CancelReservation { id: reservation(1) }, 21);
     let id = ClaimId::new("ns", "default", "k").unwrap();
     let constraints = Some(constraints());
-    let claim = Event::Claim {
-        id,
-        fence: 1,
-        affinity: 7,
-        reserve_ms: 0,
-        ttl_ms: 0,
-        constraints,
-        target: ClaimTarget::AnyWorker,
-    };
+    let claim = Event::Claim { id, fence: 1, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, target: None };
     let rejected = Some(EngineReply::NotPlaced(PlacementFailure::Busy));
     assert_eq!(on(claim, 21).0, rejected, "w1 is reserved for the second");
 }

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hotpool::engine::{ClaimTarget, EngineReply, Event, PlacementConstraints, Shard};
+use hotpool::engine::{EngineReply, Event, PlacementConstraints, Shard};
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{
@@ -88,15 +88,7 @@ fn pick_lasting_half(workers: u32) -> u64 {
         fence += 1;
         let id = ClaimId::new("bench", "default", "key").expect("a name");
         let constraints = None;
-        let claim = Event::Claim {
-            id,
-            fence,
-            affinity: 7,
-            reserve_ms: 0,
-            ttl_ms: 0,
-            constraints,
-            target: ClaimTarget::AnyWorker,
-        };
+        let claim = Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, target: None };
         let Some(EngineReply::Granted(grant)) = handle(shard, claim) else { panic!("there is an idle worker") };
         handle(shard, Event::Release { handle: grant.handle });
     };
@@ -127,15 +119,7 @@ fn filtered(claims: u32) -> u64 {
         let (fence, constraints) = (u64::from(n) + 1, None);
         handle(
             &mut shard,
-            Event::Claim {
-                id,
-                fence,
-                affinity: 7,
-                reserve_ms: 0,
-                ttl_ms: 0,
-                constraints,
-                target: ClaimTarget::AnyWorker,
-            },
+            Event::Claim { id, fence, affinity: 7, reserve_ms: 0, ttl_ms: 0, constraints, target: None },
         );
     }
     time(100, || assert!(black_box(shard.claims_from(0, 100, |claim| claim.id.tenant() == "nobody")).rows.is_empty()))

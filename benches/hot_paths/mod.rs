@@ -5,7 +5,7 @@ use hotpool::api::resp::frame::FrameParser;
 use hotpool::engine::placement::bin_packing::{
     FitStrategy, FleetIndex, FragmentationScorer, PlacementDecision, ResourceRequest,
 };
-use hotpool::engine::{ClaimHandle, ClaimTarget, Effect, EngineReply, Event, Shard};
+use hotpool::engine::{ClaimHandle, Effect, EngineReply, Event, Shard};
 use hotpool::model::{ClaimId, PlacementPolicy, WorkerCapacity, WorkerId, WorkerSpec};
 
 /// Requests per call: a typical pipeline or batch of a shard.
@@ -35,22 +35,17 @@ pub fn idle() -> Engine {
 
 /// Prepares a shard with [`RUN`] claims to release.
 pub fn held() -> Engine {
-    claim(idle())
+    let mut engine = claim(idle());
+    // As a run does when nobody waits.
+    engine.shard.clear_freed();
+    engine
 }
 
 /// Makes the claims one after the other.
 pub fn claim(mut engine: Engine) -> Engine {
     for (fence, id) in (1..).zip(engine.ids.drain(..)) {
         let affinity = id.hash64();
-        let event = Event::Claim {
-            id,
-            fence,
-            affinity,
-            reserve_ms: 0,
-            ttl_ms: 0,
-            constraints: None,
-            target: ClaimTarget::AnyWorker,
-        };
+        let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, constraints: None, target: None };
         if let Some(EngineReply::Granted(grant)) = engine.shard.handle_event(event, 1, &mut engine.effects) {
             engine.held.push(grant.handle);
         }

@@ -211,8 +211,12 @@ impl ClaimDispatcher {
             _ => None,
         };
         for id in keys {
-            for claim in self.keys.poison(id, from.shard, holder, from.now_ms) {
+            let (unanswered, queued) = self.keys.poison(id, from.shard, holder, from.now_ms);
+            for claim in unanswered {
                 self.reply_rejected(claim, RequestError::Unavailable(UnavailableReason::Loading));
+            }
+            if let Some(queued) = queued {
+                self.leave_queues(&queued, None);
             }
             if let ShardEvent::Ended { fence, write, reply, .. } = event {
                 self.keys.adoption.record_ended(id.hash64(), *fence);
@@ -285,10 +289,10 @@ impl ClaimDispatcher {
     ) {
         let claim = self.keys.withdraw(id, ticket);
         match (claim, reason) {
-            (Some(claim), NotGranted::NoCapacity) => unplaced.extend(self.put_back(from, claim)),
+            (Some(claim), NotGranted::NoCapacity) => unplaced.extend(self.put_back(from, claim, work)),
             (Some(mut claim), NotGranted::NotPlaced(failure)) => {
                 claim.record_failure(failure);
-                unplaced.extend(self.put_back(from, claim));
+                unplaced.extend(self.put_back(from, claim, work));
             }
             (Some(claim), NotGranted::Rejected(rejection)) => self.reject_and_route_next(claim, rejection, work),
             (None, _) => {}

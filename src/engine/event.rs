@@ -22,11 +22,9 @@ pub struct ClaimHandle {
 /// Id of a worker reservation, which the waiting claim chooses.
 pub type ReservationId = NonZeroU64;
 
-/// Workers among which that of a claim is picked.
+/// Only worker that will do for a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimTarget {
-    /// The workers that are offered.
-    AnyWorker,
     /// The worker with this ordinal, reserved or not.
     Worker(u32, ReservationFate),
     /// The worker that is reserved under this id; the reservation ends with the grant.
@@ -118,8 +116,8 @@ pub enum Event {
         ttl_ms: Millis,
         /// Constraints on the worker; none: any worker will do.
         constraints: Option<Arc<PlacementConstraints>>,
-        /// Workers among which one is picked.
-        target: ClaimTarget,
+        /// The only worker that will do; none: any that is offered. Boxed, because almost no claim has one.
+        target: Option<Box<ClaimTarget>>,
     },
     /// Acquires the key that `handle` holds once more.
     Reacquire {

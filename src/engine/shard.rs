@@ -13,7 +13,7 @@ use super::claims::{Claim, ClaimDisclosure, ClaimSlab};
 use super::counters::ShardCounters;
 use super::dirty_rows::RowChanges;
 use super::effect::{ClaimGrant, Effect, EndReason, EngineReply};
-use super::event::{ClaimHandle, ClaimTarget, Event, ReservationFate};
+use super::event::{ClaimHandle, ClaimTarget, Event};
 use super::placement::bin_packing::ResourceAllocation;
 use super::placement::constraints::{PlacementConstraints, PlacementFailure};
 use super::placement::eviction::EvictionIndex;
@@ -120,7 +120,7 @@ impl Shard {
                 };
                 // It may be confirmed at the last moment, and then needs its worker for that long.
                 let until_ms = now_ms + reserve_ms + ttl_ms;
-                match self.place_claim(affinity, fence, target, until_ms, constraints.as_deref()) {
+                match self.place_claim(affinity, fence, target.as_deref(), until_ms, constraints.as_deref()) {
                     Ok((worker, allocation)) => {
                         let gang = constraints.as_ref().and_then(|constraints| constraints.gang);
                         let (state, timestamps) = self.initial_state(reserve_ms, now_ms);
@@ -136,7 +136,7 @@ impl Shard {
                             spec: constraints.and_then(|constraints| constraints.spec.clone()),
                         };
                         let grant = self.insert_grant(claim, affinity, allocation.as_ref(), gang);
-                        if matches!(target, ClaimTarget::Worker(_, ReservationFate::Stays)) {
+                        if target.is_some() {
                             self.resume_reservation();
                         }
                         grant
@@ -193,12 +193,12 @@ impl Shard {
         &mut self,
         affinity: u64,
         fence: Fence,
-        target: ClaimTarget,
+        target: Option<&ClaimTarget>,
         until_ms: Millis,
         constraints: Option<&PlacementConstraints>,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
-        if target != ClaimTarget::AnyWorker {
-            return self.place_on_target(target, constraints, until_ms);
+        if let Some(target) = target {
+            return self.place_on_target(*target, constraints, until_ms);
         }
         match self.shared {
             None => self.take_worker(affinity, fence, until_ms, constraints).map(|worker| (worker, None)),

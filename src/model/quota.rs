@@ -86,6 +86,12 @@ impl ResourceUsage {
         Self::default().first_exceeded(amounts, self).is_some()
     }
 
+    /// Whether any amount is above 0.
+    #[must_use]
+    pub const fn is_positive(&self) -> bool {
+        self.claims > 0 || self.cpu_milli > 0 || self.memory_bytes > 0 || self.gpu_milli > 0
+    }
+
     /// Amounts that are positive in `other` too, and 0 instead of the rest.
     #[must_use]
     pub const fn where_positive(self, other: &Self) -> Self {

@@ -187,7 +187,7 @@ impl Scheduler {
             handle.wake();
         }
         // Those who wait are judged by the new specification.
-        self.dispatch().with_work(|work| self.dispatch().search_all(pool, work));
+        self.dispatch().search_all(pool);
         Ok(())
     }
 

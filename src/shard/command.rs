@@ -38,8 +38,8 @@ pub struct ClaimCall {
     pub ttl_ms: Option<Millis>,
     /// Constraints on the worker; `None` accepts any.
     pub constraints: Option<Arc<PlacementConstraints>>,
-    /// Workers of the shard among which one is picked.
-    pub target: ClaimTarget,
+    /// The only worker that will do; none: any that is offered.
+    pub target: Option<Box<ClaimTarget>>,
     /// Level at which the reply acknowledges the claim.
     pub ack: AckLevel,
     /// Arrival time in nanoseconds, if timed.
@@ -254,6 +254,8 @@ pub enum Command {
     Reserve(ReserveCall),
     /// Offers all workers once more to the claims that wait.
     OfferAll,
+    /// Offers the worker with this ordinal once more to the claims that wait.
+    Offer(u32),
     /// Takes an action on the members of a gang.
     Gang(Box<GangItem>),
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.

@@ -8,6 +8,8 @@ pub enum ProtocolPoint {
     Effect,
     /// The step of a key is about to change its entry, whose lock is held.
     KeyStep,
+    /// A claim is about to enter the wait queues, to be searched for once more, or to stand still. No lock is held.
+    WaitStep,
     /// A run has decided its commands, and nobody has learned of it.
     Decided,
     /// A run has handed over its rows and published its bounds, and has not delivered its events.

@@ -260,3 +260,106 @@ async fn q08_a_large_claim_is_not_starved_of_quota_by_small_ones() {
     }
     assert!(done(large).await.is_ok());
 }
+
+/// A claim that no worker could hold keeps nothing from another that is starved.
+#[tokio::test]
+async fn b07_a_claim_that_can_never_be_served_ends_no_hold_of_others() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
+    let kept = world.share("kept", &cpu(2_000)).await;
+    for n in 0..3 {
+        drop(world.begins_to_wait(with(request_for("p", &format!("huge{n}"), &cpu(90_000)), 9, false)).await);
+    }
+    let large = world.begins_to_wait(request_for("p", "large", &cpu(4_000))).await;
+    for _ in 0..8 {
+        world.pass(1_000).await;
+    }
+    assert_eq!(world.share("small", &cpu(1_000)).await.unwrap_err(), FULL, "what is free is held");
+    world.release(&kept).await;
+    assert!(done(large).await.is_ok());
+}
+
+/// A claim of a higher priority has no worker that is kept for a lower one if its quota keeps it back.
+#[tokio::test]
+async fn q01_a_worker_that_is_kept_for_another_is_not_a_way_around_the_quota() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
+    world.s.put_quota("ns", Some("poor"), Quota { claims: Some(0), ..Quota::default() }).await.unwrap();
+    let _kept = world.share("kept", &cpu(2_000)).await;
+    let _large = world.begins_to_wait(request_for("p", "large", &cpu(4_000))).await;
+    world.pass(5_500).await;
+    world.pass(500).await;
+    let urgent = of_tenant("poor", with(request_for("p", "urgent", &cpu(1_000)), 9, false));
+    let over = RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Claims));
+    assert_eq!(world.s.claim(urgent).await, Err(over));
+}
+
+/// The end of a claim for which headroom was collected gives that back, and serves those who waited behind it.
+#[tokio::test]
+async fn q08_headroom_is_not_kept_for_a_claim_that_has_left() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 64_000, None)]).await;
+    world.s.put_quota("ns", Some("default"), Quota { cpu_milli: Some(4_000), ..Quota::default() }).await.unwrap();
+    let held = world.share("held", &cpu(1_000)).await;
+    let large = ClaimRequest { wait_ms: 20_000, ..request_for("p", "large", &cpu(4_000)) };
+    let large = world.begin_request(large).await;
+    world.pass(5_500).await;
+    world.pass(500).await;
+    let over = RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Cpu));
+    assert_eq!(world.share("small", &cpu(1_000)).await, Err(over.clone()), "it would take what is collected");
+    let behind = world.begins_to_wait(request_for("p", "behind", &cpu(1_000))).await;
+    world.pass(15_000).await;
+    assert_eq!(done(large).await, Err(over));
+    assert!(done(behind).await.is_ok());
+    world.release(&held).await;
+    assert!(world.share("small", &cpu(3_000)).await.is_ok());
+}
+
+/// Q02: quota that comes back in parts is found when there is enough of it, in whichever pool the claim waits.
+#[tokio::test]
+async fn q02_quota_that_comes_back_in_parts_serves_those_who_wait_in_other_pools() {
+    let world = World::on_memory().await;
+    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 64_000, None)]).await;
+    for pool in ["q", "r"] {
+        world.pool(pool, spec(1, AckLevel::Memory), &[]).await;
+        let worker = hotpool::model::WorkerSpec { ..sized("x", 8_000, None) };
+        world.s.register(&name(pool), worker).await.unwrap();
+    }
+    world.s.put_quota("ns", Some("default"), Quota { cpu_milli: Some(4_000), ..Quota::default() }).await.unwrap();
+    let (one, three) = (world.share("one", &cpu(1_000)).await, world.share("three", &cpu(3_000)).await);
+    let waits = |pool, key, amount| waiting(request_for(pool, key, &cpu(amount)));
+    let first = world.begin_request(waits("q", "first", 4_000)).await;
+    let second = world.begin_request(waits("r", "second", 4_000)).await;
+    until("both wait", async || world.s.waiting(&name("q")) + world.s.waiting(&name("r")) == 2).await;
+    world.release(&one).await;
+    assert!(!first.is_finished() && !second.is_finished());
+    world.release(&three).await;
+    let first = done(first).await;
+    assert!(first.is_ok() && !second.is_finished());
+    // Both are served when the quota is raised.
+    let third = world.begin_request(waits("q", "third", 500)).await;
+    until("it waits", async || world.s.waiting(&name("q")) == 1).await;
+    world.release(&first).await;
+    world.s.put_quota("ns", Some("default"), Quota { cpu_milli: Some(9_000), ..Quota::default() }).await.unwrap();
+    assert!(done(second).await.is_ok());
+    assert!(done(third).await.is_ok());
+}
+
+/// Q02: a grant whose caller has left is rolled back, and the next in the queue is answered in the same run.
+#[tokio::test]
+async fn q02_what_a_roll_back_frees_is_answered_at_once() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
+    let held = world.claim("p", "held").await;
+    let first = world.begins_to_wait(request("p", "first")).await;
+    let second = world.begins_to_wait(request("p", "second")).await;
+    let busy = world.busy("p").await;
+    let claim = &held.as_ref().unwrap().claim;
+    let (id, fence) = (claim.id.clone(), claim.fence);
+    let release = world.begin_alone(move |s| async move { s.release(&id, fence).await });
+    until("the request is in the mailbox", async || busy.depth() == 1).await;
+    first.abort();
+    drop(busy);
+    release.await.unwrap().unwrap();
+    assert!(done(second).await.is_ok());
+}

@@ -1,11 +1,10 @@
 //! Scheduler with callers of one key, and what must hold of them after every step.
 
 use std::collections::BTreeSet;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use futures::future::{BoxFuture, FutureExt as _};
 use hotpool::clock::Clock;
@@ -19,8 +18,9 @@ use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::shard::{ProtocolPoint, ProtocolRule};
 use tokio::runtime::{Builder, Handle};
 
+use crate::caller::{Caller, WakeFlag, step};
 use crate::late_store::LateStore;
-use crate::stepped_thread::{Order, StepPort, SteppedThread, Whereabouts};
+use crate::stepped_thread::{Order, SteppedThread, Whereabouts};
 
 /// Rounds of the runtime after which nothing is left to do unless somebody else wakes it.
 const RUNTIME_ROUNDS: usize = 16;
@@ -90,23 +90,8 @@ pub enum Learned {
     Released(Fence, Result<(), RequestError>),
 }
 
-#[derive(Default)]
-struct WakeFlag(AtomicBool);
-
-impl Wake for WakeFlag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// Answers of all callers, in order.
 type Answers = Arc<Mutex<Vec<(usize, Learned)>>>;
-
-pub struct Caller {
-    pub thread: SteppedThread,
-    woken: Arc<WakeFlag>,
-    has_begun: bool,
-}
 
 pub struct Scene {
     scenario: Scenario,
@@ -139,19 +124,6 @@ fn request(id: ClaimId, pools: &[&str]) -> ClaimRequest {
     };
     // Active at once: no deadline ends it.
     ClaimRequest { reserve_ms: Some(0), ..ClaimRequest::new(id, pools) }
-}
-
-/// Lets other threads go first.
-async fn step() {
-    let mut has_paused = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut has_paused, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 async fn play(script: Script, number: usize, held: Fence, pools: &[&str], scheduler: Scheduler, answers: Answers) {
@@ -298,7 +270,7 @@ impl Scene {
         match self.thread(number).whereabouts {
             Whereabouts::At(_) => true,
             Whereabouts::Blocked if number == 0 => self.is_runtime_woken(),
-            Whereabouts::Blocked => self.callers[number - 1].woken.0.load(Ordering::SeqCst),
+            Whereabouts::Blocked => self.callers[number - 1].is_woken(),
             Whereabouts::Finished | Whereabouts::Failed(_) => false,
         }
     }
@@ -514,36 +486,5 @@ impl Scene {
                 return result.ok_or_else(|| "a call at the end is never answered".into());
             }
         }
-    }
-}
-
-impl Caller {
-    fn start(
-        call: BoxFuture<'static, ()>,
-        handle: Handle,
-        points: fn(ProtocolPoint) -> bool,
-        broken: Option<ProtocolRule>,
-    ) -> Self {
-        let woken = Arc::new(WakeFlag(AtomicBool::new(true)));
-        let flag = Arc::clone(&woken);
-        let thread = SteppedThread::start(move |port: &Rc<StepPort>| {
-            port.pause_at(points, broken);
-            let _entered = handle.enter();
-            let waker = Waker::from(Arc::clone(&flag));
-            let mut call = call;
-            loop {
-                flag.0.store(false, Ordering::SeqCst);
-                if call.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
-                    return;
-                }
-                match port.pause(Whereabouts::Blocked) {
-                    Some(Order::Leave) => return drop(call),
-                    Some(_) => {}
-                    // Nobody steps the thread any more: what it began is abandoned with the runtime.
-                    None => return std::mem::forget(call),
-                }
-            }
-        });
-        Self { thread, woken, has_begun: false }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hotpool::engine::{ClaimGrant, ClaimTarget, EngineReply, Event, ResumePoint, Shard, ShardReplay, WorkerConditions};
+use hotpool::engine::{ClaimGrant, EngineReply, Event, ResumePoint, Shard, ShardReplay, WorkerConditions};
 use hotpool::model::{ClaimId, ClaimState, ClaimTimes, PlacementPolicy, UnschedulableReason};
 use hotpool::persist::row::{RowFrames, RowKind};
 
@@ -141,15 +141,7 @@ impl Driver {
             let id = ClaimId::new("ns", "t", "replica").unwrap();
             let request = Request::for_zone(i as usize);
             let constraints = Some(request.constraints());
-            let event = Event::Claim {
-                id,
-                fence,
-                affinity,
-                reserve_ms: 0,
-                ttl_ms: 0,
-                constraints,
-                target: ClaimTarget::AnyWorker,
-            };
+            let event = Event::Claim { id, fence, affinity, reserve_ms: 0, ttl_ms: 0, constraints, target: None };
             let answer = replica.handle_event(event, self.now_ms, &mut Vec::new());
             let term_ms = oracle.effective_ttl(0).unwrap();
             let candidates = oracle.candidates(affinity, self.now_ms + term_ms, &request);

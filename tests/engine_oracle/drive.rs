@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hotpool::engine::{
-    ClaimHandle, ClaimTarget, Effect, EndReason, EngineReply, Event, HeartbeatReport, PlacementFailure,
-    PoolEligibility, ResumePoint, Shard, ShardConfig, ShardReplay,
+    ClaimHandle, Effect, EndReason, EngineReply, Event, HeartbeatReport, PlacementFailure, PoolEligibility,
+    ResumePoint, Shard, ShardConfig, ShardReplay,
 };
 use hotpool::model::{ClaimId, ClaimState, PlacementPolicy, WorkerId, WorkerSpec};
 use hotpool::persist::row::put_shard;
@@ -374,8 +374,7 @@ impl Driver {
         let id = ClaimId::new("ns", "t", &key).unwrap();
         let mut effects = Vec::new();
         let constraints = requested.map(Request::constraints);
-        let event =
-            Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, target: ClaimTarget::AnyWorker };
+        let event = Event::Claim { id, fence, affinity, reserve_ms, ttl_ms, constraints, target: None };
         let answer = self.shard.handle_event(event, self.now_ms, &mut effects);
         assert_eq!(ended_claims(&effects), []);
         let request = requested.cloned().unwrap_or_default();

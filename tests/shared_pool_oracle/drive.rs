@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hotpool::engine::{
-    ClaimGrant, ClaimTarget, EngineReply, Event, GangAction, GpuFilter, HeartbeatReport, PlacementConstraints,
-    PlacementFailure, ReportedClaim,
+    ClaimGrant, EngineReply, Event, GangAction, GpuFilter, HeartbeatReport, PlacementConstraints, PlacementFailure,
+    ReportedClaim,
 };
 use hotpool::model::GangRef;
 use hotpool::model::{ClaimId, ClaimState, ResourceRequirements, WorkerCommand, WorkerId, WorkerSpec};
@@ -45,7 +45,7 @@ impl Harness {
             reserve_ms: 0,
             ttl_ms: needs_ms,
             constraints: Some(Arc::new(constraints.clone())),
-            target: ClaimTarget::AnyWorker,
+            target: None,
         };
         let version = |harness: &Self, worker: &str| {
             harness.shard.find_worker(&WorkerId::new(worker).unwrap()).map_or(0, |snapshot| snapshot.version)

@@ -18,8 +18,8 @@ use crate::shard::{ClaimCall, KeyTicket, ReacquireCall, ReplyAddress, ShardRef, 
 pub struct ShardAsk {
     /// Shard that is asked.
     pub shard: ShardRef,
-    /// Workers among which it picks.
-    pub target: ClaimTarget,
+    /// The only worker that will do; none: any that is offered.
+    pub target: Option<ClaimTarget>,
 }
 
 /// Claim that is being placed. It stays in the entry of its key while a shard is asked, and goes from one to the next
@@ -83,13 +83,13 @@ impl PendingClaim {
     #[must_use]
     #[inline]
     pub fn call(&self) -> ClaimCall {
-        self.call_for(self.constraints(), ClaimTarget::AnyWorker)
+        self.call_for(self.constraints(), None)
     }
 
-    /// Call that asks a shard for a worker among these.
+    /// Call that asks a shard for a worker, the given one if any.
     #[must_use]
     #[inline]
-    pub fn call_for(&self, constraints: Option<&Arc<PlacementConstraints>>, target: ClaimTarget) -> ClaimCall {
+    pub fn call_for(&self, constraints: Option<&Arc<PlacementConstraints>>, target: Option<ClaimTarget>) -> ClaimCall {
         ClaimCall {
             id: self.id.clone(),
             ticket: self.ticket,
@@ -97,7 +97,7 @@ impl PendingClaim {
             reserve_ms: self.reserve_ms,
             ttl_ms: self.ttl_ms,
             constraints: constraints.cloned(),
-            target,
+            target: target.map(Box::new),
             ack: self.ack,
             started_ns: self.started_ns,
         }

@@ -1,12 +1,15 @@
 //! Keys whose step panicked. What their entries say is not trusted any more: such a key is unavailable until the shards
 //! that may hold it were asked, and their claims decide. Other keys are not affected.
 
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 
 use super::PendingClaim;
 use super::directory::KeyDirectory;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PoisonedKey, VacantKey};
 use crate::admission::lock_order::{self, LockLevel};
+use crate::admission::queue::QueuedClaim;
 use crate::model::{ClaimId, Millis};
 use crate::shard::{PendingWrite, ShardRef};
 
@@ -28,7 +31,8 @@ pub(super) struct OpenQuestions(Mutex<Vec<OpenQuestion>>);
 
 impl KeyDirectory {
     /// Makes a key unavailable whose step for this shard panicked. From the next tick on the shard is asked. `holder`: the
-    /// claim that holds the key by that step, if it is such a step. Returns the requests that waited for the key.
+    /// claim that holds the key by that step, if it is such a step. Returns the requests that waited for the
+    /// key, and the claim that was in the wait queues.
     #[cold]
     #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
     pub fn poison(
@@ -37,13 +41,14 @@ impl KeyDirectory {
         from: ShardRef,
         holder: Option<KeyHolder>,
         now_ms: Millis,
-    ) -> Vec<Box<PendingClaim>> {
+    ) -> (Vec<Box<PendingClaim>>, Option<Arc<QueuedClaim>>) {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         // An entry that is not there is made all the same: the step may have removed it before its time.
         let mut entry = self.map.entry(id.clone()).or_insert_with(|| KeyEntry::Vacant(VacantKey::default()));
-        let (mut shards, mut unanswered) = (vec![from], Vec::new());
+        let (mut shards, mut unanswered, mut queued) = (vec![from], Vec::new(), None);
         let mut poisoned = match std::mem::replace(&mut *entry, KeyEntry::Poisoned(PoisonedKey::default())) {
             KeyEntry::Pending(mut pending) => {
+                queued = pending.queued.take().map(|queued| queued.claim);
                 unanswered.extend(pending.withdraw().or_else(|| pending.take_waiting()));
                 unanswered.append(&mut pending.take_duplicates(|_| false));
                 let VacantKey { pending_writes, ended } = pending.vacant;
@@ -63,7 +68,7 @@ impl KeyDirectory {
             KeyEntry::Poisoned(poisoned) => poisoned,
             unreadable @ KeyEntry::Unreadable { .. } => {
                 *entry = unreadable;
-                return unanswered;
+                return (unanswered, None);
             }
         };
         poisoned.holder = holder.or(poisoned.holder);
@@ -75,7 +80,7 @@ impl KeyDirectory {
                 questions.push(OpenQuestion { id: id.clone(), shard, due_ms: now_ms + 1 });
             }
         }
-        unanswered
+        (unanswered, queued)
     }
 
     /// Questions to shards that are due: each whether it holds the key.

@@ -54,8 +54,10 @@ impl ClaimDispatcher {
 
     /// Takes a claim that stands still and can no longer be served anywhere.
     pub(super) fn take_if_ended(&self, queued: &QueuedClaim) -> Option<Box<PendingClaim>> {
-        let is_ended = |item: &PendingClaim| self.is_draining() || self.has_no_pool(item);
-        self.keys.take_waiting(&queued.id, Some(queued.ticket), is_ended)
+        let pools = self.pools.load();
+        let is_closed = |number: &u32| pools.by_number(*number).is_none_or(|pool| pool.wait_queue.lock().is_closed);
+        let is_ended = self.is_draining() || queued.pools.iter().all(is_closed);
+        self.keys.take_waiting(&queued.id, Some(queued.ticket), |_| is_ended)
     }
 
     /// Rejection of a claim that can no longer be served anywhere.

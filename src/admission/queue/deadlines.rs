@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -11,6 +12,9 @@ use crate::admission::effect::EffectQueue;
 use crate::admission::key::{DueClaim, PendingClaim};
 use crate::model::request_error::{ExhaustionReason, RequestError};
 use crate::model::{ClaimId, Millis};
+
+/// Time between two looks at claims that may be starved, in milliseconds.
+const STARVED_INTERVAL_MS: Millis = 250;
 
 /// Deadlines that one tick handles. The rest follows on the next.
 const DUE_MAX: usize = 16_384;
@@ -50,24 +54,37 @@ impl ClaimDispatcher {
     pub(crate) fn tick_wait_queues(&self, now_ms: Millis, work: &mut EffectQueue) {
         for _ in 0..DUE_MAX {
             let Some(id) = self.wait_queues.deadlines.take_due(now_ms) else { break };
-            let (due, expired) = self.keys.take_due(&id, now_ms);
-            match due {
-                Some(DueClaim::Expired(item)) => catch_panic(|| self.expire(item, work)),
-                Some(DueClaim::Widened(item)) => catch_panic(|| {
-                    if let Some(item) = self.widen(item, now_ms, work) {
-                        self.route(item, work);
-                    }
-                }),
-                None => {}
-            }
-            for duplicate in expired {
-                catch_panic(|| self.reply_rejected(duplicate, RequestError::KEY_ALREADY_WAITED_FOR));
-            }
+            self.look_at_due(&id, now_ms, work);
         }
         self.recheck(work);
         self.search_quotas(work);
+        let is_look_due = self.wait_queues.starved_look_ms.load(Ordering::Relaxed) <= now_ms;
+        if is_look_due {
+            self.wait_queues.starved_look_ms.store(now_ms + STARVED_INTERVAL_MS, Ordering::Relaxed);
+            self.protect_starved(now_ms);
+        }
         for pool in self.pools.load_full().iter().filter(|pool| pool.wait_queue.waiting() > 0) {
             self.tick_queue(pool, now_ms, work);
+            if is_look_due {
+                self.look_for_starved(pool, now_ms, work);
+            }
+        }
+    }
+
+    /// Ends the waits of a key that are over at `now_ms`, or lets its claim accept other nodes.
+    pub(super) fn look_at_due(&self, id: &ClaimId, now_ms: Millis, work: &mut EffectQueue) {
+        let (due, expired) = self.keys.take_due(id, now_ms);
+        match due {
+            Some(DueClaim::Expired(item)) => catch_panic(|| self.expire(item, work)),
+            Some(DueClaim::Widened(item)) => catch_panic(|| {
+                if let Some(item) = self.widen(item, now_ms, work) {
+                    self.route(item, work);
+                }
+            }),
+            None => {}
+        }
+        for duplicate in expired {
+            catch_panic(|| self.reply_rejected(duplicate, RequestError::KEY_ALREADY_WAITED_FOR));
         }
     }
 

@@ -9,12 +9,13 @@ use super::{ArrivalNumber, PoolQueue, QueuedClaim};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::key::{PendingClaim, SettledClaim, ShardAsk};
+use crate::admission::plan::NodeScope;
 use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::admission::tenant::Tenant;
 use crate::engine::ClaimTarget;
 use crate::model::Millis;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
-use crate::shard::{ProtocolRule, RunOrigin, ShardRef};
+use crate::shard::{ProtocolPoint, ProtocolRule, RunOrigin, ShardRef};
 
 impl ClaimDispatcher {
     /// Goes on with a claim that has no shard left to ask: it enters the queues, stands still in them, or is rejected.
@@ -102,6 +103,7 @@ impl ClaimDispatcher {
         if let Some(due_ms) = item.wait_due_ms() {
             self.wait_queues.deadlines.add(due_ms, arrival, &queued.id);
         }
+        ProtocolPoint::WaitStep.reach();
         let mut is_open = false;
         for pool in &pools {
             is_open |= enter_queue(pool, &queued) != EntryOutcome::Closed;
@@ -110,20 +112,26 @@ impl ClaimDispatcher {
             let rejection = self.closed_rejection();
             return self.reject(item, rejection);
         }
+        ProtocolPoint::WaitStep.reach();
         if !ProtocolRule::SearchAfterEntry.holds() {
             return self.settle(item, exhausted, work);
         }
-        self.restart_search(item, &map, now_ms)
+        self.restart_search(item, &map, now_ms, work)
     }
 
     /// Goes on with a claim that a shard had nothing for. If it had been matched to what came free there, it is put back
     /// into the queue, at its old arrival, and then searched for once more.
-    pub(crate) fn put_back(&self, from: RunOrigin, item: Box<PendingClaim>) -> Option<Box<PendingClaim>> {
+    pub(crate) fn put_back(
+        &self,
+        from: RunOrigin,
+        item: Box<PendingClaim>,
+        work: &mut EffectQueue,
+    ) -> Option<Box<PendingClaim>> {
         let Some(queued) = item.queued() else { return Some(item) };
         let pools = self.pools.load();
         let Some(pool) = pools.by_number(from.shard.pool) else { return Some(item) };
         match enter_queue(pool, queued) {
-            EntryOutcome::Entered => self.restart_search(item, &pools, from.now_ms),
+            EntryOutcome::Entered => self.restart_search(item, &pools, from.now_ms, work),
             EntryOutcome::Present | EntryOutcome::Closed => Some(item),
         }
     }
@@ -134,7 +142,12 @@ impl ClaimDispatcher {
         mut item: Box<PendingClaim>,
         pools: &PoolMap,
         now_ms: Millis,
+        work: &mut EffectQueue,
     ) -> Option<Box<PendingClaim>> {
+        if item.queued().is_some_and(|queued| queued.is_preferred_only) && item.scope_at(now_ms) == NodeScope::Allowed {
+            // Its class is another one from now on.
+            return self.widen(item, now_ms, work);
+        }
         let first = item.candidate_pools().iter().find_map(|&number| pools.by_number(number).cloned());
         let Some(first) = first else {
             return self.reject(item, RequestError::NotFound(ObjectKind::Pool));
@@ -162,11 +175,13 @@ impl ClaimDispatcher {
         work: &mut EffectQueue,
     ) -> Option<Box<PendingClaim>> {
         let Some(queued) = item.queued().cloned() else { return Some(item) };
+        let due_ms = item.wait_due_ms();
         let is_short = matches!(exhausted, ExhaustionReason::Quota(_));
+        ProtocolPoint::WaitStep.reach();
         match self.keys.settle(item, exhausted) {
             SettledClaim::StandsStill => {}
             SettledClaim::Missed(mut item, shards) => {
-                let ask = |shard| ShardAsk { shard, target: ClaimTarget::AnyWorker };
+                let ask = |shard| ShardAsk { shard, target: None };
                 item.asks = Some(Box::new(shards.into_iter().map(ask).collect()));
                 item.unreachable = None;
                 return Some(item);
@@ -180,21 +195,25 @@ impl ClaimDispatcher {
         if let Some(item) = self.take_if_ended(&queued) {
             return self.reject(item, self.closed_rejection());
         }
+        let now_ms = self.clock.engine_ms();
+        if due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
+            // The tick that looked at the key has not found the claim there.
+            self.look_at_due(&queued.id, now_ms, work);
+        }
         self.cancel_queued(&queued.id, work);
         let pools = self.pools.load();
-        let mut was_short = false;
         for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
             if is_short {
                 pool.wait_queue.lock().queue.note_quota_short(queued.arrival);
             } else {
-                was_short |= pool.wait_queue.lock().queue.note_searched(queued.arrival);
+                pool.wait_queue.lock().queue.note_searched(queued.arrival);
             }
             if queued.priority > 0 || pool.wait_queue.lowest_reserved_priority().is_some() {
                 work.push(Effect::AssignReservations(Arc::clone(pool)));
             }
         }
-        // Headroom that came back before the queues knew of the claim, or that is left for the next one.
-        if was_short || (is_short && queued.tenant.allows_refused(&queued.amounts(), queued.charge_rank())) {
+        // Headroom that came back before the queues knew of the claim.
+        if is_short && queued.tenant.allows_refused(&queued.amounts(), queued.charge_rank()) {
             queued.tenant.queue_retry();
             work.push(Effect::SearchQuotas);
         }
@@ -204,10 +223,10 @@ impl ClaimDispatcher {
     /// Lets a claim ask for workers that are reserved for claims of a lower priority, before it waits or is rejected.
     fn ask_reserved(&self, item: &mut PendingClaim, rejection: &RequestError) -> bool {
         let priority = item.spec().map_or(0, |spec| spec.priority);
-        if priority == 0 || item.has_asked_reserved || !matches!(rejection, RequestError::Exhausted(_)) {
-            return false;
-        }
-        if item.over_quota.is_some() {
+        let lacks_capacity =
+            matches!(rejection, RequestError::Exhausted(ExhaustionReason::Pool | ExhaustionReason::NodeLocality));
+        // A claim that its quota keeps back holds no charge, and must not be granted.
+        if priority == 0 || item.has_asked_reserved || !lacks_capacity {
             return false;
         }
         item.has_asked_reserved = true;
@@ -220,7 +239,7 @@ impl ClaimDispatcher {
             let arrival = item.queued().map(|queued| queued.arrival);
             for (number, shard) in pool.wait_queue.lock().queue.reservations.usable(priority, arrival) {
                 let shard = ShardRef { pool: pool.number, shard };
-                asks.push_back(ShardAsk { shard, target: ClaimTarget::Reserved(number) });
+                asks.push_back(ShardAsk { shard, target: Some(ClaimTarget::Reserved(number)) });
             }
         }
         let found = !asks.is_empty();
@@ -231,16 +250,18 @@ impl ClaimDispatcher {
     /// Takes a claim out of all queues after its wait.
     pub(crate) fn leave_queues(&self, queued: &QueuedClaim, due_ms: Option<Millis>) {
         let pools = self.pools.load();
+        let mut is_any_short = false;
         for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
             let mut queue = pool.wait_queue.lock();
             queue.leave(queued.arrival);
+            is_any_short |= queue.queue.has_quota_short(queued.tenant.number);
             queue.queue.reservations.forget(queued.arrival);
             if queue.queue.reservations.serves(queued.arrival) {
                 self.wait_queues.unassigned.push(Arc::clone(pool));
             }
-            if queue.queue.has_quota_short(queued.tenant.number) {
-                queued.tenant.queue_retry();
-            }
+        }
+        if queued.tenant.unprotect(queued.arrival) || is_any_short {
+            queued.tenant.queue_retry();
         }
         if let Some(due_ms) = due_ms {
             self.wait_queues.deadlines.remove(due_ms, queued.arrival);
@@ -255,10 +276,10 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Notes a claim that is searched for on the next tick.
+    /// Notes a claim that is searched for on a later tick.
     fn recheck_on_tick(&self, item: &PendingClaim) {
         if let Some(queued) = item.queued() {
-            self.wait_queues.rechecks.lock().push(Arc::clone(queued));
+            self.wait_queues.rechecks.lock().insert(queued.arrival, Arc::clone(queued));
         }
     }
 }
@@ -297,5 +318,5 @@ pub(super) fn is_full(pool: &Pool, tenant: &Tenant) -> bool {
     let spec = pool.spec.load();
     let queue: &PoolQueue = &pool.wait_queue;
     queue.waiting() >= spec.waiters_max as usize
-        || queue.lock().queue.waiting_of(tenant.number) >= spec.waiters_tenant_max as usize
+        || queue.lock().waiting_of(tenant.number) >= spec.waiters_tenant_max as usize
 }

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use super::entry::is_full;
-use super::pool_queue::QueueGuard;
+use super::pool_queue::{QueueContents, QueueGuard};
 use super::{ArrivalNumber, RequestClass};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::key::{PendingClaim, ShardAsk};
@@ -25,12 +25,15 @@ use crate::admission::tenant::{ChargeRank, Tenant};
 use crate::engine::ClaimTarget;
 use crate::limits;
 use crate::model::request_error::ExhaustionReason;
-use crate::model::{ClaimId, Millis, ResourceUsage, ResourceVector};
+use crate::model::{ClaimId, Millis, PoolMode, ResourceUsage, ResourceVector};
 use crate::shard::{Command, ShardRef};
 
 /// Shortest and longest pause between two attempts. Capacity that a failed attempt frees would otherwise trigger the
 /// next one.
 const BACKOFF_MS: [Millis; 2] = [20, 1_000];
+
+/// Gangs of a pool, the best-ranked first, that one tick may find to be worth a try.
+const GANGS_TRIED_MAX: usize = 64;
 
 /// Gangs of a pool, by rank.
 pub(super) type GangRanks = BTreeMap<(Reverse<u16>, ArrivalNumber), Arc<WaitingGang>>;
@@ -100,6 +103,18 @@ impl WaitingGang {
         if shared { amounts.fits_in(free) } else { idle >= workers }
     }
 
+    /// Whether the pool's usable workers could hold all of it if nothing else were held.
+    fn is_feasible(&self, pool: &Pool, usable: u64) -> bool {
+        let (workers, amounts) = self.request;
+        match pool.spec.load().mode {
+            PoolMode::Exclusive => workers as u64 <= usable,
+            PoolMode::Shared => {
+                let ResourceUsage { cpu_milli, memory_bytes, gpu_milli, .. } = pool.board.total();
+                amounts.cpu_milli <= cpu_milli && amounts.memory_bytes <= memory_bytes && amounts.gpu_milli <= gpu_milli
+            }
+        }
+    }
+
     /// Starts a pause after a failed attempt; twice as long as the last one.
     fn back_off(&self, now_ms: Millis) {
         let mut pause = self.backoff.lock();
@@ -126,7 +141,7 @@ impl ClaimDispatcher {
     pub(super) fn tick_gangs(&self, pool: &Pool, now_ms: Millis) {
         let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
         gangs.iter().filter(|gang| gang.until_ms <= now_ms).for_each(|gang| gang.wake());
-        if let Some(gang) = gangs.iter().find(|gang| gang.may_succeed(now_ms)) {
+        if let Some(gang) = gangs.iter().take(GANGS_TRIED_MAX).find(|gang| gang.may_succeed(now_ms)) {
             gang.is_due.store(true, Ordering::Release);
             gang.wake();
         }
@@ -141,24 +156,26 @@ impl ClaimDispatcher {
             waits_for_capacity
                 && gang.since_ms + limits::RESERVE_AFTER_MS <= now_ms
                 // One that could never be complete keeps nothing.
-                && gang.classes.len() as u64 <= usable
+                && gang.is_feasible(pool, usable)
         };
+        let wanted = |gang: &WaitingGang| gang.classes.len().min(usize::try_from(usable).unwrap_or(usize::MAX));
         let mut queue = pool.wait_queue.lock();
-        let reservations = &mut queue.queue.reservations;
+        let QueueContents { queue: index, gangs: queue_gangs, .. } = &mut *queue;
+        let reservations = &mut index.reservations;
         let (mut ended, mut begins) = (Vec::new(), false);
         if reservations.gang_hold().is_some_and(|(arrival, until_ms)| {
             until_ms <= now_ms || !gangs.iter().filter(is_starved).any(|gang| gang.arrival == arrival)
         }) {
             ended = reservations.end_gang_hold(usable, now_ms);
         }
-        let starved = gangs
-            .iter()
-            .filter(is_starved)
-            .filter(|gang| reservations.may_hold(gang.classes.len() as u64, usable, now_ms));
+        let starved =
+            gangs.iter().filter(is_starved).filter(|gang| reservations.may_hold(wanted(gang) as u64, usable, now_ms));
         let next =
             starved.min_by_key(|gang| (Reverse(gang.priority), reservations.expired_holds(gang.arrival), gang.arrival));
-        if let Some(gang) = next.cloned() {
-            reservations.begin_gang_hold(&gang, now_ms..now_ms + limits::HOLD_MS_MAX);
+        // It may have left since.
+        let next = next.filter(|gang| queue_gangs.contains_key(&(Reverse(gang.priority), gang.arrival)));
+        if let Some(gang) = next {
+            reservations.begin_gang_hold(gang, wanted(gang), now_ms..now_ms + limits::HOLD_MS_MAX);
             begins = true;
         }
         drop(queue);
@@ -177,7 +194,7 @@ impl ClaimDispatcher {
         for pool in pools {
             for (shard, number) in pool.wait_queue.lock().queue.reservations.held_workers(arrival) {
                 let shard = ShardRef { pool: pool.number, shard };
-                held.push(ShardAsk { shard, target: ClaimTarget::Reserved(number) });
+                held.push(ShardAsk { shard, target: Some(ClaimTarget::Reserved(number)) });
             }
         }
         if held.is_empty() {

@@ -85,12 +85,14 @@ impl FreeAmounts {
     /// Amounts left beside a claim of this demand; none if it does not fit.
     #[must_use]
     pub fn beside(&self, demand: &ClaimDemand) -> Option<Self> {
-        let mut left = self.0;
-        // Not the time: claims need their worker at once. A share may take the GPU that is freest.
-        for (left, needed) in left.iter_mut().zip(demand.to_array()).take(AMOUNTS - 1) {
-            *left = left.checked_sub(needed)?;
-        }
-        Some(Self(left))
+        let [cpu_milli, memory_bytes, slots, gpus, gpu_milli, needs_max_ms] = self.0;
+        let cpu_milli = cpu_milli.checked_sub(demand.cpu_milli)?;
+        let memory_bytes = memory_bytes.checked_sub(demand.memory_bytes)?;
+        let slots = slots.checked_sub(demand.slots)?;
+        // A share may take a GPU that was wholly free, and whole ones may leave no share.
+        let gpus = gpus.checked_sub(demand.gpus + u64::from(demand.gpu_milli > 0)).or((gpus == 0).then_some(0))?;
+        let gpu_milli = if demand.needs_gpu() && gpus == 0 { 0 } else { gpu_milli };
+        Some(Self([cpu_milli, memory_bytes, slots, gpus, gpu_milli, needs_max_ms]))
     }
 
     fn cover(&self, amounts: &[u64; AMOUNTS]) -> bool {

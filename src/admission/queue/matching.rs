@@ -20,11 +20,11 @@ struct OfferOracle<'d> {
 
 impl WalkOracle for OfferOracle<'_> {
     fn may_charge(&mut self, tenant: &Tenant, least: &LeastDemand) -> bool {
-        tenant.may_charge(|headroom| least.may_fit_quota(headroom))
+        tenant.has_headroom(|headroom| least.may_fit_quota(headroom))
     }
 
     fn offer(&mut self, claim: &QueuedClaim) -> OfferVerdict {
-        let target = ClaimTarget::Worker(self.offer.worker, ReservationFate::Ends);
+        let target = Some(ClaimTarget::Worker(self.offer.worker, ReservationFate::Ends));
         let (verdict, call) = self.dispatch.keys.offer(claim, self.from.shard, self.from.now_ms, |item| {
             item.enter_pool(self.pool);
             item.tried_shards.insert(self.from.shard.shard);
@@ -68,7 +68,7 @@ impl ClaimDispatcher {
                     let mut call = oracle.call.take()?;
                     let shard = from.shard.shard;
                     if queue.queue.reservations.stays_beside(shard, offer, &claim) {
-                        call.target = ClaimTarget::Worker(offer.worker, ReservationFate::Stays);
+                        call.target = Some(Box::new(ClaimTarget::Worker(offer.worker, ReservationFate::Stays)));
                     } else {
                         queue.queue.reservations.end_of(shard, offer.worker);
                     }

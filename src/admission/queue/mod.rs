@@ -40,8 +40,9 @@ mod search;
 mod views;
 mod wait_queue;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crossbeam::queue::SegQueue;
 use parking_lot::Mutex;
@@ -53,6 +54,7 @@ pub use self::pool_queue::PoolQueue;
 pub use self::request_class::RequestClass;
 pub use self::wait_queue::{ArrivalNumber, OfferVerdict, QueuedClaim, WaitQueue};
 use crate::admission::pool_registry::Pool;
+use crate::admission::tenant::Tenant;
 use crate::model::ClaimId;
 
 /// State common to all wait queues.
@@ -62,8 +64,13 @@ pub struct WaitQueues {
     deadlines: WaitDeadlines,
     /// Members of gangs that wait, for queries: their keys are vacant.
     gangs: Mutex<HashMap<ClaimId, Arc<WaitingGang>>>,
-    /// Claims that are searched for on the next tick: a shard could not be asked.
-    rechecks: Mutex<Vec<Arc<QueuedClaim>>>,
+    /// Claims that are searched for on later ticks, the earliest first: a shard could not be asked, or the specification of
+    /// their pool has changed.
+    rechecks: Mutex<BTreeMap<ArrivalNumber, Arc<QueuedClaim>>>,
+    /// Tenants with a claim that is protected from others of its tenant.
+    protected: Mutex<Vec<Arc<Tenant>>>,
+    /// Engine time at which starved claims are looked at.
+    starved_look_ms: AtomicU64,
     /// Pools with reservations whose claims have left.
     unassigned: SegQueue<Arc<Pool>>,
 }

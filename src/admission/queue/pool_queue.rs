@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -72,8 +72,6 @@ pub struct QueueContents {
     pub queue: WaitQueue,
     /// Gangs that wait, by rank.
     pub(super) gangs: GangRanks,
-    /// Engine time at which claims that may be starved are looked at.
-    pub(super) starved_look_ms: Millis,
     /// Whether nobody may enter any more: the pool is being deleted, or the service stops.
     pub is_closed: bool,
     /// Claims that waited and were granted, in the current time window and the one before.
@@ -187,7 +185,15 @@ impl QueueGuard<'_> {
         // Also if as many left meanwhile: the floor may be lower.
         self.owner.floor.publish(&self.queue.least());
         self.owner.published.set_waiting(self.len());
+        // Before the search that follows reads the bounds of the shards.
+        fence(Ordering::SeqCst);
         EntryOutcome::Entered
+    }
+
+    /// Number of requests of a tenant that wait.
+    pub fn waiting_of(&self, tenant: u64) -> usize {
+        let gangs = self.gangs.values().filter(|gang| gang.tenant.number == tenant).count();
+        self.queue.waiting_of(tenant) + gangs
     }
 
     /// Removes a claim, if it is in the queue.
@@ -218,6 +224,8 @@ impl QueueGuard<'_> {
 
     /// Brings the shares of all tenants up to date: the pool's resources may have changed.
     pub fn refresh_all_shares(&mut self, total: &ResourceUsage) {
+        // All of them are brought up to date.
+        while self.owner.stale_shares.pop().is_some() {}
         let tenants: Vec<_> = self.queue.tenants().cloned().collect();
         for tenant in tenants {
             let share = tenant.current_share(self.owner.pool, total);

@@ -1,14 +1,17 @@
 //! Preemption and holds: reservations are sought for claims that evict others of lower priority, and large claims in shared pools, which would
 //! starve beside small ones. Requests go to one shard after the other.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::QueuedClaim;
 use super::least_demand::ClaimDemand;
 use super::reservations::{ReservationKind, ReservationRequest};
+use super::{QueuedClaim, WaitQueue};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::pool_registry::Pool;
+use crate::admission::tenant::Tenant;
 use crate::engine::{EvictionPolicy, ReservationId};
 use crate::limits;
 use crate::model::{Millis, PoolMode, WorkerCapacity};
@@ -20,47 +23,68 @@ const CANDIDATES_MAX: usize = 64;
 /// Pause before a claim for which no worker could be reserved seeks one again, in milliseconds.
 const SEEK_AGAIN_MS: Millis = 1_000;
 
-/// Time between two looks at claims that may be starved, in milliseconds.
-const STARVED_INTERVAL_MS: Millis = 250;
-
 impl ClaimDispatcher {
-    /// Advances the queue of a pool: its gangs, its reservations, and the claims that quota keeps back.
+    /// Advances the queue of a pool: its gangs and its reservations.
     pub(super) fn tick_queue(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
         self.tick_gangs(pool, now_ms);
-        let mut queue = pool.wait_queue.lock();
-        let is_due = queue.starved_look_ms <= now_ms;
-        if is_due {
-            queue.starved_look_ms = now_ms + STARVED_INTERVAL_MS;
-            queue.refresh_all_shares(&pool.board.total());
-        }
-        let has_reservations = !queue.queue.reservations.is_empty();
-        drop(queue);
-        if is_due {
-            self.protect_starved(pool, now_ms);
-        }
-        if is_due || has_reservations {
+        if !pool.wait_queue.lock().queue.reservations.is_empty() {
             self.assign_reservations(pool, work);
         }
-        if is_due && pool.spec.load().mode == PoolMode::Shared {
+    }
+
+    /// Looks for claims of a pool that are starved, or may have others evicted.
+    pub(super) fn look_for_starved(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
+        pool.wait_queue.lock().refresh_all_shares(&pool.board.total());
+        self.assign_reservations(pool, work);
+        if pool.spec.load().mode == PoolMode::Shared {
             self.hold_for_starved(pool, now_ms, work);
         }
     }
 
-    /// Protects, for each tenant, the best-ranked claim that its quota has kept back for long.
-    fn protect_starved(&self, pool: &Pool, now_ms: Millis) {
-        let queue = pool.wait_queue.lock();
-        let tenants: Vec<_> =
-            queue.queue.tenants().filter(|tenant| queue.queue.has_quota_short(tenant.number)).cloned().collect();
-        for tenant in tenants {
-            let headroom = tenant.headroom();
-            let is_starved = |claim: &QueuedClaim| {
-                claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms && tenant.allows(&claim.amounts())
-            };
-            let best = queue
-                .queue
-                .first_of_tenant(tenant.number, |claim| is_starved(claim) && headroom.is_exceeded_by(&claim.amounts()));
-            tenant.protect(best.map(|claim| claim.protection()));
+    /// Protects, for each tenant, the best-ranked claim that its quota has kept back for long, in whichever pool it waits.
+    pub(super) fn protect_starved(&self, now_ms: Millis) {
+        let mut best: BTreeMap<u64, (Arc<Tenant>, Arc<QueuedClaim>)> = BTreeMap::new();
+        for pool in self.pools.load().iter().filter(|pool| pool.wait_queue.waiting() > 0) {
+            let queue = pool.wait_queue.lock();
+            let tenants = queue.queue.tenants().filter(|tenant| queue.queue.has_quota_short(tenant.number));
+            for tenant in tenants {
+                let headroom = tenant.headroom();
+                let is_starved = |claim: &QueuedClaim| {
+                    claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms
+                        && headroom.is_exceeded_by(&claim.amounts())
+                        && tenant.allows(&claim.amounts())
+                };
+                let Some(claim) = queue.queue.first_of_tenant(tenant.number, is_starved) else { continue };
+                let rank = |claim: &QueuedClaim| (Reverse(claim.priority), claim.arrival);
+                let other = best.get(&tenant.number);
+                if other.is_none_or(|(_, other)| rank(claim) < rank(other)) {
+                    best.insert(tenant.number, (Arc::clone(tenant), Arc::clone(claim)));
+                }
+            }
         }
+        let mut protected = self.wait_queues.protected.lock();
+        for tenant in protected.drain(..).filter(|tenant| !best.contains_key(&tenant.number)) {
+            tenant.protect(None);
+        }
+        for (_, (tenant, claim)) in best {
+            tenant.protect(Some(claim.protection()));
+            protected.push(tenant);
+        }
+    }
+
+    /// Claims of a pool to which reservations may be assigned, the best first, each with what it needs.
+    fn reservation_candidates(queue: &WaitQueue) -> Vec<(Arc<QueuedClaim>, ClaimDemand)> {
+        let has_quota = |claim: &QueuedClaim| !claim.tenant.headroom().is_exceeded_by(&claim.amounts());
+        let mut candidates = queue.ranked(CANDIDATES_MAX, |claim, _| has_quota(claim));
+        // Whoever has one keeps it, however many others there are.
+        for claim in queue.reservations.assigned().filter_map(|arrival| queue.get(arrival)) {
+            if has_quota(claim) && !candidates.iter().any(|other| other.arrival == claim.arrival) {
+                candidates.push(Arc::clone(claim));
+            }
+        }
+        candidates.sort_by_key(|claim| (Reverse(claim.priority), claim.arrival));
+        let with_demand = |claim: Arc<QueuedClaim>| Some((queue.demand_of(claim.arrival).copied()?, claim));
+        candidates.into_iter().filter_map(with_demand).map(|(demand, claim)| (claim, demand)).collect()
     }
 
     /// Assigns the reservations of a pool anew, and seeks one for each claim that may evict others and has none.
@@ -71,16 +95,8 @@ impl ClaimDispatcher {
         if queue.queue.reservations.is_empty() && !spec.preemption {
             return;
         }
-        let is_candidate = |claim: &QueuedClaim, _: &ClaimDemand| {
-            let headroom = claim.tenant.headroom();
-            !headroom.is_exceeded_by(&claim.amounts())
-        };
-        let ranked = queue.queue.ranked(CANDIDATES_MAX, is_candidate);
-        let candidates: Vec<_> = ranked
-            .into_iter()
-            .filter_map(|claim| queue.queue.demand_of(claim.arrival).copied().map(|demand| (claim, demand)))
-            .collect();
-        let ended = queue.queue.reservations.assign(&candidates, usable, now_ms);
+        let candidates = Self::reservation_candidates(&queue.queue);
+        let changes = queue.queue.reservations.assign(&candidates, usable, now_ms);
         let mut calls = Vec::new();
         if spec.preemption {
             for (claim, _) in candidates.iter().filter(|(claim, _)| claim.may_evict()) {
@@ -100,13 +116,16 @@ impl ClaimDispatcher {
             }
         }
         drop(queue);
-        for (number, shard) in ended {
+        for (number, shard) in changes.ended {
             pool.shards[shard as usize].cancel_reservation(number);
+        }
+        for (shard, worker) in changes.moved {
+            work.push(Effect::Send(ShardRef { pool: pool.number, shard }, Command::Offer(worker)));
         }
         calls.into_iter().for_each(|(shard, call)| work.push(Effect::Send(shard, Command::Reserve(call))));
     }
 
-    /// Holds a worker for the best-ranked claim that has waited for long.
+    /// Holds a worker for the claim that has waited for long, has the highest priority, and had the fewest holds.
     fn hold_for_starved(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
         let usable = pool.usable_workers();
         let mut queue = pool.wait_queue.lock();
@@ -118,22 +137,27 @@ impl ClaimDispatcher {
                 && claim.has_no_preference()
                 && !claim.tenant.headroom().is_exceeded_by(&claim.amounts())
         };
-        let starved = queue.queue.ranked(CANDIDATES_MAX, is_starved);
+        let mut starved = queue.queue.ranked(CANDIDATES_MAX, is_starved);
         let reservations = &mut queue.queue.reservations;
-        let free = starved
-            .iter()
-            .enumerate()
-            .filter(|(_, claim)| !reservations.serves(claim.arrival) && reservations.may_seek(claim.arrival, now_ms));
-        let next = free.min_by_key(|(rank, claim)| {
-            (std::cmp::Reverse(claim.priority), reservations.expired_holds(claim.arrival), *rank)
+        starved.retain(|claim| {
+            claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms
+                && !reservations.serves(claim.arrival)
+                && reservations.may_seek(claim.arrival, now_ms)
         });
-        let Some((_, claim)) = next else { return };
-        let visited = ShardSet::default();
-        let request = ReservationRequest { claim: Arc::clone(claim), kind: ReservationKind::Held, visited };
-        if let Some(shard) = next_shard(pool, &request) {
-            let (shard, call) = self.seek(pool, reservations, request, shard);
-            drop(queue);
-            work.push(Effect::Send(shard, Command::Reserve(call)));
+        // Stable: of equal ones the best-ranked comes first.
+        starved.sort_by_key(|claim| (Reverse(claim.priority), reservations.expired_holds(claim.arrival)));
+        for claim in starved {
+            let request = ReservationRequest { claim, kind: ReservationKind::Held, visited: ShardSet::default() };
+            match next_shard(pool, &request) {
+                Some(shard) => {
+                    let (shard, call) = self.seek(pool, reservations, request, shard);
+                    drop(queue);
+                    work.push(Effect::Send(shard, Command::Reserve(call)));
+                    return;
+                }
+                // No worker of the pool is large enough.
+                None => reservations.note_failed(request.claim.arrival, now_ms + limits::HOLD_MS_MAX),
+            }
         }
     }
 
@@ -182,13 +206,15 @@ impl ClaimDispatcher {
                     ReservationKind::Evicted => now_ms + spec.releasing_ms + limits::RESERVE_AFTER_MS,
                     ReservationKind::Held => now_ms + limits::HOLD_MS_MAX,
                 };
-                let demand = queue.queue.demand_of(request.claim.arrival).copied();
+                let (demand, worker) = (queue.queue.demand_of(request.claim.arrival).copied(), reserved.worker);
                 if let Some(demand) = demand {
                     let reservations = &mut queue.queue.reservations;
                     reservations.begin(id, request.kind, from.shard, *reserved, now_ms..until_ms);
                     reservations.assign_to(id, &request.claim, &demand);
                 }
                 drop(queue);
+                // What the claim needs may be free already.
+                work.push(Effect::Send(from, Command::Offer(worker)));
                 work.push(Effect::AssignReservations(Arc::clone(pool)));
             }
             (Some(request), ReservationOutcome::NoWorker) => match next_shard(pool, &request) {
@@ -197,7 +223,13 @@ impl ClaimDispatcher {
                     drop(queue);
                     work.push(Effect::Send(shard, Command::Reserve(call)));
                 }
-                None => queue.queue.reservations.note_failed(request.claim.arrival, now_ms + SEEK_AGAIN_MS),
+                None => {
+                    let pause_ms = match request.kind {
+                        ReservationKind::Evicted => SEEK_AGAIN_MS,
+                        ReservationKind::Held => limits::HOLD_MS_MAX,
+                    };
+                    queue.queue.reservations.note_failed(request.claim.arrival, now_ms + pause_ms);
+                }
             },
             (None, ReservationOutcome::Reserved(_)) => {
                 drop(queue);

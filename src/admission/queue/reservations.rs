@@ -13,8 +13,29 @@ use super::request_class::RequestClass;
 use super::wait_queue::{ArrivalNumber, QueuedClaim};
 use crate::engine::{ReservationId, ReservedWorker, WorkerOffer};
 use crate::limits;
-use crate::model::Millis;
+use crate::model::{Millis, PoolMode};
 use crate::shard::ShardSet;
+
+/// Consequences of a new assignment of reservations.
+#[derive(Debug, Default)]
+pub struct ReservationChanges {
+    /// Reservations that ended, each with its shard.
+    pub ended: Vec<(ReservationId, u16)>,
+    /// Workers, each with its shard, that are kept for another claim than before: they are to be offered once more.
+    pub moved: Vec<(u16, u32)>,
+}
+
+/// Whether a claim that takes something of a worker leaves enough for the one that the worker is kept for.
+fn leaves_enough(
+    offer: &WorkerOffer,
+    free: &FreeAmounts,
+    demand: &ClaimDemand,
+    assigned: &ReservationAssignment,
+) -> bool {
+    // In an exclusive pool a claim takes all of its worker.
+    let left = if offer.mode == PoolMode::Shared { free.beside(demand) } else { None };
+    left.is_some_and(|left| assigned.demand.fits(&left))
+}
 
 /// Way in which a reservation gets its capacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +79,7 @@ impl GangHold {
     fn keeps(&self, offer: &WorkerOffer) -> bool {
         match offer.reservation {
             Some(number) => self.held.values().any(|held| *held == number),
-            None => self.held.len() < self.classes.len() && self.wants(offer),
+            None => self.held.len() < self.wanted && self.wants(offer),
         }
     }
 
@@ -97,6 +118,8 @@ struct GangHold {
     priority: u16,
     until_ms: Millis,
     classes: Vec<RequestClass>,
+    /// Number of workers that are held at most.
+    wanted: usize,
     /// Workers by shard and ordinal.
     held: BTreeMap<(u16, u32), ReservationId>,
 }
@@ -155,7 +178,19 @@ impl ReservationList {
         let Some(assigned) = reservation.and_then(|reservation| reservation.assigned) else { return true };
         assigned.arrival == claim.arrival
             || claim.priority > assigned.priority
-            || free.beside(demand).is_some_and(|left| assigned.demand.fits(&left))
+            || leaves_enough(offer, free, demand, &assigned)
+    }
+
+    /// Claim that an offered worker is kept for.
+    #[must_use]
+    pub fn assigned_of(&self, offer: &WorkerOffer) -> Option<ArrivalNumber> {
+        let reservation = self.reservations.get(&offer.reservation?)?;
+        reservation.assigned.map(|assigned| assigned.arrival)
+    }
+
+    /// Claims that reservations are assigned to.
+    pub fn assigned(&self) -> impl Iterator<Item = ArrivalNumber> + '_ {
+        self.reservations.values().filter_map(|reservation| Some(reservation.assigned?.arrival))
     }
 
     /// Reservations that a claim in no queue, or one that is being tried, may use: those that are assigned to it or to
@@ -261,8 +296,7 @@ impl ReservationList {
         };
         let demand = ClaimDemand::new(claim.class.constraints.as_deref(), 0);
         reservation.assigned.is_some_and(|assigned| {
-            let left = FreeAmounts::of(offer).beside(&demand);
-            assigned.arrival != claim.arrival && left.is_some_and(|left| assigned.demand.fits(&left))
+            assigned.arrival != claim.arrival && leaves_enough(offer, &FreeAmounts::of(offer), &demand, &assigned)
         })
     }
 
@@ -275,6 +309,9 @@ impl ReservationList {
     pub fn end_of(&mut self, shard: u16, worker: u32) {
         if let Some(number) = self.of_worker(shard, worker) {
             self.reservations.remove(&number);
+        }
+        if let Some(hold) = &mut self.gang_hold {
+            hold.held.remove(&(shard, worker));
         }
     }
 
@@ -325,13 +362,14 @@ impl ReservationList {
     }
 
     /// Begins to hold workers for a gang.
-    pub fn begin_gang_hold(&mut self, gang: &WaitingGang, range_ms: std::ops::Range<Millis>) {
+    pub fn begin_gang_hold(&mut self, gang: &WaitingGang, wanted: usize, range_ms: std::ops::Range<Millis>) {
         self.hold_since_ms = range_ms.start;
         self.gang_hold = Some(GangHold {
             arrival: gang.arrival,
             priority: gang.priority,
             until_ms: range_ms.end,
             classes: gang.classes.clone(),
+            wanted,
             held: BTreeMap::new(),
         });
     }
@@ -340,7 +378,7 @@ impl ReservationList {
     pub fn end_gang_hold(&mut self, usable: u64, now_ms: Millis) -> Vec<(u16, ReservationId)> {
         if let Some(hold) = &self.gang_hold {
             let arrival = hold.arrival;
-            let held = hold.classes.len() as u64;
+            let held = hold.wanted as u64;
             self.end_hold(Some(arrival), held, usable, now_ms);
         }
         self.drop_gang_hold(usable, now_ms)
@@ -349,7 +387,7 @@ impl ReservationList {
     /// Ends the hold for a gang that is served or has left. Returns its workers' reservations, each with its shard.
     pub fn drop_gang_hold(&mut self, usable: u64, now_ms: Millis) -> Vec<(u16, ReservationId)> {
         let Some(hold) = self.gang_hold.take() else { return Vec::new() };
-        self.end_hold(None, hold.classes.len() as u64, usable, now_ms);
+        self.end_hold(None, hold.wanted as u64, usable, now_ms);
         hold.held.into_iter().map(|((shard, _), number)| (shard, number)).collect()
     }
 
@@ -357,7 +395,7 @@ impl ReservationList {
     pub fn hold_for_gang(&mut self, shard: u16, offer: &WorkerOffer) -> Option<ReservationId> {
         let hold = self.gang_hold.as_mut().filter(|hold| offer.reservation.is_none() && hold.wants(offer))?;
         let worker = (shard, offer.worker);
-        if !hold.held.contains_key(&worker) && hold.held.len() >= hold.classes.len() {
+        if !hold.held.contains_key(&worker) && hold.held.len() >= hold.wanted {
             return None;
         }
         let number = *hold.held.entry(worker).or_insert_with(|| {
@@ -386,7 +424,7 @@ impl ReservationList {
         candidates: &[(Arc<QueuedClaim>, ClaimDemand)],
         usable: u64,
         now_ms: Millis,
-    ) -> Vec<(ReservationId, u16)> {
+    ) -> ReservationChanges {
         let before: BTreeMap<ReservationId, Option<ReservationAssignment>> =
             self.reservations.iter_mut().map(|(number, reservation)| (*number, reservation.assigned.take())).collect();
         for (claim, demand) in candidates {
@@ -418,7 +456,12 @@ impl ReservationList {
                 self.end_hold(reservation.assigned.map(|assigned| assigned.arrival), 1, usable, now_ms);
             }
         }
-        over
+        let is_new = |(number, row): &(&ReservationId, &CapacityReservation)| {
+            let arrival = |assigned: ReservationAssignment| assigned.arrival;
+            row.assigned.map(arrival) != before[*number].map(arrival)
+        };
+        let moved = self.reservations.iter().filter(is_new).map(|(_, row)| (row.shard, row.reserved.worker)).collect();
+        ReservationChanges { ended: over, moved }
     }
 
     /// Notes that a hold ran out: others come first next, and the pool rests from large holds for as long as it lasted.

@@ -10,49 +10,55 @@ use crate::admission::pool_registry::Pool;
 /// Claims that are searched for in one go because quota came back; the rest follows on the next tick.
 const QUOTA_SEARCHES_MAX: usize = 16;
 
+/// Claims that one tick searches for because they were noted for it.
+const RECHECKS_MAX: usize = 64;
+
 impl ClaimDispatcher {
     /// Searches for a claim once more, if it stands still.
     pub(crate) fn search_again(&self, queued: &QueuedClaim, work: &mut EffectQueue) {
         let Some(item) = self.keys.begin_search(queued) else { return };
         let now_ms = self.clock.engine_ms();
-        if let Some(item) = self.restart_search(item, &self.pools.load(), now_ms) {
+        if let Some(item) = self.restart_search(item, &self.pools.load(), now_ms, work) {
             self.route(item, work);
         }
     }
 
-    /// Searches for the claims that the quotas of tenants have kept back and may allow now, the best-ranked first.
+    /// Searches for the claims that the quotas of tenants have kept back and allow now, the best-ranked first.
     pub(crate) fn search_quotas(&self, work: &mut EffectQueue) {
         while work.quota_searches < QUOTA_SEARCHES_MAX {
             let Some(tenant) = self.keys.tenants.next_retry() else { return };
-            let headroom = tenant.begin_quota_search();
+            tenant.begin_quota_search();
             let pools = self.pools.load();
             let waiting = tenant.waiting_pools();
-            let firsts = waiting.iter().filter_map(|&number| pools.by_number(number)).filter_map(|pool| {
-                let queue = pool.wait_queue.lock();
-                queue.queue.first_quota_short(tenant.number, &headroom).cloned()
-            });
-            let first = firsts.min_by_key(|claim| (std::cmp::Reverse(claim.priority), claim.arrival));
-            if let Some(claim) = first {
+            let pools = || waiting.iter().filter_map(|&number| pools.by_number(number));
+            let allows = |claim: &QueuedClaim| tenant.may_charge(&claim.amounts(), claim.charge_rank());
+            let taken = pools().find_map(|pool| pool.wait_queue.lock().queue.take_quota_short(tenant.number, allows));
+            if let Some(claim) = taken {
                 work.quota_searches += 1;
                 work.push(Effect::Search(claim));
                 work.push(Effect::SearchQuotas);
+                // Others may be allowed beside it.
+                tenant.queue_retry();
                 return;
+            }
+            if pools().any(|pool| pool.wait_queue.lock().queue.has_quota_short(tenant.number)) && !tenant.keep_refused()
+            {
+                tenant.queue_retry();
             }
         }
     }
 
-    /// Judges all claims that wait for a pool anew: its specification has changed.
-    pub(crate) fn search_all(&self, pool: &Pool, work: &mut EffectQueue) {
-        let claims: Vec<Arc<QueuedClaim>> = pool.wait_queue.lock().queue.ranked(usize::MAX, |_, _| true);
-        for claim in claims {
-            work.push(Effect::Search(claim));
-        }
+    /// Judges all claims that wait for a pool anew, on the next ticks: its specification has changed.
+    pub(crate) fn search_all(&self, pool: &Pool) {
+        let claims: Vec<Arc<QueuedClaim>> = pool.wait_queue.lock().queue.claims().cloned().collect();
+        let mut rechecks = self.wait_queues.rechecks.lock();
+        rechecks.extend(claims.into_iter().map(|claim| (claim.arrival, claim)));
     }
 
-    /// Searches for the claims for which a shard could not be asked.
+    /// Searches for claims that were noted for it.
     pub(super) fn recheck(&self, work: &mut EffectQueue) {
-        let due = std::mem::take(&mut *self.wait_queues.rechecks.lock());
-        for claim in due {
+        for _ in 0..RECHECKS_MAX {
+            let Some((_, claim)) = self.wait_queues.rechecks.lock().pop_first() else { return };
             work.push(Effect::Search(claim));
         }
     }

@@ -178,6 +178,8 @@ struct ClaimLane {
     short_mark: u64,
     /// Mark at which a search for a claim of it last found no capacity.
     searched_mark: u64,
+    /// Claim that is being searched for because its tenant has more headroom.
+    searched_for: Option<ArrivalNumber>,
 }
 
 /// Table whose rows keep their numbers while they exist.
@@ -302,7 +304,7 @@ impl WaitQueue {
         let lane = *self.lanes_by_key.entry((group, class)).or_insert_with(|| {
             // It may fit the capacity that the quota keeps others from.
             let (arrivals, short_mark, searched_mark) = (BTreeSet::new(), 0, self.marks);
-            self.lanes.insert(ClaimLane { group, class, arrivals, short_mark, searched_mark })
+            self.lanes.insert(ClaimLane { group, class, arrivals, short_mark, searched_mark, searched_for: None })
         });
         self.detach_lane(lane);
         self.lanes.get_mut(lane).arrivals.insert(claim.arrival);
@@ -442,16 +444,22 @@ impl WaitQueue {
                 FrontierItem::Lane(number, arrival) => {
                     let lane = self.lanes.get(number);
                     let (claim, _) = &self.claims[&arrival];
-                    let may_use = self.reservations.may_use(offer, claim, self.classes.demand(lane.class), &free);
-                    let verdict = if may_use { oracle.offer(claim) } else { OfferVerdict::Busy };
+                    let demand = self.classes.demand(lane.class);
+                    if !self.reservations.may_use(offer, claim, demand, &free) {
+                        // Nor may the others of the lane, but for the one that the worker is kept for.
+                        let kept_for = self.reservations.assigned_of(offer).filter(|kept_for| *kept_for > arrival);
+                        if let Some(next) = kept_for.filter(|kept_for| lane.arrivals.contains(kept_for)) {
+                            let rank = self.rank(lane.group, next);
+                            walk.frontier.push(Reverse((rank, FrontierItem::Lane(number, next))));
+                        }
+                        continue;
+                    }
+                    let verdict = oracle.offer(claim);
                     match verdict {
                         OfferVerdict::Takes => {
                             return WalkOutcome::Matched(self.remove(arrival).expect("the claim is in the queue"));
                         }
-                        OfferVerdict::NoQuota => {
-                            self.marks += 1;
-                            self.lanes.get_mut(number).short_mark = self.marks;
-                        }
+                        OfferVerdict::NoQuota => self.mark_short(number),
                         OfferVerdict::Busy | OfferVerdict::Gone => {
                             let after = (std::ops::Bound::Excluded(arrival), std::ops::Bound::Unbounded);
                             if let Some(&next) = lane.arrivals.range(after).next() {
@@ -502,36 +510,66 @@ impl WaitQueue {
     /// Notes that the quota keeps a claim back, which is to be searched for when its tenant has more headroom.
     pub fn note_quota_short(&mut self, arrival: ArrivalNumber) {
         if let Some(&(_, lane)) = self.claims.get(&arrival) {
-            self.marks += 1;
-            self.lanes.get_mut(lane).short_mark = self.marks;
+            self.mark_short(lane);
         }
     }
 
-    /// Notes that a search for a claim found no capacity: none of its lane would find any. Returns whether the quota had
-    /// kept the lane back.
-    pub fn note_searched(&mut self, arrival: ArrivalNumber) -> bool {
-        let Some(&(_, lane)) = self.claims.get(&arrival) else { return false };
-        let was_short = self.is_short(self.lanes.get(lane));
-        self.lanes.get_mut(lane).searched_mark = self.marks;
-        was_short
+    fn mark_short(&mut self, number: u32) {
+        self.marks += 1;
+        let lane = self.lanes.get_mut(number);
+        (lane.short_mark, lane.searched_for) = (self.marks, None);
+        let group = self.groups.get_mut(lane.group);
+        // The group as a whole was not passed over: its mark only says that some lane of it was.
+        group.short_mark = group.short_mark.max(1);
+    }
+
+    /// Notes that a search for a claim found no capacity: none of its lane would find any.
+    pub fn note_searched(&mut self, arrival: ArrivalNumber) {
+        if let Some(&(_, lane)) = self.claims.get(&arrival) {
+            let marks = self.marks;
+            let lane = self.lanes.get_mut(lane);
+            (lane.searched_mark, lane.searched_for) = (marks, None);
+        }
     }
 
     fn is_short(&self, lane: &ClaimLane) -> bool {
         self.groups.get(lane.group).short_mark.max(lane.short_mark) > lane.searched_mark
     }
 
-    /// Best-ranked claim of a tenant among those that its quota has kept back and that fit the headroom.
-    #[must_use]
-    pub fn first_quota_short(&self, tenant: u64, headroom: &ResourceUsage) -> Option<&Arc<QueuedClaim>> {
-        if headroom.claims == 0 {
-            return None;
+    /// Best-ranked claim of a tenant among those that its quota has kept back and allows now, which is to be searched for.
+    /// No other claim of its lane is until that has ended. `allows`: whether the quota allows a claim.
+    pub fn take_quota_short(
+        &mut self,
+        tenant: u64,
+        mut allows: impl FnMut(&QueuedClaim) -> bool,
+    ) -> Option<Arc<QueuedClaim>> {
+        let groups: SmallVec<[u32; 4]> = self.groups_of(tenant).collect();
+        for &group in groups.iter().rev() {
+            if self.groups.get(group).short_mark == 0 {
+                continue;
+            }
+            let mut is_any_short = false;
+            let found = self.lane_trees.iter(self.groups.get(group).lanes).find(|(head, number)| {
+                let lane = self.lanes.get(*number);
+                let is_short = self.is_short(lane);
+                is_any_short |= is_short;
+                is_short && lane.searched_for != Some(*head) && allows(&self.claims[head].0)
+            });
+            if let Some((head, number)) = found {
+                self.lanes.get_mut(number).searched_for = Some(head);
+                return Some(Arc::clone(&self.claims[&head].0));
+            }
+            if !is_any_short {
+                self.groups.get_mut(group).short_mark = 0;
+            }
         }
-        let groups = self.groups_by_tenant.range((tenant, 0)..=(tenant, u16::MAX)).rev();
-        groups.flat_map(|(_, group)| self.lane_trees.iter(self.groups.get(*group).lanes)).find_map(|(head, number)| {
-            let (claim, _) = &self.claims[&head];
-            let is_due = self.is_short(self.lanes.get(number)) && !headroom.is_exceeded_by(&claim.amounts());
-            is_due.then_some(claim)
-        })
+        None
+    }
+
+    /// Whether the quota may keep claims of a tenant back.
+    #[must_use]
+    pub fn has_quota_short(&self, tenant: u64) -> bool {
+        self.groups_of(tenant).any(|group| self.groups.get(group).short_mark > 0)
     }
 
     /// Best-ranked claim of a tenant that passes `accept`.
@@ -546,35 +584,36 @@ impl WaitQueue {
         heads.map(|(head, _)| &self.claims[&head].0).find(|claim| accept(claim))
     }
 
-    /// Whether the quota has kept claims of a tenant back, since capacity was last searched for.
-    #[must_use]
-    pub fn has_quota_short(&self, tenant: u64) -> bool {
-        let lanes = self.groups_of(tenant).flat_map(|group| self.lane_trees.iter(self.groups.get(group).lanes));
-        lanes.map(|(_, lane)| self.lanes.get(lane)).any(|lane| self.is_short(lane))
-    }
-
-    /// Claims that need more than one of the pool's workers ever has free at once, or have a priority: the best first, at
-    /// most `limit` of those that `accept`.
+    /// Best-ranked claims of those lanes that pass `accept`, which is given the first claim of each: at most `limit`, from
+    /// at most [`WALK_VISITS_MAX`] lanes.
     pub fn ranked(
         &self,
         limit: usize,
         mut accept: impl FnMut(&QueuedClaim, &ClaimDemand) -> bool,
     ) -> Vec<Arc<QueuedClaim>> {
         let mut found = Vec::new();
-        let mut visited = 0;
+        let mut visits = 0;
         for (_, group) in self.group_tree.iter(self.root) {
-            for (_, lane) in self.lane_trees.iter(self.groups.get(group).lanes) {
-                let row = self.lanes.get(lane);
-                for arrival in &row.arrivals {
-                    visited += 1;
-                    if found.len() >= limit || visited > WALK_VISITS_MAX {
-                        return found;
+            // Claims of a group, by arrival over all of its lanes.
+            let mut next: BinaryHeap<Reverse<(ArrivalNumber, u32)>> = BinaryHeap::new();
+            let mut lanes = self.lane_trees.iter(self.groups.get(group).lanes).peekable();
+            while found.len() < limit {
+                let first = next.peek().map(|Reverse((arrival, _))| *arrival);
+                if let Some((head, lane)) = lanes.next_if(|(head, _)| first.is_none_or(|first| *head < first)) {
+                    visits += 1;
+                    let (claim, _) = &self.claims[&head];
+                    if visits <= WALK_VISITS_MAX && accept(claim, self.classes.demand(self.lanes.get(lane).class)) {
+                        next.push(Reverse((head, lane)));
                     }
-                    let (claim, _) = &self.claims[arrival];
-                    if accept(claim, self.classes.demand(row.class)) {
-                        found.push(Arc::clone(claim));
-                    }
+                    continue;
                 }
+                let Some(Reverse((arrival, lane))) = next.pop() else { break };
+                found.push(Arc::clone(&self.claims[&arrival].0));
+                let after = (std::ops::Bound::Excluded(arrival), std::ops::Bound::Unbounded);
+                next.extend(self.lanes.get(lane).arrivals.range(after).next().map(|next| Reverse((*next, lane))));
+            }
+            if found.len() >= limit || visits > WALK_VISITS_MAX {
+                break;
             }
         }
         found

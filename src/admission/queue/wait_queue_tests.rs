@@ -9,7 +9,7 @@ use crate::admission::tenant::TenantDirectory;
 use crate::engine::{GpuFilter, NodeSet, PlacementConstraints};
 use crate::model::label_selector::SelectorCache;
 use crate::model::{
-    ClaimSpec, GpuCapacity, GpuRequest, ResourceAmounts, ResourceRequirements, WorkerCapacity, WorkerId,
+    ClaimSpec, GpuCapacity, GpuRequest, PoolMode, ResourceAmounts, ResourceRequirements, WorkerCapacity, WorkerId,
     WorkerRegistration, WorkerSpec,
 };
 
@@ -83,7 +83,8 @@ fn offer(cores: u64, has_gpu: bool, kind: &str, left_ms: Option<Millis>) -> Work
     };
     let gpus = u64::from(has_gpu);
     let free = ResourceAmounts { cpu_milli: cores, gpu: gpus, gpu_milli: 1_000 * gpus, ..ResourceAmounts::default() };
-    WorkerOffer { worker: 0, registration: Arc::new(WorkerRegistration { spec }), free, left_ms, reservation: None }
+    let (registration, mode) = (Arc::new(WorkerRegistration { spec }), PoolMode::Shared);
+    WorkerOffer { worker: 0, registration, free, mode, left_ms, reservation: None }
 }
 
 /// Claims in the order in which they came, with what a walk asks.
@@ -243,10 +244,6 @@ proptest! {
                     let quota_free = |claim: &QueuedClaim| naive.headroom[naive.numbers[&claim.tenant.number]];
                     for tenant in 0..TENANTS {
                         let number = fixture.tenants[tenant].number;
-                        let headroom =
-                            ResourceUsage { claims: 1, cpu_milli: 100, memory_bytes: 100, gpu_milli: 100_000 };
-                        let short = queue.first_quota_short(number, &headroom).map(|claim| claim.arrival);
-                        prop_assert!(short.is_none_or(|short| queue.get(short).is_some()));
                         let passed = naive.claims.iter().any(|(claim, request)| {
                             claim.tenant.number == number
                                 && Naive::fits(*request, &offer)
@@ -269,8 +266,15 @@ proptest! {
                 least.merge(&LeastDemand::of(&demand));
             }
             prop_assert_eq!(queue.least(), least);
-            let ranked: Vec<_> = queue.ranked(usize::MAX, |_, _| true).iter().map(|claim| claim.arrival).collect();
+            let ranked = queue.ranked(usize::MAX, |_, _| true);
             prop_assert_eq!(ranked.len(), naive.claims.len());
+            let order = |claim: &QueuedClaim| (naive.rank(claim).0, naive.rank(claim).1);
+            prop_assert!(ranked.is_sorted_by_key(|claim| order(claim)));
+            for tenant in &fixture.tenants {
+                let of = |claim: &&Arc<QueuedClaim>| claim.tenant.number == tenant.number;
+                let arrivals = |priority| ranked.iter().filter(of).filter(move |claim| claim.priority == priority).map(|claim| claim.arrival);
+                prop_assert!((0..3).all(|priority| arrivals(priority).is_sorted()));
+            }
         }
     }
 }

@@ -26,8 +26,10 @@ pub struct TenantAccount {
     pools: SmallVec<[(u32, ResourceUsage); 1]>,
     /// Claim that the quota has kept back for long, for which headroom is collected.
     protected: Option<ProtectedClaim>,
-    /// Whether a claim that waits was refused since this was last taken.
+    /// Whether a claim that waits was refused since the refused ones were last searched for.
     refused_waiting: bool,
+    /// Usage when that search began.
+    searched_used: ResourceUsage,
 }
 
 /// Rank of a claim that is charged. A claim that does not wait has no arrival, and ranks last of its priority.
@@ -70,6 +72,7 @@ impl TenantAccount {
             pools: SmallVec::new(),
             protected: None,
             refused_waiting: false,
+            searched_used: ResourceUsage::default(),
         };
         account.set_limits(quota);
         account
@@ -129,9 +132,15 @@ impl TenantAccount {
         self.used.plus(amounts).first_exceeded(&protected.need.where_positive(amounts), &self.limits)
     }
 
-    /// Protects a claim that the quota keeps back, or none.
-    pub const fn protect(&mut self, claim: Option<ProtectedClaim>) {
-        self.protected = claim;
+    /// Protects a claim that the quota keeps back, or none. Returns whether others may be allowed from now on.
+    pub fn protect(&mut self, claim: Option<ProtectedClaim>) -> bool {
+        let before = std::mem::replace(&mut self.protected, claim);
+        before.is_some() && before != claim
+    }
+
+    /// Ends the protection of this claim. Returns whether it was protected.
+    pub fn unprotect(&mut self, arrival: ArrivalNumber) -> bool {
+        self.protected.take_if(|protected| protected.arrival == arrival).is_some()
     }
 
     /// Notes that a claim that waits was refused.
@@ -139,10 +148,15 @@ impl TenantAccount {
         self.refused_waiting = true;
     }
 
-    /// Headroom for the claims that were refused, which are about to be searched for.
-    pub fn begin_quota_search(&mut self) -> ResourceUsage {
-        self.refused_waiting = false;
-        self.headroom()
+    /// Notes that the claims which were refused are about to be searched for.
+    pub const fn begin_quota_search(&mut self) {
+        (self.refused_waiting, self.searched_used) = (false, self.used);
+    }
+
+    /// Notes that claims are refused still. Returns whether nothing was released since the search began.
+    pub fn keep_refused(&mut self) -> bool {
+        self.refused_waiting = true;
+        !self.searched_used.minus(&self.used).is_positive()
     }
 
     /// Whether a claim that waits was refused since the refused ones were last searched for.

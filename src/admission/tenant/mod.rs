@@ -28,6 +28,7 @@ pub use self::account::{ChargeRank, ProtectedClaim, TenantAccount};
 pub use self::directory::TenantDirectory;
 pub use self::lease::QuotaLease;
 use crate::admission::lock_order::{self, LockLevel};
+use crate::admission::queue::ArrivalNumber;
 use crate::model::ResourceUsage;
 
 /// Tenants whose share of a pool has changed since its queue last looked.
@@ -157,13 +158,21 @@ impl Tenant {
     }
 
     /// Protects a claim that the quota has kept back for long, or none.
-    pub fn protect(&self, claim: Option<ProtectedClaim>) {
-        self.with_account(|account| account.protect(claim));
+    pub fn protect(self: &Arc<Self>, claim: Option<ProtectedClaim>) {
+        if self.with_account(|account| account.protect(claim)) {
+            self.queue_retry();
+        }
+    }
+
+    /// Whether the quota allows a claim of these amounts.
+    #[must_use]
+    pub fn may_charge(&self, amounts: &ResourceUsage, rank: ChargeRank) -> bool {
+        self.with_account(|account| account.may_charge(amounts, rank))
     }
 
     /// Whether the headroom is enough for a claim that waits. If not, the tenant's claims are searched for when it grows.
     #[must_use]
-    pub fn may_charge(&self, is_enough: impl FnOnce(&ResourceUsage) -> bool) -> bool {
+    pub fn has_headroom(&self, is_enough: impl FnOnce(&ResourceUsage) -> bool) -> bool {
         self.with_account(|account| {
             let is_enough = is_enough(&account.headroom());
             if !is_enough {
@@ -183,10 +192,22 @@ impl Tenant {
         })
     }
 
-    /// Headroom of the tenant, whose claims are about to be searched for.
+    /// Notes that the claims which the quota has kept back are about to be searched for.
+    pub fn begin_quota_search(&self) {
+        self.with_account(TenantAccount::begin_quota_search);
+    }
+
+    /// Notes that claims are kept back still, and are to be searched for when there is more headroom. Returns whether it
+    /// has not grown since the search began.
     #[must_use]
-    pub fn begin_quota_search(&self) -> ResourceUsage {
-        self.with_account(TenantAccount::begin_quota_search)
+    pub fn keep_refused(&self) -> bool {
+        self.with_account(TenantAccount::keep_refused)
+    }
+
+    /// Ends the protection of a claim that does not wait any more. Returns whether it was protected.
+    #[must_use]
+    pub fn unprotect(&self, arrival: ArrivalNumber) -> bool {
+        self.with_account(|account| account.unprotect(arrival))
     }
 
     /// Resources that the tenant holds.

@@ -10,7 +10,7 @@ use crate::engine::effect::EngineReply;
 use crate::engine::event::{ClaimTarget, ReservationFate, ReservationId};
 use crate::engine::shard::Shard;
 use crate::model::unschedulable_bits;
-use crate::model::{Millis, ResourceAmounts, WorkerRegistration};
+use crate::model::{Millis, PoolMode, ResourceAmounts, WorkerRegistration};
 
 /// Worker as it is offered to a claim that waits.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct WorkerOffer {
     pub registration: Arc<WorkerRegistration>,
     /// Resources that are free of it.
     pub free: ResourceAmounts,
+    /// Whether several claims may share it.
+    pub mode: PoolMode,
     /// Rest of its life in milliseconds, if it has an end.
     pub left_ms: Option<Millis>,
     /// Reservation under which it is kept.
@@ -94,6 +96,13 @@ impl Shard {
         self.freed.workers.clear();
     }
 
+    /// Notes that a worker is to be offered once more, if it exists.
+    pub fn offer_again(&mut self, at: u32) {
+        if at < self.workers.ordinals() {
+            self.freed.add(at);
+        }
+    }
+
     /// Notes all workers as freed.
     pub fn note_all_freed(&mut self) {
         self.freed.workers = self.workers.iter_from(0).collect();
@@ -123,6 +132,7 @@ impl Shard {
             worker: at,
             registration: Arc::clone(self.workers.registration(at)),
             free: self.free_amounts(at),
+            mode: if self.shared.is_some() { PoolMode::Shared } else { PoolMode::Exclusive },
             left_ms: self.liveness.get(at).ends_ms.map(|ends_ms| ends_ms.saturating_sub(now_ms)),
             reservation: self.reservation_of(at),
         })
@@ -137,8 +147,8 @@ impl Shard {
         until_ms: Millis,
     ) -> Result<(u32, Option<ResourceAllocation>), EngineReply> {
         let busy = EngineReply::NotPlaced(PlacementFailure::Busy);
+        let reserved = if let ClaimTarget::Reserved(id) = target { Some(id) } else { None };
         let (at, fate) = match target {
-            ClaimTarget::AnyWorker => unreachable!("a search picks any worker"),
             ClaimTarget::Worker(at, fate) => (at, fate),
             ClaimTarget::Reserved(id) => match self.reserved_worker(id) {
                 Some(at) => (at, ReservationFate::Ends),
@@ -149,6 +159,9 @@ impl Shard {
         let constraints = constraints.unwrap_or(&unconstrained);
         let Some(allocation) = self.allocation_on(at, constraints, until_ms) else { return Err(busy) };
         self.suspend_reservation(at, fate);
+        if let Some(id) = reserved {
+            self.freed.note_void(id);
+        }
         if self.workers.get(at).idle {
             self.idle_queue.remove(self.workers.hot_mut(), at);
         }

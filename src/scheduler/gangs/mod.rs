@@ -142,7 +142,7 @@ impl Scheduler {
                 is_due = entry.wait_until_due() => is_due,
                 () = sender.closed() => false,
             };
-            if self.dispatch().is_stopping() {
+            if self.dispatch().is_stopping() || self.dispatch().is_draining() {
                 return reject_all(&requests, UnavailableReason::Stopping);
             }
             if !is_due {

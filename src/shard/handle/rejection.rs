@@ -65,7 +65,7 @@ impl<S: ShardSink> ShardHandle<S> {
             // What they name was handed back.
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
             // Asked again if need be.
-            Command::FindClaim(_) | Command::OfferAll => {}
+            Command::FindClaim(_) | Command::OfferAll | Command::Offer(_) => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
         }
     }
@@ -89,7 +89,7 @@ impl<S: ShardSink> ShardHandle<S> {
         let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
         let mut work = S::Work::default();
         self.hand_back(undecided, &RequestError::DeadlineExceeded, &mut work);
-        if let Some(sink) = self.sink.upgrade().filter(|_| !tickets.is_empty()) {
+        if let Some(sink) = self.sink.upgrade() {
             sink.deliver(
                 self.origin(),
                 &mut vec![ShardEvent::Panicked { tickets }],

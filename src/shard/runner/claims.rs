@@ -27,7 +27,7 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Lets the engine decide a claim that may be granted with this fence.
     #[inline]
-    pub(super) fn decide_claim(&mut self, call: ClaimCall, fence: Fence) {
+    pub(super) fn decide_claim(&mut self, mut call: ClaimCall, fence: Fence) {
         let answer = self.decide(Event::Claim {
             id: call.id.clone(),
             fence,
@@ -35,7 +35,7 @@ impl<S: ShardSink> ShardRunner<S> {
             reserve_ms: call.reserve_ms,
             ttl_ms: call.ttl_ms.unwrap_or(0),
             constraints: call.constraints.clone(),
-            target: call.target,
+            target: call.target.take(),
         });
         self.reply_claim(call, answer);
     }

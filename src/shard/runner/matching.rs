@@ -7,10 +7,14 @@
 
 use super::ShardRunner;
 use crate::engine::WorkerOffer;
-use crate::model::AckLevel;
+use crate::model::request_error::RequestError;
+use crate::model::{AckLevel, Millis};
 use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb};
-use crate::shard::event::{FreedMatch, ShardEvent, ShardSink};
+use crate::shard::event::{FreedMatch, NotGranted, ShardEvent, ShardSink};
 use crate::shard::step_injection::{ProtocolPoint, ProtocolRule};
+
+/// Time after which a run looks again at what it could not offer, because no grant could be recorded.
+pub(super) const OFFER_AGAIN_MS: Millis = 100;
 
 /// Claims that wait and are matched at the end of one run. The next run goes on.
 pub(super) const MATCHES_MAX: usize = 64;
@@ -42,6 +46,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// order, again until nothing more is matched, or `matches_max` times.
     pub(super) fn settle(&mut self, work: &mut S::Work, matches_max: usize) {
         for matches in 0.. {
+            let early = if ProtocolRule::PublishBeforeMatch.holds() { None } else { self.next_match(work) };
             ProtocolPoint::Decided.reach();
             self.append_rows();
             if ProtocolRule::BoundsBeforeDelivery.holds() {
@@ -50,24 +55,29 @@ impl<S: ShardSink> ShardRunner<S> {
             if !ProtocolRule::DeliveryBeforeReplies.holds() {
                 self.send_before_delivery();
             }
-            let matched_early = if ProtocolRule::PublishBeforeMatch.holds() { None } else { self.next_match(work) };
             ProtocolPoint::Published.reach();
             self.deliver(work);
             ProtocolPoint::Delivered.reach();
             if !ProtocolRule::BoundsBeforeDelivery.holds() {
                 self.publish();
             }
-            let matched = match ProtocolRule::PublishBeforeMatch.holds() {
-                true if matches >= matches_max => {
-                    self.matches_left = self.has_unmatched();
-                    None
-                }
-                true => self.next_match(work),
-                false => matched_early,
+            let matched = if !ProtocolRule::PublishBeforeMatch.holds() {
+                early
+            } else if matches < matches_max {
+                self.next_match(work)
+            } else {
+                self.matches_left = self.has_unmatched();
+                None
             };
             let Some(call) = matched else { return };
-            let fence = self.spare_fence.take().expect("allocated before the match");
-            self.decide_claim(call, fence);
+            // Drawn only now: the claim's key may have been held elsewhere until it was matched, under a higher fence.
+            match self.environment.allocate_fences(1) {
+                Ok(fence) => self.decide_claim(call, fence),
+                Err(reason) => {
+                    let reason = NotGranted::Rejected(RequestError::Unavailable(reason));
+                    self.events.push(ShardEvent::NotGranted { id: call.id, ticket: call.ticket, reason });
+                }
+            }
         }
     }
 
@@ -88,16 +98,14 @@ impl<S: ShardSink> ShardRunner<S> {
     #[cold]
     fn offer_freed(&mut self, work: &mut S::Work) -> Option<ClaimCall> {
         self.shard.take_freed(&mut self.freed);
-        // While a grant could not be recorded nobody is offered anything; the next run tries again.
-        if self.overload_reason(AckLevel::Durable).is_some() {
+        // While a grant could not be recorded nobody is offered anything; a later run tries again. The fence is not used.
+        if self.overload_reason(AckLevel::Durable).is_some() || self.environment.allocate_fences(1).is_err() {
             return None;
         }
-        if self.spare_fence.is_none() {
-            self.spare_fence = self.environment.allocate_fences(1).ok();
-        }
-        self.spare_fence?;
         while let Some(&worker) = self.freed.front() {
             let offer: Option<WorkerOffer> = self.shard.offer(worker, self.now_ms);
+            // A reservation that ends frees its worker once more.
+            self.shard.take_freed(&mut self.freed);
             let void = self.shard.take_void_reservations();
             if !void.is_empty() {
                 self.events.push(ShardEvent::ReservationsVoid(void));

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use self::errors::rejection_of;
-use self::matching::MATCHES_MAX;
+use self::matching::{MATCHES_MAX, OFFER_AGAIN_MS};
 use self::publish::event_of_command;
 use self::statistics::AUDIT_INTERVAL_MS;
 use self::unsent_reply::UnsentReply;
@@ -173,8 +173,6 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     events: Vec<ShardEvent>,
     /// Workers of which something came free, and that the claims which wait have not been offered yet.
     freed: VecDeque<u32>,
-    /// Fence for the next claim that waits and is matched, if one was allocated.
-    spare_fence: Option<Fence>,
     /// Whether the last run matched as many claims as it may, so that more may be left.
     matches_left: bool,
     /// Replies decided in this run.
@@ -241,7 +239,6 @@ impl<S: ShardSink> ShardRunner<S> {
             retained: None,
             events: Vec::new(),
             freed: VecDeque::new(),
-            spare_fence: None,
             matches_left: false,
             new_replies: Vec::new(),
             rolled_back: relinquished,
@@ -423,6 +420,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::Gang(item) => self.gang(*item),
             Command::Reserve(call) => self.reserve(call),
             Command::OfferAll => self.shard.note_all_freed(),
+            Command::Offer(worker) => self.shard.offer_again(worker),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
             Command::FindClaim(id) => self.find_claim(id),
             Command::Register(workers) => self.register_all(workers),
@@ -536,7 +534,7 @@ impl<S: ShardSink> ShardRunner<S> {
             self.note_stored_ends();
         }
         self.settle(work, MATCHES_MAX);
-        let decided_seq = self.shard.seq();
+        let mut decided_seq = self.shard.seq();
         // A panic from here on leaves no claim undecided.
         self.undecided_tickets.clear();
         self.undecided.clear();
@@ -544,9 +542,9 @@ impl<S: ShardSink> ShardRunner<S> {
         if self.has_waiting_replies() {
             self.expire_replies();
         }
-        // Claims whose replies could not be sent were rolled back: hand over those rows too. They cause no replies.
-        if self.shard.seq() != decided_seq {
-            self.deliver_roll_backs(work);
+        // Claims whose replies could not be sent were rolled back. What came free by that may serve others at once.
+        while self.shard.seq() != decided_seq {
+            decided_seq = self.settle_roll_backs(work);
         }
         self.update_counters();
         self.publish_events();
@@ -554,14 +552,23 @@ impl<S: ShardSink> ShardRunner<S> {
         self.handle.set_next_tick(self.next_tick_ms());
     }
 
+    /// Settles what was rolled back, and sends the replies that this causes. Returns the sequence number up to which
+    /// everything is settled.
     #[cold]
-    fn deliver_roll_backs(&mut self, work: &mut S::Work) {
+    fn settle_roll_backs(&mut self, work: &mut S::Work) -> Seq {
         self.settle(work, MATCHES_MAX);
+        let settled_seq = self.shard.seq();
+        self.undecided_tickets.clear();
+        self.send_new_replies();
+        settled_seq
     }
 
     /// Engine time before which a run would find nothing due.
     fn next_tick_ms(&self) -> Option<Millis> {
         let mut next = self.shard.next_tick_ms();
+        if self.has_unmatched() {
+            next = earlier(next, Some(self.now_ms + OFFER_AGAIN_MS));
+        }
         if self.audit.is_pending(&self.shard) {
             next = earlier(next, Some(self.audited_ms + AUDIT_INTERVAL_MS));
         }
