@@ -142,8 +142,12 @@ pub const WAIT_MS_MAX: u64 = 86_400_000;
 pub const WAITERS_MAX: u32 = 1_000_000;
 /// Time for which a claim waits before it counts as starved, and capacity or quota is collected for it, in milliseconds.
 pub const RESERVE_AFTER_MS: u64 = 5_000;
-/// Longest time for which workers are held for one claim or gang that waits, in milliseconds.
-pub const HOLD_MS_MAX: u64 = 60_000;
+/// Shortest `hold_max_ms` of a pool.
+pub const HOLD_MS_MIN: u64 = 1_000;
+/// Longest `hold_max_ms` of a pool: one hour.
+pub const HOLD_MS_MAX: u64 = 3_600_000;
+/// Pause before a worker is sought again for a starved claim for which none is large enough, in milliseconds.
+pub const SEEK_HOLD_AGAIN_MS: u64 = 60_000;
 /// Largest number of workers of one pool from which claims were evicted for others that wait.
 pub const EVICTED_WORKERS_MAX: usize = 64;
 /// Largest number of request shapes and idle workers in a reply about demand.

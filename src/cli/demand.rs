@@ -39,6 +39,13 @@ fn demand_text(pool: &PoolName, demand: &DemandReply) -> String {
         ("oldest", if demand.waiting > 0 { duration(demand.oldest_ms) } else { String::new() }),
         ("for quota", nonzero_text(demand.waiting_for_quota)),
         ("busy", demand.workers_busy.to_string()),
+        ("reserved", nonzero_text(demand.workers_reserved)),
+        (
+            "unusable",
+            join_nonempty(
+                demand.workers_unusable.iter().filter(|(_, n)| **n > 0).map(|(reason, n)| format!("{reason} {n}")),
+            ),
+        ),
         ("needed", demand.workers_needed.to_string()),
         ("wanted", demand.workers_wanted.to_string()),
         ("idle", join_nonempty(idle)),

@@ -88,9 +88,15 @@ pub struct DemandReply {
     pub oldest_ms: Millis,
     /// Number of workers that hold claims.
     pub workers_busy: u64,
+    /// Number of workers without claims that are reserved for claims that wait.
+    #[serde(default)]
+    pub workers_reserved: u64,
+    /// Workers without claims that are unusable, by reason.
+    #[serde(default)]
+    pub workers_unusable: BTreeMap<String, u64>,
     /// Number of additional workers that would clear the queue.
     pub workers_needed: u64,
-    /// Sum of the busy and the needed workers: the size to scale to.
+    /// Sum of the busy, reserved, needed and unusable workers: the size to scale to.
     pub workers_wanted: u64,
     /// Waiting claims, grouped by their requests.
     pub shapes: Vec<DemandReplyShape>,

@@ -1,5 +1,7 @@
 //! Demand: claims that wait for a pool, in a form for autoscalers, and the workers that are idle for longest.
 
+use serde::Serialize;
+
 use super::{Millis, PoolName, ResourceRequirements, WorkerCapacity, WorkerId};
 use crate::limits;
 
@@ -33,6 +35,29 @@ pub struct IdleWorker {
     pub cordoned: bool,
 }
 
+/// Workers without claims that are unusable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct UnusableWorkers {
+    /// Number of cordoned workers.
+    pub cordoned: u64,
+    /// Number of lost workers.
+    pub lost: u64,
+    /// Number of suspect workers.
+    pub suspect: u64,
+    /// Number of workers past their end.
+    pub ended: u64,
+    /// Number of draining workers.
+    pub draining: u64,
+}
+
+impl UnusableWorkers {
+    /// Number of those that are not on their way out.
+    #[must_use]
+    pub const fn lasting(&self) -> u64 {
+        self.cordoned + self.lost + self.suspect + self.ended
+    }
+}
+
 /// Demand for a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolDemand {
@@ -46,6 +71,10 @@ pub struct PoolDemand {
     pub oldest_ms: Millis,
     /// Number of workers with claims.
     pub workers_busy: u64,
+    /// Number of workers without claims that are reserved for claims that wait.
+    pub workers_reserved: u64,
+    /// Workers without claims that are unusable, each under its first reason.
+    pub workers_unusable: UnusableWorkers,
     /// Number of workers, as large as the largest of the pool, that could hold all claims that wait for capacity.
     pub workers_needed: u64,
     /// Waiting claims by request, the largest group first; at most [`limits::DEMAND_SHAPES_MAX`].
@@ -55,10 +84,11 @@ pub struct PoolDemand {
 }
 
 impl PoolDemand {
-    /// Number of workers that it should have: the busy ones and those that are needed.
+    /// Number of workers that it should have, each counted once: those that are busy, reserved, needed, or unusable and
+    /// likely to stay so. Draining workers are on their way out.
     #[must_use]
     pub const fn workers_wanted(&self) -> u64 {
-        self.workers_busy + self.workers_needed
+        self.workers_busy + self.workers_reserved + self.workers_needed + self.workers_unusable.lasting()
     }
 }
 

@@ -145,6 +145,8 @@ pub struct PoolSpec {
     pub lag_max_ms: u64,
     /// True if a waiting claim may evict claims of lower priority that are marked `preemptible`.
     pub preemption: bool,
+    /// Longest time for which workers are held for one claim or gang that waits, in milliseconds.
+    pub hold_max_ms: u64,
     /// Largest number of claims that wait for capacity: 0 to 1,000,000; the next is rejected (`overloaded`).
     pub waiters_max: u32,
     /// Largest number of such claims of one tenant.
@@ -171,6 +173,7 @@ impl Default for PoolSpec {
             lost_keep_ms: 600_000,
             lag_max_ms: 10_000,
             preemption: false,
+            hold_max_ms: 60_000,
             waiters_max: 100_000,
             waiters_tenant_max: 10_000,
         }
@@ -253,6 +256,11 @@ impl PoolSpec {
             if waiters > limits::WAITERS_MAX {
                 return Err(RequestError::invalid(field, format!("must be at most {}", limits::WAITERS_MAX)));
             }
+        }
+        let holds_ms = limits::HOLD_MS_MIN..=limits::HOLD_MS_MAX;
+        if !holds_ms.contains(&self.hold_max_ms) {
+            let message = format!("must be {} to {}", holds_ms.start(), holds_ms.end());
+            return Err(RequestError::invalid("hold_max_ms", message));
         }
         if self.lost_keep_ms > limits::LOST_KEEP_MS_MAX {
             return Err(RequestError::invalid("lost_keep_ms", format!("must be at most {}", limits::LOST_KEEP_MS_MAX)));

@@ -6,7 +6,9 @@ use tokio::sync::oneshot;
 use super::{Scheduler, recv_outcome};
 use crate::limits;
 use crate::model::request_error::RequestError;
-use crate::model::{IdleWorker, PoolDemand, PoolMode, PoolName, claims_per_worker};
+use crate::model::{
+    IdleWorker, PoolDemand, PoolMode, PoolName, UnschedulableReason, UnusableWorkers, claims_per_worker,
+};
 use crate::shard::Command;
 
 impl Scheduler {
@@ -38,14 +40,26 @@ impl Scheduler {
         let waiting_for_quota = shapes.iter().map(|shape| shape.waiting).sum::<u64>() - waiting;
         shapes.truncate(limits::DEMAND_SHAPES_MAX);
         let workers_busy = pool.shards.iter().map(|handle| u64::from(pool.board.busy(handle.shard.shard))).sum();
+        let unclaimed =
+            |reason| -> u64 { pool.shards.iter().map(|handle| u64::from(handle.unschedulable_idle(reason))).sum() };
+        let workers_reserved = unclaimed(UnschedulableReason::Reserved);
         Ok(PoolDemand {
             pool: name.clone(),
             waiting,
             waiting_for_quota,
             oldest_ms: oldest_ms.unwrap_or(0),
             workers_busy,
+            workers_reserved,
+            workers_unusable: UnusableWorkers {
+                cordoned: unclaimed(UnschedulableReason::Cordoned),
+                lost: unclaimed(UnschedulableReason::Lost),
+                suspect: unclaimed(UnschedulableReason::Suspect),
+                ended: unclaimed(UnschedulableReason::Ended),
+                draining: unclaimed(UnschedulableReason::Draining),
+            },
             // Thirds do not add up exactly: slightly less than a whole number counts as that number.
-            workers_needed: (needed - 1e-6).ceil().max(0.0) as u64,
+            // A reserved worker will serve one of them.
+            workers_needed: ((needed - 1e-6).ceil().max(0.0) as u64).saturating_sub(workers_reserved),
             shapes,
             idle: self.idle_longest(&pool).await,
         })

@@ -37,7 +37,7 @@ fn all_settings() -> PoolSpec {
         "typical_requests": [{"cpu_milli": 1_000, "gpu": {"models": ["T4"], "count": 1, "milli": 500}, "weight": 3}],
         "ack": "durable", "labels": {"a": "b"}, "class": "gpu", "reserve_ms": 1_234, "releasing_ms": 60_000,
         "heartbeat_ttl_ms": 70_000, "unnamed_ms": 5_000, "lost_keep_ms": 0, "lag_max_ms": 9_000, "preemption": true,
-        "waiters_max": 5, "waiters_tenant_max": 4,
+        "waiters_max": 5, "waiters_tenant_max": 4, "hold_max_ms": 2_000,
     }))
     .unwrap()
 }

@@ -175,7 +175,7 @@ impl ClaimDispatcher {
         // It may have left since.
         let next = next.filter(|gang| queue_gangs.contains_key(&(Reverse(gang.priority), gang.arrival)));
         if let Some(gang) = next {
-            reservations.begin_gang_hold(gang, wanted(gang), now_ms..now_ms + limits::HOLD_MS_MAX);
+            reservations.begin_gang_hold(gang, wanted(gang), now_ms..now_ms + pool.spec.load().hold_max_ms);
             begins = true;
         }
         drop(queue);

@@ -156,7 +156,7 @@ impl ClaimDispatcher {
                     return;
                 }
                 // No worker of the pool is large enough.
-                None => reservations.note_failed(request.claim.arrival, now_ms + limits::HOLD_MS_MAX),
+                None => reservations.note_failed(request.claim.arrival, now_ms + limits::SEEK_HOLD_AGAIN_MS),
             }
         }
     }
@@ -204,7 +204,7 @@ impl ClaimDispatcher {
                 let spec = pool.spec.load();
                 let until_ms = match request.kind {
                     ReservationKind::Evicted => now_ms + spec.releasing_ms + limits::RESERVE_AFTER_MS,
-                    ReservationKind::Held => now_ms + limits::HOLD_MS_MAX,
+                    ReservationKind::Held => now_ms + spec.hold_max_ms,
                 };
                 let (demand, worker) = (queue.queue.demand_of(request.claim.arrival).copied(), reserved.worker);
                 if let Some(demand) = demand {
@@ -226,7 +226,7 @@ impl ClaimDispatcher {
                 None => {
                     let pause_ms = match request.kind {
                         ReservationKind::Evicted => SEEK_AGAIN_MS,
-                        ReservationKind::Held => limits::HOLD_MS_MAX,
+                        ReservationKind::Held => limits::SEEK_HOLD_AGAIN_MS,
                     };
                     queue.queue.reservations.note_failed(request.claim.arrival, now_ms + pause_ms);
                 }

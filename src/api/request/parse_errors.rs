@@ -93,6 +93,7 @@ fn whole_number(path: &str) -> String {
         "reserve_ms" => (0, limits::RESERVE_MS_MAX),
         "lag_max_ms" | "releasing_ms" | "heartbeat_ttl_ms" | "unnamed_ms" => (1, limits::RESERVE_MS_MAX),
         "lost_keep_ms" => (0, limits::LOST_KEEP_MS_MAX),
+        "hold_max_ms" => (limits::HOLD_MS_MIN, limits::HOLD_MS_MAX),
         "ttl_ms" | "ttl_default_ms" | "ttl_max_ms" => (1, limits::TTL_MS_MAX),
         "wait_ms" | "ms" => (0, limits::WAIT_MS_MAX),
         "priority" => (0, limits::PRIORITY_MAX.into()),

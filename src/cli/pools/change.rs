@@ -86,6 +86,9 @@ struct PoolSpecArgs {
     /// Let waiting claims evict preemptible ones with a lower priority
     #[arg(long, value_name = "true|false")]
     preemption: Option<bool>,
+    /// Longest time for which workers are held for one waiting claim or gang
+    #[arg(long, value_name = "MS")]
+    hold_max_ms: Option<u64>,
     /// Maximum number of claims that may wait for capacity; the next is refused
     #[arg(long, value_name = "N")]
     waiters_max: Option<u64>,

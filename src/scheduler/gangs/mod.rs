@@ -151,6 +151,9 @@ impl Scheduler {
             outcomes = self.place_gang(&requests, Some(entry.gang())).await;
             queued = Some(entry);
         }
+        if wait_ms > 0 {
+            outcomes.iter_mut().for_each(name_as_waited);
+        }
         outcomes
     }
 
@@ -397,11 +400,22 @@ fn queueable_reason(outcomes: &GangResults) -> Option<ExhaustionReason> {
             )) => {
                 first.get_or_insert(*reason);
             }
+            // Workers that could hold it may register.
+            Err(RequestError::Unsatisfiable | RequestError::GangTooLarge) => {
+                first.get_or_insert(ExhaustionReason::Unsatisfiable);
+            }
             Err(RequestError::GangMemberRejected(_)) => {}
             _ => return None,
         }
     }
     first
+}
+
+/// Names the reason of a gang that has waited in vain for workers that could hold it.
+fn name_as_waited(outcome: &mut Result<ClaimResult, RequestError>) {
+    if matches!(outcome, Err(RequestError::Unsatisfiable | RequestError::GangTooLarge)) {
+        *outcome = Err(RequestError::Exhausted(ExhaustionReason::Unsatisfiable));
+    }
 }
 
 fn gang_rejections(members: usize, mut rejections: BTreeMap<usize, RequestError>) -> GangResults {

@@ -42,11 +42,11 @@ fn every_flag_reaches_its_field() {
     let (_dir, server, mut client) = fresh();
     let exclusive = "--policy fifo --preemption true --spare-gpu-workers false --ack memory --class gold --reserve-ms 1 \
                      --ttl-default-ms 8 --ttl-max-ms 9 --releasing-ms 2 --heartbeat-ttl-ms 3 --unnamed-ms 4 --lost-keep-ms 0 --lag-max-ms 5 --waiters-max 6 \
-                     --waiters-tenant-max 7 --label a=b --label kubernetes.io/arch=arm64";
+                     --waiters-tenant-max 7 --hold-max-ms 1001 --label a=b --label kubernetes.io/arch=arm64";
     let expected = json!({
         "shards": 2, "mode": "exclusive", "policy": "fifo", "preemption": true, "spare_gpu_workers": false, "ack": "memory",
         "class": "gold", "reserve_ms": 1, "ttl_default_ms": 8, "ttl_max_ms": 9, "releasing_ms": 2, "heartbeat_ttl_ms": 3, "unnamed_ms": 4, "lost_keep_ms": 0,
-        "lag_max_ms": 5, "waiters_max": 6, "waiters_tenant_max": 7, "labels": {"a": "b", "kubernetes.io/arch": "arm64"},
+        "lag_max_ms": 5, "waiters_max": 6, "waiters_tenant_max": 7, "hold_max_ms": 1001, "labels": {"a": "b", "kubernetes.io/arch": "arm64"},
     });
     // Fields of a later build have their defaults.
     let has = |spec: &Value| {

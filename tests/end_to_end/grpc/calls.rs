@@ -32,6 +32,7 @@ async fn pools_are_put_shown_listed_and_deleted() {
         waiters_max: filled.waiters_max,
         waiters_tenant_max: filled.waiters_tenant_max,
         preemption: filled.preemption,
+        hold_max_ms: filled.hold_max_ms,
         ..pool.spec.clone().unwrap()
     };
     assert_eq!((pool.namespace.as_str(), pool.name.as_str(), response), ("ns", "warm", filled));

@@ -158,6 +158,10 @@ pub struct PoolSpec {
     /// all.
     #[prost(uint64, optional, tag = "19")]
     pub ttl_max_ms: ::core::option::Option<u64>,
+    /// Longest time for which workers are held for one claim or gang that waits, in milliseconds; 1000 to an hour. Default
+    /// 60000.
+    #[prost(uint64, optional, tag = "20")]
+    pub hold_max_ms: ::core::option::Option<u64>,
 }
 /// Pool with its specification and its counts.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1210,7 +1214,7 @@ pub struct GetDemandResponse {
     /// Number of additional workers, as large as the pool's largest, for all claims that are queued for capacity.
     #[prost(uint64, tag = "5")]
     pub workers_needed: u64,
-    /// Sum of busy and needed workers: the desired number.
+    /// Sum of busy, reserved, needed and unusable workers: the desired number.
     #[prost(uint64, tag = "6")]
     pub workers_wanted: u64,
     /// Demand by requested resources, the largest first; at most 100.
@@ -1219,6 +1223,31 @@ pub struct GetDemandResponse {
     /// Idle workers, in the order in which to remove them: cordoned ones, then the longest idle; at most 100.
     #[prost(message, repeated, tag = "8")]
     pub idle: ::prost::alloc::vec::Vec<IdleWorker>,
+    /// Number of workers without claims that are reserved for queued claims.
+    #[prost(uint64, tag = "9")]
+    pub workers_reserved: u64,
+    /// Workers without claims that are unusable, by reason; draining workers are on their way out.
+    #[prost(message, optional, tag = "10")]
+    pub workers_unusable: ::core::option::Option<UnusableWorkers>,
+}
+/// Workers without claims that are unusable, each under its first reason.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnusableWorkers {
+    /// Number of cordoned workers.
+    #[prost(uint64, tag = "1")]
+    pub cordoned: u64,
+    /// Number of lost workers.
+    #[prost(uint64, tag = "2")]
+    pub lost: u64,
+    /// Number of suspect workers.
+    #[prost(uint64, tag = "3")]
+    pub suspect: u64,
+    /// Number of workers past their end.
+    #[prost(uint64, tag = "4")]
+    pub ended: u64,
+    /// Number of draining workers, which do not count as wanted.
+    #[prost(uint64, tag = "5")]
+    pub draining: u64,
 }
 /// Queued claims with equal requests.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -3,7 +3,7 @@
 use crate::api::grpc::proto;
 use crate::model::{
     DemandShape, IdleWorker, PoolDemand, PoolName, QueuedClaimView, Quota, QuotaSource, QuotaStatus,
-    ResourceRequirements, ResourceUsage,
+    ResourceRequirements, ResourceUsage, UnusableWorkers,
 };
 
 impl From<&QueuedClaimView> for proto::Waiting {
@@ -26,8 +26,19 @@ impl From<&QueuedClaimView> for proto::Waiting {
 
 impl From<&PoolDemand> for proto::GetDemandResponse {
     fn from(demand: &PoolDemand) -> Self {
-        let PoolDemand { pool: _, waiting, waiting_for_quota, oldest_ms, workers_busy, workers_needed, shapes, idle } =
-            demand;
+        let PoolDemand {
+            pool: _,
+            waiting,
+            waiting_for_quota,
+            oldest_ms,
+            workers_busy,
+            workers_reserved,
+            workers_unusable,
+            workers_needed,
+            shapes,
+            idle,
+        } = demand;
+        let UnusableWorkers { cordoned, lost, suspect, ended, draining } = *workers_unusable;
         let idle = idle.iter().map(|IdleWorker { id, cordoned }| proto::IdleWorker {
             worker: id.as_str().to_owned(),
             cordoned: *cordoned,
@@ -37,6 +48,8 @@ impl From<&PoolDemand> for proto::GetDemandResponse {
             waiting_for_quota: *waiting_for_quota,
             oldest_ms: *oldest_ms,
             workers_busy: *workers_busy,
+            workers_reserved: *workers_reserved,
+            workers_unusable: Some(proto::UnusableWorkers { cordoned, lost, suspect, ended, draining }),
             workers_needed: *workers_needed,
             workers_wanted: demand.workers_wanted(),
             shapes: shapes.iter().map(Into::into).collect(),

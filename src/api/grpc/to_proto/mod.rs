@@ -237,6 +237,7 @@ impl From<&PoolSpec> for proto::PoolSpec {
             heartbeat_ttl_ms,
             unnamed_ms,
             lost_keep_ms,
+            hold_max_ms,
             lag_max_ms,
             spare_gpu_workers,
             typical_requests,
@@ -284,6 +285,7 @@ impl From<&PoolSpec> for proto::PoolSpec {
             heartbeat_ttl_ms: Some(*heartbeat_ttl_ms),
             unnamed_ms: *unnamed_ms,
             lost_keep_ms: Some(*lost_keep_ms),
+            hold_max_ms: Some(*hold_max_ms),
             spare_gpu_workers: Some(*spare_gpu_workers),
             typical_requests: typical.collect(),
         }

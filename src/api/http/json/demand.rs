@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::{DemandShape, IdleWorker, Millis, PoolDemand, ResourceRequirements};
+use crate::model::{DemandShape, IdleWorker, Millis, PoolDemand, ResourceRequirements, UnusableWorkers};
 
 /// Demand of a pool: the claims that are queued for it. The totals come first, for a scaler that reads a single number.
 #[derive(Serialize)]
@@ -13,6 +13,8 @@ pub(in crate::api::http) struct DemandResponseBody<'a> {
     waiting_for_quota: u64,
     oldest_ms: Millis,
     workers_busy: u64,
+    workers_reserved: u64,
+    workers_unusable: UnusableWorkers,
     workers_needed: u64,
     workers_wanted: u64,
     shapes: Vec<DemandShapeJson<'a>>,
@@ -41,8 +43,18 @@ struct IdleWorkerJson<'a> {
 
 impl<'a> From<&'a PoolDemand> for DemandResponseBody<'a> {
     fn from(demand: &'a PoolDemand) -> Self {
-        let PoolDemand { pool, waiting, waiting_for_quota, oldest_ms, workers_busy, workers_needed, shapes, idle } =
-            demand;
+        let PoolDemand {
+            pool,
+            waiting,
+            waiting_for_quota,
+            oldest_ms,
+            workers_busy,
+            workers_reserved,
+            workers_unusable,
+            workers_needed,
+            shapes,
+            idle,
+        } = demand;
         Self {
             namespace: pool.namespace(),
             pool: pool.pool(),
@@ -50,6 +62,8 @@ impl<'a> From<&'a PoolDemand> for DemandResponseBody<'a> {
             waiting_for_quota: *waiting_for_quota,
             oldest_ms: *oldest_ms,
             workers_busy: *workers_busy,
+            workers_reserved: *workers_reserved,
+            workers_unusable: *workers_unusable,
             workers_needed: *workers_needed,
             workers_wanted: demand.workers_wanted(),
             shapes: shapes.iter().map(Into::into).collect(),

@@ -7,7 +7,7 @@ use crate::limits;
 
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
-    let reason = json!({"enum": ["pool_exhausted", "node_locality", "quota"], "description": "Reason why the claim is queued, which an error would have now."});
+    let reason = json!({"enum": ["pool_exhausted", "node_locality", "quota", "unsatisfiable"], "description": "Reason why the claim is queued, which an error would have now."});
     json!({
         "Standing": {"oneOf": [schema("ClaimAnswer"), schema("WaitingAnswer")]},
         "WaitingAnswer": open_object("Claim that is queued for capacity or quota.", &["waiting"], json!({"waiting": schema("Waiting")})),
@@ -20,14 +20,19 @@ pub(super) fn schemas() -> Value {
             "waited_ms": count("Time in the queue so far, in milliseconds."), "left_ms": count("Time until the claim is rejected, in milliseconds."),
             "estimate_ms": count("Estimated remaining wait at the rate of the last minute, in milliseconds. Missing: no claim was served in that time."),
         })),
-        "Demand": open_object("Demand of a pool.", &["namespace", "pool", "waiting", "waiting_for_quota", "oldest_ms", "workers_busy", "workers_needed", "workers_wanted", "shapes", "idle"], json!({
+        "Demand": open_object("Demand of a pool.", &["namespace", "pool", "waiting", "waiting_for_quota", "oldest_ms", "workers_busy", "workers_reserved", "workers_unusable", "workers_needed", "workers_wanted", "shapes", "idle"], json!({
             "namespace": schema("Name"), "pool": schema("Name"),
             "waiting": count("Number of claims that are queued for capacity. A claim that may use several pools counts in each."),
             "waiting_for_quota": count("Number of claims that may use the pool and wait for their tenant's quota."),
             "oldest_ms": count("Time that the oldest claim has been queued for capacity, in milliseconds."),
             "workers_busy": count("Number of workers that hold a claim."),
+            "workers_reserved": count("Number of workers without claims that are reserved for queued claims."),
+            "workers_unusable": open_object("Workers without claims that are unusable, each under its first reason.", &["cordoned", "lost", "suspect", "ended", "draining"], json!({
+                "cordoned": count("Number of cordoned workers."), "lost": count("Number of lost workers."), "suspect": count("Number of suspect workers."),
+                "ended": count("Number of workers past their end."), "draining": count("Number of draining workers, which do not count as wanted."),
+            })),
             "workers_needed": count("Number of additional workers, as large as the pool's largest, for all claims that are queued for capacity."),
-            "workers_wanted": count("Sum of busy and needed workers: the desired number."),
+            "workers_wanted": count("Sum of busy, reserved, needed and unusable workers, draining ones left out: the desired number."),
             "shapes": {"type": "array", "maxItems": limits::DEMAND_SHAPES_MAX, "items": schema("DemandShape"), "description": "Demand by requested resources, the largest first."},
             "idle": {"type": "array", "maxItems": limits::DEMAND_SHAPES_MAX, "description": "Idle workers, in the order in which to remove them: cordoned ones, then the longest idle.", "items": open_object("Idle worker that could be removed.", &["worker", "cordoned"], json!({
                 "worker": schema("Name"), "cordoned": {"type": "boolean", "description": "Set if the worker is cordoned, so that it can be deleted safely."},

@@ -72,6 +72,9 @@ fn pool_spec() -> Value {
     unnamed_ms["minimum"] = 1.into();
     let mut lost_keep_ms = number(limits::LOST_KEEP_MS_MAX, "Time after which a lost worker is deleted; 0: never.");
     lost_keep_ms["default"] = default.lost_keep_ms.into();
+    let mut hold_max_ms = number(limits::HOLD_MS_MAX, "Longest time for which workers are held for one claim or gang that waits.");
+    hold_max_ms["minimum"] = limits::HOLD_MS_MIN.into();
+    hold_max_ms["default"] = default.hold_max_ms.into();
     for (field, value) in [(&mut releasing_ms, default.releasing_ms), (&mut heartbeat_ttl_ms, default.heartbeat_ttl_ms)] {
         field["minimum"] = 1.into();
         field["default"] = value.into();
@@ -100,6 +103,7 @@ fn pool_spec() -> Value {
         "heartbeat_ttl_ms": heartbeat_ttl_ms,
         "unnamed_ms": unnamed_ms,
         "lost_keep_ms": lost_keep_ms,
+        "hold_max_ms": hold_max_ms,
         "waiters_max": waiters_max,
         "waiters_tenant_max": waiters_tenant_max,
         "preemption": {"type": "boolean", "default": default.preemption, "description": "Lets a queued claim evict preemptible claims with a lower priority."},
