@@ -121,6 +121,15 @@ impl LabelSelector {
         })
     }
 
+    /// Key of the first term that demands one of some values, with these values: every match has a label of that kind.
+    #[must_use]
+    pub fn required_values(&self) -> Option<(&str, impl Iterator<Item = &str>)> {
+        self.terms.iter().find_map(|LabelRequirement { key, test }| match test {
+            LabelPredicate::In(values) => Some((&**key, values.iter().map(|value| &**value))),
+            LabelPredicate::NotIn(_) | LabelPredicate::Exists | LabelPredicate::DoesNotExist => None,
+        })
+    }
+
     /// Text from which it was parsed.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -139,6 +139,7 @@ impl Scheduler {
             recovery::open_pool_shards(self.dispatch(), &pool, supervisor).await;
         }
         self.dispatch().pools.insert(&pool);
+        self.dispatch().reselect_pools(pool.name.namespace());
         Ok(pool)
     }
 
@@ -177,6 +178,7 @@ impl Scheduler {
         let row_before = catalog::pool_row(pool.uid, pool.versioned_spec().0, &pool.name, &old);
         self.change_catalog(catalog, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
         let config = ShardConfig::from(&spec);
+        let selects_others = old.labels != spec.labels || old.class != spec.class;
         // Set first: a shard that is being loaded starts from this specification.
         pool.set_spec(version, spec);
         if ShardConfig::from(&*old) != config {
@@ -188,6 +190,10 @@ impl Scheduler {
         }
         // Those who wait are judged by the new specification.
         self.dispatch().search_all(pool);
+        if selects_others {
+            self.dispatch().pools.refresh_labels();
+            self.dispatch().reselect_pools(pool.name.namespace());
+        }
         Ok(())
     }
 

@@ -1,11 +1,14 @@
-//! P04, P07: candidate pools of a claim, in order, while some of them are exhausted or unavailable.
+//! P04, P07, Q11: candidate pools of a claim, in order, while some of them are exhausted or unavailable.
 
+use hotpool::limits;
 use hotpool::model::claim_request::PoolChoice;
+use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{AckLevel, ClaimRequest, PoolSpec};
 
 use crate::claim_constraints::{
     add, cpu, from_pools, in_zone, invalid, listed, request_with, requiring, selecting, worker_of,
 };
+use crate::queued_claims::waiting;
 use crate::world::{FULL, LOADING, World, done, id, name, request, spec, until};
 
 #[tokio::test]
@@ -98,4 +101,52 @@ async fn p07_an_exhausted_pool_does_not_starve_others() {
         assert!(full == Err(FULL), "{full:?}");
     }
     assert_eq!(world.counts("p").await, (0, 200, 200));
+}
+
+/// Q11: pools that are created, or get other labels, count for claims that wait with a pool selector.
+#[tokio::test]
+async fn q11_pools_that_come_to_match_a_selector_serve_those_who_wait_with_it() {
+    let world = World::on_memory().await;
+    let gold = || PoolSpec { labels: [("tier".to_owned(), "gold".to_owned())].into(), ..spec(1, AckLevel::Memory) };
+    world.pool("p", gold(), &["p1"]).await;
+    world.pool("plain", spec(1, AckLevel::Memory), &["plain1"]).await;
+    world.hold("p", "holder").await;
+    let selecting_gold =
+        |key: &str| ClaimRequest { pools: PoolChoice::Selected("tier=gold".into()), ..waiting("unused", key) };
+    let first = world.begin_queued(selecting_gold("k1")).await;
+    world.pool("b", gold(), &["b1"]).await;
+    assert_eq!(done(first).await.unwrap().claim.worker.spec.id.as_str(), "b1");
+    let second = world.begin_queued(selecting_gold("k2")).await;
+    world.s.put_pool(name("plain"), gold()).await.unwrap();
+    assert_eq!(done(second).await.unwrap().claim.worker.spec.id.as_str(), "plain1");
+    // A pool that no longer matches serves nobody, and the last one to go leaves nothing to wait for.
+    let third = world.begin_queued(selecting_gold("k3")).await;
+    world.s.put_pool(name("b"), spec(1, AckLevel::Memory)).await.unwrap();
+    world.pass(1_000).await;
+    world.s.release(&id("k1"), world.s.get_claim(&id("k1")).await.unwrap().fence).await.unwrap();
+    world.quiet().await;
+    assert!(!third.is_finished());
+    for pool in ["p", "plain"] {
+        world.s.put_pool(name(pool), spec(1, AckLevel::Memory)).await.unwrap();
+    }
+    let refused = Err(RequestError::Exhausted(ExhaustionReason::NoEligiblePool));
+    assert_eq!(done(third).await.map(|granted| granted.claim.fence), refused);
+}
+
+/// P04: a selector that matches more pools than a claim may list is refused with both numbers.
+#[tokio::test]
+async fn p04_a_selector_matches_as_many_pools_as_a_claim_may_list() {
+    let world = World::on_memory().await;
+    let many = || PoolSpec { labels: [("many".to_owned(), "yes".to_owned())].into(), ..spec(1, AckLevel::Memory) };
+    for number in 0..limits::CLAIM_POOLS_MAX {
+        world.pool(&format!("p{number}"), many(), &[]).await;
+    }
+    let plain = || ClaimRequest { pools: PoolChoice::Selected("many in (yes, no)".into()), ..request("unused", "k") };
+    assert_eq!(world.s.claim(plain()).await, Err(FULL));
+    world.pool("one-more", many(), &["w"]).await;
+    let error = world.s.claim(plain()).await.unwrap_err();
+    assert!(error.to_string().contains("at most 64 pools, and matches 65"), "{error}");
+    invalid(Err(error), "pool_selector");
+    let narrower = ClaimRequest { pools: PoolChoice::Selected("many,tier".into()), ..request("unused", "k") };
+    assert_eq!(world.s.claim(narrower).await, Err(RequestError::Exhausted(ExhaustionReason::NoEligiblePool)));
 }

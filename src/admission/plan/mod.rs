@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::engine::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
+use crate::limits;
 use crate::model::GangRef;
 use crate::model::claim_request::{ClaimConstraints, PoolChoice};
 use crate::model::label_selector::{LabelSelector, SelectorCache, SelectorError};
@@ -41,6 +42,10 @@ pub struct CandidatePlan {
     /// Nodes that are acceptable for now.
     scope: NodeScope,
     failures: PlacementFailureSet,
+    /// Selector of the candidate pools, if they were not named.
+    selected_by: Option<Arc<LabelSelector>>,
+    /// Class that the candidate pools must have.
+    class: Option<String>,
 }
 
 /// Stage of the search: a subset of the workers that the claim allows.
@@ -154,6 +159,7 @@ impl AdmittedClaim {
         };
         let selector = requested.selector.as_deref().map(|text| parse("selector", text)).transpose()?;
         let mut candidates: SmallVec<[&Arc<Pool>; 4]> = SmallVec::new();
+        let mut selected_by = None;
         match &request.pools {
             PoolChoice::One(name) => {
                 candidates.push(open_pool(pools.get(name)).ok_or(RequestError::NotFound(ObjectKind::Pool))?)
@@ -166,14 +172,19 @@ impl AdmittedClaim {
             }
             PoolChoice::Selected(text) => {
                 let selector: Arc<LabelSelector> = parse("pool_selector", text)?;
-                let is_selected = |pool: &&Arc<Pool>| selector.matches(&pool.spec.load().labels);
-                candidates.extend(
-                    pools.of_namespace(request.id.namespace()).filter(|pool| !pool.is_closing()).filter(is_selected),
-                );
+                candidates.extend(pools.select(request.id.namespace(), &selector));
+                selected_by = Some(selector);
             }
         }
         if let Some(class) = &requested.class {
             candidates.retain(|pool| pool.spec.load().class.as_ref() == Some(class));
+        }
+        if selected_by.is_some() && candidates.len() > limits::CLAIM_POOLS_MAX {
+            let (matched, most) = (candidates.len(), limits::CLAIM_POOLS_MAX);
+            return Err(RequestError::invalid(
+                "pool_selector",
+                format!("must match at most {most} pools, and matches {matched}"),
+            ));
         }
         let mut first = None;
         for pool in &candidates {
@@ -184,6 +195,7 @@ impl AdmittedClaim {
         let (pool, (reserve_ms, ack)) = first.ok_or(RequestError::Exhausted(ExhaustionReason::NoEligiblePool))?;
         let numbers = candidates.iter().map(|pool| pool.number).collect();
         let mut plan = CandidatePlan::new(requested, selector, numbers, request);
+        (plan.selected_by, plan.class) = (selected_by, requested.class.clone());
         plan.skip_empty_stages(candidates[0]);
         Ok(Self { pool, reserve_ms, ack, plan: Some(Box::new(plan)) })
     }
@@ -268,6 +280,8 @@ impl CandidatePlan {
             ack: request.ack,
             scope: NodeScope::until(Some(requested.preferred_wait_ms), 0),
             failures: PlacementFailureSet::default(),
+            selected_by: None,
+            class: None,
         }
     }
 
@@ -433,6 +447,34 @@ impl PendingClaim {
             plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
         }
         self.apply_pool_defaults(&pool.spec.load());
+    }
+
+    /// Whether the candidate pools were selected by their labels.
+    #[must_use]
+    pub fn selects_pools(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| plan.selected_by.is_some())
+    }
+
+    /// Selects the candidate pools anew, if they were selected by their labels: the first in the order of names, as many
+    /// as a claim may wait for. Returns whether they have changed.
+    pub fn reselect_pools(&mut self, pools: &PoolMap) -> bool {
+        let (namespace, ttl_ms) = (self.id.namespace().to_owned(), self.ttl_ms);
+        let Some(plan) = &mut self.plan else { return false };
+        let Some(selector) = &plan.selected_by else { return false };
+        let needs_resources = plan.constraints.needs_resources();
+        let may_serve = |pool: &&Arc<Pool>| {
+            let spec = pool.spec.load();
+            plan.class.as_ref().is_none_or(|class| spec.class.as_ref() == Some(class))
+                && (spec.mode == PoolMode::Exclusive || needs_resources)
+                && plan.reserve_ms.is_none_or(|reserve_ms| reserve_ms <= spec.reserve_ms)
+                && plan.ack.is_none_or(|ack| ack >= spec.ack)
+                && spec.ttl().check(ttl_ms).is_ok()
+        };
+        let selected = pools.select(&namespace, selector).into_iter().filter(may_serve);
+        let numbers: SmallVec<[u32; 4]> = selected.take(limits::CLAIM_POOLS_MAX).map(|pool| pool.number).collect();
+        let has_changed = numbers != plan.pools;
+        plan.pools = numbers;
+        has_changed
     }
 
     /// Time to confirm that the request names, in milliseconds; none: the pool's.

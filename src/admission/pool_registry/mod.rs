@@ -3,7 +3,7 @@
 mod numbers;
 
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
@@ -12,6 +12,7 @@ use self::numbers::NumberTable;
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::queue::PoolQueue;
 use crate::metrics::{ClaimOutcome, ShardState};
+use crate::model::label_selector::LabelSelector;
 use crate::model::{PoolName, UnschedulableReason};
 use crate::shard::{self, PoolContext, ShardRef};
 
@@ -124,7 +125,12 @@ pub struct PoolMap {
     by_number: NumberTable<Arc<Pool>>,
     /// Pools by name, for selectors over a namespace and for the scrape.
     in_order: Vec<Arc<Pool>>,
+    /// Pools by namespace and label, ordered by name; built by the first selection.
+    by_label: OnceLock<HashMap<PoolLabel, Vec<Arc<Pool>>>>,
 }
+
+/// Namespace of a pool, with the key and the value of one of its labels.
+type PoolLabel = (String, String, String);
 
 impl PoolMap {
     /// Pool with this name.
@@ -154,6 +160,33 @@ impl PoolMap {
     pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pool>> {
         let from = self.in_order.partition_point(|pool| pool.name.namespace() < namespace);
         self.in_order[from..].iter().take_while(move |pool| pool.name.namespace() == namespace)
+    }
+
+    /// Pools of a namespace that the selector matches and that are not being deleted, ordered by name. Looks at those with
+    /// a label that the selector requires, if it requires a value of any.
+    #[must_use]
+    pub fn select(&self, namespace: &str, selector: &LabelSelector) -> Vec<&Arc<Pool>> {
+        let is_selected = |pool: &&Arc<Pool>| !pool.is_closing() && selector.matches(&pool.spec.load().labels);
+        let Some((key, values)) = selector.required_values() else {
+            return self.of_namespace(namespace).filter(is_selected).collect();
+        };
+        let label = |value: &str| (namespace.to_owned(), key.to_owned(), value.to_owned());
+        let by_label = self.by_label.get_or_init(|| self.index_labels());
+        let with_label = values.filter_map(|value| by_label.get(&label(value))).flatten();
+        let mut pools: Vec<&Arc<Pool>> = with_label.filter(is_selected).collect();
+        pools.sort_by(|a, b| a.name.pool().cmp(b.name.pool()));
+        pools
+    }
+
+    fn index_labels(&self) -> HashMap<PoolLabel, Vec<Arc<Pool>>> {
+        let mut by_label: HashMap<PoolLabel, Vec<Arc<Pool>>> = HashMap::new();
+        for pool in &self.in_order {
+            for (key, value) in &pool.spec.load().labels {
+                let label = (pool.name.namespace().to_owned(), key.clone(), value.clone());
+                by_label.entry(label).or_default().push(Arc::clone(pool));
+            }
+        }
+        by_label
     }
 
     /// Number of pools in the snapshot.
@@ -221,10 +254,20 @@ impl PoolRegistry {
         });
     }
 
+    /// Discards the index of labels after those of a pool have changed.
+    pub fn refresh_labels(&self) {
+        self.update(|_| ());
+    }
+
     fn update<T>(&self, change: impl FnOnce(&mut PoolMap) -> T) -> T {
         let _one_at_a_time = self.change_lock.lock();
         let old = self.map.load();
-        let mut map = PoolMap { by_name: old.by_name.clone(), by_number: old.by_number.clone(), in_order: Vec::new() };
+        let mut map = PoolMap {
+            by_name: old.by_name.clone(),
+            by_number: old.by_number.clone(),
+            in_order: Vec::new(),
+            by_label: OnceLock::new(),
+        };
         let result = change(&mut map);
         map.in_order = map.by_name.values().cloned().collect();
         map.in_order.sort_by(|a, b| (a.name.namespace(), a.name.pool()).cmp(&(b.name.namespace(), b.name.pool())));

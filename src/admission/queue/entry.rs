@@ -80,12 +80,16 @@ impl ClaimDispatcher {
         if before.is_none() && pools.iter().any(|pool| is_full(pool, &tenant)) {
             return self.reject(item, RequestError::Unavailable(UnavailableReason::Overloaded));
         }
+        if pools.is_empty() {
+            return self.reject(item, RequestError::Exhausted(ExhaustionReason::NoEligiblePool));
+        }
         item.reset_search(now_ms);
         let arrival = before.as_ref().map_or_else(|| self.keys.ids.next_arrival(), |queued| queued.arrival);
         let queued = Arc::new(new_queued_claim(&item, &pools, tenant, arrival));
         if let Some(before) = before {
-            // Another request class from now on.
-            pools.iter().for_each(|pool| drop(pool.wait_queue.lock().leave(before.arrival)));
+            // Another request class, or other pools, from now on.
+            let before_pools = before.pools.iter().filter_map(|&number| map.by_number(number));
+            before_pools.for_each(|pool| drop(pool.wait_queue.lock().leave(before.arrival)));
         }
         let Some((not_waiting, deadlines)) = self.keys.enter_queue(&queued, exhausted) else {
             // Somebody else released the ticket. That cannot happen, but if it does the claim must not wait with it.
@@ -144,6 +148,10 @@ impl ClaimDispatcher {
         now_ms: Millis,
         work: &mut EffectQueue,
     ) -> Option<Box<PendingClaim>> {
+        if item.queued().is_some() && item.reselect_pools(pools) {
+            // Others are in question from now on.
+            return self.widen(item, now_ms, work);
+        }
         if item.queued().is_some_and(|queued| queued.is_preferred_only) && item.scope_at(now_ms) == NodeScope::Allowed {
             // Its class is another one from now on.
             return self.widen(item, now_ms, work);
@@ -310,6 +318,7 @@ fn new_queued_claim(
         tenant,
         class: item.class(),
         is_preferred_only: item.is_preferred_only(),
+        selects_pools: item.selects_pools(),
     }
 }
 

@@ -55,6 +55,17 @@ impl ClaimDispatcher {
         rechecks.extend(claims.into_iter().map(|claim| (claim.arrival, claim)));
     }
 
+    /// Judges the claims of a namespace anew, on the next ticks, that select their pools by labels: pools have changed.
+    pub(crate) fn reselect_pools(&self, namespace: &str) {
+        let pools = self.pools.load();
+        for pool in pools.of_namespace(namespace).filter(|pool| pool.wait_queue.waiting() > 0) {
+            let queue = pool.wait_queue.lock();
+            let claims = queue.queue.claims().filter(|claim| claim.selects_pools).cloned().collect::<Vec<_>>();
+            drop(queue);
+            self.wait_queues.rechecks.lock().extend(claims.into_iter().map(|claim| (claim.arrival, claim)));
+        }
+    }
+
     /// Searches for claims that were noted for it.
     pub(super) fn recheck(&self, work: &mut EffectQueue) {
         for _ in 0..RECHECKS_MAX {

@@ -48,6 +48,8 @@ pub struct QueuedClaim {
     pub class: RequestClass,
     /// Whether only preferred nodes are acceptable for now.
     pub is_preferred_only: bool,
+    /// Whether its pools were selected by their labels.
+    pub selects_pools: bool,
 }
 
 impl QueuedClaim {

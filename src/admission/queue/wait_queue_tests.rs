@@ -199,6 +199,7 @@ impl Fixture {
                 ..RequestClass::default()
             },
             is_preferred_only: false,
+            selects_pools: false,
         });
         assert!(queue.insert(&claim, REQUESTS[request].3, naive.shares[tenant]));
         naive.claims.push((claim, request));
