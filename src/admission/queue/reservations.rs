@@ -425,6 +425,7 @@ impl ReservationList {
         usable: u64,
         now_ms: Millis,
     ) -> ReservationChanges {
+        let mut over = self.end_overdue(candidates, usable, now_ms);
         let before: BTreeMap<ReservationId, Option<ReservationAssignment>> =
             self.reservations.iter_mut().map(|(number, reservation)| (*number, reservation.assigned.take())).collect();
         for (claim, demand) in candidates {
@@ -446,22 +447,30 @@ impl ReservationList {
                 reservation.assigned = Some(ReservationAssignment::of(claim, demand));
             }
         }
-        let is_over =
-            |reservation: &CapacityReservation| reservation.assigned.is_none() || reservation.until_ms <= now_ms;
-        let over: Vec<_> =
-            self.iter().filter(|(_, row)| is_over(row)).map(|(number, row)| (number, row.shard)).collect();
-        for (number, _) in &over {
-            let Some(reservation) = self.reservations.remove(number) else { continue };
-            if reservation.kind == ReservationKind::Held {
-                self.end_hold(reservation.assigned.map(|assigned| assigned.arrival), 1, usable, now_ms);
-            }
-        }
+        let unassigned = self.reservations.extract_if(.., |_, row| row.assigned.is_none());
+        over.extend(unassigned.map(|(number, row)| (number, row.shard)));
         let is_new = |(number, row): &(&ReservationId, &CapacityReservation)| {
             let arrival = |assigned: ReservationAssignment| assigned.arrival;
             row.assigned.map(arrival) != before[*number].map(arrival)
         };
         let moved = self.reservations.iter().filter(is_new).map(|(_, row)| (row.shard, row.reserved.worker)).collect();
         ReservationChanges { ended: over, moved }
+    }
+
+    /// Ends the reservations whose time is over, each with its shard, so that their claims may have others.
+    fn end_overdue(
+        &mut self,
+        candidates: &[(Arc<QueuedClaim>, ClaimDemand)],
+        usable: u64,
+        now_ms: Millis,
+    ) -> Vec<(ReservationId, u16)> {
+        let overdue: Vec<_> = self.reservations.extract_if(.., |_, row| row.until_ms <= now_ms).collect();
+        for (_, row) in overdue.iter().filter(|(_, row)| row.kind == ReservationKind::Held) {
+            let owner = row.assigned.map(|assigned| assigned.arrival);
+            let still_waits = |owner: &ArrivalNumber| candidates.iter().any(|(claim, _)| claim.arrival == *owner);
+            self.end_hold(owner.filter(still_waits), 1, usable, now_ms);
+        }
+        overdue.into_iter().map(|(number, row)| (number, row.shard)).collect()
     }
 
     /// Notes that a hold ran out: others come first next, and the pool rests from large holds for as long as it lasted.
@@ -475,3 +484,7 @@ impl ReservationList {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reservations_tests.rs"]
+mod tests;
