@@ -74,14 +74,16 @@ fn batch_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::batch_pair(black_box(pairs))
 }
 
-#[library_benchmark(config = at_most(1_244_299))]
+#[library_benchmark(config = at_most(1_117_710))]
 #[bench::run_of_64(facade::handovers())]
 fn release_one_waiting(handovers: WorkerHandovers) -> WorkerHandovers {
     facade::release_one_waiting(black_box(handovers))
 }
 
-#[library_benchmark(config = at_most(351_434_837))]
-#[bench::of_10_000(facade::unplaceable())]
+#[library_benchmark(config = at_most(8_148))]
+#[bench::of_1(facade::unplaceable(1))]
+#[bench::of_1_000(facade::unplaceable(1_000))]
+#[bench::of_10_000(facade::unplaceable(10_000))]
 fn match_classes(unplaceable: UnplaceableClaims) -> UnplaceableClaims {
     facade::match_classes(black_box(unplaceable))
 }

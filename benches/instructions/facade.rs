@@ -24,8 +24,6 @@ use crate::hot_paths::RUN;
 const WORKERS: usize = 256;
 /// ClaimPairs before the measured ones: more than a thread times without sampling, and enough to grow every table.
 const WARM_UP_PAIRS: usize = 512;
-/// Request classes that wait, each of one claim.
-const CLASSES: u64 = 10_000;
 /// Tenants of the claims that wait.
 const TENANTS: u64 = 100;
 
@@ -198,9 +196,9 @@ pub struct UnplaceableClaims {
     _waiting: Vec<WaitingClaim>,
 }
 
-/// Prepares a claim that waits for each of [`CLASSES`] distinct demands. All of them fit the large worker, which stays
+/// Prepares a claim that waits for each of `classes` distinct demands. All of them fit the large worker, which stays
 /// taken, and none fits the small one.
-pub fn unplaceable() -> UnplaceableClaims {
+pub fn unplaceable(classes: u64) -> UnplaceableClaims {
     let facade = BenchScheduler::start();
     let pool = pool("pool");
     let spec = PoolSpec { ack: AckLevel::Memory, shards: 1, mode: PoolMode::Shared, ..PoolSpec::default() };
@@ -215,7 +213,7 @@ pub fn unplaceable() -> UnplaceableClaims {
     let small = facade.claim(sized("default", "small", 1_000)).claim;
     assert_ne!(large.worker, small.worker);
     let waiting =
-        (0..CLASSES).map(|n| wait(&facade, sized(&format!("tenant-{}", n % TENANTS), &format!("key-{n}"), 2_000 + n)));
+        (0..classes).map(|n| wait(&facade, sized(&format!("tenant-{}", n % TENANTS), &format!("key-{n}"), 2_000 + n)));
     let waiting = waiting.collect();
     UnplaceableClaims { held: (small.id, small.fence), facade, _waiting: waiting }
 }
