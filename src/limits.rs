@@ -142,6 +142,8 @@ pub const WAIT_MS_MAX: u64 = 86_400_000;
 pub const WAITERS_MAX: u32 = 1_000_000;
 /// Time for which a claim waits before it counts as starved, and capacity or quota is collected for it, in milliseconds.
 pub const RESERVE_AFTER_MS: u64 = 5_000;
+/// Share of a pool's usable workers that may be suspect after evictions before nobody else is evicted: one of so many.
+pub const UNRELEASED_EVICTIONS_SHARE: u64 = 16;
 /// Shortest `hold_max_ms` of a pool.
 pub const HOLD_MS_MIN: u64 = 1_000;
 /// Longest `hold_max_ms` of a pool: one hour.

@@ -5,6 +5,7 @@ use clap::Args;
 use super::claims::TakeArgs;
 use super::failure::{CommandExit, CommandFailure};
 use super::output::{describe_amounts, property_list};
+use super::pools::PREEMPTION_PAUSED;
 use super::{CommandContext, ConnectionArgs};
 use crate::client::{ExplainReply, PlacementReply, PoolSurveyReply};
 
@@ -61,6 +62,9 @@ fn survey_text(survey: &PoolSurveyReply) -> String {
         ("fits", survey.fits.to_string()),
         ("ruled out", format!("{}{too_small}", ruled_out.join(", "))),
     ];
+    if survey.preemption_paused {
+        properties.push(("preemption", PREEMPTION_PAUSED.to_owned()));
+    }
     properties.extend(survey.nearest.iter().map(|near| {
         let node = near.node.as_ref().map(|node| format!(" (node {node})")).unwrap_or_default();
         ("nearest", format!("{}{node}", near.text))

@@ -50,6 +50,9 @@ pub struct PoolSurveyReply {
     /// Number of shards that did not answer in time.
     #[serde(default)]
     pub silent_shards: u64,
+    /// Whether the pool evicts nobody for now.
+    #[serde(default)]
+    pub preemption_paused: bool,
 }
 
 /// Worker that almost fits.

@@ -36,6 +36,9 @@ pub struct PoolDetails {
     pub free: WorkerCapacity,
     /// GPUs by model name.
     pub gpus: BTreeMap<String, GpuAvailability>,
+    /// Whether nobody is evicted until workers are cleared whose evicted claims were not released in time.
+    #[serde(default)]
+    pub preemption_paused: bool,
     /// Status of each shard; empty in listings.
     #[serde(default)]
     pub shards: Vec<ShardStatus>,

@@ -35,6 +35,8 @@ pub struct PoolSurvey {
     pub pool: PoolName,
     /// Number of shards that did not reply: their workers are not in the survey.
     pub silent_shards: u64,
+    /// Whether the pool evicts nobody for now ([`PoolStatus::preemption_paused`](super::PoolStatus::preemption_paused)).
+    pub preemption_paused: bool,
     /// Survey of the pool's workers.
     pub survey: WorkerSurvey,
 }

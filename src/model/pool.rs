@@ -399,6 +399,8 @@ pub struct PoolStatus {
     pub free: ResourceVector,
     /// Totals of GPUs, by model.
     pub gpus: BTreeMap<String, GpuTotals>,
+    /// Whether nobody is evicted until workers are cleared whose evicted claims were not released in time.
+    pub preemption_paused: bool,
     /// Status of each shard.
     pub shards: Vec<ShardStatus>,
 }

@@ -83,7 +83,12 @@ async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis
         from_ordinal: 0,
     };
     let shards = join_all(pool.shards.iter().map(|handle| survey_shard(handle, query.clone()))).await;
-    let mut total = PoolSurvey { pool: pool.name.clone(), silent_shards: 0, survey: WorkerSurvey::default() };
+    let mut total = PoolSurvey {
+        pool: pool.name.clone(),
+        silent_shards: 0,
+        preemption_paused: pool.is_preemption_paused(),
+        survey: WorkerSurvey::default(),
+    };
     for shard in shards {
         match shard {
             Some(survey) => total.survey.merge(survey),

@@ -328,6 +328,7 @@ impl Scheduler {
             capacity: ResourceVector::default(),
             free: ResourceVector::default(),
             gpus: BTreeMap::new(),
+            preemption_paused: pool.is_preemption_paused(),
             shards: Vec::with_capacity(reports.len()),
         };
         for report in reports {

@@ -137,7 +137,13 @@ async fn a_shared_pool_evicts_as_few_as_possible() {
 #[tokio::test]
 async fn a_victim_that_does_not_leave_is_replaced_by_another() {
     let world = World::on_memory().await;
-    world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1"]).await;
+    // In a pool this large one worker that is suspect does not make evictions pause.
+    let ids: Vec<String> = (0..33).map(|n| format!("w{n}")).collect();
+    let workers: Vec<&str> = ids.iter().map(String::as_str).collect();
+    world.pool("p", preempting(spec(1, AckLevel::Memory)), &workers).await;
+    for n in 0..31 {
+        world.low(&format!("other{n}"), 1, false).await;
+    }
     let first = world.low("first", 1, true).await;
     world.low("second", 1, true).await;
     let begun = world.waits_with(queued_with(request("p", "a"), 5)).await;
@@ -254,4 +260,54 @@ async fn s16_a_request_to_evict_that_a_panic_lost_is_repeated() {
     .await;
     world.s.release(&id("victim"), victim).await.unwrap();
     assert!(done(high).await.unwrap().created);
+}
+
+/// Q14: an urgent claim whose victims never release makes one worker suspect of 32, not one after the other.
+#[tokio::test]
+async fn q14_preemption_pauses_while_victims_are_not_released() {
+    let world = World::on_memory().await;
+    let ids: Vec<String> = (0..32).map(|n| format!("w{n:02}")).collect();
+    let workers: Vec<&str> = ids.iter().map(String::as_str).collect();
+    world.pool("p", preempting(spec(2, AckLevel::Memory)), &workers).await;
+    for n in 0..32 {
+        world.low(&format!("low{n}"), 0, true).await;
+    }
+    let waits = world.waits_with(queued_with(request("p", "urgent"), 9)).await;
+    assert_eq!(world.evicted().await.len(), 1);
+    let suspects = async || world.s.get_pool(&name("p")).await.unwrap().counts().suspect;
+    for _ in 0..20 {
+        world.pass(11_000).await;
+        world.quiet().await;
+    }
+    assert_eq!((suspects().await, world.evicted().await.len()), (1, 0));
+    assert!(world.s.get_pool(&name("p")).await.unwrap().preemption_paused);
+    let explained = world.s.explain(ClaimRequest { wait_ms: 0, ..request("p", "other") }).await.unwrap();
+    assert!(explained.pools[0].preemption_paused);
+    world.s.clear_pool(&name("p")).await.unwrap();
+    until("the worker that was cleared serves it", async || waits.is_finished()).await;
+    assert!(done(waits).await.is_ok());
+    assert!(!world.s.get_pool(&name("p")).await.unwrap().preemption_paused);
+}
+
+/// Q14: evictions go on when one of the workers that made them pause is trusted again, even if somebody else takes it.
+#[tokio::test]
+async fn q14_preemption_goes_on_when_a_worker_is_cleared() {
+    let world = World::on_memory().await;
+    world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1"]).await;
+    for key in ["low0", "low1"] {
+        world.low(key, 0, true).await;
+    }
+    let first = world.waits_with(queued_with(request("p", "first"), 8)).await;
+    world.pass(11_000).await;
+    assert!(world.s.get_pool(&name("p")).await.unwrap().preemption_paused);
+    let second = world.waits_with(queued_with(request("p", "second"), 9)).await;
+    world.pass(11_000).await;
+    assert!(world.evicted().await.is_empty() && !first.is_finished() && !second.is_finished());
+    world.s.clear_pool(&name("p")).await.unwrap();
+    assert!(done(second).await.is_ok(), "the worker that was cleared goes to the more urgent");
+    world.pass(2_000).await;
+    assert_eq!(world.evicted().await.len(), 1);
+    let victim = world.all_held().await.into_iter().find(|claim| claim.evicted).unwrap();
+    world.s.release(&victim.id, victim.fence).await.unwrap();
+    assert!(done(first).await.is_ok());
 }

@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use self::numbers::NumberTable;
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::queue::PoolQueue;
+use crate::limits;
 use crate::metrics::{ClaimOutcome, ShardState};
 use crate::model::label_selector::LabelSelector;
 use crate::model::{PoolName, UnschedulableReason};
@@ -64,6 +65,17 @@ impl Pool {
             u64::from(self.board.idle(shard)) + u64::from(self.board.busy(shard)) + u64::from(reserved)
         };
         self.shards.iter().map(count).sum()
+    }
+
+    /// Whether nobody is evicted for now, because a sixteenth of the workers, or one, is suspect after evictions that were not
+    /// released in time: more evictions would make worker after worker suspect.
+    #[must_use]
+    pub fn is_preemption_paused(&self) -> bool {
+        if !self.spec.load().preemption {
+            return false;
+        }
+        let unreleased: usize = self.shards.iter().map(|handle| handle.unreleased_evictions()).sum();
+        unreleased as u64 >= (self.usable_workers() / limits::UNRELEASED_EVICTIONS_SHARE).max(1)
     }
 
     /// Whether some shard does not answer, so that "exhausted" cannot be said.

@@ -98,7 +98,7 @@ impl ClaimDispatcher {
         let candidates = Self::reservation_candidates(&queue.queue);
         let changes = queue.queue.reservations.assign(&candidates, usable, now_ms);
         let mut calls = Vec::new();
-        if spec.preemption {
+        if spec.preemption && !pool.is_preemption_paused() {
             for (claim, _) in candidates.iter().filter(|(claim, _)| claim.may_evict()) {
                 let reservations = &mut queue.queue.reservations;
                 if reservations.serves(claim.arrival)

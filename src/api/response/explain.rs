@@ -39,6 +39,8 @@ struct PoolSurveyJson<'a> {
     most_free: &'a ResourceAmounts,
     #[serde(skip_serializing_if = "is_zero")]
     silent_shards: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    preemption_paused: bool,
 }
 
 /// Counts of the filters that excluded any worker, in the order of the filters.
@@ -72,7 +74,7 @@ impl<'a> From<&'a NearMiss> for NearMissJson<'a> {
 
 impl<'a> From<&'a PoolSurvey> for PoolSurveyJson<'a> {
     fn from(pool_survey: &'a PoolSurvey) -> Self {
-        let PoolSurvey { pool, silent_shards, survey } = pool_survey;
+        let PoolSurvey { pool, silent_shards, preemption_paused, survey } = pool_survey;
         Self {
             pool: pool.pool(),
             workers: survey.workers,
@@ -82,6 +84,7 @@ impl<'a> From<&'a PoolSurvey> for PoolSurveyJson<'a> {
             nearest: survey.nearest.iter().map(Into::into).collect(),
             most_free: &survey.most_free,
             silent_shards: *silent_shards,
+            preemption_paused: *preemption_paused,
         }
     }
 }

@@ -60,6 +60,8 @@ pub(in crate::api) struct PoolJson<'a> {
     capacity: WorkerCapacity,
     free: WorkerCapacity,
     gpus: BTreeMap<&'a str, GpuCounts>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    preemption_paused: bool,
     /// Absent in listings, where a page could take hundreds of megabytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     shards: Option<&'a [ShardStatus]>,
@@ -90,6 +92,7 @@ impl<'a> From<&'a PoolStatus> for PoolJson<'a> {
             capacity: pool.capacity.into(),
             free: pool.free.into(),
             gpus: pool.gpus.iter().map(|(model, sum)| (model.as_str(), sum.into())).collect(),
+            preemption_paused: pool.preemption_paused,
             shards: None,
         }
     }

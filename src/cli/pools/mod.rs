@@ -130,6 +130,10 @@ pub(super) fn count_cells(pool: &PoolDetails) -> Vec<String> {
     cells
 }
 
+/// Explanation of the pause of a pool's preemption.
+pub(super) const PREEMPTION_PAUSED: &str =
+    "paused until workers are cleared whose evicted claims were not released in time";
+
 /// Formats one setting of a pool; empty if it is not set.
 pub(super) fn setting(pool: &PoolDetails, name: &str) -> String {
     pool.spec.get(name).map(plain_text).unwrap_or_default()
@@ -145,6 +149,9 @@ fn pool_text(pool: &PoolDetails) -> String {
     // Busy workers are counted here too, under each reason that applies.
     properties.push(("not offered", counts(&workers_by_reason(pool))));
     properties.push(("claims", counts(&pool.claims)));
+    if pool.preemption_paused {
+        properties.push(("preemption", PREEMPTION_PAUSED.to_owned()));
+    }
     let amounts = |sum: &WorkerCapacity, describe: fn(GpuAvailability, &str) -> String| {
         let gpus = pool.gpus.iter().map(|(model, gpus)| describe(*gpus, model));
         join_nonempty([describe_capacity(sum)].into_iter().chain(gpus))

@@ -281,6 +281,9 @@ impl Shard {
                 TimedOutCleanup::One(_) | TimedOutCleanup::Several => TimedOutCleanup::Several,
             };
             self.update_unschedulable(handle.worker, unschedulable_bits::SUSPECT, 0);
+            if self.is_evicted(handle.claim) {
+                self.add_unreleased_eviction(handle.worker);
+            }
             self.retain_ended(handle, ClaimState::Releasing, effects);
         }
         self.end_claim(handle, end, effects);

@@ -12,7 +12,7 @@ use super::constraints::PlacementConstraints;
 use crate::engine::effect::EngineReply;
 use crate::engine::event::ClaimHandle;
 use crate::engine::shard::{Shard, saturating_millis};
-use crate::model::{ClaimState, Fence, Millis};
+use crate::model::{ClaimState, Fence, Millis, unschedulable_bits};
 
 /// Claims that a search for victims examines, the cheapest first: bounds its duration.
 const VICTIMS_SCANNED_MAX: usize = 1_024;
@@ -26,6 +26,8 @@ pub struct EvictionIndex {
     evictable: BTreeSet<(u16, Reverse<Fence>, u32)>,
     /// Claims that were evicted and are being released.
     evicted: BTreeSet<u32>,
+    /// Workers that are suspect because a claim was evicted from them and not released in time. A restart forgets them.
+    unreleased: BTreeSet<u32>,
 }
 
 /// Limits of the evictions for a reservation.
@@ -72,6 +74,23 @@ impl Shard {
     #[must_use]
     pub fn is_evicted(&self, claim: u32) -> bool {
         self.evictions.evicted.contains(&claim)
+    }
+
+    /// Number of workers that are suspect because a claim was evicted from them and not released in time.
+    #[must_use]
+    pub fn unreleased_evictions(&self) -> usize {
+        self.evictions.unreleased.len()
+    }
+
+    /// Notes that an evicted claim made its worker suspect.
+    pub(in crate::engine) fn add_unreleased_eviction(&mut self, worker: u32) {
+        debug_assert!(self.workers.get(worker).unschedulable_bits & unschedulable_bits::SUSPECT != 0);
+        self.evictions.unreleased.insert(worker);
+    }
+
+    /// Notes that a worker is trusted again or gone, whatever was evicted from it.
+    pub(in crate::engine) fn forget_unreleased_eviction(&mut self, worker: u32) {
+        self.evictions.unreleased.remove(&worker);
     }
 
     /// Restores the eviction of a claim from its row.

@@ -172,6 +172,7 @@ impl Shard {
         if reasons & unschedulable_bits::RESERVED != 0 {
             self.void_reservations(at);
         }
+        self.forget_unreleased_eviction(at);
         self.idle_queue.forget(at);
         self.unindex_worker(at);
         self.liveness.forget(at);

@@ -78,6 +78,9 @@ impl Shard {
             self.idle_queue.push(self.workers.hot_mut(), at);
         }
         debug_assert_eq!(self.workers.get(at).idle, is_unclaimed && after == 0, "W1: idle, but busy or unschedulable");
+        if before & !after & unschedulable_bits::SUSPECT != 0 {
+            self.forget_unreleased_eviction(at);
+        }
         self.note_drained(at);
         if self.shared.is_some() {
             self.offer_if_schedulable(at);

@@ -118,6 +118,8 @@ pub struct ShardHandle<S: ShardSink> {
     unschedulable_idle: ReasonCells,
     /// Workers that may still report lost claims, as of the last run.
     unreconciled: AtomicUsize,
+    /// Workers that are suspect because a claim was evicted from them and not released in time.
+    unreleased_evictions: AtomicUsize,
     metrics: Arc<PoolMetrics>,
     /// Counters of the shard, added up for its pool.
     pub counters: RunnerCounters,
@@ -169,6 +171,7 @@ impl<S: ShardSink> ShardHandle<S> {
             unschedulable: ReasonCells::default(),
             unschedulable_idle: ReasonCells::default(),
             unreconciled: AtomicUsize::new(0),
+            unreleased_evictions: AtomicUsize::new(0),
             metrics,
             counters: RunnerCounters::default(),
             environment: Arc::clone(environment),
@@ -413,6 +416,16 @@ impl<S: ShardSink> ShardHandle<S> {
 
     pub(crate) fn set_unreconciled(&self, workers: usize) {
         self.unreconciled.store(workers, Ordering::Relaxed);
+    }
+
+    /// Number of workers that are suspect because a claim was evicted from them and not released in time.
+    #[must_use]
+    pub fn unreleased_evictions(&self) -> usize {
+        self.unreleased_evictions.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_unreleased_evictions(&self, workers: usize) {
+        self.unreleased_evictions.store(workers, Ordering::Relaxed);
     }
 
     pub(super) fn set_accounting_mismatch(&self, mismatch: u64) {

@@ -41,6 +41,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.pool.board.publish_total(self.handle.shard.shard, &self.shard.total_usage());
         self.handle.set_unreconciled(self.shard.unverified());
         self.handle.set_unschedulable(&self.shard.unschedulable());
+        self.handle.set_unreleased_evictions(self.shard.unreleased_evictions());
     }
 
     /// Counts the work of the run, and periodically audits the accounting.

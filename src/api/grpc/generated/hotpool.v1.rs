@@ -203,6 +203,9 @@ pub struct Pool {
     /// up to the total.
     #[prost(message, optional, tag = "11")]
     pub unschedulable: ::core::option::Option<UnschedulableCounts>,
+    /// Whether nobody is evicted until workers are cleared whose evicted claims were not released in time.
+    #[prost(bool, tag = "12")]
+    pub preemption_paused: bool,
 }
 /// Workers of a pool by occupancy, and by each reason for which they are not offered, with or without a claim.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -743,6 +746,9 @@ pub struct PoolSurvey {
     /// Number of shards that did not reply: their workers are not in the survey.
     #[prost(uint64, tag = "8")]
     pub silent_shards: u64,
+    /// Whether the pool evicts nobody for now, as in Pool.
+    #[prost(bool, tag = "9")]
+    pub preemption_paused: bool,
 }
 /// Number of workers that a reason rules out.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

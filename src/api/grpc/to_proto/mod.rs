@@ -118,7 +118,7 @@ impl From<&ClaimExplanation> for proto::ExplainClaimResponse {
 
 impl From<&PoolSurvey> for proto::PoolSurvey {
     fn from(of: &PoolSurvey) -> Self {
-        let PoolSurvey { pool, silent_shards, survey } = of;
+        let PoolSurvey { pool, silent_shards, preemption_paused, survey } = of;
         let counted = FilterReason::ALL.iter().copied().filter(|reason| survey.count(*reason) > 0);
         let near = |miss: &NearMiss| proto::NearMiss {
             worker: miss.worker.to_string(),
@@ -138,6 +138,7 @@ impl From<&PoolSurvey> for proto::PoolSurvey {
             nearest: survey.nearest.iter().map(near).collect(),
             most_free: Some(survey.most_free.into()),
             silent_shards: *silent_shards,
+            preemption_paused: *preemption_paused,
         }
     }
 }
@@ -364,6 +365,7 @@ impl From<&PoolStatus> for proto::Pool {
             gpus: gpus.collect(),
             shards: Vec::new(),
             unschedulable: Some((&counts.unschedulable).into()),
+            preemption_paused: pool.preemption_paused,
         }
     }
 }

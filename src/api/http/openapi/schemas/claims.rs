@@ -83,6 +83,7 @@ fn explanations() -> Value {
             }))},
             "most_free": described("Amounts", "Largest free amount of each resource on any worker that lacks at most free capacity."),
             "silent_shards": count("Number of shards that did not reply: their workers are not in the survey."),
+            "preemption_paused": {"type": "boolean", "description": "Whether the pool evicts nobody for now, as in a pool. Shown if true."},
         })),
     })
 }

@@ -48,6 +48,7 @@ pub(super) fn schemas() -> Value {
             "claims": open_object("Claims by state.", &["reserved", "active"], json!({"reserved": count("Number of unconfirmed claims."), "active": count("Number of active claims."), "releasing": count("Number of claims whose worker is being cleaned.")})),
             "capacity": schema("Sum"), "free": described("Sum", "Capacity that can be claimed: that of idle workers; in a shared pool, the free capacity of workers that are offered."),
             "gpus": {"type": "object", "description": "GPU counts by model.", "additionalProperties": open_object("GPUs of one model.", &["total", "free", "free_milli"], json!({"total": count("Total number."), "free": count("Number of unused GPUs that can be claimed."), "free_milli": count("Thousandths of GPUs that can be claimed.")}))},
+            "preemption_paused": {"type": "boolean", "description": "Whether nobody is evicted until workers are cleared whose evicted claims were not released in time. Shown if true."},
             "shards": {"type": "array", "maxItems": limits::SHARDS_MAX, "items": schema("ShardStatus"), "description": "State of each shard. Missing in lists."},
         })),
         "PoolAnswer": open_object("Pool after the request.", &["pool"], json!({"pool": schema("Pool")})),
