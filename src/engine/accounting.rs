@@ -276,6 +276,11 @@ impl CapacityAccounting {
         self.version
     }
 
+    /// Lets what is published with the counts be published once more.
+    pub const fn publish_again(&mut self) {
+        self.version += 1;
+    }
+
     pub fn usage(&self, at: u32) -> &CapacityUsage {
         &self.usages[at as usize]
     }

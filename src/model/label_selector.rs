@@ -236,6 +236,7 @@ impl<'a> SelectorParser<'a> {
             }
             if self.eat(')') {
                 values.sort_unstable();
+                values.dedup();
                 return Ok(values.into());
             }
             if !self.eat(',') {

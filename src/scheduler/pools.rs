@@ -178,7 +178,9 @@ impl Scheduler {
         let row_before = catalog::pool_row(pool.uid, pool.versioned_spec().0, &pool.name, &old);
         self.change_catalog(catalog, |rows| rows.put(row), |rows| rows.put(row_before)).await?;
         let config = ShardConfig::from(&spec);
-        let selects_others = old.labels != spec.labels || old.class != spec.class;
+        let selects_others = old.labels != spec.labels
+            || old.class != spec.class
+            || (old.reserve_ms, old.ack, old.ttl()) != (spec.reserve_ms, spec.ack, spec.ttl());
         // Set first: a shard that is being loaded starts from this specification.
         pool.set_spec(version, spec);
         if ShardConfig::from(&*old) != config {
@@ -191,10 +193,21 @@ impl Scheduler {
         // Those who wait are judged by the new specification.
         self.dispatch().search_all(pool);
         if selects_others {
-            self.dispatch().pools.refresh_labels();
-            self.dispatch().reselect_pools(pool.name.namespace());
+            self.reselect_pools(pool);
         }
         Ok(())
+    }
+
+    /// Lets claims that wait with a pool selector judge the pool anew.
+    fn reselect_pools(&self, pool: &Pool) {
+        self.dispatch().pools.refresh_labels();
+        self.dispatch().reselect_pools(pool.name.namespace());
+    }
+
+    /// Opens a pool again whose deletion has failed.
+    fn reopen_pool(&self, pool: &Pool) {
+        pool.closing.store(false, Ordering::Release);
+        self.reselect_pools(pool);
     }
 
     /// Status of a pool: specification, counts, figures by shard.
@@ -243,14 +256,14 @@ impl Scheduler {
             Some(shard) => Some(Precondition::ShardNotServing { shard: shard.shard, state: shard.state.clone() }),
         };
         if let Some(precondition) = failed {
-            pool.closing.store(false, Ordering::Release);
+            self.reopen_pool(&pool);
             return Err(precondition.into());
         }
         let (version, spec) = pool.versioned_spec();
         let row = |deleting| PoolRow { deleting, ..catalog::pool_row(pool.uid, version, &pool.name, &spec) };
         let marked = self.change_catalog(catalog, |rows| rows.put(row(true)), |rows| rows.put(row(false))).await;
         if let Err(error) = marked {
-            pool.closing.store(false, Ordering::Release);
+            self.reopen_pool(&pool);
             return Err(error);
         }
         self.finish_deletion(&pool).await;

@@ -150,3 +150,44 @@ async fn p04_a_selector_matches_as_many_pools_as_a_claim_may_list() {
     let narrower = ClaimRequest { pools: PoolChoice::Selected("many,tier".into()), ..request("unused", "k") };
     assert_eq!(world.s.claim(narrower).await, Err(RequestError::Exhausted(ExhaustionReason::NoEligiblePool)));
 }
+
+/// Q11: claims that select their pools anew while workers come free are served, and none stays behind in a queue that it
+/// left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn q11_claims_that_select_anew_beside_releases_leave_nothing_behind() {
+    let world = World::on_memory().await;
+    let labelled =
+        |value: &str| PoolSpec { labels: [("tier".to_owned(), value.to_owned())].into(), ..spec(2, AckLevel::Memory) };
+    for pool in ["a", "b"] {
+        world.pool(pool, labelled("gold"), &[&format!("{pool}1"), &format!("{pool}2")]).await;
+    }
+    world.pool("always", labelled("gold"), &[]).await;
+    let mut served = Vec::new();
+    for n in 0..60 {
+        let request =
+            ClaimRequest { pools: PoolChoice::Selected("tier=gold".into()), ..waiting("unused", &format!("k{n}")) };
+        let s = world.s.clone();
+        served.push(tokio::spawn(async move {
+            let claim = s.claim(request).await?.claim;
+            for _ in 0..n % 7 {
+                tokio::task::yield_now().await;
+            }
+            s.release(&claim.id, claim.fence).await.map(|_| ())
+        }));
+    }
+    for round in 0..40 {
+        let value = if round % 2 == 0 { "silver" } else { "gold" };
+        world.s.put_pool(name(["a", "b"][round % 4 / 2]), labelled(value)).await.unwrap();
+        world.pass(5).await;
+    }
+    for pool in ["a", "b"] {
+        world.s.put_pool(name(pool), labelled("gold")).await.unwrap();
+    }
+    for claim in served {
+        assert_eq!(done(claim).await, Ok(()));
+    }
+    for pool in ["a", "b", "always"] {
+        assert_eq!(world.s.waiting(&name(pool)), 0, "{pool}");
+    }
+    assert_eq!((world.s.keys().len(), world.s.keys().pending_len()), (0, 0));
+}

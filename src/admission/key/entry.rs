@@ -125,6 +125,11 @@ impl MissedOffers {
         }
     }
 
+    /// Forgets the shards of pools that the claim does not wait for any more.
+    pub fn keep_pools(&mut self, pools: &[u32]) {
+        self.0.retain(|shard| pools.contains(&shard.pool));
+    }
+
     /// Takes the shards that were noted.
     pub fn take(&mut self) -> SmallVec<[ShardRef; 4]> {
         std::mem::take(&mut self.0)

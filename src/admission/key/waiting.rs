@@ -49,7 +49,8 @@ impl KeyDirectory {
         if !pending.has_ticket(claim.ticket) {
             return None;
         }
-        let missed = pending.queued.take().map_or_else(MissedOffers::default, |queued| queued.missed);
+        let mut missed = pending.queued.take().map_or_else(MissedOffers::default, |queued| queued.missed);
+        missed.keep_pools(&claim.pools);
         pending.queued = Some(Box::new(QueuedKey { claim: Arc::clone(claim), missed, exhausted }));
         let leave = pending.take_duplicates(|item| item.waits());
         let deadlines = pending.duplicates.iter().flat_map(|duplicates| duplicates.iter());

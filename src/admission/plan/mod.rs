@@ -44,6 +44,8 @@ pub struct CandidatePlan {
     failures: PlacementFailureSet,
     /// Selector of the candidate pools, if they were not named.
     selected_by: Option<Arc<LabelSelector>>,
+    /// Version of the pools among which it selected.
+    selected_from: u64,
     /// Class that the candidate pools must have.
     class: Option<String>,
 }
@@ -196,6 +198,7 @@ impl AdmittedClaim {
         let numbers = candidates.iter().map(|pool| pool.number).collect();
         let mut plan = CandidatePlan::new(requested, selector, numbers, request);
         (plan.selected_by, plan.class) = (selected_by, requested.class.clone());
+        plan.selected_from = pools.version();
         plan.skip_empty_stages(candidates[0]);
         Ok(Self { pool, reserve_ms, ack, plan: Some(Box::new(plan)) })
     }
@@ -281,6 +284,7 @@ impl CandidatePlan {
             scope: NodeScope::until(Some(requested.preferred_wait_ms), 0),
             failures: PlacementFailureSet::default(),
             selected_by: None,
+            selected_from: 0,
             class: None,
         }
     }
@@ -455,8 +459,16 @@ impl PendingClaim {
         self.plan.as_ref().is_some_and(|plan| plan.selected_by.is_some())
     }
 
+    /// Version of the pools among which the candidates were selected by their labels; none: they were named.
+    #[must_use]
+    pub fn selected_from(&self) -> Option<u64> {
+        let plan = self.plan.as_ref().filter(|plan| plan.selected_by.is_some())?;
+        Some(plan.selected_from)
+    }
+
     /// Selects the candidate pools anew, if they were selected by their labels: the first in the order of names, as many
-    /// as a claim may wait for. Returns whether they have changed.
+    /// as a claim may wait for. A pool whose deletion has begun stays, because that may fail. Returns whether they have
+    /// changed.
     pub fn reselect_pools(&mut self, pools: &PoolMap) -> bool {
         let (namespace, ttl_ms) = (self.id.namespace().to_owned(), self.ttl_ms);
         let Some(plan) = &mut self.plan else { return false };
@@ -471,9 +483,13 @@ impl PendingClaim {
                 && spec.ttl().check(ttl_ms).is_ok()
         };
         let selected = pools.select(&namespace, selector).into_iter().filter(may_serve);
-        let numbers: SmallVec<[u32; 4]> = selected.take(limits::CLAIM_POOLS_MAX).map(|pool| pool.number).collect();
+        let mut numbers: SmallVec<[u32; 4]> = selected.take(limits::CLAIM_POOLS_MAX).map(|pool| pool.number).collect();
+        let is_closing = |number: &u32| pools.by_number(*number).is_some_and(|pool| pool.is_closing());
+        let closing: SmallVec<[u32; 4]> =
+            plan.pools.iter().copied().filter(|number| is_closing(number) && !numbers.contains(number)).collect();
+        numbers.extend(closing);
         let has_changed = numbers != plan.pools;
-        plan.pools = numbers;
+        (plan.pools, plan.selected_from) = (numbers, pools.version());
         has_changed
     }
 

@@ -139,6 +139,8 @@ pub struct PoolMap {
     in_order: Vec<Arc<Pool>>,
     /// Pools by namespace and label, ordered by name; built by the first selection.
     by_label: OnceLock<HashMap<PoolLabel, Vec<Arc<Pool>>>>,
+    /// Number of changes before this snapshot.
+    version: u64,
 }
 
 /// Namespace of a pool, with the key and the value of one of its labels.
@@ -172,6 +174,12 @@ impl PoolMap {
     pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pool>> {
         let from = self.in_order.partition_point(|pool| pool.name.namespace() < namespace);
         self.in_order[from..].iter().take_while(move |pool| pool.name.namespace() == namespace)
+    }
+
+    /// Version of the snapshot: another one may select other pools.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Pools of a namespace that the selector matches and that are not being deleted, ordered by name. Looks at those with
@@ -279,6 +287,7 @@ impl PoolRegistry {
             by_number: old.by_number.clone(),
             in_order: Vec::new(),
             by_label: OnceLock::new(),
+            version: old.version + 1,
         };
         let result = change(&mut map);
         map.in_order = map.by_name.values().cloned().collect();

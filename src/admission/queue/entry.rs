@@ -86,10 +86,19 @@ impl ClaimDispatcher {
         item.reset_search(now_ms);
         let arrival = before.as_ref().map_or_else(|| self.keys.ids.next_arrival(), |queued| queued.arrival);
         let queued = Arc::new(new_queued_claim(&item, &pools, tenant, arrival));
+        let is_first_entry = before.is_none();
         if let Some(before) = before {
             // Another request class, or other pools, from now on.
-            let before_pools = before.pools.iter().filter_map(|&number| map.by_number(number));
-            before_pools.for_each(|pool| drop(pool.wait_queue.lock().leave(before.arrival)));
+            for pool in before.pools.iter().filter_map(|&number| map.by_number(number)) {
+                let mut queue = pool.wait_queue.lock();
+                queue.leave(before.arrival);
+                if !queued.pools.contains(&pool.number) {
+                    queue.queue.reservations.forget(before.arrival);
+                    if queue.queue.reservations.serves(before.arrival) {
+                        self.wait_queues.unassigned.push(Arc::clone(pool));
+                    }
+                }
+            }
         }
         let Some((not_waiting, deadlines)) = self.keys.enter_queue(&queued, exhausted) else {
             // Somebody else released the ticket. That cannot happen, but if it does the claim must not wait with it.
@@ -98,7 +107,7 @@ impl ClaimDispatcher {
         for duplicate in not_waiting {
             self.reply_rejected(duplicate, RequestError::KEY_ALREADY_WAITED_FOR);
         }
-        for due_ms in deadlines {
+        for due_ms in deadlines.into_iter().filter(|_| is_first_entry) {
             self.wait_queues.deadlines.add(due_ms, self.keys.ids.next_arrival(), &queued.id);
         }
         if let Some(wait) = &mut item.wait {
@@ -133,7 +142,9 @@ impl ClaimDispatcher {
     ) -> Option<Box<PendingClaim>> {
         let Some(queued) = item.queued() else { return Some(item) };
         let pools = self.pools.load();
-        let Some(pool) = pools.by_number(from.shard.pool) else { return Some(item) };
+        // It may have been selected when the claim was sent there, and not any more.
+        let waits_for = |pool: &&Arc<Pool>| queued.pools.contains(&pool.number);
+        let Some(pool) = pools.by_number(from.shard.pool).filter(waits_for) else { return Some(item) };
         match enter_queue(pool, queued) {
             EntryOutcome::Entered => self.restart_search(item, &pools, from.now_ms, work),
             EntryOutcome::Present | EntryOutcome::Closed => Some(item),
@@ -183,7 +194,7 @@ impl ClaimDispatcher {
         work: &mut EffectQueue,
     ) -> Option<Box<PendingClaim>> {
         let Some(queued) = item.queued().cloned() else { return Some(item) };
-        let due_ms = item.wait_due_ms();
+        let (due_ms, selected_from) = (item.wait_due_ms(), item.selected_from());
         let is_short = matches!(exhausted, ExhaustionReason::Quota(_));
         ProtocolPoint::WaitStep.reach();
         match self.keys.settle(item, exhausted) {
@@ -210,6 +221,10 @@ impl ClaimDispatcher {
         }
         self.cancel_queued(&queued.id, work);
         let pools = self.pools.load();
+        if selected_from.is_some_and(|version| version != pools.version()) {
+            // Pools have changed while the claim was being tried.
+            self.wait_queues.rechecks.lock().insert(queued.arrival, Arc::clone(&queued));
+        }
         for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
             if is_short {
                 pool.wait_queue.lock().queue.note_quota_short(queued.arrival);

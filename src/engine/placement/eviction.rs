@@ -86,6 +86,7 @@ impl Shard {
     pub(in crate::engine) fn add_unreleased_eviction(&mut self, worker: u32) {
         debug_assert!(self.workers.get(worker).unschedulable_bits & unschedulable_bits::SUSPECT != 0);
         self.evictions.unreleased.insert(worker);
+        self.accounting.publish_again();
     }
 
     /// Notes that a worker is trusted again or gone, whatever was evicted from it.
