@@ -34,8 +34,12 @@ fn counted(client: &mut Client, metric: &str) -> f64 {
 
 /// Waits until the store has everything.
 fn flushed(client: &mut Client) {
+    flushed_pool(client, POOL);
+}
+
+fn flushed_pool(client: &mut Client, pool: &str) {
     until("the store has everything", || {
-        let shards = client.get(POOL).expect(200)["pool"]["shards"].take();
+        let shards = client.get(pool).expect(200)["pool"]["shards"].take();
         shards.as_array().unwrap().iter().all(|shard| shard["lag_ms"] == 0)
     });
 }
@@ -222,6 +226,8 @@ fn flushall_under_a_running_owner_is_detected_and_all_rows_are_rewritten() {
         cluster.masters.iter().map(|master| master.query::<i64>(&["DBSIZE"])).sum::<i64>() == 4 + 16 + 2
     });
     flushed(&mut server.client());
+    // The key of a shard is there with the first of its rows.
+    flushed_pool(&mut server.client(), "/v1/pools/ns/idle");
     server.kill();
     server = start(dir.path(), &url, &[], SHORT);
     let mut client = server.client();
