@@ -7,11 +7,14 @@
 //! when every shard that could fit it has said no. A shard that cannot be asked does not block the search, but then
 //! the claim is rejected as `unavailable` instead of "exhausted" (`N1`).
 
+mod pool_selection;
+
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use self::pool_selection::{PoolSelection, RequestedTerms};
 use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::engine::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
@@ -21,7 +24,7 @@ use crate::model::claim_request::{ClaimConstraints, PoolChoice};
 use crate::model::label_selector::{LabelSelector, SelectorCache, SelectorError};
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{
-    AckLevel, ClaimRequest, ClaimSpec, Millis, PoolMode, PoolSpec, ResourceRequirements, WorkerCapacity, WorkerId,
+    AckLevel, ClaimRequest, ClaimSpec, Millis, PoolSpec, ResourceRequirements, WorkerCapacity, WorkerId,
 };
 use crate::shard::ShardSet;
 
@@ -42,12 +45,8 @@ pub struct CandidatePlan {
     /// Nodes that are acceptable for now.
     scope: NodeScope,
     failures: PlacementFailureSet,
-    /// Selector of the candidate pools, if they were not named.
-    selected_by: Option<Arc<LabelSelector>>,
-    /// Version of the pools among which it selected.
-    selected_from: u64,
-    /// Class that the candidate pools must have.
-    class: Option<String>,
+    /// Selection of the candidate pools, if they were not named.
+    selection: Option<PoolSelection>,
 }
 
 /// Stage of the search: a subset of the workers that the claim allows.
@@ -161,7 +160,7 @@ impl AdmittedClaim {
         };
         let selector = requested.selector.as_deref().map(|text| parse("selector", text)).transpose()?;
         let mut candidates: SmallVec<[&Arc<Pool>; 4]> = SmallVec::new();
-        let mut selected_by = None;
+        let mut selection = None;
         match &request.pools {
             PoolChoice::One(name) => {
                 candidates.push(open_pool(pools.get(name)).ok_or(RequestError::NotFound(ObjectKind::Pool))?)
@@ -175,13 +174,13 @@ impl AdmittedClaim {
             PoolChoice::Selected(text) => {
                 let selector: Arc<LabelSelector> = parse("pool_selector", text)?;
                 candidates.extend(pools.select(request.id.namespace(), &selector));
-                selected_by = Some(selector);
+                selection = Some(PoolSelection { selector, class: requested.class.clone(), version: pools.version() });
             }
         }
         if let Some(class) = &requested.class {
             candidates.retain(|pool| pool.spec.load().class.as_ref() == Some(class));
         }
-        if selected_by.is_some() && candidates.len() > limits::CLAIM_POOLS_MAX {
+        if selection.is_some() && candidates.len() > limits::CLAIM_POOLS_MAX {
             let (matched, most) = (candidates.len(), limits::CLAIM_POOLS_MAX);
             return Err(RequestError::invalid(
                 "pool_selector",
@@ -197,8 +196,7 @@ impl AdmittedClaim {
         let (pool, (reserve_ms, ack)) = first.ok_or(RequestError::Exhausted(ExhaustionReason::NoEligiblePool))?;
         let numbers = candidates.iter().map(|pool| pool.number).collect();
         let mut plan = CandidatePlan::new(requested, selector, numbers, request);
-        (plan.selected_by, plan.class) = (selected_by, requested.class.clone());
-        plan.selected_from = pools.version();
+        plan.selection = selection;
         plan.skip_empty_stages(candidates[0]);
         Ok(Self { pool, reserve_ms, ack, plan: Some(Box::new(plan)) })
     }
@@ -213,25 +211,14 @@ fn pool_terms(pool: &Pool, request: &ClaimRequest, field: &'static str) -> Resul
     if !request.id.is_in(&pool.name) {
         return Err(RequestError::invalid(field, "must be in the claim's namespace"));
     }
-    let spec = pool.spec.load();
-    if spec.mode == PoolMode::Shared
-        && request.constraints.as_ref().is_none_or(|requested| requested.spec.resources.is_empty())
-    {
-        let message = "is required: the pool is shared, and a claim gets the resources that it requests";
-        return Err(RequestError::invalid("resources", message));
-    }
-    let (reserve_ms, ack) = (request.reserve_ms.unwrap_or(spec.reserve_ms), request.ack.unwrap_or(spec.ack));
-    if reserve_ms > spec.reserve_ms {
-        return Err(RequestError::invalid(
-            "reserve_ms",
-            format!("must be at most {}, the pool's reserve_ms", spec.reserve_ms),
-        ));
-    }
-    spec.ttl().check(request.ttl_ms)?;
-    if ack < spec.ack {
-        return Err(RequestError::invalid("ack", "must not be weaker than the pool's ack"));
-    }
-    Ok((reserve_ms, ack))
+    let requested = request.constraints.as_ref();
+    let terms = RequestedTerms {
+        has_resources: requested.is_some_and(|requested| !requested.spec.resources.is_empty()),
+        reserve_ms: request.reserve_ms,
+        ack: request.ack,
+        ttl_ms: request.ttl_ms,
+    };
+    terms.effective(&pool.spec.load())
 }
 
 impl CandidatePlan {
@@ -283,9 +270,7 @@ impl CandidatePlan {
             ack: request.ack,
             scope: NodeScope::until(Some(requested.preferred_wait_ms), 0),
             failures: PlacementFailureSet::default(),
-            selected_by: None,
-            selected_from: 0,
-            class: None,
+            selection: None,
         }
     }
 
@@ -451,46 +436,6 @@ impl PendingClaim {
             plan.pool_index = plan.pools.iter().position(|&number| number == pool.number).unwrap_or(0);
         }
         self.apply_pool_defaults(&pool.spec.load());
-    }
-
-    /// Whether the candidate pools were selected by their labels.
-    #[must_use]
-    pub fn selects_pools(&self) -> bool {
-        self.plan.as_ref().is_some_and(|plan| plan.selected_by.is_some())
-    }
-
-    /// Version of the pools among which the candidates were selected by their labels; none: they were named.
-    #[must_use]
-    pub fn selected_from(&self) -> Option<u64> {
-        let plan = self.plan.as_ref().filter(|plan| plan.selected_by.is_some())?;
-        Some(plan.selected_from)
-    }
-
-    /// Selects the candidate pools anew, if they were selected by their labels: the first in the order of names, as many
-    /// as a claim may wait for. A pool whose deletion has begun stays, because that may fail. Returns whether they have
-    /// changed.
-    pub fn reselect_pools(&mut self, pools: &PoolMap) -> bool {
-        let (namespace, ttl_ms) = (self.id.namespace().to_owned(), self.ttl_ms);
-        let Some(plan) = &mut self.plan else { return false };
-        let Some(selector) = &plan.selected_by else { return false };
-        let needs_resources = plan.constraints.needs_resources();
-        let may_serve = |pool: &&Arc<Pool>| {
-            let spec = pool.spec.load();
-            plan.class.as_ref().is_none_or(|class| spec.class.as_ref() == Some(class))
-                && (spec.mode == PoolMode::Exclusive || needs_resources)
-                && plan.reserve_ms.is_none_or(|reserve_ms| reserve_ms <= spec.reserve_ms)
-                && plan.ack.is_none_or(|ack| ack >= spec.ack)
-                && spec.ttl().check(ttl_ms).is_ok()
-        };
-        let selected = pools.select(&namespace, selector).into_iter().filter(may_serve);
-        let mut numbers: SmallVec<[u32; 4]> = selected.take(limits::CLAIM_POOLS_MAX).map(|pool| pool.number).collect();
-        let is_closing = |number: &u32| pools.by_number(*number).is_some_and(|pool| pool.is_closing());
-        let closing: SmallVec<[u32; 4]> =
-            plan.pools.iter().copied().filter(|number| is_closing(number) && !numbers.contains(number)).collect();
-        numbers.extend(closing);
-        let has_changed = numbers != plan.pools;
-        (plan.pools, plan.selected_from) = (numbers, pools.version());
-        has_changed
     }
 
     /// Time to confirm that the request names, in milliseconds; none: the pool's.

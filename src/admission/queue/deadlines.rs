@@ -54,25 +54,25 @@ impl ClaimDispatcher {
     pub(crate) fn tick_wait_queues(&self, now_ms: Millis, work: &mut EffectQueue) {
         for _ in 0..DUE_MAX {
             let Some(id) = self.wait_queues.deadlines.take_due(now_ms) else { break };
-            self.look_at_due(&id, now_ms, work);
+            self.handle_due_key(&id, now_ms, work);
         }
         self.recheck(work);
         self.search_quotas(work);
-        let is_look_due = self.wait_queues.starved_look_ms.load(Ordering::Relaxed) <= now_ms;
-        if is_look_due {
-            self.wait_queues.starved_look_ms.store(now_ms + STARVED_INTERVAL_MS, Ordering::Relaxed);
+        let is_check_due = self.wait_queues.starved_check_ms.load(Ordering::Relaxed) <= now_ms;
+        if is_check_due {
+            self.wait_queues.starved_check_ms.store(now_ms + STARVED_INTERVAL_MS, Ordering::Relaxed);
             self.protect_starved(now_ms);
         }
         for pool in self.pools.load_full().iter().filter(|pool| pool.wait_queue.waiting() > 0) {
             self.tick_queue(pool, now_ms, work);
-            if is_look_due {
-                self.look_for_starved(pool, now_ms, work);
+            if is_check_due {
+                self.reserve_for_starved(pool, now_ms, work);
             }
         }
     }
 
     /// Ends the waits of a key that are over at `now_ms`, or lets its claim accept other nodes.
-    pub(super) fn look_at_due(&self, id: &ClaimId, now_ms: Millis, work: &mut EffectQueue) {
+    pub(super) fn handle_due_key(&self, id: &ClaimId, now_ms: Millis, work: &mut EffectQueue) {
         let (due, expired) = self.keys.take_due(id, now_ms);
         match due {
             Some(DueClaim::Expired(item)) => catch_panic(|| self.expire(item, work)),

@@ -217,7 +217,7 @@ impl ClaimDispatcher {
         let now_ms = self.clock.engine_ms();
         if due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
             // The tick that looked at the key has not found the claim there.
-            self.look_at_due(&queued.id, now_ms, work);
+            self.handle_due_key(&queued.id, now_ms, work);
         }
         self.cancel_queued(&queued.id, work);
         let pools = self.pools.load();
@@ -333,7 +333,7 @@ fn new_queued_claim(
         tenant,
         class: item.class(),
         is_preferred_only: item.is_preferred_only(),
-        selects_pools: item.selects_pools(),
+        selects_pools: item.selected_from().is_some(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Matching: whatever came free at a shard is offered to the claims that wait.
 
 use super::least_demand::{FreeAmounts, LeastDemand};
-use super::wait_queue::{OfferVerdict, QueueWalk, QueuedClaim, WalkOracle, WalkOutcome};
+use super::queued_claim::QueuedClaim;
+use super::wait_queue::{OfferVerdict, QueueWalk, WalkOracle, WalkOutcome};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;

@@ -15,7 +15,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `wait_queue`, `rank_tree`, `least_demand`, `request_class` | the index: pure |
+//! | `wait_queue`, `queued_claim`, `rank_tree`, `least_demand`, `request_class` | the index: pure |
 //! | `reservations` | capacity that is kept for claims that wait: pure |
 //! | `pool_queue` | the lock of a queue, and what it publishes |
 //! | `claim_wait`, `entry`, `matching`, `search` | a claim enters, is offered something, is searched for once more |
@@ -33,9 +33,11 @@ mod least_demand;
 mod matching;
 mod pool_queue;
 mod preemption;
+mod queued_claim;
 mod rank_tree;
 mod request_class;
 mod reservations;
+mod row_table;
 mod search;
 mod views;
 mod wait_queue;
@@ -51,8 +53,9 @@ pub use self::claim_wait::WaitState;
 use self::deadlines::WaitDeadlines;
 pub use self::gang::{GangRequest, QueuedGang, WaitingGang};
 pub use self::pool_queue::PoolQueue;
+pub use self::queued_claim::{ArrivalNumber, QueuedClaim};
 pub use self::request_class::RequestClass;
-pub use self::wait_queue::{ArrivalNumber, OfferVerdict, QueuedClaim, WaitQueue};
+pub use self::wait_queue::{OfferVerdict, WaitQueue};
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
 use crate::model::ClaimId;
@@ -69,8 +72,8 @@ pub struct WaitQueues {
     rechecks: Mutex<BTreeMap<ArrivalNumber, Arc<QueuedClaim>>>,
     /// Tenants with a claim that is protected from others of its tenant.
     protected: Mutex<Vec<Arc<Tenant>>>,
-    /// Engine time at which starved claims are looked at.
-    starved_look_ms: AtomicU64,
+    /// Engine time at which starved claims are sought next.
+    starved_check_ms: AtomicU64,
     /// Pools with reservations whose claims have left.
     unassigned: SegQueue<Arc<Pool>>,
 }

@@ -8,7 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::gang::{GangRanks, WaitingGang};
 use super::least_demand::{AMOUNTS, FreeAmounts, LeastDemand};
-use super::wait_queue::{ArrivalNumber, QueuedClaim, WaitQueue};
+use super::queued_claim::{ArrivalNumber, QueuedClaim};
+use super::wait_queue::WaitQueue;
 use crate::admission::lock_order::{self, HeldLock, LockLevel};
 use crate::admission::tenant::StaleShares;
 use crate::model::{Millis, ResourceUsage};

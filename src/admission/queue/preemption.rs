@@ -33,7 +33,7 @@ impl ClaimDispatcher {
     }
 
     /// Looks for claims of a pool that are starved, or may have others evicted.
-    pub(super) fn look_for_starved(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
+    pub(super) fn reserve_for_starved(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
         pool.wait_queue.lock().refresh_all_shares(&pool.board.total());
         self.assign_reservations(pool, work);
         if pool.spec.load().mode == PoolMode::Shared {

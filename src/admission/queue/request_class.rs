@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::least_demand::ClaimDemand;
-use super::wait_queue::RowTable;
+use super::row_table::RowTable;
 use crate::engine::PlacementConstraints;
 use crate::model::{Millis, WorkerSpec};
 

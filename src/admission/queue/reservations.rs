@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::gang::WaitingGang;
 use super::least_demand::{ClaimDemand, FreeAmounts};
+use super::queued_claim::{ArrivalNumber, QueuedClaim};
 use super::request_class::RequestClass;
-use super::wait_queue::{ArrivalNumber, QueuedClaim};
 use crate::engine::{ReservationId, ReservedWorker, WorkerOffer};
 use crate::limits;
 use crate::model::{Millis, PoolMode};
@@ -96,7 +96,7 @@ impl CapacityReservation {
     fn suits(&self, claim: &QueuedClaim, demand: &ClaimDemand) -> bool {
         let constraints = claim.class.constraints.as_ref();
         constraints.is_none_or(|constraints| constraints.fits(&self.reserved.registration.spec))
-            && demand.fits(&FreeAmounts::new(&self.reserved.room, None))
+            && demand.fits(&FreeAmounts::new(&self.reserved.expected_free, None))
     }
 }
 

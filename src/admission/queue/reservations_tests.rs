@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 
 use proptest::prelude::*;
-use smallvec::SmallVec;
 
 use super::*;
 use crate::admission::tenant::{Tenant, TenantDirectory};
@@ -70,19 +69,7 @@ impl Scene {
 
     fn arrive(&mut self, priority: u16, cores: u64) {
         let arrival = self.next_number();
-        let claim = QueuedClaim {
-            id: ClaimId::new("ns", "t", &format!("k{arrival}")).unwrap(),
-            ticket: arrival.get(),
-            arrival,
-            priority,
-            since_ms: 0,
-            until_ms: 0,
-            pools: SmallVec::new(),
-            tenant: Arc::clone(&self.tenant),
-            class: RequestClass::default(),
-            is_preferred_only: false,
-            selects_pools: false,
-        };
+        let claim = QueuedClaim::of_test(arrival, priority, &self.tenant, RequestClass::default());
         self.claims.push((Arc::new(claim), ClaimDemand { cpu_milli: cores, ..ClaimDemand::default() }));
     }
 
@@ -106,7 +93,7 @@ impl Scene {
         let reserved = ReservedWorker {
             worker: number.get() as u32,
             registration: Arc::new(WorkerRegistration { spec }),
-            room: amounts(cores),
+            expected_free: amounts(cores),
         };
         let until_ms = self.now_ms + lasts_ms;
         self.list.begin(number, kind, 0, reserved, self.now_ms..until_ms);

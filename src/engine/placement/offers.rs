@@ -37,7 +37,7 @@ pub struct ReservedWorker {
     /// Registration of the worker.
     pub registration: Arc<WorkerRegistration>,
     /// Resources that will be free of it.
-    pub room: ResourceAmounts,
+    pub expected_free: ResourceAmounts,
 }
 
 /// Freed workers that are kept without sorting out duplicates.

@@ -55,7 +55,7 @@ impl Shard {
             (None, true) => self.smallest_shortfall(constraints, until_ms).map(|at| (at, Vec::new())),
         };
         let Some((at, victims)) = found else { return EngineReply::NotPlaced(PlacementFailure::Busy) };
-        let room = self.room_without(at, &victims, evict.is_some());
+        let expected_free = self.amounts_without(at, &victims, evict.is_some());
         debug_assert_eq!(self.workers.get(at).unschedulable_bits, 0, "Q12: an unschedulable worker is reserved");
         self.reservations.workers.insert(id, at);
         self.update_unschedulable(at, unschedulable_bits::RESERVED, 0);
@@ -63,7 +63,7 @@ impl Shard {
             self.evict(handle, evict.map_or(0, |evict| evict.releasing_ms), now_ms);
         }
         let registration = Arc::clone(self.workers.registration(at));
-        EngineReply::WorkerReserved(Box::new(ReservedWorker { worker: at, registration, room }))
+        EngineReply::WorkerReserved(Box::new(ReservedWorker { worker: at, registration, expected_free }))
     }
 
     /// Reserves a worker of which something came free, if it is claimable.
@@ -75,7 +75,7 @@ impl Shard {
     }
 
     /// Resources that will be free of the worker without these claims; without evictions, when all its claims have ended.
-    fn room_without(&mut self, at: u32, victims: &[ClaimHandle], is_eviction: bool) -> ResourceAmounts {
+    fn amounts_without(&mut self, at: u32, victims: &[ClaimHandle], is_eviction: bool) -> ResourceAmounts {
         if self.shared.is_none() || !is_eviction {
             return self.unallocated_amounts(at);
         }

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
+use super::walk::ClaimRank;
 use super::*;
+use crate::admission::queue::request_class::RequestClass;
 use crate::admission::tenant::TenantDirectory;
-use crate::engine::{GpuFilter, NodeSet, PlacementConstraints};
+use crate::engine::{GpuFilter, NodeSet, PlacementConstraints, WorkerOffer};
 use crate::model::label_selector::SelectorCache;
 use crate::model::{
-    ClaimSpec, GpuCapacity, GpuRequest, PoolMode, ResourceAmounts, ResourceRequirements, WorkerCapacity, WorkerId,
-    WorkerRegistration, WorkerSpec,
+    ClaimId, ClaimSpec, GpuCapacity, GpuRequest, PoolMode, ResourceAmounts, ResourceRequirements, ResourceUsage,
+    WorkerCapacity, WorkerId, WorkerRegistration, WorkerSpec,
 };
 
 /// Distinct requests: cores, whether a GPU is needed, label, time in milliseconds.
@@ -184,23 +186,12 @@ impl Fixture {
     fn insert(&mut self, queue: &mut WaitQueue, naive: &mut Naive, priority: u16, tenant: usize, request: usize) {
         let arrival = ArrivalNumber::new(self.next_arrival).unwrap();
         self.next_arrival += 1;
-        let claim = Arc::new(QueuedClaim {
-            id: ClaimId::new("ns", "t", &format!("k{arrival}")).unwrap(),
-            ticket: arrival.get(),
-            arrival,
-            priority,
-            since_ms: 0,
-            until_ms: 0,
-            pools: SmallVec::new(),
-            tenant: Arc::clone(&self.tenants[tenant]),
-            class: RequestClass {
-                hash: request as u64,
-                constraints: Some(Arc::clone(&self.requests[request])),
-                ..RequestClass::default()
-            },
-            is_preferred_only: false,
-            selects_pools: false,
-        });
+        let class = RequestClass {
+            hash: request as u64,
+            constraints: Some(Arc::clone(&self.requests[request])),
+            ..RequestClass::default()
+        };
+        let claim = Arc::new(QueuedClaim::of_test(arrival, priority, &self.tenants[tenant], class));
         assert!(queue.insert(&claim, REQUESTS[request].3, naive.shares[tenant]));
         naive.claims.push((claim, request));
     }

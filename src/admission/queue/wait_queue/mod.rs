@@ -6,150 +6,24 @@
 //! the least that anything below it needs ([`super::rank_tree`]), so the best-ranked claim that fits a worker is found
 //! without looking at those that do not fit.
 
+mod walk;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::least_demand::{ClaimDemand, FreeAmounts, LeastDemand};
-use super::rank_tree::{SubtreeSummary, TreeArena, TreeNode, TreeRoot};
-use super::request_class::{ClassTable, RequestClass};
+use self::walk::WALK_VISITS_MAX;
+pub use self::walk::{OfferVerdict, QueueWalk, WalkOracle, WalkOutcome};
+use super::least_demand::{ClaimDemand, LeastDemand};
+use super::queued_claim::{ArrivalNumber, QueuedClaim};
+use super::rank_tree::{SubtreeSummary, TreeArena, TreeRoot};
+use super::request_class::ClassTable;
 use super::reservations::ReservationList;
-use crate::admission::tenant::{ChargeRank, ProtectedClaim, Tenant};
-use crate::engine::WorkerOffer;
-use crate::model::{ClaimId, Millis, ResourceUsage};
-use crate::shard::KeyTicket;
-
-/// Arrival number of a claim, unique among all that wait in this process.
-pub type ArrivalNumber = NonZeroU64;
-
-/// Claim that waits, with what determines its rank and what it fits.
-#[derive(Debug)]
-pub struct QueuedClaim {
-    /// Key of the claim.
-    pub id: ClaimId,
-    /// Ticket of the key's entry, where the claim itself is.
-    pub ticket: KeyTicket,
-    /// Arrival number, the same in all queues.
-    pub arrival: ArrivalNumber,
-    /// Priority of the claim, higher first.
-    pub priority: u16,
-    /// Engine time at which the wait began.
-    pub since_ms: Millis,
-    /// Engine time at which the wait ends.
-    pub until_ms: Millis,
-    /// Numbers of the pools whose queues it is in.
-    pub pools: SmallVec<[u32; 2]>,
-    /// Tenant that owns the claim.
-    pub tenant: Arc<Tenant>,
-    /// Request, as far as it decides which workers fit.
-    pub class: RequestClass,
-    /// Whether only preferred nodes are acceptable for now.
-    pub is_preferred_only: bool,
-    /// Whether its pools were selected by their labels.
-    pub selects_pools: bool,
-}
-
-impl QueuedClaim {
-    /// Amounts that the claim is charged to its tenant.
-    #[must_use]
-    pub fn amounts(&self) -> ResourceUsage {
-        let spec = self.class.constraints.as_ref().and_then(|constraints| constraints.spec.as_deref());
-        ResourceUsage::of_claim(spec)
-    }
-
-    /// Protection of the claim from those of its tenant that rank after it.
-    #[must_use]
-    pub fn protection(&self) -> ProtectedClaim {
-        ProtectedClaim { priority: self.priority, arrival: self.arrival, need: self.amounts() }
-    }
-
-    /// Whether the claim may use any worker that fits, in whatever way: it names none, and prefers none.
-    #[must_use]
-    pub fn has_no_preference(&self) -> bool {
-        !self.is_preferred_only
-            && self.class.constraints.as_ref().is_none_or(|constraints| constraints.worker.is_none())
-    }
-
-    /// Whether others may be evicted for the claim.
-    #[must_use]
-    pub fn may_evict(&self) -> bool {
-        self.priority > 0 && self.has_no_preference()
-    }
-
-    /// Rank of the claim among those of its tenant.
-    #[must_use]
-    pub const fn charge_rank(&self) -> ChargeRank {
-        ChargeRank { priority: self.priority, arrival: Some(self.arrival) }
-    }
-}
-
-/// Answer of a claim that is offered a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OfferVerdict {
-    /// The claim takes the worker, and leaves this queue.
-    Takes,
-    /// The claim is being tried elsewhere, and has noted the shard.
-    Busy,
-    /// The tenant's quota does not allow it.
-    NoQuota,
-    /// The claim does not wait any more.
-    Gone,
-}
-
-/// Claims and tenants as a walk through the queue asks them.
-pub trait WalkOracle {
-    /// Returns false only if the tenant's quota allows no claim of these. Then the tenant is to learn of it when it has
-    /// more headroom.
-    fn may_charge(&mut self, tenant: &Tenant, least: &LeastDemand) -> bool;
-
-    /// Offers the worker to a claim.
-    fn offer(&mut self, claim: &QueuedClaim) -> OfferVerdict;
-}
-
-/// End of a walk, or of a part of it.
-#[derive(Debug)]
-pub enum WalkOutcome {
-    /// The claim takes the worker, and has left the queue.
-    Matched(Arc<QueuedClaim>),
-    /// No claim takes it.
-    Nobody,
-    /// As many nodes were visited as may be at a time: the walk goes on when it is called again.
-    Unfinished,
-}
-
-/// Nodes that one part of a walk visits, which bounds how long it holds the queue's lock.
-const WALK_VISITS_MAX: usize = 512;
-
-/// Walk through a queue in the order of rank, for one worker.
-#[derive(Debug)]
-pub struct QueueWalk {
-    frontier: BinaryHeap<Reverse<(ClaimRank, FrontierItem)>>,
-    /// Version of the queue that the frontier belongs to; none: the walk has not begun.
-    version: Option<u64>,
-    visits_max: usize,
-}
-
-impl Default for QueueWalk {
-    fn default() -> Self {
-        Self { frontier: BinaryHeap::new(), version: None, visits_max: WALK_VISITS_MAX }
-    }
-}
-
-/// Rank of a claim, or the lowest below a node.
-type ClaimRank = (Reverse<u16>, u64, ArrivalNumber);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum FrontierItem {
-    /// All groups of a subtree.
-    Groups(TreeNode),
-    /// Subtree of the lanes of a group.
-    Lanes(u32, TreeNode),
-    /// Claims of a lane, from this arrival on.
-    Lane(u32, ArrivalNumber),
-}
+use super::row_table::RowTable;
+use crate::admission::tenant::Tenant;
+use crate::model::Millis;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct GroupKey {
@@ -182,43 +56,6 @@ struct ClaimLane {
     searched_mark: u64,
     /// Claim that is being searched for because its tenant has more headroom.
     searched_for: Option<ArrivalNumber>,
-}
-
-/// Table whose rows keep their numbers while they exist.
-#[derive(Debug)]
-pub(super) struct RowTable<T> {
-    rows: Vec<Option<T>>,
-    unused: Vec<u32>,
-}
-
-impl<T> Default for RowTable<T> {
-    fn default() -> Self {
-        Self { rows: Vec::new(), unused: Vec::new() }
-    }
-}
-
-impl<T> RowTable<T> {
-    pub(super) fn insert(&mut self, row: T) -> u32 {
-        if let Some(number) = self.unused.pop() {
-            self.rows[number as usize] = Some(row);
-            return number;
-        }
-        self.rows.push(Some(row));
-        u32::try_from(self.rows.len() - 1).expect("fewer than 2^32 rows")
-    }
-
-    pub(super) fn remove(&mut self, number: u32) {
-        self.rows[number as usize] = None;
-        self.unused.push(number);
-    }
-
-    pub(super) fn get(&self, number: u32) -> &T {
-        self.rows[number as usize].as_ref().expect("a row that is referred to exists")
-    }
-
-    pub(super) fn get_mut(&mut self, number: u32) -> &mut T {
-        self.rows[number as usize].as_mut().expect("a row that is referred to exists")
-    }
 }
 
 /// Claims that wait for a pool.
@@ -403,112 +240,6 @@ impl WaitQueue {
         })
     }
 
-    /// Offers a worker to the claims that fit it, in the order of rank, until one takes it.
-    pub fn walk(&mut self, walk: &mut QueueWalk, offer: &WorkerOffer, oracle: &mut impl WalkOracle) -> WalkOutcome {
-        let free = FreeAmounts::of(offer);
-        if walk.version != Some(self.version) {
-            walk.visits_max = if walk.version.is_none() { WALK_VISITS_MAX } else { walk.visits_max.saturating_mul(2) };
-            walk.version = Some(self.version);
-            walk.frontier.clear();
-            if let Some(node) = self.root.node() {
-                self.push_groups(walk, node, &free);
-            }
-        }
-        self.classes.begin_query();
-        let mut visits = 0;
-        while let Some(Reverse((rank, item))) = walk.frontier.pop() {
-            visits += 1;
-            if visits > walk.visits_max {
-                walk.frontier.push(Reverse((rank, item)));
-                return WalkOutcome::Unfinished;
-            }
-            match item {
-                FrontierItem::Groups(node) => {
-                    for child in self.group_tree.children(node).into_iter().flatten() {
-                        self.push_groups(walk, child, &free);
-                    }
-                    let (_, group) = self.group_tree.get(node);
-                    if let Some(root) = self.groups.get(group).lanes.node() {
-                        self.push_lanes(walk, group, root, &free, oracle);
-                    }
-                }
-                FrontierItem::Lanes(group, node) => {
-                    for child in self.lane_trees.children(node).into_iter().flatten() {
-                        self.push_lanes(walk, group, child, &free, oracle);
-                    }
-                    let (first, lane) = self.lane_trees.get(node);
-                    let class = self.lanes.get(lane).class;
-                    if self.classes.demand(class).fits(&free) && self.classes.allows(class, &offer.registration.spec) {
-                        let rank = self.rank(group, first);
-                        walk.frontier.push(Reverse((rank, FrontierItem::Lane(lane, first))));
-                    }
-                }
-                FrontierItem::Lane(number, arrival) => {
-                    let lane = self.lanes.get(number);
-                    let (claim, _) = &self.claims[&arrival];
-                    let demand = self.classes.demand(lane.class);
-                    if !self.reservations.may_use(offer, claim, demand, &free) {
-                        // Nor may the others of the lane, but for the one that the worker is kept for.
-                        let kept_for = self.reservations.assigned_of(offer).filter(|kept_for| *kept_for > arrival);
-                        if let Some(next) = kept_for.filter(|kept_for| lane.arrivals.contains(kept_for)) {
-                            let rank = self.rank(lane.group, next);
-                            walk.frontier.push(Reverse((rank, FrontierItem::Lane(number, next))));
-                        }
-                        continue;
-                    }
-                    let verdict = oracle.offer(claim);
-                    match verdict {
-                        OfferVerdict::Takes => {
-                            return WalkOutcome::Matched(self.remove(arrival).expect("the claim is in the queue"));
-                        }
-                        OfferVerdict::NoQuota => self.mark_short(number),
-                        OfferVerdict::Busy | OfferVerdict::Gone => {
-                            let after = (std::ops::Bound::Excluded(arrival), std::ops::Bound::Unbounded);
-                            if let Some(&next) = lane.arrivals.range(after).next() {
-                                let rank = self.rank(lane.group, next);
-                                walk.frontier.push(Reverse((rank, FrontierItem::Lane(number, next))));
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        WalkOutcome::Nobody
-    }
-
-    fn rank(&self, group: u32, arrival: ArrivalNumber) -> ClaimRank {
-        let TenantGroup { priority, share, .. } = self.groups.get(group);
-        (Reverse(*priority), *share, arrival)
-    }
-
-    fn push_groups(&self, walk: &mut QueueWalk, node: TreeNode, free: &FreeAmounts) {
-        if self.group_tree.below(node).least.may_fit(free) {
-            let GroupKey { priority, share, first, .. } = self.group_tree.first_below(node);
-            walk.frontier.push(Reverse(((priority, share, first), FrontierItem::Groups(node))));
-        }
-    }
-
-    fn push_lanes(
-        &mut self,
-        walk: &mut QueueWalk,
-        group: u32,
-        node: TreeNode,
-        free: &FreeAmounts,
-        oracle: &mut impl WalkOracle,
-    ) {
-        let least = self.lane_trees.below(node).least;
-        if !least.may_fit(free) {
-            return;
-        }
-        if !oracle.may_charge(&self.groups.get(group).tenant, &least) {
-            self.marks += 1;
-            self.groups.get_mut(group).short_mark = self.marks;
-            return;
-        }
-        let rank = self.rank(group, self.lane_trees.first_below(node));
-        walk.frontier.push(Reverse((rank, FrontierItem::Lanes(group, node))));
-    }
-
     /// Notes that the quota keeps a claim back, which is to be searched for when its tenant has more headroom.
     pub fn note_quota_short(&mut self, arrival: ArrivalNumber) {
         if let Some(&(_, lane)) = self.claims.get(&arrival) {
@@ -623,7 +354,7 @@ impl WaitQueue {
 
     /// Lanes of the queue.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView<'_>> {
-        self.lanes.rows.iter().flatten().map(|lane| {
+        self.lanes.iter().map(|lane| {
             let first = lane.arrivals.first().expect("a lane has claims");
             let (head, _) = &self.claims[first];
             LaneView { head, demand: self.classes.demand(lane.class), claims: lane.arrivals.len() }
@@ -674,5 +405,4 @@ pub struct LaneView<'q> {
 }
 
 #[cfg(test)]
-#[path = "wait_queue_tests.rs"]
 mod tests;
