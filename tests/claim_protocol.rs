@@ -20,65 +20,16 @@ mod explorer;
 mod late_store;
 #[path = "claim_protocol/scene.rs"]
 mod scene;
+#[path = "claim_protocol/scene_threads.rs"]
+mod scene_threads;
 #[path = "claim_protocol/stepped_thread.rs"]
 mod stepped_thread;
 
-use std::sync::Once;
-use std::time::Duration;
-
 use hotpool::shard::ProtocolRule;
 
-use explorer::{Explored, Limits, explore, replay, sample};
+use explorer::{holds, holds_in_samples, is_found, replay};
 use scene::Script::{Claim, ClaimAndRelease, Look, ReleaseHeld, ReleaseHeldAndClaim};
 use scene::{Scenario, StoreTiming};
-use stepped_thread::INJECTED_FAULT;
-
-const LIMITS: Limits = Limits { schedules: 100_000, time: Duration::from_secs(15) };
-const SAMPLE: Limits = Limits { schedules: 2_000, time: Duration::from_secs(10) };
-
-/// Keeps panics that are injected out of the output.
-fn silence_injected_faults() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if panic.payload().downcast_ref::<&str>() != Some(&INJECTED_FAULT) {
-                report(panic);
-            }
-        }));
-    });
-}
-
-fn explored(scenario: &Scenario, broken: Option<ProtocolRule>) -> Explored {
-    silence_injected_faults();
-    let explored = explore(scenario, broken, LIMITS);
-    let extent = if explored.is_complete { "all" } else { "the first" };
-    println!("{extent} {} schedules of {scenario:?}, broken: {broken:?}", explored.schedules);
-    if let Some(violation) = &explored.violation {
-        println!("{violation}");
-        let again = replay(scenario, broken, &violation.choices).expect_err("a schedule can be replayed");
-        assert_eq!(again.choices, violation.choices);
-    }
-    explored
-}
-
-/// Explores random schedules. `HOTPOOL_SEED` sets the first seed.
-fn holds_in_samples(scenario: &Scenario) {
-    silence_injected_faults();
-    let seed = std::env::var("HOTPOOL_SEED").map_or(1, |seed| seed.parse().expect("HOTPOOL_SEED is a number"));
-    let sampled = sample(scenario, seed, SAMPLE);
-    println!("{} random schedules of {scenario:?} from seed {seed} on", sampled.schedules);
-    assert!(sampled.violation.is_none(), "{}", sampled.violation.unwrap());
-}
-
-fn holds(scenario: &Scenario) {
-    let explored = explored(scenario, None);
-    assert!(explored.violation.is_none(), "{}", explored.violation.unwrap());
-}
-
-fn is_found(scenario: &Scenario, broken: ProtocolRule) {
-    assert!(explored(scenario, Some(broken)).violation.is_some(), "{broken:?} is not needed in {scenario:?}");
-}
 
 const LEAVES: Scenario = Scenario {
     callers: &[Claim, Claim, Look],
@@ -192,7 +143,6 @@ fn c12_the_roll_back_at_close_is_needed() {
 /// is back first holds the lower fence, and serves when the other takes the key over.
 #[test]
 fn c12_k1_a_claim_that_two_panics_left_to_nobody_is_relinquished() {
-    silence_injected_faults();
     let callers = &[ReleaseHeldAndClaim, Claim, Look, ClaimAndRelease];
     let scenario = Scenario { callers, leavers: &[1], preemptions: 100, panics: 2, ..EVERYTHING };
     let choices = [0, 0, 0, 0, 3, 2, 1, 1, 3, 1, 1, 2, 2, 1, 0, 0, 2, 1, 1, 0, 0, 2, 1];
@@ -202,7 +152,6 @@ fn c12_k1_a_claim_that_two_panics_left_to_nobody_is_relinquished() {
 /// A claim that the next life still holds is shown to a caller that has left, before its roll-back is decided.
 #[test]
 fn c12_a_reply_that_nobody_reads_keeps_no_claim() {
-    silence_injected_faults();
     let callers = &[Claim, ClaimAndRelease, Look, Claim];
     let scenario = Scenario { callers, leavers: &[0, 3], preemptions: 100, ..EVERYTHING };
     let choices = [1, 0, 2, 1, 3, 1, 4, 0, 4, 2, 2, 1, 0, 0];

@@ -17,48 +17,16 @@ mod caller;
 mod explorer;
 #[path = "wait_protocol/scene.rs"]
 mod scene;
+#[path = "claim_protocol/scene_threads.rs"]
+mod scene_threads;
 #[path = "claim_protocol/stepped_thread.rs"]
 mod stepped_thread;
 
-use std::time::Duration;
-
 use hotpool::shard::ProtocolRule;
 
-use explorer::{Explored, Limits, explore, replay, sample};
+use explorer::{holds, holds_in_samples, is_found};
 use scene::Scenario;
 use scene::Script::{Claim, Look, Release, Wait, WaitAndRelease};
-
-const LIMITS: Limits = Limits { schedules: 100_000, time: Duration::from_secs(15) };
-const SAMPLE: Limits = Limits { schedules: 3_000, time: Duration::from_secs(10) };
-
-fn explored(scenario: &Scenario, broken: Option<ProtocolRule>) -> Explored {
-    let explored = explore(scenario, broken, LIMITS);
-    let extent = if explored.is_complete { "all" } else { "the first" };
-    println!("{extent} {} schedules of {scenario:?}, broken: {broken:?}", explored.schedules);
-    if let Some(violation) = &explored.violation {
-        println!("{violation}");
-        let again = replay(scenario, broken, &violation.choices).expect_err("a schedule can be replayed");
-        assert_eq!(again.choices, violation.choices);
-    }
-    explored
-}
-
-fn holds(scenario: &Scenario) {
-    let explored = explored(scenario, None);
-    assert!(explored.violation.is_none(), "{}", explored.violation.unwrap());
-}
-
-/// Explores random schedules. `HOTPOOL_SEED` sets the first seed.
-fn holds_in_samples(scenario: &Scenario) {
-    let seed = std::env::var("HOTPOOL_SEED").map_or(1, |seed| seed.parse().expect("HOTPOOL_SEED is a number"));
-    let sampled = sample(scenario, seed, SAMPLE);
-    println!("{} random schedules of {scenario:?} from seed {seed} on", sampled.schedules);
-    assert!(sampled.violation.is_none(), "{}", sampled.violation.unwrap());
-}
-
-fn is_found(scenario: &Scenario, broken: ProtocolRule) {
-    assert!(explored(scenario, Some(broken)).violation.is_some(), "{broken:?} is not needed in {scenario:?}");
-}
 
 /// A claim begins to wait while the only worker is released.
 const BEGINS: Scenario = Scenario {

@@ -49,6 +49,17 @@ impl World {
         self.all_held().await.iter().filter(|claim| claim.evicted).count()
     }
 
+    /// Lets a large claim wait until the only worker, part of which is `kept`, is held for it.
+    async fn hold_for_large(&self) -> (Claimed, JoinHandle<Claimed>) {
+        self.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
+        let kept = self.share("kept", &cpu(2_000)).await;
+        let large = self.begins_to_wait(request_for("p", "large", &cpu(4_000))).await;
+        self.pass(5_500).await;
+        self.pass(500).await;
+        assert_eq!(self.share("small", &cpu(1_000)).await.unwrap_err(), FULL, "what is free is held");
+        (kept, large)
+    }
+
     async fn gang(&self, keys: &[&str]) -> JoinHandle<Vec<Claimed>> {
         let members: Vec<ClaimRequest> = keys.iter().map(|key| waiting(request("p", key))).collect();
         self.begin(move |s: Scheduler| async move { s.claim_gang(members).await }.boxed()).await
@@ -102,12 +113,7 @@ async fn q06_what_was_evicted_for_one_goes_to_the_more_urgent() {
 #[tokio::test]
 async fn b07_a_higher_priority_that_does_not_wait_is_not_behind_a_held_worker() {
     let world = World::on_memory().await;
-    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
-    let kept = world.share("kept", &cpu(2_000)).await;
-    let large = world.begins_to_wait(request_for("p", "large", &cpu(4_000))).await;
-    world.pass(5_500).await;
-    world.pass(500).await;
-    assert_eq!(world.share("equal", &cpu(1_000)).await.unwrap_err(), FULL);
+    let (kept, large) = world.hold_for_large().await;
     let urgent = world.s.claim(with(request_for("p", "urgent", &cpu(1_000)), 9, false)).await;
     assert!(urgent.is_ok(), "{urgent:?}");
     world.release(&urgent).await;
@@ -140,12 +146,7 @@ async fn q07_a_worker_is_given_back_when_the_quota_is_used_up() {
 #[tokio::test]
 async fn q07_a_worker_is_given_back_when_the_caller_leaves() {
     let world = World::on_memory().await;
-    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
-    let kept = world.share("kept", &cpu(2_000)).await;
-    let large = world.begins_to_wait(request_for("p", "large", &cpu(4_000))).await;
-    world.pass(5_500).await;
-    world.pass(500).await;
-    assert_eq!(world.share("small", &cpu(1_000)).await.unwrap_err(), FULL);
+    let (kept, large) = world.hold_for_large().await;
     large.abort();
     until("it has left", async || world.s.waiting(&name("p")) == 0).await;
     world.quiet().await;
@@ -283,12 +284,8 @@ async fn b07_a_claim_that_can_never_be_served_ends_no_hold_of_others() {
 #[tokio::test]
 async fn q01_a_worker_that_is_kept_for_another_is_not_a_way_around_the_quota() {
     let world = World::on_memory().await;
-    world.shared(shared(1, PlacementPolicy::BestFit), vec![sized("w", 4_000, None)]).await;
     world.s.put_quota("ns", Some("poor"), Quota { claims: Some(0), ..Quota::default() }).await.unwrap();
-    let _kept = world.share("kept", &cpu(2_000)).await;
-    let _large = world.begins_to_wait(request_for("p", "large", &cpu(4_000))).await;
-    world.pass(5_500).await;
-    world.pass(500).await;
+    let (_kept, _large) = world.hold_for_large().await;
     let urgent = of_tenant("poor", with(request_for("p", "urgent", &cpu(1_000)), 9, false));
     let over = RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Claims));
     assert_eq!(world.s.claim(urgent).await, Err(over));

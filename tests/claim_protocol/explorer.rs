@@ -80,7 +80,7 @@ impl fmt::Display for Violation {
 
 /// Schedules that were explored.
 #[derive(Debug)]
-pub struct Explored {
+struct Explored {
     pub schedules: usize,
     /// Whether none was left.
     pub is_complete: bool,
@@ -89,13 +89,50 @@ pub struct Explored {
 
 /// Limits of an exploration.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+struct Limits {
     pub schedules: usize,
     pub time: Duration,
 }
 
+/// Limits of an exploration.
+const LIMITS: Limits = Limits { schedules: 100_000, time: Duration::from_secs(15) };
+/// Limits of random schedules.
+const SAMPLE: Limits = Limits { schedules: 3_000, time: Duration::from_secs(10) };
+
+/// Explores the schedules of a scenario, and replays the one that breaks an invariant.
+fn explored(scenario: &Scenario, broken: Option<ProtocolRule>) -> Explored {
+    let explored = explore(scenario, broken, LIMITS);
+    let extent = if explored.is_complete { "all" } else { "the first" };
+    println!("{extent} {} schedules of {scenario:?}, broken: {broken:?}", explored.schedules);
+    if let Some(violation) = &explored.violation {
+        println!("{violation}");
+        let again = replay(scenario, broken, &violation.choices).expect_err("a schedule can be replayed");
+        assert_eq!(again.choices, violation.choices);
+    }
+    explored
+}
+
+/// Asserts that no schedule breaks an invariant.
+pub fn holds(scenario: &Scenario) {
+    let explored = explored(scenario, None);
+    assert!(explored.violation.is_none(), "{}", explored.violation.unwrap());
+}
+
+/// Asserts that no random schedule breaks an invariant. `HOTPOOL_SEED` sets the first seed.
+pub fn holds_in_samples(scenario: &Scenario) {
+    let seed = std::env::var("HOTPOOL_SEED").map_or(1, |seed| seed.parse().expect("HOTPOOL_SEED is a number"));
+    let sampled = sample(scenario, seed, SAMPLE);
+    println!("{} random schedules of {scenario:?} from seed {seed} on", sampled.schedules);
+    assert!(sampled.violation.is_none(), "{}", sampled.violation.unwrap());
+}
+
+/// Asserts that some schedule breaks an invariant without this rule.
+pub fn is_found(scenario: &Scenario, broken: ProtocolRule) {
+    assert!(explored(scenario, Some(broken)).violation.is_some(), "{broken:?} is not needed in {scenario:?}");
+}
+
 /// Explores the schedules of a scenario until one breaks an invariant.
-pub fn explore(scenario: &Scenario, broken: Option<ProtocolRule>, limits: Limits) -> Explored {
+fn explore(scenario: &Scenario, broken: Option<ProtocolRule>, limits: Limits) -> Explored {
     let begun = Instant::now();
     let mut schedule = Schedule::default();
     let mut schedules = 0;
@@ -114,7 +151,7 @@ pub fn explore(scenario: &Scenario, broken: Option<ProtocolRule>, limits: Limits
 }
 
 /// Runs random schedules of a scenario until one breaks an invariant.
-pub fn sample(scenario: &Scenario, seed: u64, limits: Limits) -> Explored {
+fn sample(scenario: &Scenario, seed: u64, limits: Limits) -> Explored {
     let begun = Instant::now();
     let mut schedules = 0;
     while schedules < limits.schedules && begun.elapsed() <= limits.time {
@@ -159,7 +196,7 @@ fn play(
             return Err("the schedule does not end".into());
         }
         let step = options[schedule.choose(options.len())];
-        let running = current.filter(|&number| scene.thread(number).is_at_point());
+        let running = current.filter(|&number| scene.threads.get(number).is_at_point());
         match step {
             Step::AnswerStore => {
                 steps.push("the store answers".into());
@@ -168,9 +205,9 @@ fn play(
             Step::Thread(number, order) => {
                 preemptions -= usize::from(running.is_some_and(|running| running != number));
                 panics -= usize::from(order == Order::Panic);
-                let from = scene.thread(number).whereabouts.clone();
+                let from = scene.threads.get(number).whereabouts.clone();
                 scene.step(number, order);
-                steps.push(format!("{number}: {order:?} {from:?} -> {:?}", scene.thread(number).whereabouts));
+                steps.push(format!("{number}: {order:?} {from:?} -> {:?}", scene.threads.get(number).whereabouts));
                 current = Some(number);
             }
         }
@@ -180,17 +217,17 @@ fn play(
 
 /// Steps that may come next: first those of the thread that ran last.
 fn options(scene: &mut Scene, current: Option<usize>, may_preempt: bool, may_panic: bool) -> Vec<Step> {
-    let running = current.filter(|&number| scene.thread(number).is_at_point());
+    let running = current.filter(|&number| scene.threads.get(number).is_at_point());
     let mut numbers: Vec<usize> = running.into_iter().collect();
     if may_preempt || running.is_none() {
-        numbers.extend((0..scene.threads()).filter(|number| Some(*number) != running));
+        numbers.extend((0..scene.threads.len()).filter(|number| Some(*number) != running));
     }
     let mut options = Vec::new();
     for number in numbers {
-        if scene.can_go_on(number) {
+        if scene.threads.can_go_on(number) {
             options.push(Step::Thread(number, Order::Resume));
         }
-        if may_panic && scene.thread(number).is_in_run() {
+        if may_panic && scene.threads.get(number).is_in_run() {
             options.push(Step::Thread(number, Order::Panic));
         }
         if scene.may_leave(number) {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
@@ -16,14 +15,12 @@ use hotpool::persist::store::memory::MemoryStore;
 use hotpool::persist::store::{ShardKey, SharedStore};
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::shard::{ProtocolPoint, ProtocolRule};
-use tokio::runtime::{Builder, Handle};
 
-use crate::caller::{Caller, WakeFlag, step};
+use crate::caller::{WakeFlag, step};
 use crate::late_store::LateStore;
-use crate::stepped_thread::{Order, SteppedThread, Whereabouts};
+use crate::scene_threads::SceneThreads;
+use crate::stepped_thread::{Order, Whereabouts};
 
-/// Rounds of the runtime after which nothing is left to do unless somebody else wakes it.
-const RUNTIME_ROUNDS: usize = 16;
 /// Tenant of the key.
 const TENANT: &str = "ns/default";
 
@@ -96,10 +93,8 @@ type Answers = Arc<Mutex<Vec<(usize, Learned)>>>;
 pub struct Scene {
     scenario: Scenario,
     scheduler: Scheduler,
-    handle: Handle,
+    pub threads: SceneThreads,
     store: Option<Arc<LateStore>>,
-    pub runtime: SteppedThread,
-    pub callers: Vec<Caller>,
     answers: Answers,
     /// Number of answers that were checked.
     checked: usize,
@@ -196,82 +191,28 @@ impl Scene {
             Some(store) => Arc::<LateStore>::clone(store),
             None => Arc::new(MemoryStore),
         };
-        let (ready, is_ready) = channel();
         let for_setup = scenario.clone();
-        let mut runtime = SteppedThread::start(move |port| {
-            let runtime = Builder::new_current_thread().enable_time().build().unwrap();
-            let (scheduler, held) = runtime.block_on(set_up(&for_setup, store));
-            ready.send((scheduler, held, runtime.handle().clone())).unwrap();
-            port.pause_at(for_setup.points(), broken);
-            loop {
-                runtime.block_on(async {
-                    for _ in 0..RUNTIME_ROUNDS {
-                        tokio::task::yield_now().await;
-                    }
-                });
-                if port.pause(Whereabouts::Blocked).is_none() {
-                    return;
-                }
-            }
-        });
-        runtime.step(Order::Resume);
-        let (scheduler, held, handle) = is_ready.recv().expect("the scheduler starts");
+        let set_up = move || async move { set_up(&for_setup, store).await };
+        let (mut threads, (scheduler, held)) = SceneThreads::start(set_up, scenario.points(), broken);
         if let Some(store) = &late {
             store.set_late(scenario.store == StoreTiming::Late);
         }
         let answers = Answers::default();
-        let callers = (0..).zip(scenario.callers).map(|(number, script)| {
+        for (number, script) in (0..).zip(scenario.callers) {
             let (scheduler, answers) = (scheduler.clone(), Arc::clone(&answers));
-            let call = play(*script, number, held, scenario.pools, scheduler, answers).boxed();
-            Caller::start(call, handle.clone(), scenario.points(), broken)
-        });
-        let callers = callers.collect();
-        let mut scene = Self {
+            threads.add_caller(play(*script, number, held, scenario.pools, scheduler, answers).boxed());
+        }
+        threads.run_out(0);
+        Self {
             scenario: scenario.clone(),
             scheduler,
-            handle,
             store: late,
-            runtime,
-            callers,
+            threads,
             answers,
             checked: 0,
             last_fence: held,
             held_fence: (held != 0).then_some(held),
             panicked: false,
-        };
-        scene.run_out();
-        scene
-    }
-
-    /// Lets the runtime do what the set-up left over.
-    fn run_out(&mut self) {
-        while self.runtime.is_at_point() || self.is_runtime_woken() {
-            self.runtime.step(Order::Resume);
-        }
-    }
-
-    fn is_runtime_woken(&self) -> bool {
-        self.handle.metrics().global_queue_depth() > 0
-    }
-
-    /// Thread with this number: 0 is the runtime, then the callers.
-    pub fn thread(&mut self, number: usize) -> &mut SteppedThread {
-        match number.checked_sub(1) {
-            None => &mut self.runtime,
-            Some(caller) => &mut self.callers[caller].thread,
-        }
-    }
-
-    pub fn threads(&self) -> usize {
-        1 + self.callers.len()
-    }
-
-    pub fn can_go_on(&mut self, number: usize) -> bool {
-        match self.thread(number).whereabouts {
-            Whereabouts::At(_) => true,
-            Whereabouts::Blocked if number == 0 => self.is_runtime_woken(),
-            Whereabouts::Blocked => self.callers[number - 1].is_woken(),
-            Whereabouts::Finished | Whereabouts::Failed(_) => false,
         }
     }
 
@@ -279,8 +220,7 @@ impl Scene {
     pub fn may_leave(&self, number: usize) -> bool {
         let Some(caller) = number.checked_sub(1) else { return false };
         self.scenario.leavers.contains(&caller)
-            && self.callers[caller].has_begun
-            && self.callers[caller].thread.whereabouts == Whereabouts::Blocked
+            && self.threads.is_waiting(caller)
             && !self.answers.lock().unwrap().iter().any(|(of, _)| *of == caller)
     }
 
@@ -294,10 +234,7 @@ impl Scene {
 
     pub fn step(&mut self, number: usize, order: Order) {
         self.panicked |= order == Order::Panic;
-        if let Some(caller) = number.checked_sub(1) {
-            self.callers[caller].has_begun = true;
-        }
-        self.thread(number).step(order);
+        self.threads.step(number, order);
     }
 
     /// Claims of the key by shard, as the engines have them: with fence and whether it was disclosed. None for a shard
@@ -316,11 +253,7 @@ impl Scene {
 
     /// Checks what holds after every step.
     pub fn check_step(&mut self) -> Result<(), String> {
-        for number in 0..self.threads() {
-            if let Whereabouts::Failed(text) = &self.thread(number).whereabouts {
-                return Err(format!("thread {number} panicked: {text}"));
-            }
-        }
+        self.threads.check()?;
         let holder = self.scheduler.keys().holder(&key());
         let fence = holder.map(|holder| holder.handle.fence);
         if let Some(fence) = fence
@@ -385,7 +318,7 @@ impl Scene {
 
     /// Checks what holds when nothing is left to do, releases what is held, and checks that nothing is left.
     pub fn check_end(&mut self) -> Result<(), String> {
-        for (number, caller) in self.callers.iter().enumerate() {
+        for (number, caller) in self.threads.callers.iter().enumerate() {
             if caller.thread.whereabouts != Whereabouts::Finished {
                 return Err(format!("R1: caller {number} was never answered"));
             }
@@ -474,12 +407,12 @@ impl Scene {
         let mut result = None;
         loop {
             if result.is_none() && flag.0.swap(false, Ordering::SeqCst) {
-                let _entered = self.handle.enter();
+                let _entered = self.threads.handle.enter();
                 if let Poll::Ready(value) = call.as_mut().poll(&mut Context::from_waker(&waker)) {
                     result = Some(value);
                 }
-            } else if self.can_go_on(0) {
-                self.runtime.step(Order::Resume);
+            } else if self.threads.can_go_on(0) {
+                self.threads.step(0, Order::Resume);
             } else if self.is_answer_due() {
                 self.answer_store();
             } else {

@@ -1,6 +1,5 @@
 //! Scheduler with workers that are held, claims that wait for them, and what must hold when nothing is left to do.
 
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use futures::future::FutureExt as _;
@@ -11,13 +10,10 @@ use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec,
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::shard::{ProtocolPoint, ProtocolRule};
-use tokio::runtime::{Builder, Handle};
 
-use crate::caller::{Caller, step};
-use crate::stepped_thread::{Order, SteppedThread, Whereabouts};
-
-/// Rounds of the runtime after which nothing is left to do unless somebody else wakes it.
-const RUNTIME_ROUNDS: usize = 16;
+use crate::caller::step;
+use crate::scene_threads::SceneThreads;
+use crate::stepped_thread::{Order, Whereabouts};
 
 /// Request of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +56,7 @@ type Answers = Arc<Mutex<Vec<(usize, Granted)>>>;
 pub struct Scene {
     scenario: Scenario,
     scheduler: Scheduler,
-    handle: Handle,
-    runtime: SteppedThread,
-    callers: Vec<Caller>,
+    pub threads: SceneThreads,
     answers: Answers,
 }
 
@@ -145,82 +139,26 @@ fn points(point: ProtocolPoint) -> bool {
 
 impl Scene {
     pub fn new(scenario: &Scenario, broken: Option<ProtocolRule>) -> Self {
-        let (ready, is_ready) = channel();
         let for_setup = scenario.clone();
-        let mut runtime = SteppedThread::start(move |port| {
-            let runtime = Builder::new_current_thread().enable_time().build().unwrap();
-            let (scheduler, held) = runtime.block_on(set_up(&for_setup));
-            ready.send((scheduler, held, runtime.handle().clone())).unwrap();
-            port.pause_at(points, broken);
-            loop {
-                runtime.block_on(async {
-                    for _ in 0..RUNTIME_ROUNDS {
-                        tokio::task::yield_now().await;
-                    }
-                });
-                if port.pause(Whereabouts::Blocked).is_none() {
-                    return;
-                }
-            }
-        });
-        runtime.step(Order::Resume);
-        let (scheduler, held, handle) = is_ready.recv().expect("the scheduler starts");
+        let set_up = move || async move { set_up(&for_setup).await };
+        let (mut threads, (scheduler, held)) = SceneThreads::start(set_up, points, broken);
         let answers = Answers::default();
-        let callers = (0..).zip(scenario.callers).map(|(number, script)| {
+        for (number, script) in (0..).zip(scenario.callers) {
             let (scheduler, answers) = (scheduler.clone(), Arc::clone(&answers));
-            let call = play(*script, number, held.clone(), scenario.pools, scheduler, answers).boxed();
-            Caller::start(call, handle.clone(), points, broken)
+            threads.add_caller(play(*script, number, held.clone(), scenario.pools, scheduler, answers).boxed());
+        }
+        (0..=scenario.stand_still).for_each(|number| {
+            threads.run_out(number);
+            threads.run_out(0);
         });
-        let callers = callers.collect();
-        let mut scene = Self { scenario: scenario.clone(), scheduler, handle, runtime, callers, answers };
-        scene.run_out();
-        for caller in 1..=scenario.stand_still {
-            while scene.can_go_on(caller) {
-                scene.step(caller, Order::Resume);
-            }
-            scene.run_out();
-        }
-        scene
-    }
-
-    /// Lets the runtime do what is left over.
-    fn run_out(&mut self) {
-        while self.can_go_on(0) {
-            self.runtime.step(Order::Resume);
-        }
-    }
-
-    fn is_runtime_woken(&self) -> bool {
-        self.handle.metrics().global_queue_depth() > 0
-    }
-
-    /// Thread with this number: 0 is the runtime, then the callers.
-    pub fn thread(&mut self, number: usize) -> &mut SteppedThread {
-        match number.checked_sub(1) {
-            None => &mut self.runtime,
-            Some(caller) => &mut self.callers[caller].thread,
-        }
-    }
-
-    pub fn threads(&self) -> usize {
-        1 + self.callers.len()
-    }
-
-    pub fn can_go_on(&mut self, number: usize) -> bool {
-        match self.thread(number).whereabouts {
-            Whereabouts::At(_) => true,
-            Whereabouts::Blocked if number == 0 => self.is_runtime_woken(),
-            Whereabouts::Blocked => self.callers[number - 1].is_woken(),
-            Whereabouts::Finished | Whereabouts::Failed(_) => false,
-        }
+        Self { scenario: scenario.clone(), scheduler, threads, answers }
     }
 
     /// Whether the caller waits for an answer and may leave.
     pub fn may_leave(&self, number: usize) -> bool {
         let Some(caller) = number.checked_sub(1) else { return false };
         self.scenario.leavers.contains(&caller)
-            && self.callers[caller].has_begun
-            && self.callers[caller].thread.whereabouts == Whereabouts::Blocked
+            && self.threads.is_waiting(caller)
             && !self.answers.lock().unwrap().iter().any(|(of, _)| *of == caller)
     }
 
@@ -233,19 +171,12 @@ impl Scene {
     }
 
     pub fn step(&mut self, number: usize, order: Order) {
-        if let Some(caller) = number.checked_sub(1) {
-            self.callers[caller].has_begun = true;
-        }
-        self.thread(number).step(order);
+        self.threads.step(number, order);
     }
 
     /// Checks what holds after every step.
     pub fn check_step(&mut self) -> Result<(), String> {
-        for number in 0..self.threads() {
-            if let Whereabouts::Failed(text) = &self.thread(number).whereabouts {
-                return Err(format!("thread {number} panicked: {text}"));
-            }
-        }
+        self.threads.check()?;
         let full = RequestError::Exhausted(ExhaustionReason::Pool);
         for (caller, granted) in &*self.answers.lock().unwrap() {
             let may_wait = !matches!(self.scenario.callers[*caller], Script::Claim);
@@ -266,7 +197,7 @@ impl Scene {
         let held = |pool: &&str| self.scheduler.inject_look(&name(pool), 0).map(|claims| claims.len());
         let held: Vec<Option<usize>> = self.scenario.pools.iter().map(held).collect();
         let is_free = held.contains(&Some(0));
-        for (number, caller) in self.callers.iter().enumerate() {
+        for (number, caller) in self.threads.callers.iter().enumerate() {
             let may_wait = matches!(self.scenario.callers[number], Script::Wait(_) | Script::WaitAndRelease(_));
             match caller.thread.whereabouts {
                 Whereabouts::Finished => {}
@@ -275,7 +206,8 @@ impl Scene {
                 _ => {}
             }
         }
-        let waiting = self.callers.iter().filter(|caller| caller.thread.whereabouts != Whereabouts::Finished).count();
+        let waiting =
+            self.threads.callers.iter().filter(|caller| caller.thread.whereabouts != Whereabouts::Finished).count();
         let (pending, claims) = (self.scheduler.keys().pending_len(), held.into_iter().flatten().sum::<usize>());
         if pending != waiting {
             return Err(format!("{pending} keys are pending, and {waiting} callers wait"));
