@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::gang::GangEvent;
 use super::key::PendingClaim;
 use super::pool_registry::Pool;
 use super::queue::QueuedClaim;
-use crate::shard::{Command, ShardRef};
+use crate::shard::{Command, GangNumber, ShardRef};
 
 /// Action that takes locks, runs a shard, or answers a caller.
 #[derive(Debug)]
@@ -25,6 +26,16 @@ pub enum Effect {
     SearchQuotas,
     /// Assign the reservations of a pool anew.
     AssignReservations(Arc<Pool>),
+    /// Let a gang decide what follows from an event. Boxed, because events are large and rare.
+    Gang(Box<(GangNumber, GangEvent)>),
+}
+
+impl Effect {
+    /// Effect that lets a gang decide what follows from an event.
+    #[must_use]
+    pub fn gang(gang: GangNumber, event: GangEvent) -> Self {
+        Self::Gang(Box::new((gang, event)))
+    }
 }
 
 /// Effects that are not carried out yet, in the order in which they were noted.

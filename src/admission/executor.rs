@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::pool_registry::PoolMap;
-use crate::model::request_error::{RequestError, UnavailableReason};
+use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
 use crate::shard::{Command, ProtocolPoint, PushRejection, ShardRef};
 
 /// Commands that a caller sends inline for others, beyond which the actors of the shards take over: a caller does not
@@ -51,6 +51,10 @@ impl ClaimDispatcher {
             Effect::Search(claim) => self.search_again(&claim, work),
             Effect::SearchQuotas => self.search_quotas(work),
             Effect::AssignReservations(pool) => self.assign_reservations(&pool, work),
+            Effect::Gang(step) => {
+                let (gang, event) = *step;
+                self.step_gang(gang, event, work);
+            }
         }
     }
 
@@ -82,6 +86,9 @@ impl ClaimDispatcher {
                 }
             }
             Command::Reserve(call) => self.reserve_elsewhere(shard, call.id, work),
+            Command::Gang(call) if self.pools.load().shard(shard).is_none() => {
+                call.reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
+            }
             Command::Operation(operation) if self.pools.load().shard(shard).is_none() => {
                 operation.reply.reject(RequestError::Unavailable(reason));
             }

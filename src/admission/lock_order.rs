@@ -49,6 +49,16 @@ pub fn acquire(level: LockLevel) -> HeldLock {
     }
 }
 
+/// Notes that this thread is about to take a lock that is never held together with one of these.
+///
+/// # Panics
+/// In debug builds, if the thread holds one.
+#[cfg_attr(debug_assertions, track_caller)]
+pub fn assert_none_held() {
+    #[cfg(debug_assertions)]
+    held_levels::assert_none();
+}
+
 #[cfg(debug_assertions)]
 impl Drop for HeldLock {
     fn drop(&mut self) {
@@ -74,6 +84,13 @@ mod held_levels {
         }
         held[level as usize] = Some(level);
         HELD.set(held);
+    }
+
+    #[track_caller]
+    pub(super) fn assert_none() {
+        if let Some(held) = HELD.get().into_iter().flatten().next() {
+            panic!("lock order: a gang is stepped while this thread holds {held:?}");
+        }
     }
 
     pub(super) fn remove(level: LockLevel) {

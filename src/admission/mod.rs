@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod effect;
 mod executor;
+pub mod gang;
 pub mod ids;
 pub mod key;
 pub mod lock_order;

@@ -12,8 +12,8 @@ use super::shard::Shard;
 use super::workers::schedulability::UnschedulableSummary;
 use crate::limits;
 use crate::model::{
-    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, Millis, ResourceAmounts, ResourceUsage, ResourceVector, Seq,
-    WorkerId, WorkerRegistration, WorkerSpec,
+    ClaimId, ClaimState, ClaimTimes, Fence, IdleWorker, Millis, ResourceAmounts, ResourceVector, Seq, WorkerId,
+    WorkerRegistration, WorkerSpec,
 };
 
 /// Slice of a list that is read in one visit of the shard.
@@ -151,11 +151,11 @@ impl Shard {
         self.accounting.version()
     }
 
-    /// Total capacity of the workers; as many claims as there are workers.
+    /// Number of the workers, and their total resources.
     #[must_use]
-    pub fn total_usage(&self) -> ResourceUsage {
+    pub fn total_capacity(&self) -> (u64, ResourceVector) {
         let ResourceTotals { workers, amounts } = *self.accounting.total();
-        ResourceUsage::new(workers, amounts.saturate())
+        (workers, amounts.saturate())
     }
 
     /// Lower bound of the time at which [`Event::Tick`](super::Event::Tick) changes something, if it ever does.

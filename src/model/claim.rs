@@ -239,7 +239,7 @@ impl ClaimFilter {
 }
 
 /// Gang, and the shard that has its row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GangRef {
     /// Id of the gang: a fence, so never reused.
     pub id: Fence,

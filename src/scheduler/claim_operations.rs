@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::Scheduler;
-use super::claims::check_ttl;
 use super::operation_routing::ended_now;
+use crate::admission::dispatch::check_ttl;
 use crate::admission::key::EndedClaim;
 use crate::engine::ClaimGrant;
 use crate::model::request_error::{ObjectKind, RequestError};

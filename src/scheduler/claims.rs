@@ -1,21 +1,20 @@
 //! New claims: from a request to a pending claim, and to its result.
 
-use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::Scheduler;
+use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::effect::Effect;
+use crate::admission::gang::GangEvent;
 use crate::admission::key::PendingClaim;
-use crate::admission::plan::AdmittedClaim;
 use crate::admission::pool_registry::PoolMap;
-use crate::admission::queue::WaitState;
-use crate::limits;
 use crate::metrics::{ClaimOutcome, metrics};
 use crate::model::claim_request::PoolChoice;
-use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
+use crate::model::request_error::{ObjectKind, RequestError};
 use crate::model::{ClaimId, ClaimRequest, ClaimResult, Fence, Millis, UnreadReply};
-use crate::shard::{AwaitedReply, ClaimReply, Completion, CompletionQueue, ReplyAddress, ShardOutcome, ShardSet};
+use crate::shard::{AwaitedReply, ClaimReply, Completion, CompletionQueue, GangNumber, ReplyAddress, ShardOutcome};
 
 impl Scheduler {
     /// Claims a worker for a key, or returns the claim that holds the key already.
@@ -46,7 +45,7 @@ impl Scheduler {
         self.check_serving()?;
         let started_ns = self.dispatch().arrival_ns();
         let (reply, answer) = AwaitedReply::new();
-        let item = self.prepare_claim(pools, &request, started_ns, reply).ok();
+        let item = self.dispatch().prepare_claim(pools, &request, started_ns, reply).ok();
         let ClaimRequest { id, pools, .. } = request;
         Ok((item, ClaimCall { scheduler: self, answer, id, pools, answered: false }))
     }
@@ -73,7 +72,7 @@ impl Scheduler {
         for (index, request) in (0..).zip(requests) {
             let reply = ReplyAddress::queue(Arc::clone(&completions), index);
             // A rejected item drops its reply; `prepare_claim` has sent the outcome that counts.
-            items.extend(self.prepare_claim(&pools_now, &request, started_ns, reply).ok());
+            items.extend(self.dispatch().prepare_claim(&pools_now, &request, started_ns, reply).ok());
             let ClaimRequest { id, pools, .. } = request;
             call.items.push(BatchItem { id, pools });
         }
@@ -82,66 +81,26 @@ impl Scheduler {
         call.result().await
     }
 
-    /// Checks a request against its pools and prepares the claim. A rejection is also sent to `reply`.
-    pub(super) fn prepare_claim(
-        &self,
-        pools: &PoolMap,
-        request: &ClaimRequest,
-        started_ns: Option<NonZeroU64>,
-        reply: ReplyAddress,
-    ) -> Result<Box<PendingClaim>, RequestError> {
-        let admitted =
-            check_times(request).and_then(|()| AdmittedClaim::new(pools, &self.dispatch().selectors, request));
-        match admitted {
-            Err(error) => {
-                reply.reject(error.clone());
-                Err(error)
-            }
-            Ok(admitted) => Ok(self.pending_claim(request, admitted, started_ns, reply)),
+    /// Makes all of these claims or none; returns results in order. If one is rejected all are: that one with its own
+    /// reason, the others with [`RequestError::GangMemberRejected`]. If all keys are held already, their claims are
+    /// returned, as by [`Scheduler::claim_batch`].
+    pub async fn claim_gang(&self, requests: Vec<ClaimRequest>) -> Vec<Result<ClaimResult, RequestError>> {
+        if let Err(error) = self.check_serving() {
+            return requests.iter().map(|_| Err(error.clone())).collect();
         }
-    }
-
-    /// Builds the pending claim of an admitted request.
-    #[inline]
-    pub(super) fn pending_claim(
-        &self,
-        request: &ClaimRequest,
-        admitted: AdmittedClaim,
-        started_ns: Option<NonZeroU64>,
-        reply: ReplyAddress,
-    ) -> Box<PendingClaim> {
-        let AdmittedClaim { pool, reserve_ms, ack, plan } = admitted;
-        let preferred_wait_ms = request.constraints.as_ref().map_or(0, |constraints| constraints.preferred_wait_ms);
-        let wait_ms = request.max_wait_ms();
-        let wait = (wait_ms > 0).then(|| {
-            let now_ms = self.dispatch().clock.engine_now_ms();
-            Box::new(WaitState {
-                until_ms: now_ms + wait_ms,
-                preferred_until_ms: (preferred_wait_ms > 0).then_some(now_ms + preferred_wait_ms),
-                since_ms: now_ms,
-                exhausted: ExhaustionReason::Pool,
-                queued: None,
-            })
-        });
-        Box::new(PendingClaim {
-            tie_break: self.dispatch().keys.ids.next_tie_break(),
-            id: request.id.clone(),
-            pool,
-            plan,
-            ticket: 0,
-            affinity: request.affinity,
-            reserve_ms,
-            ttl_ms: request.ttl_ms,
-            ack,
-            tried_shards: ShardSet::default(),
-            unreachable: None,
-            started_ns,
-            reply,
-            wait,
-            over_quota: None,
-            asks: None,
-            has_asked_reserved: false,
-        })
+        // True of an empty gang, too.
+        if requests.iter().all(|request| self.dispatch().keys.holder(&request.id).is_some()) {
+            return self.claim_batch(requests).await;
+        }
+        let completions = Arc::new(CompletionQueue::collecting(requests.len()));
+        let item = |request: &ClaimRequest| BatchItem { id: request.id.clone(), pools: request.pools.clone() };
+        let items = requests.iter().map(item).collect();
+        let dispatch = self.dispatch();
+        let gang = dispatch.with_work(|work| dispatch.begin_gang(requests, &completions, work));
+        // Dropped after the batch, whose queue is closed then.
+        let _caller = GangCaller { dispatch, gang };
+        let started_ms = dispatch.clock.engine_ms();
+        BatchCall { scheduler: self, completions, items, started_ms }.result().await
     }
 
     /// Takes back a reply that did not arrive: a claim that nobody else knows of is rolled back.
@@ -253,27 +212,22 @@ impl BatchCall<'_> {
     }
 }
 
+/// Caller of a gang. When it is dropped before the answer has arrived, the caller has left, and the gang does not wait.
+struct GangCaller<'a> {
+    dispatch: &'a ClaimDispatcher,
+    gang: GangNumber,
+}
+
+impl Drop for GangCaller<'_> {
+    fn drop(&mut self) {
+        self.dispatch.with_work(|work| work.push(Effect::gang(self.gang, GangEvent::CallerLeft)));
+    }
+}
+
 impl Drop for BatchCall<'_> {
     fn drop(&mut self) {
         let unread = self.completions.close().into_iter();
         let unread = unread.map(|Completion { token, outcome }| (&self.items[token as usize].id, outcome));
         self.scheduler.dispatch().abandon(unread, self.items.iter().map(|item| &item.id));
-    }
-}
-
-/// Checks the times of a request that no pool limits.
-pub(super) fn check_times(request: &ClaimRequest) -> Result<(), RequestError> {
-    if request.wait_ms > limits::WAIT_MS_MAX {
-        return Err(RequestError::invalid("wait_ms", format!("must be at most {}", limits::WAIT_MS_MAX)));
-    }
-    check_ttl(request.ttl_ms)
-}
-
-pub(super) fn check_ttl(ttl_ms: Option<Millis>) -> Result<(), RequestError> {
-    match ttl_ms {
-        Some(ms) if ms == 0 || ms > limits::TTL_MS_MAX => {
-            Err(RequestError::invalid("ttl_ms", format!("must be 1 to {}", limits::TTL_MS_MAX)))
-        }
-        _ => Ok(()),
     }
 }

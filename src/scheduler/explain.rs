@@ -26,7 +26,7 @@ impl Scheduler {
         self.check_serving()?;
         let pools = Arc::clone(&self.dispatch().pools.load());
         let reserve_ms = request.reserve_ms;
-        let mut item = match self.prepare_claim(&pools, &request, None, ReplyAddress::discard()) {
+        let mut item = match self.dispatch().prepare_claim(&pools, &request, None, ReplyAddress::discard()) {
             Ok(item) => item,
             Err(error @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
                 return Ok(ClaimExplanation { outcome: Err(error), pools: Vec::new() });

@@ -35,10 +35,10 @@ impl Scheduler {
         }
     }
 
-    /// Does what the next tick would do for claims that wait, now. No edge calls this.
+    /// Does what the next tick would do for claims and gangs that wait, now. No edge calls this.
     pub fn inject_queue_tick(&self) {
         let dispatch = &self.shared.dispatch;
-        dispatch.with_work(|work| dispatch.tick_wait_queues(dispatch.clock.engine_ms(), work));
+        dispatch.with_work(|work| dispatch.tick(dispatch.clock.engine_ms(), work));
     }
 
     /// Pool as a call holds it that looked it up before a competing step. No edge calls this.

@@ -9,7 +9,6 @@ mod claim_operations;
 mod claims;
 mod demand;
 mod explain;
-mod gangs;
 mod gather;
 #[cfg(feature = "internals")]
 mod injection;
@@ -43,6 +42,7 @@ use self::change_log::ChangeLog;
 use self::recovery::RecoveredState;
 use crate::admission::dispatch::ClaimDispatcher;
 pub use crate::admission::dispatch::SchedulerSettings;
+use crate::admission::gang::GangSet;
 use crate::admission::key::KeyDirectory;
 use crate::admission::pool_registry::{Pool, PoolRegistry};
 use crate::admission::queue::WaitQueues;
@@ -51,7 +51,7 @@ use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState, metrics};
 use crate::model::label_selector::SelectorCache;
 use crate::model::request_error::{RequestError, UnavailableReason};
-use crate::model::{Millis, PoolName, PoolSpec};
+use crate::model::{GangRef, Millis, PoolName, PoolSpec};
 use crate::persist::catalog::PoolCatalog;
 use crate::persist::journal::{Journal, Outbox};
 use crate::persist::store::{SharedStore, StoreError};
@@ -130,7 +130,7 @@ impl Scheduler {
             selectors: SelectorCache::default(),
             journal,
             clock,
-            gangs_in_doubt: Mutex::default(),
+            gangs: GangSet::default(),
             environment: Arc::new(environment),
             settings,
             stopping: AtomicBool::new(false),
@@ -195,7 +195,7 @@ impl Scheduler {
         self.spawn(ownership::renew_loop(Arc::clone(dispatch)));
         let RecoveredState { catalog, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
         let _ = self.shared.catalog.set(catalog);
-        self.spawn(self.clone().forget_gangs(gangs));
+        self.spawn(Self::forget_gangs(Arc::clone(dispatch), gangs));
         for writer in 0..dispatch.journal.writer_count() {
             self.spawn(Arc::clone(&dispatch.journal).run(writer));
         }
@@ -273,6 +273,7 @@ impl Scheduler {
             }
             handle.stop().await;
         }
+        dispatch.with_work(|work| dispatch.take_gang_reports(work));
         if let Some(supervisor) = self.shared.supervisor.get() {
             supervisor.stop(None);
         }
@@ -366,7 +367,13 @@ impl Scheduler {
         let mut interval = tokio::time::interval(Duration::from_millis(TICK_MS));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            interval.tick().await;
+            tokio::select! {
+                _ = interval.tick() => {}
+                () = dispatch.gangs.inbox.arrival() => {
+                    dispatch.with_work(|work| dispatch.take_gang_reports(work));
+                    continue;
+                }
+            }
             let now_ms = dispatch.clock.tick();
             for pool in dispatch.pools.load().iter() {
                 for handle in &pool.shards {
@@ -375,7 +382,7 @@ impl Scheduler {
                 pool.event_log.tick(now_ms);
             }
             dispatch.with_work(|work| {
-                dispatch.tick_wait_queues(now_ms, work);
+                dispatch.tick(now_ms, work);
                 dispatch.ask_about_poisoned(now_ms, work);
             });
             changes.log_counted(now_ms);
@@ -383,6 +390,18 @@ impl Scheduler {
             let mut handles = pools.iter().flat_map(|pool| pool.shards.iter());
             dispatch.keys.adoption.close_if_due(now_ms, || handles.all(|handle| handle.unreconciled() == 0));
         }
+    }
+
+    /// Forgets gangs of an earlier process, once their members are stored as committed.
+    async fn forget_gangs(dispatch: Arc<ClaimDispatcher>, gangs: Vec<GangRef>) {
+        if gangs.is_empty() {
+            return;
+        }
+        let pools = dispatch.pools.load_full();
+        let handles = pools.iter().flat_map(|pool| pool.shards.iter());
+        let outboxes: Vec<Arc<Outbox>> = handles.map(|handle| Arc::clone(&handle.outbox)).collect();
+        dispatch.journal.wait_flushed(outboxes).await;
+        dispatch.with_work(|work| dispatch.forget_gangs(gangs, work));
     }
 
     async fn renew_fence_ceiling(dispatch: Arc<ClaimDispatcher>) {

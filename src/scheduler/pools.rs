@@ -286,7 +286,7 @@ impl Scheduler {
         pool.shards.iter().for_each(|handle| handle.outbox.notify_subscribers());
         pool.event_log.close();
         self.dispatch().forget_pool(pool.number);
-        self.abort_gangs_of_pool(pool.uid).await;
+        self.dispatch().with_work(|work| self.dispatch().abort_gangs_of_pool(pool.uid, work));
         if let Ok(catalog) = self.catalog() {
             let removed = catalog.remove(pool.uid);
             catalog.wait_stored(removed).await;

@@ -14,7 +14,8 @@ use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorCell;
 
-use crate::admission::dispatch::{ClaimDispatcher, InDoubtGang, InDoubtMember};
+use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::gang::{MemberGrant, TransactionMember};
 use crate::admission::key::{KeyHolder, PendingClaim};
 use crate::admission::pool_registry::{Pool, ShardHandle};
 use crate::engine::{
@@ -103,7 +104,7 @@ pub struct RecoveredState {
     /// Pools whose deletion was in progress.
     pub deleting: Vec<Arc<Pool>>,
     /// Committed gangs that are forgotten once their members are stored.
-    pub gangs: Vec<(ShardRef, Fence)>,
+    pub gangs: Vec<GangRef>,
 }
 
 /// Reads everything from the store, which this process owns, and starts the shards.
@@ -367,13 +368,14 @@ async fn load(
 /// Decides provisional claims that a crash left undecided: they are committed if their gang's home has its record, and
 /// relinquished otherwise. If the home cannot be read, they stay provisional and their keys are unreadable. Returns
 /// the gangs whose records can be deleted once their members are stored; none if a shard was not read.
-fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -> Vec<(ShardRef, Fence)> {
-    let mut rows: Vec<(ShardRef, Fence)> = Vec::new();
+fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -> Vec<GangRef> {
+    let mut rows: Vec<GangRef> = Vec::new();
     let mut homes: HashMap<ShardKey, HashSet<Fence>> = HashMap::new();
     for recovered in &*recovered {
         if let Ok(shard) = &recovered.shard {
             let committed: HashSet<Fence> = shard.committed_gangs().collect();
-            rows.extend(committed.iter().map(|&id| (recovered.handle.shard, id)));
+            let ShardKey { pool, shard } = recovered.handle.outbox.key();
+            rows.extend(committed.iter().map(|&id| GangRef { id, pool, shard }));
             homes.insert(recovered.handle.outbox.key(), committed);
         }
     }
@@ -383,7 +385,7 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
         .map(|recovered| recovered.handle.outbox.key())
         .collect();
     let now_ms = dispatch.clock.engine_ms();
-    let mut in_doubt: BTreeMap<Fence, InDoubtGang> = BTreeMap::new();
+    let mut in_doubt: BTreeMap<GangRef, Vec<TransactionMember>> = BTreeMap::new();
     for recovered in recovered.iter_mut() {
         let this_shard = recovered.handle.shard;
         let Ok(shard) = &mut recovered.shard else { continue };
@@ -397,15 +399,14 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
             } else if unread.contains(&home) {
                 let spec = shard.grant(handle).and_then(|grant| grant.spec);
                 dispatch.keys.recover_unreadable(id.clone(), this_shard, handle.fence, spec);
-                let member = InDoubtMember { id, ticket: None, shard: this_shard, fence: handle.fence };
-                let gang_in_doubt = in_doubt.entry(gang.id).or_insert(InDoubtGang { home: gang, members: Vec::new() });
-                gang_in_doubt.members.push(member);
+                let grant = MemberGrant { shard: this_shard, fence: handle.fence, answer: None };
+                in_doubt.entry(gang).or_default().push(TransactionMember::new(id, None, Some(grant)));
             } else {
                 recovered.relinquished.push(handle);
             }
         }
     }
-    dispatch.gangs_in_doubt().extend(in_doubt.into_values());
+    dispatch.suspend_gangs(in_doubt);
     if unread.is_empty() { rows } else { Vec::new() }
 }
 

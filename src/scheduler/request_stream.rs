@@ -12,8 +12,8 @@ use std::task::Context;
 use hashbrown::HashMap;
 
 use super::Scheduler;
-use super::claims::check_ttl;
 use super::operation_routing::{RoutedOperation, ended_now};
+use crate::admission::dispatch::check_ttl;
 use crate::admission::key::PendingClaim;
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
@@ -148,7 +148,9 @@ impl RequestStream {
         }
         // A rejected claim was answered by `prepare_claim`.
         let pools = self.scheduler.dispatch().pools.load();
-        let Ok(item) = self.scheduler.prepare_claim(&pools, &request, self.started_ns, reply) else { return };
+        let Ok(item) = self.scheduler.dispatch().prepare_claim(&pools, &request, self.started_ns, reply) else {
+            return;
+        };
         drop(pools);
         match &mut self.run {
             RequestRun::Claims(items) => items.push(item),

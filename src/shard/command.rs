@@ -8,13 +8,13 @@ use tokio::sync::oneshot;
 use super::address::{KeyTicket, PendingWrites};
 use super::event::{ShardLife, UndecidedClaim};
 use super::reply::{
-    ClaimSlice, CommandReply, CommittedMembers, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement,
+    ClaimSlice, CommandReply, DeletedWorker, EndedWorkers, GangReply, HeartbeatReply, PreviewedPlacement,
     RegisteredWorker, ReplyAddress, ShardReport, SurveySlice, WorkerSlice,
 };
 use super::runner::reserved_keys;
 use crate::engine::{
-    ClaimHandle, ClaimTarget, EvictionPolicy, ListedClaim, PlacementConstraints, PoolEligibility, ReservationId, Shard,
-    WorkerSnapshot,
+    ClaimHandle, ClaimTarget, EvictionPolicy, GangAction, ListedClaim, PlacementConstraints, PoolEligibility,
+    ReservationId, Shard, WorkerSnapshot,
 };
 use crate::limits;
 use crate::model::request_error::RequestError;
@@ -199,31 +199,17 @@ pub struct ReserveCall {
     pub evict: Option<EvictionPolicy>,
 }
 
-/// Action of a gang's two-phase commit at one shard.
+/// Request to take an action of a gang's two-phase commit at one shard.
 #[derive(Debug)]
-pub struct GangItem {
+pub struct GangCall {
     /// Fence that identifies the gang.
     pub id: Fence,
-    /// Action to take on the members in this shard.
-    pub request: GangRequest,
-}
-
-/// Action on the members of a gang in one shard ([`crate::engine::GangAction`]), with the sender of its reply to the
-/// gang's driver.
-#[derive(Debug)]
-pub enum GangRequest {
-    /// Commits the members; these are the tickets of those that were granted here.
-    Commit(Vec<(ClaimId, KeyTicket)>, CommandReply<CommittedMembers>),
-    /// Aborts the gang: its members are rolled back.
-    Abort(CommandReply<()>),
-    /// Records in the gang's home shard that it is committed.
-    Record(CommandReply<()>),
-    /// Forgets the gang in its home shard.
-    Forget(CommandReply<()>),
-    /// Retracts the record of the gang.
-    Retract(CommandReply<()>),
-    /// Counts the members that are live here.
-    Count(CommandReply<usize>),
+    /// Action to take on the members in this shard, or on the gang's row.
+    pub action: GangAction,
+    /// Tickets of the members that were granted here; needed only to commit them.
+    pub tickets: Vec<(ClaimId, KeyTicket)>,
+    /// Sender of the answer.
+    pub reply: GangReply,
 }
 
 /// Step that a test injects in the middle of a run.
@@ -257,7 +243,7 @@ pub enum Command {
     /// Offers the worker with this ordinal once more to the claims that wait.
     Offer(u32),
     /// Takes an action on the members of a gang.
-    Gang(Box<GangItem>),
+    Gang(Box<GangCall>),
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.
     Relinquish(ClaimHandle),
     /// Reports whether the shard holds the key, whose entry is not trusted.

@@ -30,8 +30,8 @@ mod supervisor;
 
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{
-    ClaimCall, Command, GangItem, GangRequest, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports,
-    PreviewQuery, ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, UnstoredRejection,
+    ClaimCall, Command, GangCall, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports, PreviewQuery,
+    ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, UnstoredRejection,
 };
 pub use environment::ShardEnvironment;
 pub use event::{
@@ -43,8 +43,9 @@ pub use paused_shard::PausedShard;
 pub use pool_context::{PoolContext, QueueState};
 pub use reply::{
     AwaitedReply, ClaimAnswer, ClaimReply, ClaimSlice, CommandReply, CommittedMembers, Completion, CompletionQueue,
-    CompletionToken, DeletedWorker, EndedWorkers, HeartbeatReply, PreviewedPlacement, RegisteredWorker, ReplyAddress,
-    ShardOutcome, ShardReport, SurveySlice, WorkerSlice,
+    CompletionToken, DeletedWorker, EndedWorkers, GangAnswer, GangInbox, GangNumber, GangReply, GangReport,
+    GangRequestNumber, HeartbeatReply, MembersWaker, PreviewedPlacement, RegisteredWorker, ReplyAddress, ShardOutcome,
+    ShardReport, SurveySlice, WorkerSlice,
 };
 #[cfg(all(feature = "internals", debug_assertions))]
 pub use step_injection::{PointHook, inject_into_thread};

@@ -254,11 +254,21 @@ async fn s08_a_gang_over_a_panic_is_whole() {
         world.s.inject_panic(&name("p"), 0);
         world.s.inject_panic(&name("p"), 1);
         world.gate().open_gate();
+        // Requests that a panic left unanswered are repeated after a while.
+        until("the gang is answered", async || {
+            world.pass(1).await;
+            begun.is_finished()
+        })
+        .await;
         let outcomes = done(begun).await;
         until("both serve", async || world.shards("p").await.iter().all(|shard| shard.state == "serving")).await;
         let made = granted(&outcomes);
         assert!(made == 0 || made == 4, "{outcomes:?}");
-        until("nothing is in between", async || world.counts("p").await.1 as usize == world.held().await.len()).await;
+        until("nothing is in between", async || {
+            world.pass(1).await;
+            world.counts("p").await.1 as usize == world.held().await.len()
+        })
+        .await;
         assert_eq!(world.held().await.len(), made, "after {steps} steps");
         came_to[usize::from(made > 0)] += 1;
     }
@@ -304,7 +314,7 @@ async fn b02_a_gang_of_shares() {
     assert_eq!(granted(&world.s.claim_gang(vec![share("p", "b0".into(), 1_000)]).await), 1);
 }
 
-/// A shard that does not come back blocks no gang: the gang is rejected, the pool's gang lock is released, nothing is
+/// A shard that does not come back blocks no gang: the gang is rejected, the pool's slot for gangs is free again, nothing is
 /// left.
 #[tokio::test]
 async fn w06_a_refused_shard_blocks_no_gang() {

@@ -3,17 +3,17 @@
 
 mod batch_routing;
 mod caller_left;
-mod in_doubt;
+mod new_claims;
 mod reply_sent;
 
-use parking_lot::Mutex;
 use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use self::in_doubt::{InDoubtGang, InDoubtMember};
+pub use self::new_claims::{check_times, check_ttl};
 use crate::admission::effect::{Effect, EffectQueue};
+use crate::admission::gang::GangSet;
 use crate::admission::key::{KeyAcquire, KeyDirectory, PendingClaim, ShardAsk};
 use crate::admission::pool_registry::{Pool, PoolMap, PoolRegistry};
 use crate::admission::queue::WaitQueues;
@@ -65,8 +65,8 @@ pub struct ClaimDispatcher {
     pub selectors: SelectorCache,
     /// Source of engine and wall-clock time.
     pub clock: Clock,
-    /// Gangs that cannot be decided at present.
-    pub gangs_in_doubt: Mutex<Vec<InDoubtGang>>,
+    /// Gangs that are placed, wait, or are in doubt.
+    pub gangs: GangSet,
     /// Services that all shards share.
     pub environment: Arc<ShardEnvironment>,
     /// Journal that writes records to the store.
@@ -295,6 +295,13 @@ impl ClaimDispatcher {
             n < TIMED_PER_TICK_MAX || n.is_multiple_of(SAMPLE_INTERVAL)
         });
         if timed { NonZeroU64::new(self.clock.mono_ns().max(1)) } else { None }
+    }
+
+    /// Advances claims and gangs that wait, and gangs in doubt, to `now_ms`.
+    pub fn tick(&self, now_ms: Millis, work: &mut EffectQueue) {
+        self.tick_wait_queues(now_ms, work);
+        self.take_gang_reports(work);
+        self.tick_gangs(now_ms, work);
     }
 
     /// Whether claims may no longer wait, because a shutdown is near.

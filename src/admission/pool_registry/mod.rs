@@ -30,8 +30,6 @@ pub struct Pool {
     pub shards: Box<[Arc<ShardHandle>]>,
     /// Queue of claims that wait for capacity in the pool.
     pub wait_queue: PoolQueue,
-    /// Lock of the gang that is being placed in the pool.
-    pub gang_lock: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::ops::Deref for Pool {
@@ -53,7 +51,7 @@ impl Pool {
     #[must_use]
     pub fn new(uid: u64, context: Arc<PoolContext>, shards: Box<[Arc<ShardHandle>]>) -> Self {
         let wait_queue = PoolQueue::new(context.number, Arc::clone(&context.queue_state));
-        Self { context, uid, shards, wait_queue, gang_lock: Arc::default() }
+        Self { context, uid, shards, wait_queue }
     }
 
     /// Number of workers that are idle, hold claims, or are reserved for claims that wait.

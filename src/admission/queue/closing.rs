@@ -33,7 +33,7 @@ impl ClaimDispatcher {
     pub(crate) fn close_wait_queue(&self, pool: &Pool, work: &mut EffectQueue) {
         let claims = pool.wait_queue.lock().close();
         self.refuse_all(claims, work);
-        self.wake_gangs(pool);
+        self.close_gangs(pool, work);
     }
 
     /// Removes all claims from all queues before the service stops.

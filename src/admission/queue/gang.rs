@@ -6,31 +6,27 @@
 //! [`limits::RESERVE_AFTER_MS`], what comes free is held for it, for a bounded time ([`super::reservations`]).
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::Notify;
 
 use super::entry::is_full;
 use super::pool_queue::{QueueContents, QueueGuard};
 use super::{ArrivalNumber, RequestClass};
 use crate::admission::dispatch::ClaimDispatcher;
+use crate::admission::effect::{Effect, EffectQueue};
+use crate::admission::gang::{GangEvent, GangWait, total_request};
 use crate::admission::key::{PendingClaim, ShardAsk};
+use crate::admission::plan::AdmittedClaim;
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::{ChargeRank, Tenant};
 use crate::engine::ClaimTarget;
 use crate::limits;
 use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimId, Millis, PoolMode, ResourceUsage, ResourceVector};
-use crate::shard::{Command, ShardRef};
-
-/// Shortest and longest pause between two attempts. Capacity that a failed attempt frees would otherwise trigger the
-/// next one.
-const BACKOFF_MS: [Millis; 2] = [20, 1_000];
+use crate::shard::{Command, GangNumber, ReplyAddress, ShardRef};
 
 /// Gangs of a pool, the best-ranked first, that one tick may find to be worth a try.
 const GANGS_TRIED_MAX: usize = 64;
@@ -41,6 +37,10 @@ pub(super) type GangRanks = BTreeMap<(Reverse<u16>, ArrivalNumber), Arc<WaitingG
 /// Gang that waits for capacity or for quota.
 #[derive(Debug)]
 pub struct WaitingGang {
+    /// Number of the gang in this process.
+    pub number: GangNumber,
+    /// Keys of the members.
+    pub members: Vec<ClaimId>,
     /// Arrival number, the same in all queues.
     pub arrival: ArrivalNumber,
     /// Highest priority of a member.
@@ -61,22 +61,14 @@ pub struct WaitingGang {
     request: (usize, ResourceVector),
     /// Amounts that its members are charged together.
     need: ResourceUsage,
-    notify: Notify,
-    /// Whether the gang is to be tried.
-    is_due: AtomicBool,
-    /// Engine time before which the gang is not tried again, and the length of that pause.
-    backoff: Mutex<(Millis, Millis)>,
+    /// Engine time before which the gang is not tried.
+    not_before_ms: AtomicU64,
 }
 
 impl WaitingGang {
-    /// Wakes the driver, which checks what has changed.
-    pub(super) fn wake(&self) {
-        self.notify.notify_one();
-    }
-
     /// Whether what it waits for seems to be there.
     fn may_succeed(&self, now_ms: Millis) -> bool {
-        if self.backoff.lock().0 > now_ms {
+        if self.not_before_ms.load(Ordering::Relaxed) > now_ms {
             return false;
         }
         if matches!(self.exhausted, ExhaustionReason::Quota(_)) {
@@ -115,11 +107,15 @@ impl WaitingGang {
         }
     }
 
-    /// Starts a pause after a failed attempt; twice as long as the last one.
-    fn back_off(&self, now_ms: Millis) {
-        let mut pause = self.backoff.lock();
-        let pause_ms = (pause.1 * 2).clamp(BACKOFF_MS[0], BACKOFF_MS[1]);
-        *pause = (now_ms + pause_ms, pause_ms);
+    /// Does not let the gang be tried before an engine time.
+    pub fn postpone(&self, until_ms: Millis) {
+        self.not_before_ms.store(until_ms, Ordering::Relaxed);
+    }
+
+    /// Whether the gang waits for what `reason` names.
+    #[must_use]
+    pub const fn waits_for(&self, reason: ExhaustionReason) -> bool {
+        matches!(reason, ExhaustionReason::Quota(_)) == matches!(self.exhausted, ExhaustionReason::Quota(_))
     }
 }
 
@@ -131,19 +127,17 @@ impl QueueGuard<'_> {
 }
 
 impl ClaimDispatcher {
-    /// Lets the gangs of a pool look at what has changed.
-    pub(super) fn wake_gangs(&self, pool: &Pool) {
+    /// Ends the waits of the gangs of a pool that is being deleted, or lets them go on in others.
+    pub(super) fn close_gangs(&self, pool: &Pool, work: &mut EffectQueue) {
         let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
-        gangs.iter().for_each(|gang| gang.wake());
+        gangs.iter().for_each(|gang| work.push(Effect::gang(gang.number, GangEvent::Closing)));
     }
 
-    /// Lets the best-ranked gang be tried for which enough seems to be free, and ends the waits that are over.
-    pub(super) fn tick_gangs(&self, pool: &Pool, now_ms: Millis) {
+    /// Lets the best-ranked gang be tried for which enough seems to be free.
+    pub(super) fn tick_waiting_gangs(&self, pool: &Pool, now_ms: Millis, work: &mut EffectQueue) {
         let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
-        gangs.iter().filter(|gang| gang.until_ms <= now_ms).for_each(|gang| gang.wake());
         if let Some(gang) = gangs.iter().take(GANGS_TRIED_MAX).find(|gang| gang.may_succeed(now_ms)) {
-            gang.is_due.store(true, Ordering::Release);
-            gang.wake();
+            work.push(Effect::gang(gang.number, GangEvent::MayFit));
         }
         self.tick_gang_hold(pool, &gangs, now_ms);
     }
@@ -205,26 +199,63 @@ impl ClaimDispatcher {
             held.rotate_left(1);
         }
     }
-}
 
-/// Gang in the wait queues; leaves them when dropped.
-#[derive(Debug)]
-pub struct QueuedGang {
-    gang: Arc<WaitingGang>,
-    members: Vec<ClaimId>,
-    dispatch: Arc<ClaimDispatcher>,
-}
+    /// Enters a gang into the queues of all its candidate pools. Returns none if a queue is full, or all are closed.
+    pub(in crate::admission) fn enqueue_gang(&self, number: GangNumber, wait: &GangWait) -> Option<Arc<WaitingGang>> {
+        let GangWait { requests, exhausted, wait_ms } = wait;
+        let map = self.pools.load_full();
+        let admitted: Vec<AdmittedClaim> =
+            requests.iter().filter_map(|request| AdmittedClaim::new(&map, &self.selectors, request).ok()).collect();
+        let numbers: BTreeSet<u32> = admitted.iter().flat_map(AdmittedClaim::pools).collect();
+        let pools: SmallVec<[Arc<Pool>; 1]> =
+            numbers.into_iter().filter_map(|number| map.by_number(number)).cloned().collect();
+        let tenant = self.keys.tenants.get_or_insert(&requests.first()?.id);
+        if pools.iter().any(|pool| is_full(pool, &tenant)) {
+            return None;
+        }
+        let constraints = requests.iter().filter_map(|request| request.constraints.as_ref());
+        let priority = constraints.map(|constraints| constraints.spec.priority).max().unwrap_or(0);
+        let members = requests.iter().zip(admitted);
+        let classes: Vec<RequestClass> = members
+            .map(|(request, admitted)| self.pending_claim(request, admitted, None, ReplyAddress::discard()).class())
+            .collect();
+        let amounts = classes.iter().map(|class| {
+            let spec = class.constraints.as_ref().and_then(|constraints| constraints.spec.as_deref());
+            ResourceUsage::of_claim(spec)
+        });
+        let gang = Arc::new(WaitingGang {
+            number,
+            members: requests.iter().map(|request| request.id.clone()).collect(),
+            arrival: self.keys.ids.next_arrival(),
+            priority,
+            since_ms: wait_ms.start,
+            until_ms: wait_ms.end,
+            pools,
+            tenant,
+            exhausted: *exhausted,
+            request: (requests.len(), total_request(requests).saturate()),
+            need: amounts.fold(ResourceUsage::default(), |sum, more| sum.plus(&more)),
+            classes,
+            not_before_ms: AtomicU64::new(0),
+        });
+        let entered = gang.pools.iter().map(|pool| pool.wait_queue.lock().enter_gang(&gang)).filter(|entered| *entered);
+        if entered.count() == 0 {
+            return None;
+        }
+        let mut gangs = self.wait_queues.gangs.lock();
+        gangs.extend(gang.members.iter().map(|member| (member.clone(), Arc::clone(&gang))));
+        Some(Arc::clone(&gang))
+    }
 
-impl Drop for QueuedGang {
-    fn drop(&mut self) {
-        let gang = &self.gang;
+    /// Takes a gang out of all queues.
+    pub(in crate::admission) fn dequeue_gang(&self, gang: &WaitingGang) {
         for pool in &gang.pools {
             let usable = pool.usable_workers();
             let mut queue = pool.wait_queue.lock();
             queue.leave_gang(gang);
             let held = match queue.queue.reservations.gang_hold() {
                 Some((arrival, _)) if arrival == gang.arrival => {
-                    queue.queue.reservations.drop_gang_hold(usable, self.dispatch.clock.engine_ms())
+                    queue.queue.reservations.drop_gang_hold(usable, self.clock.engine_ms())
                 }
                 _ => Vec::new(),
             };
@@ -233,100 +264,12 @@ impl Drop for QueuedGang {
                 pool.shards[shard as usize].cancel_reservation(number);
             }
         }
-        let mut gangs = self.dispatch.wait_queues.gangs.lock();
-        for member in &self.members {
+        let mut gangs = self.wait_queues.gangs.lock();
+        for member in &gang.members {
             // Another gang may wait for the same key by now.
             if gangs.get(member).is_some_and(|other| other.arrival == gang.arrival) {
                 gangs.remove(member);
             }
         }
-    }
-}
-
-/// Request of a gang that is about to wait.
-#[derive(Debug)]
-pub struct GangRequest {
-    /// Keys of the members.
-    pub members: Vec<ClaimId>,
-    /// Request of each member.
-    pub classes: Vec<RequestClass>,
-    /// Highest priority of a member.
-    pub priority: u16,
-    /// Resources of all members together.
-    pub total: ResourceVector,
-    /// Why the first attempt failed.
-    pub exhausted: ExhaustionReason,
-    /// Beginning and end of the wait.
-    pub wait_ms: Range<Millis>,
-}
-
-impl QueuedGang {
-    /// Enters a gang with at least one member into the queues of its pools. Returns `None` if a queue is full or closed.
-    #[must_use]
-    pub fn new(dispatch: &Arc<ClaimDispatcher>, pools: &[Arc<Pool>], request: GangRequest) -> Option<Self> {
-        let GangRequest { members, classes, priority, total, exhausted, wait_ms } = request;
-        let tenant = dispatch.keys.tenants.get_or_insert(members.first()?);
-        if pools.iter().any(|pool| is_full(pool, &tenant)) {
-            return None;
-        }
-        let amounts = classes.iter().map(|class| {
-            let spec = class.constraints.as_ref().and_then(|constraints| constraints.spec.as_deref());
-            ResourceUsage::of_claim(spec)
-        });
-        let gang = Arc::new(WaitingGang {
-            arrival: dispatch.keys.ids.next_arrival(),
-            priority,
-            since_ms: wait_ms.start,
-            until_ms: wait_ms.end,
-            pools: pools.iter().cloned().collect(),
-            tenant,
-            exhausted,
-            request: (members.len(), total),
-            need: amounts.fold(ResourceUsage::default(), |sum, more| sum.plus(&more)),
-            classes,
-            notify: Notify::default(),
-            is_due: AtomicBool::new(false),
-            backoff: Mutex::default(),
-        });
-        let entered = pools.iter().map(|pool| pool.wait_queue.lock().enter_gang(&gang)).filter(|entered| *entered);
-        if entered.count() == 0 {
-            return None;
-        }
-        let mut gangs = dispatch.wait_queues.gangs.lock();
-        gangs.extend(members.iter().map(|member| (member.clone(), Arc::clone(&gang))));
-        drop(gangs);
-        Some(Self { gang, members, dispatch: Arc::clone(dispatch) })
-    }
-
-    /// Gang as its queues know it.
-    #[must_use]
-    pub const fn gang(&self) -> &Arc<WaitingGang> {
-        &self.gang
-    }
-
-    /// Waits until the gang is to be tried. Returns false at its deadline and on shutdown.
-    pub async fn wait_until_due(&self) -> bool {
-        let gang = &self.gang;
-        loop {
-            if gang.until_ms <= self.dispatch.clock.engine_ms() || self.dispatch.is_stopping() {
-                return false;
-            }
-            let is_closing = gang.pools.iter().any(|pool| pool.is_closing()) || self.dispatch.is_draining();
-            if is_closing || gang.is_due.swap(false, Ordering::AcqRel) {
-                return true;
-            }
-            gang.notify.notified().await;
-        }
-    }
-
-    /// Pauses after an attempt that failed.
-    pub fn back_off(&self) {
-        self.gang.back_off(self.dispatch.clock.engine_ms());
-    }
-
-    /// Whether the gang waits for what `reason` names.
-    #[must_use]
-    pub fn waits_for(&self, reason: ExhaustionReason) -> bool {
-        matches!(reason, ExhaustionReason::Quota(_)) == matches!(self.gang.exhausted, ExhaustionReason::Quota(_))
     }
 }

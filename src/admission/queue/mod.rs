@@ -51,7 +51,7 @@ use parking_lot::Mutex;
 
 pub use self::claim_wait::WaitState;
 use self::deadlines::WaitDeadlines;
-pub use self::gang::{GangRequest, QueuedGang, WaitingGang};
+pub use self::gang::WaitingGang;
 pub use self::pool_queue::PoolQueue;
 pub use self::queued_claim::{ArrivalNumber, QueuedClaim};
 pub use self::request_class::RequestClass;

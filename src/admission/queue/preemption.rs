@@ -26,7 +26,7 @@ const SEEK_AGAIN_MS: Millis = 1_000;
 impl ClaimDispatcher {
     /// Advances the queue of a pool: its gangs and its reservations.
     pub(super) fn tick_queue(&self, pool: &Arc<Pool>, now_ms: Millis, work: &mut EffectQueue) {
-        self.tick_gangs(pool, now_ms);
+        self.tick_waiting_gangs(pool, now_ms, work);
         if !pool.wait_queue.lock().queue.reservations.is_empty() {
             self.assign_reservations(pool, work);
         }

@@ -25,7 +25,7 @@ use self::affinity_hints::AffinityHints;
 pub use self::capacities::WorkerCapacities;
 pub use self::free_capacity::{BatchBudget, FreeCapacity, ShardPreference};
 use crate::engine::PlacementConstraints;
-use crate::model::{PoolMode, ResourceAmounts, ResourceUsage};
+use crate::model::{PoolMode, ResourceAmounts, ResourceUsage, ResourceVector};
 use crate::shard::ShardSet;
 
 #[derive(Debug, Default)]
@@ -45,8 +45,8 @@ pub struct CapacityBoard {
     affinity_hints: AffinityHints,
     /// Lowest priority of an evictable claim plus one, by shard; 0 if there is none.
     lowest_evictable: Box<[AtomicU32]>,
-    /// Total resources of the workers by shard: workers, cores, memory, thousandths of GPUs.
-    totals: Box<[[AtomicU64; 4]]>,
+    /// Total resources of the workers by shard: their number, then the amounts.
+    totals: Box<[[AtomicU64; 5]]>,
     /// Distinct capacities of the workers, busy ones included.
     capacities: WorkerCapacities,
 }
@@ -148,9 +148,10 @@ impl CapacityBoard {
         lower.min_by_key(lowest)
     }
 
-    /// Publishes the total resources of a shard's workers.
-    pub fn publish_total(&self, shard: u16, total: &ResourceUsage) {
-        for (cell, amount) in self.totals[shard as usize].iter().zip(total.to_array()) {
+    /// Publishes the number of a shard's workers, and their total resources.
+    pub fn publish_total(&self, shard: u16, workers: u64, amounts: ResourceVector) {
+        let amounts = std::iter::once(workers).chain(amounts.to_array());
+        for (cell, amount) in self.totals[shard as usize].iter().zip(amounts) {
             cell.store(amount, Ordering::Relaxed);
         }
     }
@@ -158,9 +159,20 @@ impl CapacityBoard {
     /// Total resources of the pool's workers; one claim per worker.
     #[must_use]
     pub fn total(&self) -> ResourceUsage {
-        let each = |i: usize| self.totals.iter().map(move |shard| shard[i].load(Ordering::Relaxed));
-        let sum = |i: usize| each(i).fold(0, u64::saturating_add);
-        ResourceUsage { claims: sum(0), cpu_milli: sum(1), memory_bytes: sum(2), gpu_milli: sum(3) }
+        let ResourceVector { cpu_milli, memory_bytes, gpu_milli, .. } = self.total_amounts();
+        ResourceUsage { claims: self.sum_of_totals(0), cpu_milli, memory_bytes, gpu_milli }
+    }
+
+    /// Total resources of the pool's workers, slots included.
+    #[must_use]
+    pub fn total_amounts(&self) -> ResourceVector {
+        let [cpu_milli, memory_bytes, slots, gpu_milli] = [1, 2, 3, 4].map(|amount| self.sum_of_totals(amount));
+        ResourceVector { cpu_milli, memory_bytes, slots, gpu_milli }
+    }
+
+    fn sum_of_totals(&self, column: usize) -> u64 {
+        let each = self.totals.iter().map(|shard| shard[column].load(Ordering::Relaxed));
+        each.fold(0, u64::saturating_add)
     }
 
     /// Idle workers as published by `shard`.
@@ -245,8 +257,8 @@ mod tests {
     #[test]
     fn totals_saturate_instead_of_overflowing() {
         let board = CapacityBoard::new(2, PoolMode::Shared);
-        let most = ResourceUsage { cpu_milli: u64::MAX, ..ResourceUsage::default() };
-        (0..2).for_each(|shard| board.publish_total(shard, &most));
+        let most = ResourceVector { cpu_milli: u64::MAX, ..ResourceVector::default() };
+        (0..2).for_each(|shard| board.publish_total(shard, 1, most));
         assert_eq!(board.total().cpu_milli, u64::MAX);
     }
 

@@ -5,7 +5,7 @@ use super::{PushRejection, ShardHandle};
 use crate::limits;
 use crate::metrics::ShardState;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
-use crate::shard::command::{Command, GangRequest, HeldOperation};
+use crate::shard::command::{Command, HeldOperation};
 use crate::shard::event::{RunOrigin, RunReplies, ShardEvent, ShardSink, UndecidedClaim};
 use crate::shard::reply::CommandReply;
 
@@ -60,8 +60,7 @@ impl<S: ShardSink> ShardHandle<S> {
             Command::Heartbeat(workers) => {
                 workers.into_iter().for_each(|(.., reply)| send_error(reply, pool_rejection()));
             }
-            // The driver of the gang finds out the outcome by itself.
-            Command::Gang(item) => reject_gang_request(item.request, rejection.clone()),
+            Command::Gang(call) => call.reply.send(Err(rejection.clone())),
             // What they name was handed back.
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
             // Asked again if need be.
@@ -112,15 +111,4 @@ impl<S: ShardSink> ShardHandle<S> {
 /// Sends an error, unless the caller has left.
 fn send_error<T>(reply: CommandReply<T>, error: RequestError) {
     let _ = reply.send(Err(error));
-}
-
-fn reject_gang_request(request: GangRequest, error: RequestError) {
-    match request {
-        GangRequest::Commit(_, reply) => send_error(reply, error),
-        GangRequest::Count(reply) => send_error(reply, error),
-        GangRequest::Abort(reply)
-        | GangRequest::Record(reply)
-        | GangRequest::Forget(reply)
-        | GangRequest::Retract(reply) => send_error(reply, error),
-    }
 }

@@ -5,6 +5,7 @@ mod address;
 mod command_reply;
 mod completion_cell;
 mod completion_queue;
+mod gang_reply;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ pub use self::command_reply::{
 };
 pub use self::completion_cell::AwaitedReply;
 pub use self::completion_queue::{Completion, CompletionQueue, CompletionToken};
+pub use self::gang_reply::{GangAnswer, GangInbox, GangNumber, GangReply, GangReport, GangRequestNumber, MembersWaker};
 
 /// Successful reply to a request about one claim. Whoever takes it either discloses it to the caller
 /// ([`Self::disclose`]) or, if nobody will read it, reports that to the claim's shard ([`Self::into_unread`]).

@@ -165,7 +165,7 @@ impl<S: ShardSink> ShardRunner<S> {
         let UnsentReply::Claim(caller, outcome) = &mut reply.content else {
             return match reply.take().content {
                 UnsentReply::Claim(..) => unreachable!("matched above"),
-                UnsentReply::GangCommit(reply) => reply.send_outcome(),
+                UnsentReply::Gang(reply) => reply.send(),
                 UnsentReply::Command(reply) => reply.send(),
             };
         };
@@ -247,8 +247,8 @@ impl<S: ShardSink> ShardRunner<S> {
                 }
                 self.drop_claim_reply(granted, reference);
             }
-            UnsentReply::GangCommit(reply) => {
-                for (_, member) in reply.send_error(error).into_iter().flatten() {
+            UnsentReply::Gang(reply) => {
+                for (_, member) in reply.reject(error) {
                     self.apply(Event::ReplySent { handle: member.grant.handle, at_ms: self.now_ms });
                 }
             }

@@ -417,7 +417,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) => unreachable!("executed by the caller"),
             Command::Operation(_) | Command::Operations(_) => unreachable!("executed by the caller"),
             Command::ReplyWhenStored(unstored) => self.reject_when_stored(*unstored),
-            Command::Gang(item) => self.gang(*item),
+            Command::Gang(call) => self.gang(*call),
             Command::Reserve(call) => self.reserve(call),
             Command::OfferAll => self.shard.note_all_freed(),
             Command::Offer(worker) => self.shard.offer_again(worker),

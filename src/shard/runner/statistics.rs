@@ -38,7 +38,8 @@ impl<S: ShardSink> ShardRunner<S> {
             let largest = self.shard.max_capacity();
             self.pool.board.capacities().publish(self.handle.shard.shard, capacities, largest);
         }
-        self.pool.board.publish_total(self.handle.shard.shard, &self.shard.total_usage());
+        let (workers, amounts) = self.shard.total_capacity();
+        self.pool.board.publish_total(self.handle.shard.shard, workers, amounts);
         self.handle.set_unreconciled(self.shard.unverified());
         self.handle.set_unschedulable(&self.shard.unschedulable());
         self.handle.set_unreleased_evictions(self.shard.unreleased_evictions());

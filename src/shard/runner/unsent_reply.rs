@@ -2,15 +2,17 @@
 
 use crate::engine::ClaimHandle;
 use crate::model::request_error::RequestError;
-use crate::shard::reply::{ClaimReply, CommandReply, CommittedMembers, ReplyAddress, ShardOutcome};
+use crate::shard::reply::{
+    ClaimReply, CommandReply, CommittedMembers, GangAnswer, GangReply, ReplyAddress, ShardOutcome,
+};
 
 /// Reply that is decided and not sent. If it is dropped, its caller learns that the outcome is unknown.
 pub(super) enum UnsentReply {
     /// Reply about one claim, with its caller: none until the sink has said who it is, and for a reply that nobody
     /// wants. Inline, because nearly all replies are of this kind.
     Claim(Option<ReplyAddress>, ShardOutcome),
-    /// Reply to the commit of a gang, whose members stay held even if the reply cannot be sent.
-    GangCommit(Box<TypedReply<CommittedMembers>>),
+    /// Answer to a gang. Members that it shows as committed stay held even if it cannot be sent.
+    Gang(Box<UnsentGangReply>),
     /// Reply to any other command. Nothing follows from whether it can be sent.
     Command(Box<dyn CommandOutcome>),
 }
@@ -30,7 +32,7 @@ impl UnsentReply {
     pub fn reference(&self) -> Option<ClaimHandle> {
         match self {
             Self::Claim(_, Ok(ClaimReply::Claim(answer))) if !answer.created => Some(answer.grant.handle),
-            Self::Claim(..) | Self::GangCommit(_) | Self::Command(_) => None,
+            Self::Claim(..) | Self::Gang(_) | Self::Command(_) => None,
         }
     }
 
@@ -40,8 +42,8 @@ impl UnsentReply {
         *caller = Some(to);
     }
 
-    pub fn gang_commit(reply: CommandReply<CommittedMembers>, outcome: Result<CommittedMembers, RequestError>) -> Self {
-        Self::GangCommit(Box::new(TypedReply { reply, outcome }))
+    pub fn gang(reply: GangReply, outcome: Result<GangAnswer, RequestError>) -> Self {
+        Self::Gang(Box::new(UnsentGangReply { reply, outcome }))
     }
 
     pub fn command<T: Send + 'static>(reply: CommandReply<T>, outcome: Result<T, RequestError>) -> Self {
@@ -49,23 +51,32 @@ impl UnsentReply {
     }
 }
 
+/// Answer to a gang, and its sender.
+pub(super) struct UnsentGangReply {
+    reply: GangReply,
+    outcome: Result<GangAnswer, RequestError>,
+}
+
+impl UnsentGangReply {
+    /// Sends the answer to the gang.
+    pub fn send(self) {
+        self.reply.send(self.outcome);
+    }
+
+    /// Sends an error instead of the answer, and returns the members that it shows as committed.
+    pub fn reject(self, error: RequestError) -> CommittedMembers {
+        self.reply.send(Err(error));
+        match self.outcome {
+            Ok(GangAnswer::Committed(members)) => members,
+            Ok(GangAnswer::Done | GangAnswer::Members(_)) | Err(_) => CommittedMembers::new(),
+        }
+    }
+}
+
 /// Outcome of a command and the sender of its reply.
 pub(super) struct TypedReply<T> {
     reply: CommandReply<T>,
     outcome: Result<T, RequestError>,
-}
-
-impl<T> TypedReply<T> {
-    /// Sends the outcome, unless the caller has left.
-    pub fn send_outcome(self) {
-        let _ = self.reply.send(self.outcome);
-    }
-
-    /// Sends an error instead of the outcome, and returns the outcome.
-    pub fn send_error(self, error: RequestError) -> Result<T, RequestError> {
-        let _ = self.reply.send(Err(error));
-        self.outcome
-    }
 }
 
 /// Reply of a command, whatever its type.
@@ -79,20 +90,23 @@ pub(super) trait CommandOutcome: Send {
 
 impl<T: Send> CommandOutcome for TypedReply<T> {
     fn send(self: Box<Self>) {
-        self.send_outcome();
+        let _ = self.reply.send(self.outcome);
     }
 
     fn reject(self: Box<Self>, error: RequestError) {
-        drop(self.send_error(error));
+        let _ = self.reply.send(Err(error));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::model::request_error::UnavailableReason;
+    use crate::shard::reply::{GangInbox, GangReport};
 
     const REJECTION: RequestError = RequestError::Unavailable(UnavailableReason::Store);
 
@@ -111,11 +125,13 @@ mod tests {
 
     #[test]
     fn a_rejected_commit_of_a_gang_returns_the_members_that_stay_held() {
-        let (reply, mut answer) = oneshot::channel();
-        let UnsentReply::GangCommit(unsent) = UnsentReply::gang_commit(reply, Ok(Vec::new())) else {
-            panic!("not a commit")
+        let inbox = Arc::new(GangInbox::default());
+        let committed = |members| Ok(GangAnswer::Committed(members));
+        let reply = GangReply::new(Arc::clone(&inbox), 1, 2);
+        let UnsentReply::Gang(unsent) = UnsentReply::gang(reply, committed(Vec::new())) else {
+            panic!("not an answer to a gang")
         };
-        assert_eq!(unsent.send_error(REJECTION), Ok(Vec::new()));
-        assert_eq!(answer.try_recv(), Ok(Err(REJECTION)));
+        assert_eq!(unsent.reject(REJECTION), []);
+        assert_eq!(inbox.take(), Some(GangReport::Answered(1, 2, Err(REJECTION))));
     }
 }

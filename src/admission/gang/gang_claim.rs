@@ -1,0 +1,479 @@
+//! Claim of a gang, from its call to its answer: the attempts to place it, and the wait in between. Pure.
+//!
+//! ```text
+//! prepared -> slots of its pools -> keys' tickets -> members granted as provisional, stored -> two-phase commit
+//!    ^                                                                                             | no capacity
+//!    +-- enough seems to be free -- waits in the queues of its pools <-----------------------------+
+//! ```
+//!
+//! The slots of its pools are free again once the attempt is decided. An outcome that is in doubt is answered at once, and
+//! the transaction goes on until every member is committed or vacated.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::transaction::{
+    CommittedMember, GangDecision, GangTransaction, MemberGrant, PublishedState, TransactionEffect, TransactionEvent,
+    TransactionMember,
+};
+use crate::admission::key::PendingClaim;
+use crate::admission::queue::WaitingGang;
+use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
+use crate::model::{ClaimId, ClaimRequest, GangRef, Millis};
+use crate::shard::{ClaimReply, CompletionQueue, KeyTicket, ReplyAddress, ShardOutcome, ShardRef};
+
+/// Attempts to place a gang before it is rejected, if each loses a worker before the commit.
+const ATTEMPTS_MAX: usize = 3;
+
+/// Shortest and longest pause between two attempts of a gang that waits, in milliseconds. Capacity that a failed attempt
+/// frees would otherwise trigger the next one.
+const ATTEMPT_PAUSE_MS: [Millis; 2] = [20, 1_000];
+
+/// Gang whose members are checked and ready to be placed.
+#[derive(Debug)]
+pub struct PreparedGang {
+    /// Identity of the attempt, and the shard of its record.
+    pub home: GangRef,
+    /// Claims of the members, in the order of the call.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub items: Vec<Box<PendingClaim>>,
+    /// Numbers of all candidate pools.
+    pub pools: Vec<u32>,
+    /// Collects the outcomes of the members.
+    pub grants: Arc<CompletionQueue>,
+}
+
+/// Answer to the caller of a gang.
+#[derive(Debug)]
+pub enum GangVerdict {
+    /// The gang is committed.
+    Committed(Vec<CommittedMember>),
+    /// No claim was made; the reason by member.
+    Refused(Vec<RequestError>),
+    /// Whether the gang is committed is not known yet.
+    InDoubt,
+}
+
+/// Wait that a gang is about to begin.
+#[derive(Debug)]
+pub struct GangWait {
+    /// Requests of the members.
+    pub requests: Arc<[ClaimRequest]>,
+    /// Why the last attempt failed.
+    pub exhausted: ExhaustionReason,
+    /// Beginning and end of the wait, in engine time.
+    pub wait_ms: Range<Millis>,
+}
+
+/// Event of a gang.
+#[derive(Debug)]
+pub enum GangEvent {
+    /// The call of the gang begins.
+    Begin,
+    /// The requests were checked; otherwise the rejections by member.
+    Prepared(Result<PreparedGang, BTreeMap<usize, RequestError>>),
+    /// No other gang is placed in its pools.
+    SlotsGranted,
+    /// The keys of all members were acquired under these tickets, and shards are asked.
+    KeysAcquired(Vec<(ClaimId, KeyTicket)>),
+    /// A key is taken, or a quota used up: nothing is left of the attempt.
+    KeysRejected(BTreeMap<usize, RequestError>),
+    /// Every member was granted or rejected; with the shards that may hold one whose outcome is unknown.
+    MembersDecided(Vec<ShardOutcome>, Vec<ShardRef>),
+    /// Event of the transaction of the gang.
+    Transaction(TransactionEvent),
+    /// The gang entered the queues of its pools; none if they are full or closed.
+    Queued(Option<Arc<WaitingGang>>),
+    /// Capacity or quota that the gang waits for seems to be free.
+    MayFit,
+    /// Time has come for what is due.
+    Tick,
+    /// A pool of the gang is being deleted, or the service stops.
+    Closing,
+    /// The caller has left.
+    CallerLeft,
+}
+
+/// Consequence of a step of a gang.
+#[derive(Debug)]
+pub enum GangEffect {
+    /// Check the requests against the pools.
+    Prepare(Arc<[ClaimRequest]>),
+    /// Wait until no other gang is placed in these pools.
+    RequestSlots(Vec<u32>),
+    /// Let other gangs be placed.
+    ReleaseSlots,
+    /// Acquire the keys of the members, and ask shards for workers: first those that are held for the gang.
+    Place(PreparedGang, Option<Arc<WaitingGang>>),
+    /// Enter the queues of the candidate pools.
+    Enqueue(GangWait),
+    /// Leave the queues of the candidate pools.
+    Dequeue(Arc<WaitingGang>),
+    /// Do not try the gang before this engine time.
+    Postpone(Arc<WaitingGang>, Millis),
+    /// Carry out an effect of the transaction.
+    Transaction(TransactionEffect),
+    /// Answer the caller at these addresses, if there is one.
+    Answer(Vec<ReplyAddress>, Arc<[ClaimRequest]>, GangVerdict),
+}
+
+/// State of a gang.
+#[derive(Debug)]
+enum GangState {
+    Preparing,
+    /// Another gang is being placed in one of its pools.
+    AwaitingSlots {
+        prepared: PreparedGang,
+        until_ms: Millis,
+    },
+    Placing {
+        home: GangRef,
+        pools: Vec<u32>,
+        grants: Arc<CompletionQueue>,
+        tickets: Vec<(ClaimId, KeyTicket)>,
+    },
+    Deciding {
+        transaction: GangTransaction,
+        pools: Vec<u32>,
+    },
+    Queueing,
+    Waiting,
+    Done,
+}
+
+/// Claim of a gang.
+#[derive(Debug)]
+pub struct GangClaim {
+    requests: Arc<[ClaimRequest]>,
+    /// Addresses of the caller, one for each member; none once it was answered or has left.
+    caller: Vec<ReplyAddress>,
+    /// Beginning and end of the wait, in engine time; empty if the gang does not wait.
+    wait_ms: Range<Millis>,
+    attempts_left: usize,
+    /// Time for which a gang waits for the slots of its pools, in milliseconds.
+    slots_wait_ms: Millis,
+    /// Entry in the queues, while it waits and is tried meanwhile.
+    queued: Option<Arc<WaitingGang>>,
+    pause_ms: Millis,
+    /// Rejections of the last attempt.
+    rejections: Vec<RequestError>,
+    state: GangState,
+}
+
+impl GangClaim {
+    /// Creates the claim of a gang. `wait_ms`: beginning and end of its wait, in engine time.
+    #[must_use]
+    pub const fn new(
+        requests: Arc<[ClaimRequest]>,
+        caller: Vec<ReplyAddress>,
+        wait_ms: Range<Millis>,
+        slots_wait_ms: Millis,
+    ) -> Self {
+        Self {
+            requests,
+            caller,
+            wait_ms,
+            attempts_left: ATTEMPTS_MAX,
+            slots_wait_ms,
+            queued: None,
+            pause_ms: 0,
+            rejections: Vec::new(),
+            state: GangState::Preparing,
+        }
+    }
+
+    /// Creates a gang of an earlier process that is not decided, or not forgotten.
+    #[must_use]
+    pub fn recovered(transaction: GangTransaction) -> Self {
+        let state = GangState::Deciding { transaction, pools: Vec::new() };
+        Self {
+            requests: Arc::new([]),
+            caller: Vec::new(),
+            wait_ms: 0..0,
+            attempts_left: 0,
+            slots_wait_ms: 0,
+            queued: None,
+            pause_ms: 0,
+            rejections: Vec::new(),
+            state,
+        }
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        matches!(self.state, GangState::Done)
+    }
+
+    /// Engine time at which something is due.
+    #[must_use]
+    pub fn due_ms(&self) -> Option<Millis> {
+        match &self.state {
+            GangState::AwaitingSlots { until_ms, .. } => Some(*until_ms),
+            GangState::Deciding { transaction, .. } => transaction.due_ms(),
+            GangState::Waiting => Some(self.wait_ms.end),
+            GangState::Preparing | GangState::Placing { .. } | GangState::Queueing | GangState::Done => None,
+        }
+    }
+
+    /// Outcomes of the members that are being placed, and the numbers of the candidate pools.
+    #[must_use]
+    pub fn placement(&self) -> Option<(Arc<CompletionQueue>, Vec<u32>)> {
+        match &self.state {
+            GangState::Placing { grants, pools, .. } => Some((Arc::clone(grants), pools.clone())),
+            _ => None,
+        }
+    }
+
+    /// Record of the gang that is being decided.
+    #[must_use]
+    pub const fn home(&self) -> Option<GangRef> {
+        match &self.state {
+            GangState::Deciding { transaction, .. } => Some(transaction.home()),
+            _ => None,
+        }
+    }
+
+    /// Decides what follows from an event. One that does not belong to the present state is late, and changes nothing.
+    pub fn on(
+        &mut self,
+        event: GangEvent,
+        now_ms: Millis,
+        published: &impl PublishedState,
+        effects: &mut Vec<GangEffect>,
+    ) {
+        match (std::mem::replace(&mut self.state, GangState::Done), event) {
+            (GangState::Preparing, GangEvent::Begin) => {
+                self.state = GangState::Preparing;
+                effects.push(GangEffect::Prepare(Arc::clone(&self.requests)));
+            }
+            (GangState::Preparing, GangEvent::Prepared(Ok(prepared))) => {
+                effects.push(GangEffect::RequestSlots(prepared.pools.clone()));
+                self.state = GangState::AwaitingSlots { prepared, until_ms: now_ms + self.slots_wait_ms };
+            }
+            (GangState::Preparing, GangEvent::Prepared(Err(rejections))) => {
+                self.on_rejected(rejections, now_ms, effects);
+            }
+            (GangState::AwaitingSlots { prepared, .. }, GangEvent::SlotsGranted) => {
+                let PreparedGang { home, pools, grants, .. } = &prepared;
+                let (home, pools, grants) = (*home, pools.clone(), Arc::clone(grants));
+                self.state = GangState::Placing { home, pools, grants, tickets: Vec::new() };
+                effects.push(GangEffect::Place(prepared, self.queued.clone()));
+            }
+            (GangState::AwaitingSlots { until_ms, .. }, GangEvent::Tick) if until_ms <= now_ms => {
+                effects.push(GangEffect::ReleaseSlots);
+                self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects);
+            }
+            (GangState::AwaitingSlots { .. }, GangEvent::CallerLeft) => {
+                effects.push(GangEffect::ReleaseSlots);
+                self.leave(effects);
+            }
+            (GangState::Placing { home, pools, grants, .. }, GangEvent::KeysAcquired(tickets)) => {
+                self.state = GangState::Placing { home, pools, grants, tickets };
+            }
+            (GangState::Placing { .. }, GangEvent::KeysRejected(rejections)) => {
+                effects.push(GangEffect::ReleaseSlots);
+                self.on_rejected(rejections, now_ms, effects);
+            }
+            (GangState::Placing { home, pools, tickets, .. }, GangEvent::MembersDecided(outcomes, candidates)) => {
+                let (members, rejections) = decided_members(tickets, outcomes);
+                let mut caused = Vec::new();
+                let transaction = GangTransaction::begin(home, members, rejections, candidates, published, &mut caused);
+                self.state = GangState::Deciding { transaction, pools };
+                self.follow(caused, now_ms, published, effects);
+            }
+            (GangState::Deciding { mut transaction, pools }, GangEvent::Transaction(event)) => {
+                let mut caused = Vec::new();
+                transaction.on(event, now_ms, published, &mut caused);
+                self.state = GangState::Deciding { transaction, pools };
+                self.follow(caused, now_ms, published, effects);
+            }
+            (GangState::Deciding { mut transaction, pools }, GangEvent::Tick) => {
+                let mut caused = Vec::new();
+                transaction.on(TransactionEvent::Tick, now_ms, published, &mut caused);
+                self.state = GangState::Deciding { transaction, pools };
+                self.follow(caused, now_ms, published, effects);
+            }
+            (GangState::Queueing, GangEvent::Queued(None)) => {
+                self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects);
+            }
+            (GangState::Queueing, GangEvent::Queued(Some(queued))) => {
+                self.queued = Some(queued);
+                self.pause_ms = 0;
+                if !self.caller.is_empty() {
+                    self.state = GangState::Waiting;
+                } else {
+                    self.leave(effects);
+                }
+            }
+            (GangState::Waiting, GangEvent::CallerLeft) => self.leave(effects),
+            (GangState::Waiting, GangEvent::Tick) if self.wait_ms.end <= now_ms => {
+                let rejections = std::mem::take(&mut self.rejections);
+                self.answer(GangVerdict::Refused(rejections), effects);
+            }
+            (GangState::Waiting, GangEvent::MayFit | GangEvent::Closing) => {
+                if published.is_draining() {
+                    self.answer_all(&RequestError::Unavailable(UnavailableReason::Stopping), effects);
+                } else {
+                    self.attempts_left = ATTEMPTS_MAX;
+                    self.prepare(effects);
+                }
+            }
+            (state, GangEvent::CallerLeft) => {
+                // What the attempt makes is rolled back when nobody takes the answer.
+                self.caller.clear();
+                self.state = state;
+            }
+            (state, _) => self.state = state,
+        }
+    }
+
+    /// Follows what a step of the transaction has caused.
+    fn follow(
+        &mut self,
+        caused: Vec<TransactionEffect>,
+        now_ms: Millis,
+        published: &impl PublishedState,
+        effects: &mut Vec<GangEffect>,
+    ) {
+        let mut decision = None;
+        for effect in caused {
+            match effect {
+                TransactionEffect::Decided(decided) => decision = Some(decided),
+                effect => effects.push(GangEffect::Transaction(effect)),
+            }
+        }
+        let GangState::Deciding { transaction, pools } = &mut self.state else { unreachable!("set by the caller") };
+        let is_done = transaction.is_done();
+        let pools = decision.is_some().then(|| std::mem::take(pools)).unwrap_or_default();
+        if is_done {
+            self.state = GangState::Done;
+        }
+        let Some(decision) = decision else { return };
+        effects.push(GangEffect::ReleaseSlots);
+        match decision {
+            GangDecision::Committed(members) => self.answer(GangVerdict::Committed(members), effects),
+            GangDecision::InDoubt => self.answer(GangVerdict::InDoubt, effects),
+            GangDecision::WorkerLost => {
+                self.attempts_left -= 1;
+                if self.attempts_left > 0 {
+                    self.prepare(effects);
+                } else {
+                    self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects);
+                }
+            }
+            GangDecision::Refused(mut rejections) => {
+                let is_full = |error: &RequestError| *error == RequestError::Exhausted(ExhaustionReason::Pool);
+                if rejections.values().any(is_full) && !published.could_hold(&pools, &self.requests) {
+                    let full = rejections.values_mut().filter(|error| is_full(error));
+                    full.for_each(|error| *error = RequestError::GangTooLarge);
+                }
+                self.on_rejected(rejections, now_ms, effects);
+            }
+        }
+    }
+
+    fn prepare(&mut self, effects: &mut Vec<GangEffect>) {
+        self.state = GangState::Preparing;
+        effects.push(GangEffect::Prepare(Arc::clone(&self.requests)));
+    }
+
+    /// Waits after an attempt that was rejected, or answers.
+    fn on_rejected(
+        &mut self,
+        mut rejections: BTreeMap<usize, RequestError>,
+        now_ms: Millis,
+        effects: &mut Vec<GangEffect>,
+    ) {
+        let first = rejections.keys().next().copied().unwrap_or(0);
+        let member = |index| rejections.remove(&index).unwrap_or(RequestError::GangMemberRejected(first));
+        self.rejections = (0..self.requests.len()).map(member).collect();
+        let may_wait = !self.wait_ms.is_empty() && !self.caller.is_empty();
+        let Some(exhausted) = queueable_reason(&self.rejections).filter(|_| may_wait) else {
+            let rejections = std::mem::take(&mut self.rejections);
+            return self.answer(GangVerdict::Refused(rejections), effects);
+        };
+        if let Some(queued) = self.queued.clone().filter(|queued| queued.waits_for(exhausted)) {
+            self.pause_ms = (self.pause_ms * 2).clamp(ATTEMPT_PAUSE_MS[0], ATTEMPT_PAUSE_MS[1]);
+            effects.push(GangEffect::Postpone(queued, now_ms + self.pause_ms));
+            self.state = GangState::Waiting;
+            return;
+        }
+        effects.extend(self.queued.take().map(GangEffect::Dequeue));
+        let (requests, wait_ms) = (Arc::clone(&self.requests), self.wait_ms.clone());
+        effects.push(GangEffect::Enqueue(GangWait { requests, exhausted, wait_ms }));
+        self.state = GangState::Queueing;
+    }
+
+    fn answer_all(&mut self, error: &RequestError, effects: &mut Vec<GangEffect>) {
+        let errors = self.requests.iter().map(|_| error.clone()).collect();
+        self.answer(GangVerdict::Refused(errors), effects);
+    }
+
+    /// Ends the call. A transaction goes on until it is done.
+    fn answer(&mut self, mut verdict: GangVerdict, effects: &mut Vec<GangEffect>) {
+        if let GangVerdict::Refused(rejections) = &mut verdict
+            && !self.wait_ms.is_empty()
+        {
+            rejections.iter_mut().for_each(name_as_waited);
+        }
+        effects.extend(self.queued.take().map(GangEffect::Dequeue));
+        effects.push(GangEffect::Answer(std::mem::take(&mut self.caller), Arc::clone(&self.requests), verdict));
+    }
+
+    /// Ends a wait without an answer.
+    fn leave(&mut self, effects: &mut Vec<GangEffect>) {
+        effects.extend(self.queued.take().map(GangEffect::Dequeue));
+        self.state = GangState::Done;
+    }
+}
+
+/// Members with their tickets and grants, and the rejections by member.
+fn decided_members(
+    tickets: Vec<(ClaimId, KeyTicket)>,
+    outcomes: Vec<ShardOutcome>,
+) -> (Vec<TransactionMember>, BTreeMap<usize, RequestError>) {
+    let mut rejections = BTreeMap::new();
+    let members = tickets.into_iter().zip(outcomes).enumerate().map(|(index, ((id, ticket), outcome))| {
+        let grant = match outcome.and_then(ClaimReply::disclose) {
+            Ok(answer) => Some(MemberGrant::answered(answer)),
+            Err(error) => {
+                rejections.insert(index, error);
+                None
+            }
+        };
+        TransactionMember::new(id, Some(ticket), grant)
+    });
+    (members.collect(), rejections)
+}
+
+/// Reason for which a gang can wait; none if waiting is of no use.
+fn queueable_reason(rejections: &[RequestError]) -> Option<ExhaustionReason> {
+    let mut first = None;
+    for rejection in rejections {
+        match rejection {
+            RequestError::Exhausted(
+                reason @ (ExhaustionReason::Pool | ExhaustionReason::NodeLocality | ExhaustionReason::Quota(_)),
+            ) => {
+                first.get_or_insert(*reason);
+            }
+            // Workers that could hold it may register.
+            RequestError::Unsatisfiable | RequestError::GangTooLarge => {
+                first.get_or_insert(ExhaustionReason::Unsatisfiable);
+            }
+            RequestError::GangMemberRejected(_) => {}
+            _ => return None,
+        }
+    }
+    first
+}
+
+/// Names the reason of a gang that has waited in vain for workers that could hold it.
+fn name_as_waited(rejection: &mut RequestError) {
+    if matches!(rejection, RequestError::Unsatisfiable | RequestError::GangTooLarge) {
+        *rejection = RequestError::Exhausted(ExhaustionReason::Unsatisfiable);
+    }
+}
