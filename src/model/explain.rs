@@ -133,6 +133,12 @@ pub struct ResourceAmounts {
 }
 
 impl ResourceAmounts {
+    /// Whether these are at least as much of everything.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.parts().iter().zip(other.parts()).all(|(own, other)| own.1 >= other.1)
+    }
+
     /// All amounts, with their names and their units in words.
     #[must_use]
     pub const fn parts(&self) -> [(&'static str, u64, &'static str); 5] {

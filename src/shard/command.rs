@@ -14,7 +14,7 @@ use super::reply::{
 use super::runner::reserved_keys;
 use crate::engine::{
     ClaimHandle, ClaimTarget, EvictionPolicy, GangAction, ListedClaim, PlacementConstraints, PoolEligibility,
-    ReservationId, Shard, WorkerSnapshot,
+    ReservationId, Shard, VictimNeed, WorkerSnapshot,
 };
 use crate::limits;
 use crate::model::request_error::RequestError;
@@ -199,6 +199,17 @@ pub struct ReserveCall {
     pub evict: Option<EvictionPolicy>,
 }
 
+/// Request to find victims for claims that wait as a gang. Nothing is evicted.
+#[derive(Debug)]
+pub struct VictimSurvey {
+    /// Id of the search.
+    pub id: ReservationId,
+    /// Needs of the members that lack a worker.
+    pub needs: Arc<[VictimNeed]>,
+    /// Priority below which claims may be evicted.
+    pub below_priority: u16,
+}
+
 /// Request to take an action of a gang's two-phase commit at one shard.
 #[derive(Debug)]
 pub struct GangCall {
@@ -238,6 +249,8 @@ pub enum Command {
     ReplyWhenStored(Box<UnstoredRejection>),
     /// Reserves a worker for a claim that waits.
     Reserve(ReserveCall),
+    /// Finds victims for a gang that waits.
+    SurveyVictims(VictimSurvey),
     /// Offers all workers once more to the claims that wait.
     OfferAll,
     /// Offers the worker with this ordinal once more to the claims that wait.
@@ -356,6 +369,7 @@ impl Command {
                 undecided.push(UndecidedClaim::Resize(id.clone(), handle.fence, *life));
             }
             Self::Reserve(call) => undecided.push(UndecidedClaim::Reservation(call.id)),
+            Self::SurveyVictims(survey) => undecided.push(UndecidedClaim::VictimSurvey(survey.id)),
             Self::Register(workers) => workers.iter().for_each(|(worker, keys, _)| add_keys(&worker.claims, keys)),
             Self::Heartbeat(workers) => workers.iter().for_each(|(_, beat, keys, _)| add_keys(&beat.claims, keys)),
             _ => {}

@@ -177,6 +177,13 @@ pub enum ShardEvent {
         /// Whether a worker is reserved.
         outcome: ReservationOutcome,
     },
+    /// A search for victims was carried out.
+    VictimsFound {
+        /// Id of the search.
+        id: ReservationId,
+        /// Needs that have a worker, by their positions, each with the ordinal of the worker.
+        found: Vec<(usize, u32)>,
+    },
     /// Reservations ended without having served: their workers are unusable or gone.
     ReservationsVoid(Vec<ReservationId>),
     /// An operation names a claim by a handle of an earlier life: it was not decided.
@@ -217,7 +224,8 @@ impl ShardEvent {
             Self::PredecessorHeld { .. } | Self::Shown { .. } | Self::StaleUnread { .. } | Self::Stale(_) => {
                 (None, None)
             }
-            Self::ReservationDecided { .. } | Self::ReservationsVoid(_) | Self::Panicked { .. } => (None, None),
+            Self::ReservationDecided { .. } | Self::VictimsFound { .. } | Self::ReservationsVoid(_) => (None, None),
+            Self::Panicked { .. } => (None, None),
         };
         one.into_iter().chain(reported.into_iter().flatten().map(|(id, _)| id))
     }
@@ -288,6 +296,8 @@ pub enum UndecidedClaim {
     Repeated(ClaimId, u64),
     /// Request to reserve a worker.
     Reservation(ReservationId),
+    /// Search for victims for a gang.
+    VictimSurvey(ReservationId),
 }
 
 impl UndecidedClaim {
@@ -297,6 +307,7 @@ impl UndecidedClaim {
             Self::Ticket(id, ticket) => ShardEvent::NotGranted { id, ticket, reason: NotGranted::Rejected(rejection) },
             Self::Repeated(id, number) => ShardEvent::NotReacquired { id, number, rejection: Some(rejection) },
             Self::Reservation(id) => ShardEvent::ReservationDecided { id, outcome: ReservationOutcome::NoWorker },
+            Self::VictimSurvey(id) => ShardEvent::VictimsFound { id, found: Vec::new() },
             Self::Resize(id, fence, life) => ShardEvent::ResizeRejected { id, fence, life },
             Self::Report(id, ticket) => ShardEvent::ReportDecided { tickets: vec![(id, ticket)] },
         }

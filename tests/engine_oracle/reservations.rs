@@ -135,7 +135,7 @@ impl Recount {
             // A number is given once.
             Step::Reserve { id, .. } if self.shard.has_reservation(*id) => {}
             Step::Reserve { id, slots, evict } => {
-                let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700 });
+                let evict = evict.then_some(EvictionPolicy { below_priority: 5, releasing_ms: 700, worker: None });
                 let until_ms = self.now_ms + 500;
                 self.apply(Event::Reserve { id: *id, constraints: constraints(*slots), evict, until_ms });
             }

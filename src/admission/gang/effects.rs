@@ -178,7 +178,7 @@ impl ClaimDispatcher {
                 }
             }
             GangEffect::Dequeue(queued) => self.dequeue_gang(&queued),
-            GangEffect::Postpone(queued, until_ms) => queued.postpone(until_ms),
+            GangEffect::Postpone(queued, attempt) => queued.note_attempt(attempt),
             GangEffect::Transaction(effect) => self.carry_out_transaction(gang, effect, work),
             GangEffect::Answer(caller, requests, verdict) => self.answer_gang(caller, &requests, verdict),
             GangEffect::RequestSlots(_) | GangEffect::ReleaseSlots => {

@@ -20,7 +20,7 @@ use super::transaction::{
     TransactionMember,
 };
 use crate::admission::key::PendingClaim;
-use crate::admission::queue::WaitingGang;
+use crate::admission::queue::{LastAttempt, WaitingGang};
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, GangRef, Millis};
 use crate::shard::{ClaimReply, CompletionQueue, KeyTicket, ReplyAddress, ShardOutcome, ShardRef};
@@ -66,6 +66,8 @@ pub struct GangWait {
     pub exhausted: ExhaustionReason,
     /// Beginning and end of the wait, in engine time.
     pub wait_ms: Range<Millis>,
+    /// Attempt after which it waits.
+    pub last_attempt: LastAttempt,
 }
 
 /// Event of a gang.
@@ -112,8 +114,8 @@ pub enum GangEffect {
     Enqueue(GangWait),
     /// Leave the queues of the candidate pools.
     Dequeue(Arc<WaitingGang>),
-    /// Do not try the gang before this engine time.
-    Postpone(Arc<WaitingGang>, Millis),
+    /// Note that an attempt has failed.
+    Postpone(Arc<WaitingGang>, LastAttempt),
     /// Carry out an effect of the transaction.
     Transaction(TransactionEffect),
     /// Answer the caller at these addresses, if there is one.
@@ -348,7 +350,7 @@ impl GangClaim {
         }
         let GangState::Deciding { transaction, pools } = &mut self.state else { unreachable!("set by the caller") };
         let is_done = transaction.is_done();
-        let pools = decision.is_some().then(|| std::mem::take(pools)).unwrap_or_default();
+        let pools = if decision.is_some() { std::mem::take(pools) } else { Vec::new() };
         if is_done {
             self.state = GangState::Done;
         }
@@ -391,6 +393,8 @@ impl GangClaim {
         let first = rejections.keys().next().copied().unwrap_or(0);
         let member = |index| rejections.remove(&index).unwrap_or(RequestError::GangMemberRejected(first));
         self.rejections = (0..self.requests.len()).map(member).collect();
+        let is_missing = |index: &usize| self.rejections[*index] == RequestError::Exhausted(ExhaustionReason::Pool);
+        let missing = (0..self.rejections.len()).filter(is_missing).collect();
         let may_wait = !self.wait_ms.is_empty() && !self.caller.is_empty();
         let Some(exhausted) = queueable_reason(&self.rejections).filter(|_| may_wait) else {
             let rejections = std::mem::take(&mut self.rejections);
@@ -398,13 +402,15 @@ impl GangClaim {
         };
         if let Some(queued) = self.queued.clone().filter(|queued| queued.waits_for(exhausted)) {
             self.pause_ms = (self.pause_ms * 2).clamp(ATTEMPT_PAUSE_MS[0], ATTEMPT_PAUSE_MS[1]);
-            effects.push(GangEffect::Postpone(queued, now_ms + self.pause_ms));
+            let last_attempt = LastAttempt { failed_ms: now_ms, retry_ms: now_ms + self.pause_ms, missing };
+            effects.push(GangEffect::Postpone(queued, last_attempt));
             self.state = GangState::Waiting;
             return;
         }
         effects.extend(self.queued.take().map(GangEffect::Dequeue));
         let (requests, wait_ms) = (Arc::clone(&self.requests), self.wait_ms.clone());
-        effects.push(GangEffect::Enqueue(GangWait { requests, exhausted, wait_ms }));
+        let last_attempt = LastAttempt { failed_ms: now_ms, retry_ms: 0, missing };
+        effects.push(GangEffect::Enqueue(GangWait { requests, exhausted, wait_ms, last_attempt }));
         self.state = GangState::Queueing;
     }
 

@@ -8,12 +8,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::entry::is_full;
 use super::pool_queue::{QueueContents, QueueGuard};
+use super::reservations::ReservationKind;
 use super::{ArrivalNumber, RequestClass};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
@@ -29,7 +30,7 @@ use crate::model::{ClaimId, Millis, PoolMode, ResourceUsage, ResourceVector};
 use crate::shard::{Command, GangNumber, ReplyAddress, ShardRef};
 
 /// Gangs of a pool, the best-ranked first, that one tick may find to be worth a try.
-const GANGS_TRIED_MAX: usize = 64;
+pub(super) const GANGS_TRIED_MAX: usize = 64;
 
 /// Gangs of a pool, by rank.
 pub(super) type GangRanks = BTreeMap<(Reverse<u16>, ArrivalNumber), Arc<WaitingGang>>;
@@ -60,15 +61,27 @@ pub struct WaitingGang {
     /// Total request: number of workers in exclusive pools, resources in shared ones.
     request: (usize, ResourceVector),
     /// Amounts that its members are charged together.
-    need: ResourceUsage,
+    pub(super) need: ResourceUsage,
+    /// Lowest priority of a member: nobody is evicted for a gang who would not be for each member.
+    pub lowest_priority: u16,
+    last_attempt: Mutex<LastAttempt>,
+}
+
+/// Last attempt to place a gang that waits.
+#[derive(Debug, Clone, Default)]
+pub struct LastAttempt {
+    /// Engine time at which it failed.
+    pub failed_ms: Millis,
     /// Engine time before which the gang is not tried.
-    not_before_ms: AtomicU64,
+    pub retry_ms: Millis,
+    /// Members for which there was no worker, by their positions.
+    pub missing: Vec<usize>,
 }
 
 impl WaitingGang {
     /// Whether what it waits for seems to be there.
     fn may_succeed(&self, now_ms: Millis) -> bool {
-        if self.not_before_ms.load(Ordering::Relaxed) > now_ms {
+        if self.last_attempt.lock().retry_ms > now_ms {
             return false;
         }
         if matches!(self.exhausted, ExhaustionReason::Quota(_)) {
@@ -96,7 +109,7 @@ impl WaitingGang {
     }
 
     /// Whether the pool's usable workers could hold all of it if nothing else were held.
-    fn is_feasible(&self, pool: &Pool, usable: u64) -> bool {
+    pub(super) fn is_feasible(&self, pool: &Pool, usable: u64) -> bool {
         let (workers, amounts) = self.request;
         match pool.spec.load().mode {
             PoolMode::Exclusive => workers as u64 <= usable,
@@ -107,9 +120,20 @@ impl WaitingGang {
         }
     }
 
-    /// Does not let the gang be tried before an engine time.
-    pub fn postpone(&self, until_ms: Millis) {
-        self.not_before_ms.store(until_ms, Ordering::Relaxed);
+    /// Number of workers that are held for the gang at most, in a pool with so many usable ones.
+    pub(super) fn wanted_workers(&self, usable: u64) -> usize {
+        self.classes.len().min(usize::try_from(usable).unwrap_or(usize::MAX))
+    }
+
+    /// Notes that an attempt has failed.
+    pub fn note_attempt(&self, attempt: LastAttempt) {
+        *self.last_attempt.lock() = attempt;
+    }
+
+    /// Last attempt to place the gang.
+    #[must_use]
+    pub fn last_attempt(&self) -> LastAttempt {
+        self.last_attempt.lock().clone()
     }
 
     /// Whether the gang waits for what `reason` names.
@@ -145,20 +169,19 @@ impl ClaimDispatcher {
     /// Begins or ends the hold for a gang.
     fn tick_gang_hold(&self, pool: &Pool, gangs: &[Arc<WaitingGang>], now_ms: Millis) {
         let usable = pool.usable_workers();
-        let is_starved = |gang: &&Arc<WaitingGang>| {
-            let waits_for_capacity = !matches!(gang.exhausted, ExhaustionReason::Quota(_));
-            waits_for_capacity
-                && gang.since_ms + limits::RESERVE_AFTER_MS <= now_ms
-                // One that could never be complete keeps nothing.
-                && gang.is_feasible(pool, usable)
+        // One that could never be complete keeps nothing.
+        let may_keep = |gang: &&Arc<WaitingGang>| {
+            !matches!(gang.exhausted, ExhaustionReason::Quota(_)) && gang.is_feasible(pool, usable)
         };
-        let wanted = |gang: &WaitingGang| gang.classes.len().min(usize::try_from(usable).unwrap_or(usize::MAX));
+        let is_starved =
+            |gang: &&Arc<WaitingGang>| gang.since_ms + limits::RESERVE_AFTER_MS <= now_ms && may_keep(gang);
+        let wanted = |gang: &WaitingGang| gang.wanted_workers(usable);
         let mut queue = pool.wait_queue.lock();
         let QueueContents { queue: index, gangs: queue_gangs, .. } = &mut *queue;
         let reservations = &mut index.reservations;
         let (mut ended, mut begins) = (Vec::new(), false);
         if reservations.gang_hold().is_some_and(|(arrival, until_ms)| {
-            until_ms <= now_ms || !gangs.iter().filter(is_starved).any(|gang| gang.arrival == arrival)
+            until_ms <= now_ms || !gangs.iter().filter(may_keep).any(|gang| gang.arrival == arrival)
         }) {
             ended = reservations.end_gang_hold(usable, now_ms);
         }
@@ -169,7 +192,8 @@ impl ClaimDispatcher {
         // It may have left since.
         let next = next.filter(|gang| queue_gangs.contains_key(&(Reverse(gang.priority), gang.arrival)));
         if let Some(gang) = next {
-            reservations.begin_gang_hold(gang, wanted(gang), now_ms..now_ms + pool.spec.load().hold_max_ms);
+            let range_ms = now_ms..now_ms + pool.spec.load().hold_max_ms;
+            reservations.begin_gang_hold(gang, ReservationKind::Held, wanted(gang), range_ms);
             begins = true;
         }
         drop(queue);
@@ -202,7 +226,7 @@ impl ClaimDispatcher {
 
     /// Enters a gang into the queues of all its candidate pools. Returns none if a queue is full, or all are closed.
     pub(in crate::admission) fn enqueue_gang(&self, number: GangNumber, wait: &GangWait) -> Option<Arc<WaitingGang>> {
-        let GangWait { requests, exhausted, wait_ms } = wait;
+        let GangWait { requests, exhausted, wait_ms, last_attempt } = wait;
         let map = self.pools.load_full();
         let admitted: Vec<AdmittedClaim> =
             requests.iter().filter_map(|request| AdmittedClaim::new(&map, &self.selectors, request).ok()).collect();
@@ -213,8 +237,11 @@ impl ClaimDispatcher {
         if pools.iter().any(|pool| is_full(pool, &tenant)) {
             return None;
         }
-        let constraints = requests.iter().filter_map(|request| request.constraints.as_ref());
-        let priority = constraints.map(|constraints| constraints.spec.priority).max().unwrap_or(0);
+        let priorities = || {
+            let constraints = requests.iter().map(|request| request.constraints.as_ref());
+            constraints.map(|constraints| constraints.map_or(0, |constraints| constraints.spec.priority))
+        };
+        let (priority, lowest_priority) = (priorities().max().unwrap_or(0), priorities().min().unwrap_or(0));
         let members = requests.iter().zip(admitted);
         let classes: Vec<RequestClass> = members
             .map(|(request, admitted)| self.pending_claim(request, admitted, None, ReplyAddress::discard()).class())
@@ -236,7 +263,8 @@ impl ClaimDispatcher {
             request: (requests.len(), total_request(requests).saturate()),
             need: amounts.fold(ResourceUsage::default(), |sum, more| sum.plus(&more)),
             classes,
-            not_before_ms: AtomicU64::new(0),
+            lowest_priority,
+            last_attempt: Mutex::new(last_attempt.clone()),
         });
         let entered = gang.pools.iter().map(|pool| pool.wait_queue.lock().enter_gang(&gang)).filter(|entered| *entered);
         if entered.count() == 0 {

@@ -57,6 +57,7 @@ impl ClaimDispatcher {
                 WalkOutcome::Unfinished => {}
                 WalkOutcome::Nobody => {
                     let reservations = &mut queue.queue.reservations;
+                    reservations.note_held_free(from.shard.shard, offer);
                     let number = reservations.hold_for_gang(from.shard.shard, offer);
                     if let Some(useless) = reservations.end_if_too_short(offer, from.now_ms) {
                         drop(queue);

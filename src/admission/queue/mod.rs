@@ -20,7 +20,7 @@
 //! | `pool_queue` | the lock of a queue, and what it publishes |
 //! | `claim_wait`, `entry`, `matching`, `search` | a claim enters, is offered something, is searched for once more |
 //! | `deadlines`, `closing` | the end of a wait without a worker |
-//! | `preemption`, `gang` | who gets reservations; gangs that wait |
+//! | `preemption`, `gang`, `gang_preemption` | who gets reservations; gangs that wait |
 //! | `demand`, `views` | what others see of it |
 
 mod claim_wait;
@@ -29,6 +29,7 @@ mod deadlines;
 mod demand;
 mod entry;
 mod gang;
+mod gang_preemption;
 mod least_demand;
 mod matching;
 mod pool_queue;
@@ -51,7 +52,7 @@ use parking_lot::Mutex;
 
 pub use self::claim_wait::WaitState;
 use self::deadlines::WaitDeadlines;
-pub use self::gang::WaitingGang;
+pub use self::gang::{LastAttempt, WaitingGang};
 pub use self::pool_queue::PoolQueue;
 pub use self::queued_claim::{ArrivalNumber, QueuedClaim};
 pub use self::request_class::RequestClass;

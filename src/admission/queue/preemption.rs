@@ -21,7 +21,7 @@ use crate::shard::{Command, ReservationOutcome, ReserveCall, ShardRef, ShardSet}
 const CANDIDATES_MAX: usize = 64;
 
 /// Pause before a claim for which no worker could be reserved seeks one again, in milliseconds.
-const SEEK_AGAIN_MS: Millis = 1_000;
+pub(super) const SEEK_AGAIN_MS: Millis = 1_000;
 
 impl ClaimDispatcher {
     /// Advances the queue of a pool: its gangs and its reservations.
@@ -39,6 +39,7 @@ impl ClaimDispatcher {
         if pool.spec.load().mode == PoolMode::Shared {
             self.hold_for_starved(pool, now_ms, work);
         }
+        self.preempt_for_gangs(pool, now_ms, work);
     }
 
     /// Protects, for each tenant, the best-ranked claim that its quota has kept back for long, in whichever pool it waits.
@@ -172,8 +173,11 @@ impl ClaimDispatcher {
         let spec = pool.spec.load();
         let claim = &request.claim;
         let number: ReservationId = self.keys.ids.next_arrival();
-        let evict = (request.kind == ReservationKind::Evicted)
-            .then_some(EvictionPolicy { below_priority: claim.priority, releasing_ms: spec.releasing_ms });
+        let evict = (request.kind == ReservationKind::Evicted).then_some(EvictionPolicy {
+            below_priority: claim.priority,
+            releasing_ms: spec.releasing_ms,
+            worker: None,
+        });
         let call = ReserveCall {
             id: number,
             constraints: claim.class.constraints.clone().unwrap_or_default(),
@@ -197,6 +201,10 @@ impl ClaimDispatcher {
         let Some(pool) = pools.by_number(from.pool) else { return };
         let now_ms = self.clock.engine_ms();
         let mut queue = pool.wait_queue.lock();
+        if let Some(arrival) = queue.queue.reservations.take_gang_request(id) {
+            drop(queue);
+            return self.on_gang_reservation(from, arrival, id, outcome, work);
+        }
         let request = queue.queue.reservations.take_request(id);
         let still_waits = request.as_ref().is_some_and(|request| queue.queue.get(request.claim.arrival).is_some());
         match (request.filter(|_| still_waits), outcome) {

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::gang::WaitingGang;
+use super::gang_preemption::VictimSearch;
 use super::least_demand::{ClaimDemand, FreeAmounts};
 use super::queued_claim::{ArrivalNumber, QueuedClaim};
 use super::request_class::RequestClass;
 use crate::engine::{ReservationId, ReservedWorker, WorkerOffer};
 use crate::limits;
-use crate::model::{Millis, PoolMode};
+use crate::model::{Millis, PoolMode, ResourceAmounts};
 use crate::shard::ShardSet;
 
 /// Consequences of a new assignment of reservations.
@@ -78,15 +79,19 @@ impl GangHold {
     /// Whether the worker is held, or is to be.
     fn keeps(&self, offer: &WorkerOffer) -> bool {
         match offer.reservation {
-            Some(number) => self.held.values().any(|held| *held == number),
+            Some(number) => self.held.values().any(|held| held.number == number),
             None => self.held.len() < self.wanted && self.wants(offer),
         }
     }
 
-    /// Whether the worker is of use to a member.
+    /// Whether the worker is of use to a member: at once if others are evicted for what is missing, otherwise as soon as
+    /// enough of it has come free.
     fn wants(&self, offer: &WorkerOffer) -> bool {
+        let free = FreeAmounts::of(offer);
         let suits = |class: &RequestClass| {
-            class.constraints.as_ref().is_none_or(|constraints| constraints.fits(&offer.registration.spec))
+            let constraints = class.constraints.as_ref();
+            constraints.is_none_or(|constraints| constraints.fits(&offer.registration.spec))
+                && (self.kind == ReservationKind::Held || ClaimDemand::new(class.constraints.as_deref(), 0).fits(&free))
         };
         self.classes.iter().any(suits)
     }
@@ -114,6 +119,7 @@ pub struct ReservationRequest {
 /// Workers that are held for a gang, as they come free.
 #[derive(Debug)]
 struct GangHold {
+    kind: ReservationKind,
     arrival: ArrivalNumber,
     priority: u16,
     until_ms: Millis,
@@ -121,7 +127,21 @@ struct GangHold {
     /// Number of workers that are held at most.
     wanted: usize,
     /// Workers by shard and ordinal.
-    held: BTreeMap<(u16, u32), ReservationId>,
+    held: BTreeMap<(u16, u32), HeldWorker>,
+}
+
+/// Worker that is held for a gang.
+#[derive(Debug, Clone, Copy)]
+struct HeldWorker {
+    number: ReservationId,
+    /// Resources that are free once the victims have gone; none when they have, or there were none.
+    expected: Option<ResourceAmounts>,
+}
+
+impl HeldWorker {
+    const fn is_free(&self) -> bool {
+        self.expected.is_none()
+    }
 }
 
 /// Rest after a large hold, during which no other large one begins.
@@ -140,6 +160,10 @@ pub struct ReservationList {
     /// When the present hold began.
     hold_since_ms: Millis,
     gang_hold: Option<GangHold>,
+    /// Requests to evict claims for gangs, with the arrivals of these.
+    gang_requests: BTreeMap<ReservationId, ArrivalNumber>,
+    /// Search for victims of a gang, one at a time.
+    pub victim_search: Option<VictimSearch>,
     /// Claims for which no worker could be reserved, with the time from which one is sought again.
     failed: BTreeMap<ArrivalNumber, Millis>,
     /// Number of the next reservation for a gang: drawn from the end of the numbers, where no arrival comes.
@@ -211,7 +235,7 @@ impl ReservationList {
                 self.gang_hold
                     .iter()
                     .filter(move |hold| hold.priority < priority)
-                    .flat_map(|hold| hold.held.iter().map(|((shard, _), number)| (*number, *shard))),
+                    .flat_map(|hold| hold.held.iter().map(|((shard, _), held)| (held.number, *shard))),
             )
     }
 
@@ -225,14 +249,14 @@ impl ReservationList {
     /// Whether another worker may be reserved in this way.
     #[must_use]
     pub fn has_capacity_for(&self, kind: ReservationKind) -> bool {
-        let existing = self.reservations.values().map(|reservation| reservation.kind);
-        let sought = self.requests.values().map(|request| request.kind);
-        let count = existing.chain(sought).filter(|other| *other == kind).count();
-        count
-            < match kind {
-                ReservationKind::Evicted => limits::EVICTED_WORKERS_MAX,
-                ReservationKind::Held => usize::from(self.gang_hold.is_none()),
+        match kind {
+            ReservationKind::Evicted => self.evicted_workers() < limits::EVICTED_WORKERS_MAX,
+            ReservationKind::Held => {
+                let existing = self.reservations.values().map(|reservation| reservation.kind);
+                let mut kinds = existing.chain(self.requests.values().map(|request| request.kind));
+                self.gang_hold.is_none() && !kinds.any(|other| other == ReservationKind::Held)
             }
+        }
     }
 
     /// Notes that shards are asked to reserve a worker.
@@ -265,7 +289,7 @@ impl ReservationList {
     pub fn end(&mut self, number: ReservationId) {
         self.reservations.remove(&number);
         if let Some(hold) = &mut self.gang_hold {
-            hold.held.retain(|_, held| *held != number);
+            hold.held.retain(|_, held| held.number != number);
         }
     }
 
@@ -353,6 +377,9 @@ impl ReservationList {
     pub fn forget(&mut self, arrival: ArrivalNumber) {
         self.expired_holds.remove(&arrival);
         self.failed.remove(&arrival);
+        if self.victim_search.as_ref().is_some_and(|search| search.gang.arrival == arrival) {
+            self.victim_search = None;
+        }
     }
 
     /// Gang for which workers are held, and the end of the hold.
@@ -361,10 +388,17 @@ impl ReservationList {
         self.gang_hold.as_ref().map(|hold| (hold.arrival, hold.until_ms))
     }
 
-    /// Begins to hold workers for a gang.
-    pub fn begin_gang_hold(&mut self, gang: &WaitingGang, wanted: usize, range_ms: std::ops::Range<Millis>) {
+    /// Begins to hold workers for a gang. `kind`: whether others are evicted for what it lacks.
+    pub fn begin_gang_hold(
+        &mut self,
+        gang: &WaitingGang,
+        kind: ReservationKind,
+        wanted: usize,
+        range_ms: std::ops::Range<Millis>,
+    ) {
         self.hold_since_ms = range_ms.start;
         self.gang_hold = Some(GangHold {
+            kind,
             arrival: gang.arrival,
             priority: gang.priority,
             until_ms: range_ms.end,
@@ -388,7 +422,7 @@ impl ReservationList {
     pub fn drop_gang_hold(&mut self, usable: u64, now_ms: Millis) -> Vec<(u16, ReservationId)> {
         let Some(hold) = self.gang_hold.take() else { return Vec::new() };
         self.end_hold(None, hold.wanted as u64, usable, now_ms);
-        hold.held.into_iter().map(|((shard, _), number)| (shard, number)).collect()
+        hold.held.into_iter().map(|((shard, _), held)| (shard, held.number)).collect()
     }
 
     /// Reservation under which a worker that came free is held for a gang, if one needs it.
@@ -398,23 +432,75 @@ impl ReservationList {
         if !hold.held.contains_key(&worker) && hold.held.len() >= hold.wanted {
             return None;
         }
-        let number = *hold.held.entry(worker).or_insert_with(|| {
+        let held = hold.held.entry(worker).or_insert_with(|| {
             self.gang_numbers += 1;
-            ReservationId::new(u64::MAX - self.gang_numbers).expect("2^64 workers are not held")
+            let number = ReservationId::new(u64::MAX - self.gang_numbers).expect("2^64 workers are not held");
+            HeldWorker { number, expected: None }
         });
-        Some(number)
+        Some(held.number)
     }
 
-    /// Number of workers that are held for a gang.
+    /// Holds a worker for a gang for which claims were evicted from it. Returns false if nothing is held for the gang any
+    /// more.
+    pub fn hold_evicted(
+        &mut self,
+        arrival: ArrivalNumber,
+        shard: u16,
+        reserved: &ReservedWorker,
+        number: ReservationId,
+    ) -> bool {
+        let Some(hold) = self.gang_hold.as_mut().filter(|hold| hold.arrival == arrival) else { return false };
+        hold.held.insert((shard, reserved.worker), HeldWorker { number, expected: Some(reserved.expected_free) });
+        true
+    }
+
+    /// Notes what is free of a worker that is held for a gang.
+    pub fn note_held_free(&mut self, shard: u16, offer: &WorkerOffer) {
+        let Some(hold) = &mut self.gang_hold else { return };
+        if let Some(held) = hold.held.get_mut(&(shard, offer.worker)) {
+            held.expected = held.expected.filter(|expected| !offer.free.covers(expected));
+        }
+    }
+
+    /// Whether victims of the gang have not gone yet, or shards are asked to evict some.
+    #[must_use]
+    pub fn awaits_victims(&self, arrival: ArrivalNumber) -> bool {
+        let hold = self.gang_hold.iter().filter(|hold| hold.arrival == arrival);
+        self.gang_requests.values().any(|other| *other == arrival)
+            || hold.flat_map(|hold| hold.held.values()).any(|held| !held.is_free())
+    }
+
+    /// Notes that a shard is asked to evict claims for a gang.
+    pub fn request_for_gang(&mut self, number: ReservationId, arrival: ArrivalNumber) {
+        self.gang_requests.insert(number, arrival);
+    }
+
+    /// Takes a request to evict claims for a gang, which its shard has answered.
+    pub fn take_gang_request(&mut self, number: ReservationId) -> Option<ArrivalNumber> {
+        self.gang_requests.remove(&number)
+    }
+
+    /// Number of workers from which claims were evicted, or are to be.
+    #[must_use]
+    pub fn evicted_workers(&self) -> usize {
+        let is_evicted = |kind: ReservationKind| kind == ReservationKind::Evicted;
+        let single = self.reservations.values().filter(|row| is_evicted(row.kind)).count()
+            + self.requests.values().filter(|request| is_evicted(request.kind)).count();
+        let of_gang = self.gang_hold.iter().flat_map(|hold| hold.held.values()).filter(|held| !held.is_free()).count();
+        single + of_gang + self.gang_requests.len()
+    }
+
+    /// Number of workers that are held for a gang and whose victims have gone.
     #[must_use]
     pub fn held_for(&self, arrival: ArrivalNumber) -> usize {
-        self.gang_hold.as_ref().filter(|hold| hold.arrival == arrival).map_or(0, |hold| hold.held.len())
+        let held = self.gang_hold.iter().filter(|hold| hold.arrival == arrival).flat_map(|hold| hold.held.values());
+        held.filter(|held| held.is_free()).count()
     }
 
     /// Workers that are held for a gang, each with its shard.
     pub fn held_workers(&self, arrival: ArrivalNumber) -> impl Iterator<Item = (u16, ReservationId)> + '_ {
         let hold = self.gang_hold.iter().filter(move |hold| hold.arrival == arrival);
-        hold.flat_map(|hold| hold.held.iter().map(|((shard, _), number)| (*shard, *number)))
+        hold.flat_map(|hold| hold.held.iter().map(|((shard, _), held)| (*shard, held.number)))
     }
 
     /// Assigns the reservations anew to `candidates`, the best first, each with what it needs, and returns those that end:

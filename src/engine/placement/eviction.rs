@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::bin_packing::{ResourceAllocation, ResourceRequest};
 use super::constraints::PlacementConstraints;
@@ -37,6 +38,23 @@ pub struct EvictionPolicy {
     pub below_priority: u16,
     /// Time limit of the evicted claims' clean-up, in milliseconds.
     pub releasing_ms: Millis,
+    /// The only worker that may lose claims; none: any.
+    pub worker: Option<u32>,
+}
+
+impl EvictionPolicy {
+    fn allows(&self, worker: u32) -> bool {
+        self.worker.is_none_or(|only| only == worker)
+    }
+}
+
+/// Need of a claim that is to get a worker by evictions.
+#[derive(Debug, Clone)]
+pub struct VictimNeed {
+    /// Constraints that the worker must meet.
+    pub constraints: Arc<PlacementConstraints>,
+    /// Time for which the claim needs the worker, in milliseconds.
+    pub duration_ms: Millis,
 }
 
 impl Shard {
@@ -119,7 +137,7 @@ impl Shard {
     ) -> Option<(u32, Vec<ClaimHandle>)> {
         let found = self
             .victims_below(evict.below_priority)
-            .find(|handle| self.can_reserve(handle.worker, constraints, until_ms));
+            .find(|handle| evict.allows(handle.worker) && self.can_reserve(handle.worker, constraints, until_ms));
         found.map(|handle| (handle.worker, vec![handle]))
     }
 
@@ -131,7 +149,7 @@ impl Shard {
     ) -> Option<(u32, Vec<ClaimHandle>)> {
         let request = self.resource_request(constraints)?;
         let mut by_worker: BTreeMap<u32, Vec<ClaimHandle>> = BTreeMap::new();
-        for handle in self.victims_below(evict.below_priority) {
+        for handle in self.victims_below(evict.below_priority).filter(|handle| evict.allows(handle.worker)) {
             if by_worker.contains_key(&handle.worker)
                 || (by_worker.len() < WORKERS_COMPARED_MAX && self.can_reserve(handle.worker, constraints, until_ms))
             {
@@ -167,6 +185,52 @@ impl Shard {
             }
         }
         best.map(|(_, at, victims)| (at, victims))
+    }
+
+    /// Finds a worker for each of these needs that would fit it after evictions, no worker twice. Returns the needs that
+    /// have one, by their positions, each with the ordinal of the worker. Nothing is evicted.
+    pub fn survey_victims(&mut self, needs: &[VictimNeed], below_priority: u16, now_ms: Millis) -> Vec<(usize, u32)> {
+        let mut workers: Vec<(u32, Vec<ClaimHandle>)> = Vec::new();
+        let mut positions: BTreeMap<u32, usize> = BTreeMap::new();
+        for handle in self.victims_below(below_priority) {
+            let position = *positions.entry(handle.worker).or_insert(workers.len());
+            if position == workers.len() {
+                workers.push((handle.worker, Vec::new()));
+            }
+            workers[position].1.push(handle);
+        }
+        let mut open: Vec<usize> = (0..needs.len()).collect();
+        let mut found = Vec::new();
+        for (at, victims) in workers {
+            let mut failed: Option<&Arc<PlacementConstraints>> = None;
+            let position = open.iter().position(|&index| {
+                let VictimNeed { constraints, duration_ms } = &needs[index];
+                // Members of a gang mostly request the same.
+                let has_failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, constraints));
+                let fits = !has_failed && self.fits_after_evictions(at, constraints, now_ms + duration_ms, &victims);
+                failed = Some(constraints);
+                fits
+            });
+            found.extend(position.map(|position| (open.remove(position), at)));
+        }
+        found
+    }
+
+    fn fits_after_evictions(
+        &mut self,
+        at: u32,
+        constraints: &PlacementConstraints,
+        until_ms: Millis,
+        victims: &[ClaimHandle],
+    ) -> bool {
+        if !self.can_reserve(at, constraints, until_ms) {
+            return false;
+        }
+        match self.resource_request(constraints) {
+            Some(request) => self.fits_without(at, &request, victims),
+            // The worker of an exclusive pool is free without its claim.
+            None => self.shared.is_none(),
+        }
     }
 
     /// Whether the worker would fit the request without these claims.

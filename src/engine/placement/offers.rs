@@ -108,6 +108,13 @@ impl Shard {
         self.freed.workers = self.workers.iter_from(0).collect();
     }
 
+    /// Whether reservations ended without having served, since they were last taken.
+    #[must_use]
+    #[inline]
+    pub const fn has_void_reservations(&self) -> bool {
+        !self.freed.void.is_empty()
+    }
+
     /// Reservations that ended without having served, since they were last taken.
     pub fn take_void_reservations(&mut self) -> Vec<ReservationId> {
         std::mem::take(&mut self.freed.void)

@@ -62,7 +62,8 @@ impl<S: ShardSink> ShardHandle<S> {
             }
             Command::Gang(call) => call.reply.send(Err(rejection.clone())),
             // What they name was handed back.
-            Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) | Command::Reserve(_) => {}
+            Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) => {}
+            Command::Reserve(_) | Command::SurveyVictims(_) => {}
             // Asked again if need be.
             Command::FindClaim(_) | Command::OfferAll | Command::Offer(_) => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}

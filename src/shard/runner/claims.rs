@@ -8,7 +8,7 @@ use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimId, Fence};
 use crate::shard::address::PendingWrites;
-use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, ReacquireCall, ReserveCall};
+use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, ReacquireCall, ReserveCall, VictimSurvey};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
 use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplyAddress, ShardOutcome};
 use crate::shard::step_injection::ProtocolRule;
@@ -155,6 +155,11 @@ impl<S: ShardSink> ShardRunner<S> {
             _ => ReservationOutcome::NoWorker,
         };
         self.events.push(ShardEvent::ReservationDecided { id, outcome });
+    }
+
+    pub(super) fn survey_victims(&mut self, survey: &VictimSurvey) {
+        let found = self.shard.survey_victims(&survey.needs, survey.below_priority, self.now_ms);
+        self.events.push(ShardEvent::VictimsFound { id: survey.id, found });
     }
 
     /// Reason why this shard accepts no claims at present: the store lags too far behind.

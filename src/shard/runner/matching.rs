@@ -56,6 +56,10 @@ impl<S: ShardSink> ShardRunner<S> {
                 self.send_before_delivery();
             }
             ProtocolPoint::Published.reach();
+            // Before their workers are offered: whoever held them must not take them for held still.
+            if self.shard.has_void_reservations() {
+                self.report_void_reservations();
+            }
             self.deliver(work);
             ProtocolPoint::Delivered.reach();
             if !ProtocolRule::BoundsBeforeDelivery.holds() {
@@ -96,6 +100,11 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     #[cold]
+    fn report_void_reservations(&mut self) {
+        self.events.push(ShardEvent::ReservationsVoid(self.shard.take_void_reservations()));
+    }
+
+    #[cold]
     fn offer_freed(&mut self, work: &mut S::Work) -> Option<ClaimCall> {
         self.shard.take_freed(&mut self.freed);
         // While a grant could not be recorded nobody is offered anything; a later run tries again. The fence is not used.
@@ -106,9 +115,8 @@ impl<S: ShardSink> ShardRunner<S> {
             let offer: Option<WorkerOffer> = self.shard.offer(worker, self.now_ms);
             // A reservation that ends frees its worker once more.
             self.shard.take_freed(&mut self.freed);
-            let void = self.shard.take_void_reservations();
-            if !void.is_empty() {
-                self.events.push(ShardEvent::ReservationsVoid(void));
+            if self.shard.has_void_reservations() {
+                self.report_void_reservations();
             }
             match offer.and_then(|offer| self.sink.match_freed(self.origin(), &offer)) {
                 // What is left of the worker is offered once more after the grant.

@@ -419,6 +419,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::ReplyWhenStored(unstored) => self.reject_when_stored(*unstored),
             Command::Gang(call) => self.gang(*call),
             Command::Reserve(call) => self.reserve(call),
+            Command::SurveyVictims(survey) => self.survey_victims(&survey),
             Command::OfferAll => self.shard.note_all_freed(),
             Command::Offer(worker) => self.shard.offer_again(worker),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
