@@ -87,6 +87,7 @@ impl ClaimDispatcher {
             }
             Command::Reserve(call) => self.reserve_elsewhere(shard, call.id, work),
             Command::SurveyVictims(survey) => self.on_victims_found(shard, survey.id, &[], work),
+            Command::SurveyTenant(survey) => self.on_tenant_victims(shard, survey.id, &[], work),
             Command::Gang(call) if self.pools.load().shard(shard).is_none() => {
                 call.reply.send(Err(RequestError::NotFound(ObjectKind::Pool)));
             }

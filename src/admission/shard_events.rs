@@ -167,6 +167,7 @@ impl ClaimDispatcher {
                 let outcome = std::mem::replace(outcome, ReservationOutcome::NoWorker);
                 self.on_reservation(from.shard, *id, outcome, work);
             }
+            ShardEvent::TenantVictims { id, victims } => self.on_tenant_victims(from.shard, *id, victims, work),
             ShardEvent::VictimsFound { id, found } => self.on_victims_found(from.shard, *id, found, work),
             ShardEvent::ReservationsVoid(void) => self.on_reservations_void(from.shard, void, work),
             ShardEvent::Panicked { tickets } => {

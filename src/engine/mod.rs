@@ -60,7 +60,7 @@ pub use event::{
 };
 pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};
-pub use placement::eviction::{EvictionPolicy, VictimNeed};
+pub use placement::eviction::{EvictionPolicy, TenantVictim, VictimNeed};
 pub use placement::offers::{ReservedWorker, WorkerOffer};
 pub use replay::{ReplayError, ResumePoint, ShardReplay};
 pub use shard::Shard;

@@ -210,6 +210,17 @@ pub struct VictimSurvey {
     pub below_priority: u16,
 }
 
+/// Request to find claims that may be evicted for another one of their tenant. Nothing is evicted.
+#[derive(Debug)]
+pub struct TenantSurvey {
+    /// Id of the search.
+    pub id: ReservationId,
+    /// Claim of the tenant for which others may be evicted.
+    pub owner: ClaimId,
+    /// Priority below which claims may be evicted.
+    pub below_priority: u16,
+}
+
 /// Request to take an action of a gang's two-phase commit at one shard.
 #[derive(Debug)]
 pub struct GangCall {
@@ -251,6 +262,10 @@ pub enum Command {
     Reserve(ReserveCall),
     /// Finds victims for a gang that waits.
     SurveyVictims(VictimSurvey),
+    /// Finds claims that may be evicted for another one of their tenant.
+    SurveyTenant(TenantSurvey),
+    /// Evicts claims for another one of their tenant, as far as they may be evicted still.
+    EvictClaims(Vec<ClaimHandle>),
     /// Offers all workers once more to the claims that wait.
     OfferAll,
     /// Offers the worker with this ordinal once more to the claims that wait.
@@ -370,6 +385,7 @@ impl Command {
             }
             Self::Reserve(call) => undecided.push(UndecidedClaim::Reservation(call.id)),
             Self::SurveyVictims(survey) => undecided.push(UndecidedClaim::VictimSurvey(survey.id)),
+            Self::SurveyTenant(survey) => undecided.push(UndecidedClaim::TenantSurvey(survey.id)),
             Self::Register(workers) => workers.iter().for_each(|(worker, keys, _)| add_keys(&worker.claims, keys)),
             Self::Heartbeat(workers) => workers.iter().for_each(|(_, beat, keys, _)| add_keys(&beat.claims, keys)),
             _ => {}

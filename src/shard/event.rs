@@ -12,7 +12,9 @@ use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 use super::command::{ClaimCall, HeldOperation};
 use super::reply::ReplyAddress;
 use super::runner::PendingReply;
-use crate::engine::{ClaimGrant, ClaimHandle, PlacementFailure, ReservationId, ReservedWorker, WorkerOffer};
+use crate::engine::{
+    ClaimGrant, ClaimHandle, PlacementFailure, ReservationId, ReservedWorker, TenantVictim, WorkerOffer,
+};
 use crate::model::request_error::RequestError;
 use crate::model::{ClaimId, ClaimSpec, Fence, Millis, Seq, UnreadReply};
 
@@ -184,6 +186,13 @@ pub enum ShardEvent {
         /// Needs that have a worker, by their positions, each with the ordinal of the worker.
         found: Vec<(usize, u32)>,
     },
+    /// A search for claims of a tenant that may be evicted was carried out.
+    TenantVictims {
+        /// Id of the search.
+        id: ReservationId,
+        /// Claims that may be evicted, the cheapest first.
+        victims: Vec<TenantVictim>,
+    },
     /// Reservations ended without having served: their workers are unusable or gone.
     ReservationsVoid(Vec<ReservationId>),
     /// An operation names a claim by a handle of an earlier life: it was not decided.
@@ -225,7 +234,7 @@ impl ShardEvent {
                 (None, None)
             }
             Self::ReservationDecided { .. } | Self::VictimsFound { .. } | Self::ReservationsVoid(_) => (None, None),
-            Self::Panicked { .. } => (None, None),
+            Self::Panicked { .. } | Self::TenantVictims { .. } => (None, None),
         };
         one.into_iter().chain(reported.into_iter().flatten().map(|(id, _)| id))
     }
@@ -298,6 +307,8 @@ pub enum UndecidedClaim {
     Reservation(ReservationId),
     /// Search for victims for a gang.
     VictimSurvey(ReservationId),
+    /// Search for claims of a tenant that may be evicted.
+    TenantSurvey(ReservationId),
 }
 
 impl UndecidedClaim {
@@ -308,6 +319,7 @@ impl UndecidedClaim {
             Self::Repeated(id, number) => ShardEvent::NotReacquired { id, number, rejection: Some(rejection) },
             Self::Reservation(id) => ShardEvent::ReservationDecided { id, outcome: ReservationOutcome::NoWorker },
             Self::VictimSurvey(id) => ShardEvent::VictimsFound { id, found: Vec::new() },
+            Self::TenantSurvey(id) => ShardEvent::TenantVictims { id, victims: Vec::new() },
             Self::Resize(id, fence, life) => ShardEvent::ResizeRejected { id, fence, life },
             Self::Report(id, ticket) => ShardEvent::ReportDecided { tickets: vec![(id, ticket)] },
         }

@@ -31,7 +31,7 @@ mod supervisor;
 pub use address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 pub use command::{
     ClaimCall, Command, GangCall, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports, PreviewQuery,
-    ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, UnstoredRejection, VictimSurvey,
+    ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, TenantSurvey, UnstoredRejection, VictimSurvey,
 };
 pub use environment::ShardEnvironment;
 pub use event::{

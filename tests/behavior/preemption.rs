@@ -3,8 +3,8 @@
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{
-    AckLevel, ClaimRequest, ClaimSpec, ClaimState, HeartbeatRequest, PlacementPolicy, PoolSpec, ResourceRequirements,
-    WorkerId,
+    AckLevel, ClaimId, ClaimRequest, ClaimSpec, ClaimState, HeartbeatRequest, PlacementPolicy, PoolSpec, Quota,
+    ResourceRequirements, WorkerId,
 };
 use tokio::task::JoinHandle;
 
@@ -410,4 +410,66 @@ async fn q13_a_gang_of_shares_evicts_as_few_as_it_lacks() {
     world.quiet().await;
     let reserved: u64 = world.shards("p").await.iter().map(|shard| shard.workers_reserved).sum();
     assert_eq!(reserved, 0);
+}
+
+/// Q13: a claim that only the quota of its tenant keeps back has the cheapest of its tenant's claims evicted, and nobody
+/// else's; what that gives back is for it.
+#[tokio::test]
+async fn q13_an_urgent_claim_evicts_its_tenants_own_claims_under_the_quota() {
+    let world = World::on_memory().await;
+    let workers = ["w0", "w1", "w2", "w3", "w4", "w5"];
+    world.pool("p", preempting(spec(2, AckLevel::Memory)), &workers).await;
+    let quota = Quota { claims: Some(3), ..Quota::default() };
+    world.s.put_quota("ns", Some("t"), quota).await.unwrap();
+    let of = |tenant: &str, key: &str, priority| {
+        let mut claim = with_preemption(request("p", key), priority, true);
+        claim.id = ClaimId::new("ns", tenant, key).unwrap();
+        claim
+    };
+    world.s.claim(of("other", "cheap", 0)).await.unwrap();
+    let mut held = Vec::new();
+    for (key, priority) in [("dear", 3), ("old", 1), ("young", 1)] {
+        held.push(world.s.claim(of("t", key, priority)).await.unwrap().claim);
+    }
+    let urgent = ClaimRequest { wait_ms: 10 * MINUTE, ..of("t", "urgent", 5) };
+    let urgent = world.begin_request(urgent).await;
+    let evicted = async || {
+        world.pass(300).await;
+        world.evicted().await
+    };
+    until("one is evicted", async || !evicted().await.is_empty()).await;
+    for _ in 0..5 {
+        assert_eq!(evicted().await, ["young"], "two workers are idle, and other tenants have nothing to do with it");
+    }
+    // A lower one of the tenant does not take what comes back.
+    let low = world.begin_request(ClaimRequest { wait_ms: 10 * MINUTE, ..of("t", "low", 2) }).await;
+    world.s.release(&held[2].id, held[2].fence).await.unwrap();
+    assert_eq!(done(urgent).await.unwrap().claim.id.key(), "urgent");
+    assert!(!low.is_finished());
+    low.abort();
+}
+
+/// Q13: nobody is evicted if that would not make the claim fit the quota, or where the pool does not allow it.
+#[tokio::test]
+async fn q13_no_claim_of_the_tenant_is_evicted_in_vain() {
+    let world = World::on_memory().await;
+    world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1", "w2"]).await;
+    world.pool("q", spec(1, AckLevel::Memory), &["v0"]).await;
+    let quota = Quota { claims: Some(2), ..Quota::default() };
+    world.s.put_quota("ns", Some("t"), quota).await.unwrap();
+    let of = |pool: &str, key: &str, priority, preemptible| {
+        let mut claim = with_preemption(request(pool, key), priority, preemptible);
+        claim.id = ClaimId::new("ns", "t", key).unwrap();
+        claim
+    };
+    world.s.claim(of("p", "firm", 1, false)).await.unwrap();
+    world.s.claim(of("q", "elsewhere", 1, true)).await.unwrap();
+    let urgent = ClaimRequest { wait_ms: 10 * MINUTE, ..of("p", "urgent", 5, false) };
+    let urgent = world.begin_request(urgent).await;
+    until("it waits", async || world.s.waiting(&name("p")) == 1).await;
+    for _ in 0..20 {
+        world.pass(300).await;
+    }
+    assert!(world.evicted().await.is_empty() && !urgent.is_finished());
+    urgent.abort();
 }

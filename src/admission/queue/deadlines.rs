@@ -62,6 +62,7 @@ impl ClaimDispatcher {
         if is_check_due {
             self.wait_queues.starved_check_ms.store(now_ms + STARVED_INTERVAL_MS, Ordering::Relaxed);
             self.protect_starved(now_ms);
+            self.evict_own(now_ms, work);
         }
         for pool in self.pools.load_full().iter().filter(|pool| pool.wait_queue.waiting() > 0) {
             self.tick_queue(pool, now_ms, work);

@@ -105,7 +105,7 @@ impl ClaimDispatcher {
             gang.may_evict()
                 && gang.is_feasible(pool, usable)
                 && reservations.may_seek(gang.arrival, now_ms)
-                && !reservations.awaits_victims(gang.arrival)
+                && !reservations.has_pending_victims(gang.arrival)
                 && may_hold(gang)
         };
         let Some(gang) = queue.gangs.values().take(GANGS_TRIED_MAX).find(may_seek).cloned() else { return };

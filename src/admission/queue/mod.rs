@@ -21,6 +21,7 @@
 //! | `claim_wait`, `entry`, `matching`, `search` | a claim enters, is offered something, is searched for once more |
 //! | `deadlines`, `closing` | the end of a wait without a worker |
 //! | `preemption`, `gang`, `gang_preemption` | who gets reservations; gangs that wait |
+//! | `own_eviction` | evictions within a tenant, under its quota |
 //! | `demand`, `views` | what others see of it |
 
 mod claim_wait;
@@ -32,6 +33,7 @@ mod gang;
 mod gang_preemption;
 mod least_demand;
 mod matching;
+mod own_eviction;
 mod pool_queue;
 mod preemption;
 mod queued_claim;
@@ -53,6 +55,7 @@ use parking_lot::Mutex;
 pub use self::claim_wait::WaitState;
 use self::deadlines::WaitDeadlines;
 pub use self::gang::{LastAttempt, WaitingGang};
+use self::own_eviction::OwnEvictions;
 pub use self::pool_queue::PoolQueue;
 pub use self::queued_claim::{ArrivalNumber, QueuedClaim};
 pub use self::request_class::RequestClass;
@@ -71,6 +74,8 @@ pub struct WaitQueues {
     /// Claims that are searched for on later ticks, the earliest first: a shard could not be asked, or the specification of
     /// their pool has changed.
     rechecks: Mutex<BTreeMap<ArrivalNumber, Arc<QueuedClaim>>>,
+    /// Evictions for claims that the quotas of their tenants keep back.
+    own_evictions: Mutex<OwnEvictions>,
     /// Tenants with a claim that is protected from others of its tenant.
     protected: Mutex<Vec<Arc<Tenant>>>,
     /// Engine time at which starved claims are sought next.

@@ -50,8 +50,9 @@ impl ClaimDispatcher {
             let tenants = queue.queue.tenants().filter(|tenant| queue.queue.has_quota_short(tenant.number));
             for tenant in tenants {
                 let headroom = tenant.headroom();
+                let has_victims = self.wait_queues.own_evictions.lock().claim_of(tenant.number, now_ms);
                 let is_starved = |claim: &QueuedClaim| {
-                    claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms
+                    (claim.since_ms + limits::RESERVE_AFTER_MS <= now_ms || has_victims == Some(claim.arrival))
                         && headroom.is_exceeded_by(&claim.amounts())
                         && tenant.allows(&claim.amounts())
                 };

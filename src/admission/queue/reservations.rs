@@ -464,7 +464,7 @@ impl ReservationList {
 
     /// Whether victims of the gang have not gone yet, or shards are asked to evict some.
     #[must_use]
-    pub fn awaits_victims(&self, arrival: ArrivalNumber) -> bool {
+    pub fn has_pending_victims(&self, arrival: ArrivalNumber) -> bool {
         let hold = self.gang_hold.iter().filter(|hold| hold.arrival == arrival);
         self.gang_requests.values().any(|other| *other == arrival)
             || hold.flat_map(|hold| hold.held.values()).any(|held| !held.is_free())

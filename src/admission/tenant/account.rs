@@ -115,6 +115,12 @@ impl TenantAccount {
         self.used.first_exceeded(amounts, &self.limits).or_else(|| self.first_missing(amounts, rank))
     }
 
+    /// Whether the limits allow a claim of these amounts once so much less is held.
+    #[must_use]
+    pub fn allows_without(&self, released: &ResourceUsage, amounts: &ResourceUsage) -> bool {
+        self.used.minus(released).first_exceeded(amounts, &self.limits).is_none()
+    }
+
     /// Whether the quota allows a claim of these amounts.
     #[must_use]
     pub fn may_charge(&self, amounts: &ResourceUsage, rank: ChargeRank) -> bool {

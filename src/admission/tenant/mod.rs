@@ -157,6 +157,12 @@ impl Tenant {
         self.with_account(|account| account.allows(amounts))
     }
 
+    /// Whether the limits allow a claim of these amounts once so much less is held.
+    #[must_use]
+    pub fn allows_without(&self, released: &ResourceUsage, amounts: &ResourceUsage) -> bool {
+        self.with_account(|account| account.allows_without(released, amounts))
+    }
+
     /// Protects a claim that the quota has kept back for long, or none.
     pub fn protect(self: &Arc<Self>, claim: Option<ProtectedClaim>) {
         if self.with_account(|account| account.protect(claim)) {

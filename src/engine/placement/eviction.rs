@@ -13,7 +13,7 @@ use super::constraints::PlacementConstraints;
 use crate::engine::effect::EngineReply;
 use crate::engine::event::ClaimHandle;
 use crate::engine::shard::{Shard, saturating_millis};
-use crate::model::{ClaimState, Fence, Millis, unschedulable_bits};
+use crate::model::{ClaimId, ClaimState, Fence, Millis, ResourceUsage, unschedulable_bits};
 
 /// Claims that a search for victims examines, the cheapest first: bounds its duration.
 const VICTIMS_SCANNED_MAX: usize = 1_024;
@@ -46,6 +46,17 @@ impl EvictionPolicy {
     fn allows(&self, worker: u32) -> bool {
         self.worker.is_none_or(|only| only == worker)
     }
+}
+
+/// Claim that may be evicted for another one of its tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TenantVictim {
+    /// Handle of the claim.
+    pub handle: ClaimHandle,
+    /// Priority of the claim.
+    pub priority: u16,
+    /// Amounts that its tenant is charged for it.
+    pub amounts: ResourceUsage,
 }
 
 /// Need of a claim that is to get a worker by evictions.
@@ -185,6 +196,30 @@ impl Shard {
             }
         }
         best.map(|(_, at, victims)| (at, victims))
+    }
+
+    /// Claims of a tenant that may be evicted for another one of it, the cheapest first, at most `limit`. `owner`: any
+    /// claim of the tenant.
+    #[must_use]
+    pub fn victims_of_tenant(&self, owner: &ClaimId, below_priority: u16, limit: usize) -> Vec<TenantVictim> {
+        let victim = |handle: ClaimHandle| {
+            let claim = self.claims.get(handle)?;
+            let is_own = (claim.id.namespace(), claim.id.tenant()) == (owner.namespace(), owner.tenant());
+            let spec = claim.spec.as_deref().filter(|_| is_own)?;
+            Some(TenantVictim { handle, priority: spec.priority, amounts: ResourceUsage::of_claim(Some(spec)) })
+        };
+        self.victims_below(below_priority).filter_map(victim).take(limit).collect()
+    }
+
+    /// Evicts those of these claims that may be evicted still.
+    pub(in crate::engine) fn evict_claims(&mut self, claims: &[ClaimHandle], releasing_ms: Millis, now_ms: Millis) {
+        for handle in claims {
+            let priority = self.claims.get(*handle).and_then(|claim| Some(claim.spec.as_ref()?.priority));
+            let entry = |priority| (priority, Reverse(handle.fence), handle.claim);
+            if priority.is_some_and(|priority| self.evictions.evictable.contains(&entry(priority))) {
+                self.evict(*handle, releasing_ms, now_ms);
+            }
+        }
     }
 
     /// Finds a worker for each of these needs that would fit it after evictions, no worker twice. Returns the needs that

@@ -63,7 +63,9 @@ impl<S: ShardSink> ShardHandle<S> {
             Command::Gang(call) => call.reply.send(Err(rejection.clone())),
             // What they name was handed back.
             Command::Claim(_) | Command::Claims(_) | Command::Reacquire(_) => {}
-            Command::Reserve(_) | Command::SurveyVictims(_) => {}
+            Command::Reserve(_) | Command::SurveyVictims(_) | Command::SurveyTenant(_) => {}
+            // Sought again if need be.
+            Command::EvictClaims(_) => {}
             // Asked again if need be.
             Command::FindClaim(_) | Command::OfferAll | Command::Offer(_) => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}

@@ -8,7 +8,9 @@ use crate::limits;
 use crate::model::request_error::{RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimId, Fence};
 use crate::shard::address::PendingWrites;
-use crate::shard::command::{ClaimCall, HeldOperation, HeldVerb, ReacquireCall, ReserveCall, VictimSurvey};
+use crate::shard::command::{
+    ClaimCall, HeldOperation, HeldVerb, ReacquireCall, ReserveCall, TenantSurvey, VictimSurvey,
+};
 use crate::shard::event::{GrantKind, ReservationOutcome, ShardSink};
 use crate::shard::reply::{ClaimAnswer, ClaimReply, ReplyAddress, ShardOutcome};
 use crate::shard::step_injection::ProtocolRule;
@@ -160,6 +162,11 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn survey_victims(&mut self, survey: &VictimSurvey) {
         let found = self.shard.survey_victims(&survey.needs, survey.below_priority, self.now_ms);
         self.events.push(ShardEvent::VictimsFound { id: survey.id, found });
+    }
+
+    pub(super) fn survey_tenant(&mut self, survey: &TenantSurvey) {
+        let victims = self.shard.victims_of_tenant(&survey.owner, survey.below_priority, limits::EVICTED_WORKERS_MAX);
+        self.events.push(ShardEvent::TenantVictims { id: survey.id, victims });
     }
 
     /// Reason why this shard accepts no claims at present: the store lags too far behind.

@@ -420,6 +420,11 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::Gang(call) => self.gang(*call),
             Command::Reserve(call) => self.reserve(call),
             Command::SurveyVictims(survey) => self.survey_victims(&survey),
+            Command::SurveyTenant(survey) => self.survey_tenant(&survey),
+            Command::EvictClaims(claims) => {
+                let releasing_ms = self.pool.spec.load().releasing_ms;
+                self.apply(Event::EvictClaims { claims, releasing_ms });
+            }
             Command::OfferAll => self.shard.note_all_freed(),
             Command::Offer(worker) => self.shard.offer_again(worker),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
