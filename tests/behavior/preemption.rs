@@ -1,9 +1,9 @@
 //! Preemption of claims by others with a higher priority, and workers that are reserved for queued claims.
 
 use hotpool::model::claim_request::ClaimConstraints;
-use hotpool::model::request_error::RequestError;
+use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{
-    AckLevel, ClaimId, ClaimRequest, ClaimSpec, ClaimState, HeartbeatRequest, PlacementPolicy, PoolSpec, Quota,
+    AckLevel, ClaimId, ClaimRequest, ClaimSpec, ClaimState, HeartbeatRequest, PlacementPolicy, PoolSpec, Quota, QuotaResource,
     ResourceRequirements, WorkerId,
 };
 use tokio::task::JoinHandle;
@@ -472,4 +472,32 @@ async fn q13_no_claim_of_the_tenant_is_evicted_in_vain() {
     }
     assert!(world.evicted().await.is_empty() && !urgent.is_finished());
     urgent.abort();
+}
+
+/// Q13: what the first victim gives back is kept until the second has gone, too.
+#[tokio::test]
+async fn q13_the_quota_that_victims_give_back_is_kept() {
+    let world = World::on_memory().await;
+    let workers = vec![sized("w0", 8_000, None)];
+    world.shared(preempting(shared(1, PlacementPolicy::BestFit)), workers).await;
+    let quota = Quota { cpu_milli: Some(4_000), ..Quota::default() };
+    world.s.put_quota("ns", Some("default"), quota).await.unwrap();
+    let share = |key: &str, amount, priority| with_preemption(request_for("p", key, &cpu(amount)), priority, true);
+    let mut held = Vec::new();
+    for key in ["a", "b", "c", "d"] {
+        held.push(world.s.claim(share(key, 1_000, 1)).await.unwrap().claim);
+    }
+    let urgent = world.begin_request(ClaimRequest { wait_ms: 10 * MINUTE, ..share("urgent", 2_000, 5) }).await;
+    until("two are evicted", async || {
+        world.pass(300).await;
+        world.evicted().await == ["c", "d"]
+    })
+    .await;
+    world.s.release(&held[3].id, held[3].fence).await.unwrap();
+    let exceeded = RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Cpu));
+    assert_eq!(world.s.claim(share("newcomer", 1_000, 2)).await, Err(exceeded));
+    world.pass(300).await;
+    assert!(!urgent.is_finished());
+    world.s.release(&held[2].id, held[2].fence).await.unwrap();
+    assert!(done(urgent).await.is_ok());
 }
