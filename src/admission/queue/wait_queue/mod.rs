@@ -6,6 +6,7 @@
 //! the least that anything below it needs ([`super::rank_tree`]), so the best-ranked claim that fits a worker is found
 //! without looking at those that do not fit.
 
+mod positions;
 mod walk;
 
 use std::cmp::Reverse;
@@ -61,7 +62,9 @@ struct ClaimLane {
 /// Claims that wait for a pool.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
-    claims: HashMap<ArrivalNumber, (Arc<QueuedClaim>, u32)>,
+    /// Claims with the numbers of their lanes. Ordered, so that a listing goes on where its last page ended: most enter
+    /// at the end, and a search takes as many steps as in the lanes, which are ordered as well.
+    claims: BTreeMap<ArrivalNumber, (Arc<QueuedClaim>, u32)>,
     lanes: RowTable<ClaimLane>,
     lanes_by_key: HashMap<(u32, u32), u32>,
     groups: RowTable<TenantGroup>,
@@ -116,9 +119,14 @@ impl WaitQueue {
         Some(self.classes.demand(self.lanes.get(*lane).class))
     }
 
-    /// All claims, in no particular order.
+    /// All claims, by arrival.
     pub fn claims(&self) -> impl Iterator<Item = &Arc<QueuedClaim>> {
         self.claims.values().map(|(claim, _)| claim)
+    }
+
+    /// Claims that arrived at this number or later, by arrival.
+    pub fn claims_from(&self, arrival: ArrivalNumber) -> impl Iterator<Item = &Arc<QueuedClaim>> {
+        self.claims.range(arrival..).map(|(_, (claim, _))| claim)
     }
 
     fn groups_of(&self, tenant: u64) -> impl Iterator<Item = u32> + '_ {
@@ -361,35 +369,11 @@ impl WaitQueue {
         })
     }
 
-    /// Number of claims ahead of this one at present: those with a higher priority, and of its own priority those that
-    /// are served earlier if tenants alternate.
-    #[must_use]
-    pub fn count_ahead(&self, arrival: ArrivalNumber) -> Option<usize> {
-        let (claim, _) = self.claims.get(&arrival)?;
-        let own: usize = {
-            let group = self.groups.get(self.groups_by_tenant[&(claim.tenant.number, claim.priority)]);
-            let lanes = self.lane_trees.iter(group.lanes).take_while(|(first, _)| *first < arrival);
-            lanes.map(|(_, lane)| self.lanes.get(lane).arrivals.range(..arrival).count()).sum()
-        };
-        let (mut higher, mut others) = (0, 0);
-        for ((tenant, priority), group) in &self.groups_by_tenant {
-            let waiting = self.lane_trees.summary(self.groups.get(*group).lanes).claims as usize;
-            match priority.cmp(&claim.priority) {
-                std::cmp::Ordering::Greater => higher += waiting,
-                std::cmp::Ordering::Equal if *tenant != claim.tenant.number => others += waiting.min(own),
-                _ => {}
-            }
-        }
-        Some(higher + own + others)
-    }
-
     /// Removes and returns all claims, by arrival.
     pub fn drain(&mut self) -> Vec<Arc<QueuedClaim>> {
         let all = std::mem::take(self);
         self.version = all.version + 1;
-        let mut claims: Vec<_> = all.claims.into_values().map(|(claim, _)| claim).collect();
-        claims.sort_unstable_by_key(|claim| claim.arrival);
-        claims
+        all.claims.into_values().map(|(claim, _)| claim).collect()
     }
 }
 

@@ -103,6 +103,18 @@ impl Naive {
         (Reverse(claim.priority), self.shares[self.numbers[&claim.tenant.number]], claim.arrival)
     }
 
+    /// Claims of higher priorities; earlier ones of its own tenant; and as many of each other tenant of its priority.
+    fn count_ahead(&self, claim: &QueuedClaim) -> usize {
+        let others = || self.claims.iter().map(|(other, _)| other);
+        let level = |tenant: u64| {
+            others().filter(move |other| other.priority == claim.priority && other.tenant.number == tenant)
+        };
+        let higher = others().filter(|other| other.priority > claim.priority).count();
+        let own = level(claim.tenant.number).filter(|other| other.arrival < claim.arrival).count();
+        let tenants = self.numbers.keys().filter(|tenant| **tenant != claim.tenant.number);
+        higher + own + tenants.map(|tenant| level(*tenant).count().min(own)).sum::<usize>()
+    }
+
     fn verdict(&self, claim: &QueuedClaim, request: usize) -> OfferVerdict {
         if self.headroom[self.numbers[&claim.tenant.number]] < REQUESTS[request].0 {
             OfferVerdict::NoQuota
@@ -258,6 +270,16 @@ proptest! {
                 least.merge(&LeastDemand::of(&demand));
             }
             prop_assert_eq!(queue.least(), least);
+            let mut arrivals: Vec<_> = naive.claims.iter().map(|(claim, _)| claim.arrival).collect();
+            prop_assert!(queue.claims().map(|claim| claim.arrival).eq(arrivals.iter().copied()), "by arrival");
+            let each: Vec<_> = arrivals.iter().map(|arrival| queue.count_ahead(*arrival)).collect();
+            let naive_each: Vec<_> = naive.claims.iter().map(|(claim, _)| Some(naive.count_ahead(claim))).collect();
+            prop_assert_eq!(&each, &naive_each);
+            // One that has left is counted as such.
+            arrivals.push(ArrivalNumber::MAX);
+            let mut of_all = queue.count_ahead_of_all(&arrivals);
+            prop_assert_eq!(of_all.pop(), Some(None));
+            prop_assert_eq!(&of_all, &each);
             let ranked = queue.ranked(usize::MAX, |_, _| true);
             prop_assert_eq!(ranked.len(), naive.claims.len());
             let order = |claim: &QueuedClaim| (naive.rank(claim).0, naive.rank(claim).1);
@@ -312,6 +334,11 @@ fn tenants_alternate_in_the_number_ahead() {
     assert_eq!(ahead(2), Some(3), "the urgent one, the first, and one of the other tenant");
     assert_eq!(ahead(5), Some(3), "the urgent one, one of its own, one of the other");
     assert_eq!(ahead(7), None);
+    let newcomer =
+        |tenant: usize, priority| queue.count_ahead_of_newcomer(Some(fixture.tenants[tenant].number), priority);
+    assert_eq!((newcomer(1, 0), newcomer(2, 0)), (6, 5), "its own, as many of the other, and the urgent one");
+    assert_eq!((newcomer(3, 9), newcomer(1, 9), newcomer(0, 10)), (1, 0, 0));
+    assert_eq!((queue.count_ahead_of_newcomer(None, 0), queue.count_ahead_of_newcomer(None, 10)), (1, 0));
 }
 
 /// Q09: a worker that fits nobody is offered to nobody.
