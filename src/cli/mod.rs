@@ -129,6 +129,11 @@ impl CommandContext {
         headings: &str,
         row: impl Fn(&T) -> Vec<String>,
     ) -> Result<(), CommandFailure> {
+        self.print_list_text(list, if_empty, &table(headings, list.items.iter().map(|item| row(item))))
+    }
+
+    /// Prints a listing, as JSON or as the text of its tables. An empty list is replaced by the note `if_empty`.
+    fn print_list_text<T>(&self, list: &ItemList<T>, if_empty: &str, text: &str) -> Result<(), CommandFailure> {
         if self.output == OutputFormat::Json {
             return print_json(list);
         }
@@ -136,7 +141,7 @@ impl CommandContext {
             print_note(if_empty);
             return Ok(());
         }
-        print(&table(headings, list.items.iter().map(|item| row(item))))?;
+        print(text)?;
         if list.next_page_token.is_some() {
             print_note(&format!("... and more: these are the first {}", list.items.len()));
         }

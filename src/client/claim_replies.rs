@@ -1,6 +1,8 @@
 //! Claims and queued claims as the service shows them.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::model::{ClaimState, Fence, Labels, Millis};
 
@@ -96,6 +98,28 @@ pub struct QueuedClaimDetails {
     pub left_ms: Millis,
     /// Estimated wait in milliseconds, by the throughput of the last minute; `None` if unknown.
     pub estimate_ms: Option<Millis>,
+    /// Unix time at which the wait began, in milliseconds; `None` in answers that show a single key.
+    pub queued_at_ms: Option<Millis>,
+}
+
+/// Item of a listing of claims.
+#[derive(Debug, Clone)]
+pub enum ClaimListItem {
+    /// Claim that holds its worker.
+    Held(Box<ClaimDetails>),
+    /// Claim that waits and holds nothing yet.
+    Waiting(QueuedClaimDetails),
+}
+
+impl<'de> Deserialize<'de> for ClaimListItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let item = Value::deserialize(deserializer)?;
+        let parsed = match item.get("state").and_then(Value::as_str) {
+            Some("waiting") => QueuedClaimDetails::deserialize(item).map(Self::Waiting),
+            _ => ClaimDetails::deserialize(item).map(|claim| Self::Held(Box::new(claim))),
+        };
+        parsed.map_err(D::Error::custom)
+    }
 }
 
 /// Status of a key.

@@ -4,7 +4,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::{
-    ClaimBatchMode, ClaimDetails, ClaimReply, Client, ClientError, CreateReply, ItemList, ItemOutcome, KeyStatus,
+    ClaimBatchMode, ClaimListItem, ClaimReply, Client, ClientError, CreateReply, ItemList, ItemOutcome, KeyStatus,
     ListRange, NewClaim, RawJson, ReleaseReply, encode,
 };
 use crate::model::{ClaimId, Fence, Millis, ResourceRequirements};
@@ -20,9 +20,10 @@ pub struct ClaimListFilter {
     pub worker: Option<String>,
     /// Tenant of the claims.
     pub tenant: Option<String>,
-    /// States of the claims, separated by commas: `reserved`, `active`, `releasing`.
+    /// States of the claims, separated by commas: `reserved`, `active`, `releasing`, `waiting`. The default lists claims
+    /// that are held; those that wait are listed only if it is named.
     pub state: Option<String>,
-    /// Smallest age of the claims, in milliseconds.
+    /// Smallest age of the claims, or time that they have waited, in milliseconds.
     pub older_than_ms: Option<Millis>,
 }
 
@@ -84,7 +85,7 @@ impl Client {
         self.get(&format!("{}?tenant={}", claim_path(id), id.tenant())).await
     }
 
-    /// Lists the claims that pass a filter.
+    /// Lists the claims that pass a filter: held ones, then those that wait.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for a filter that is malformed, or a page token of another listing.
@@ -92,7 +93,7 @@ impl Client {
         &self,
         filter: &ClaimListFilter,
         range: ListRange,
-    ) -> Result<ItemList<ClaimDetails>, ClientError> {
+    ) -> Result<ItemList<ClaimListItem>, ClientError> {
         let ClaimListFilter { namespace, pool, worker, tenant, state, older_than_ms } = filter;
         let older_than_ms = older_than_ms.map(|ms| ms.to_string());
         let filter = [

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClaimId, Fence, Labels, Millis, PoolName, ResourceRequirements, WorkerCapacity, WorkerRegistration, check_name,
+    ClaimId, Fence, Labels, Millis, PoolName, QueuedClaimView, ResourceRequirements, WorkerCapacity,
+    WorkerRegistration, check_name,
 };
 use crate::limits;
 use crate::model::request_error::RequestError;
@@ -192,6 +193,46 @@ pub enum UnreadReply {
     Reference,
 }
 
+/// State by which a listing of claims can be filtered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListedState {
+    /// State of a claim that holds its worker.
+    Held(ClaimState),
+    /// Queued for capacity or quota: the claim holds nothing yet.
+    Waiting,
+}
+
+impl ListedState {
+    /// All states in their order.
+    pub const ALL: [Self; 4] = [
+        Self::Held(ClaimState::Reserved),
+        Self::Held(ClaimState::Active),
+        Self::Held(ClaimState::Releasing),
+        Self::Waiting,
+    ];
+
+    /// Name of the state on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Held(state) => state.as_str(),
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
+/// Part of the claims that wait in a listing of claims.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WaitingSelection {
+    /// Held claims are listed, and none that waits.
+    #[default]
+    Omitted,
+    /// Claims that wait are listed after those that are held.
+    AfterHeld,
+    /// Claims that wait are listed, and none that is held.
+    Only,
+}
+
 /// Filter of a claim listing.
 #[derive(Debug, Clone, Default)]
 pub struct ClaimFilter {
@@ -203,13 +244,42 @@ pub struct ClaimFilter {
     pub worker: Option<String>,
     /// Restricts to this tenant.
     pub tenant: Option<String>,
-    /// Restricts to these states; empty: any.
+    /// Restricts held claims to these states; empty: any.
     pub states: Vec<ClaimState>,
-    /// Restricts to claims created at least so many milliseconds ago. Claims of unknown age are omitted.
+    /// Whether claims that wait are listed too, or alone. They have no worker: with one in the filter none of them is.
+    pub waiting: WaitingSelection,
+    /// Restricts to claims created, or waiting, for at least so many milliseconds. Claims of unknown age are omitted.
     pub older_than_ms: Option<Millis>,
 }
 
+/// Page of a listing of claims: held ones first, then those that wait.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimPage {
+    /// Held claims of this page.
+    pub items: Vec<ClaimView>,
+    /// Claims of this page that wait, by arrival.
+    pub waiting: Vec<QueuedClaimView>,
+    /// Opaque start of the next page; none on the last.
+    pub next: Option<String>,
+}
+
 impl ClaimFilter {
+    /// Restricts the listing to claims in these states; none: to those that are held.
+    #[must_use]
+    pub fn in_states(mut self, states: &[ListedState]) -> Self {
+        let held = |state: &ListedState| match state {
+            ListedState::Held(state) => Some(*state),
+            ListedState::Waiting => None,
+        };
+        self.states = states.iter().filter_map(held).collect();
+        self.waiting = match (states.contains(&ListedState::Waiting), self.states.is_empty()) {
+            (false, _) => WaitingSelection::Omitted,
+            (true, false) => WaitingSelection::AfterHeld,
+            (true, true) => WaitingSelection::Only,
+        };
+        self
+    }
+
     /// Checks every name, that a pool comes with its namespace, and that all states are those of live claims.
     ///
     /// # Errors
@@ -226,7 +296,7 @@ impl ClaimFilter {
         if self.states.contains(&ClaimState::Lost) {
             return Err(RequestError::invalid(
                 "state",
-                "must be reserved, active or releasing: lost claims are not listed",
+                "must be reserved, active, releasing or waiting: lost claims are not listed",
             ));
         }
         if self.older_than_ms.is_some_and(|ms| ms > limits::AMOUNT_MAX) {

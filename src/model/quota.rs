@@ -238,6 +238,8 @@ pub struct QueuedClaimView {
     pub priority: u16,
     /// Number of claims ahead of it in its best queue, as of now; later ones may pass it.
     pub ahead: u64,
+    /// Unix time in milliseconds at which its wait began.
+    pub queued_at_ms: Millis,
     /// Time for which it has waited, in milliseconds.
     pub waited_ms: Millis,
     /// Time until it is rejected, in milliseconds.

@@ -1,5 +1,6 @@
 //! Listings in pages that show every row exactly once while others come and go. A page starts at a cursor of (shard,
-//! ordinal), not at a count, and a worker keeps its ordinal while it lives.
+//! ordinal), not at a count, and a worker keeps its ordinal while it lives; for claims that wait the cursor is an arrival
+//! number.
 
 use std::sync::Arc;
 
@@ -7,11 +8,18 @@ use tokio::sync::oneshot;
 
 use super::{Scheduler, recv_outcome};
 use crate::admission::pool_registry::Pool;
+use crate::admission::queue::{ListingStep, WaitingFilter, WaitingPosition};
 use crate::engine::ListingSlice;
 use crate::limits;
 use crate::model::request_error::{ObjectKind, RequestError};
-use crate::model::{ClaimFilter, ClaimView, ListPage, PoolName, PoolStatus, WorkerId, WorkerView};
+use crate::model::{
+    ClaimFilter, ClaimPage, ClaimView, ListPage, PoolName, PoolStatus, QueuedClaimView, WaitingSelection, WorkerId,
+    WorkerView,
+};
 use crate::shard::{Command, ShardClaimFilter};
+
+/// Beginning of a token of claims that wait. No pool has such a name, with which the tokens of held claims begin.
+const WAITING_TOKEN: &str = "waiting:";
 
 impl Scheduler {
     /// Number of claims that wait for capacity in the pool; 0 if there is no such pool.
@@ -67,7 +75,8 @@ impl Scheduler {
         Ok(ListPage { items, next })
     }
 
-    /// Lists held claims that pass the filter, from `token` on.
+    /// Lists claims that pass the filter, from `token` on: held ones, and if the filter selects them those that wait, which
+    /// come after all held ones.
     ///
     /// # Errors
     /// `Invalid` for a filter with a pool but no namespace, or for a token of no page; the reason of a shard that does
@@ -77,12 +86,71 @@ impl Scheduler {
         filter: &ClaimFilter,
         token: Option<&str>,
         limit: usize,
-    ) -> Result<ListPage<ClaimView>, RequestError> {
+    ) -> Result<ClaimPage, RequestError> {
         self.check_serving()?;
         let limit = limit.clamp(1, limits::PAGE_ITEMS_MAX);
         if filter.pool.is_some() && filter.namespace.is_none() {
             return Err(RequestError::invalid("namespace", "must be given with pool"));
         }
+        let (held, from) = match (token.and_then(|token| token.strip_prefix(WAITING_TOKEN)), filter.waiting) {
+            (None, WaitingSelection::Omitted) => (self.list_held(filter, token, limit).await?, None),
+            (None, WaitingSelection::AfterHeld) => {
+                let held = self.list_held(filter, token, limit).await?;
+                let is_at_end = held.next.is_none();
+                (held, is_at_end.then_some(WaitingPosition::START))
+            }
+            (None, WaitingSelection::Only) if token.is_none() => {
+                (ListPage { items: Vec::new(), next: None }, Some(WaitingPosition::START))
+            }
+            (Some(position), WaitingSelection::AfterHeld | WaitingSelection::Only) => {
+                (ListPage { items: Vec::new(), next: None }, Some(waiting_position(position)?))
+            }
+            // Tokens of held claims have the name of a pool, which has another form.
+            (Some(_), WaitingSelection::Omitted) | (None, WaitingSelection::Only) => return Err(invalid_token()),
+        };
+        let Some(from) = from else { return Ok(ClaimPage { items: held.items, waiting: Vec::new(), next: held.next }) };
+        let (waiting, next) = self.list_waiting(filter, from, limit - held.items.len()).await?;
+        Ok(ClaimPage { items: held.items, waiting, next })
+    }
+
+    /// Lists claims that wait and pass the filter, at most `limit`, and the token of the next page.
+    async fn list_waiting(
+        &self,
+        filter: &ClaimFilter,
+        from: WaitingPosition,
+        limit: usize,
+    ) -> Result<(Vec<QueuedClaimView>, Option<String>), RequestError> {
+        // Whoever waits has no worker.
+        if filter.worker.is_some() {
+            return Ok((Vec::new(), None));
+        }
+        let pool = filter.namespace.as_deref().zip(filter.pool.as_deref());
+        let filter = WaitingFilter {
+            pool: pool.map(|(namespace, pool)| PoolName::new(namespace, pool)).transpose()?,
+            namespace: filter.namespace.clone(),
+            tenant: filter.tenant.clone(),
+            waited_ms: filter.older_than_ms,
+        };
+        let (mut views, mut next) = (Vec::new(), Some(from));
+        if limit > 0 {
+            let mut listing = self.dispatch().list_waiting(filter, from, limit);
+            while listing.step() == ListingStep::Unfinished {
+                // Many queues may be read, each in several slices.
+                tokio::task::yield_now().await;
+            }
+            (views, next) = listing.into_page();
+        }
+        let token = |WaitingPosition { arrival, member }: WaitingPosition| format!("{WAITING_TOKEN}{arrival}-{member}");
+        Ok((views, next.map(token)))
+    }
+
+    /// Lists held claims that pass the filter, from `token` on.
+    async fn list_held(
+        &self,
+        filter: &ClaimFilter,
+        token: Option<&str>,
+        limit: usize,
+    ) -> Result<ListPage<ClaimView>, RequestError> {
         let worker = filter.worker.as_deref().map(WorkerId::new).transpose()?;
         // Uses the clock that dates claims, so that no claim has a negative age.
         let clock = &self.dispatch().clock;
@@ -167,6 +235,13 @@ fn pool_name(token: &str) -> Result<(), RequestError> {
 fn cursor(token: &str) -> Result<(u16, u32), RequestError> {
     let (shard, from) = token.split_once('-').ok_or_else(invalid_token)?;
     Ok((shard.parse().map_err(|_| invalid_token())?, from.parse().map_err(|_| invalid_token())?))
+}
+
+fn waiting_position(token: &str) -> Result<WaitingPosition, RequestError> {
+    let (arrival, member) = token.split_once('-').ok_or_else(invalid_token)?;
+    let (arrival, member) =
+        (arrival.parse().map_err(|_| invalid_token())?, member.parse().map_err(|_| invalid_token())?);
+    Ok(WaitingPosition { arrival, member })
 }
 
 pub(super) fn invalid_token() -> RequestError {

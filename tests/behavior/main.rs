@@ -44,6 +44,7 @@ mod shared_pool_helpers;
 mod shared_pools;
 mod store_location;
 mod unstored_releases;
+mod waiting_lists;
 mod watch;
 mod worker_counts;
 mod worker_lifecycle;

@@ -18,8 +18,17 @@ use crate::client::Client;
 use crate::server::{Server, fresh};
 
 /// Fields whose value differs in every run.
-const VOLATILE: [&str; 8] =
-    ["expires_at_ms", "created_at_ms", "activated_at_ms", "lag_ms", "waited_ms", "left_ms", "oldest_ms", "estimate_ms"];
+const VOLATILE: [&str; 9] = [
+    "expires_at_ms",
+    "created_at_ms",
+    "activated_at_ms",
+    "queued_at_ms",
+    "lag_ms",
+    "waited_ms",
+    "left_ms",
+    "oldest_ms",
+    "estimate_ms",
+];
 
 fn page(name: &str) -> (PathBuf, String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);

@@ -256,6 +256,8 @@ fn answers_conform_to_their_description() {
         !shape.is_null()
     });
     assert_eq!(shape["resources"]["gpu"]["milli"], 1000);
+    let listed = api.check(&mut client, "GET", "/v1/claims?state=active,waiting", &Value::Null).expect(200);
+    assert_eq!(listed["items"].as_array().unwrap().last().unwrap()["key"], "patient");
     client.put("/v1/pools/ns/shared/workers/g2", &more).expect(201);
     waiting.join().unwrap().expect(201);
     let served = api.check(&mut client, "GET", "/v1/claims/ns/patient", &Value::Null);

@@ -74,6 +74,68 @@ fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
 }
 
 #[test]
+fn w08_lists_show_who_waits_where_the_state_is_named() {
+    let (_dir, server, mut client, held) = full();
+    let mut urgent = waits("b", 50_000);
+    urgent["priority"] = json!(3);
+    let waiters = [queued(&server, "/v1/claims", waits("a", 60_000), "a"), queued(&server, "/v1/claims", urgent, "b")];
+    for query in ["", "?state=active", "?state=reserved,active,releasing", "?namespace=ns&pool=warm"] {
+        assert_eq!(client.get(&format!("/v1/claims{query}")).expect(200), json!({"items": [held]}), "{query}");
+    }
+    let items = |client: &mut Client, query: &str| {
+        let page = client.get(&format!("/v1/claims?{query}")).expect(200);
+        (page["items"].as_array().unwrap().clone(), page["next_page_token"].as_str().map(str::to_owned))
+    };
+    let (mut waiting, next) = items(&mut client, "state=waiting&namespace=ns&pool=warm&tenant=default&older_than_ms=0");
+    assert_eq!((waiting.len(), next), (2, None));
+    let expected = |key: &str, priority: u64, ahead: u64| {
+        json!({"state": "waiting", "key": key, "tenant": "default", "namespace": "ns", "pools": ["warm"],
+            "reason": "pool_exhausted", "priority": priority, "ahead": ahead, "waited_ms": null, "left_ms": null,
+            "queued_at_ms": null})
+    };
+    for (item, wait_ms) in waiting.iter_mut().zip([60_000, 50_000]) {
+        let mut take = |name: &str| item[name].take().as_u64().unwrap();
+        let (waited, left, queued_at) = (take("waited_ms"), take("left_ms"), take("queued_at_ms"));
+        assert_eq!(waited + left, wait_ms);
+        assert!(queued_at > held["created_at_ms"].as_u64().unwrap() - 1_000, "{queued_at}");
+    }
+    assert_eq!(waiting, [expected("a", 0, 1), expected("b", 3, 0)]);
+
+    // Pages of both kinds: the held ones come first.
+    let (mut keys, mut token) = (Vec::new(), String::new());
+    loop {
+        let (page, next) = items(&mut client, &format!("state=waiting,active&limit=1{token}"));
+        assert!(page.len() <= 1);
+        keys.extend(page.iter().map(|item| (item["key"].clone(), item["state"].clone())));
+        let Some(next) = next else { break };
+        token = format!("&page_token={next}");
+    }
+    let pairs = [("held", "active"), ("a", "waiting"), ("b", "waiting")];
+    assert_eq!(keys, pairs.map(|(key, state)| (json!(key), json!(state))));
+    for nobody in ["worker=w0", "tenant=other", "older_than_ms=50000"] {
+        assert_eq!(items(&mut client, &format!("state=waiting&{nobody}")), (vec![], None));
+    }
+    let (_, next) = items(&mut client, "state=waiting&limit=1");
+    for (query, field) in [
+        (format!("page_token={}", next.unwrap()), "page_token"),
+        ("state=waiting&page_token=ns/warm:0-0".to_owned(), "page_token"),
+        ("state=waiting&pool=warm".to_owned(), "namespace"),
+        ("state=waiting,queued".to_owned(), "state"),
+        ("state=waiting,".to_owned(), "state"),
+    ] {
+        client.get(&format!("/v1/claims?{query}")).expect_error(400, "INVALID_ARGUMENT", None, Some(field));
+    }
+    let unknown = client.get("/v1/claims?state=queued").expect(400);
+    let message = unknown["error"]["message"].as_str().unwrap();
+    assert!(message.contains("reserved, active, releasing, waiting"), "{message}");
+    for (worker, waiter) in ["w1", "w2"].into_iter().zip(waiters) {
+        client.put(&format!("{POOL}/workers/{worker}"), &json!({})).expect(201);
+        drop(waiter);
+    }
+    until("nobody waits", || items(&mut client, "state=waiting").0.is_empty());
+}
+
+#[test]
 fn q02_a_client_that_disconnects_leaves_the_queue() {
     let (_dir, server, mut client, held) = full();
     let stays = queued(&server, "/v1/claims", waits("stays", 60_000), "stays");

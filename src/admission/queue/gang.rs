@@ -40,8 +40,6 @@ pub(super) type GangRanks = BTreeMap<(Reverse<u16>, ArrivalNumber), Arc<WaitingG
 pub struct WaitingGang {
     /// Number of the gang in this process.
     pub number: GangNumber,
-    /// Keys of the members.
-    pub members: Vec<ClaimId>,
     /// Arrival number, the same in all queues.
     pub arrival: ArrivalNumber,
     /// Highest priority of a member.
@@ -252,7 +250,6 @@ impl ClaimDispatcher {
         });
         let gang = Arc::new(WaitingGang {
             number,
-            members: requests.iter().map(|request| request.id.clone()).collect(),
             arrival: self.keys.ids.next_arrival(),
             priority,
             since_ms: wait_ms.start,
@@ -270,8 +267,8 @@ impl ClaimDispatcher {
         if entered.count() == 0 {
             return None;
         }
-        let mut gangs = self.wait_queues.gangs.lock();
-        gangs.extend(gang.members.iter().map(|member| (member.clone(), Arc::clone(&gang))));
+        let keys: Vec<ClaimId> = requests.iter().map(|request| request.id.clone()).collect();
+        self.wait_queues.gangs.lock().insert(&gang, &keys);
         Some(Arc::clone(&gang))
     }
 
@@ -292,12 +289,6 @@ impl ClaimDispatcher {
                 pool.shards[shard as usize].cancel_reservation(number);
             }
         }
-        let mut gangs = self.wait_queues.gangs.lock();
-        for member in &gang.members {
-            // Another gang may wait for the same key by now.
-            if gangs.get(member).is_some_and(|other| other.arrival == gang.arrival) {
-                gangs.remove(member);
-            }
-        }
+        self.wait_queues.gangs.lock().remove(gang);
     }
 }

@@ -22,7 +22,7 @@
 //! | `deadlines`, `closing` | the end of a wait without a worker |
 //! | `preemption`, `gang`, `gang_preemption` | who gets reservations; gangs that wait |
 //! | `own_eviction` | evictions within a tenant, under its quota |
-//! | `demand`, `views` | what others see of it |
+//! | `demand`, `views`, `listing`, `gang_directory` | what others see of it |
 
 mod claim_wait;
 mod closing;
@@ -30,8 +30,10 @@ mod deadlines;
 mod demand;
 mod entry;
 mod gang;
+mod gang_directory;
 mod gang_preemption;
 mod least_demand;
+mod listing;
 mod matching;
 mod own_eviction;
 mod pool_queue;
@@ -45,7 +47,7 @@ mod search;
 mod views;
 mod wait_queue;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -56,21 +58,22 @@ pub use self::claim_wait::WaitState;
 use self::deadlines::WaitDeadlines;
 pub use self::gang::{LastAttempt, WaitingGang};
 use self::own_eviction::OwnEvictions;
+use self::gang_directory::GangDirectory;
+pub use self::listing::{ListingStep, WaitingFilter, WaitingListing, WaitingPosition};
 pub use self::pool_queue::PoolQueue;
 pub use self::queued_claim::{ArrivalNumber, QueuedClaim};
 pub use self::request_class::RequestClass;
 pub use self::wait_queue::{OfferVerdict, WaitQueue};
 use crate::admission::pool_registry::Pool;
 use crate::admission::tenant::Tenant;
-use crate::model::ClaimId;
 
 /// State common to all wait queues.
 #[derive(Debug, Default)]
 pub struct WaitQueues {
     /// Times at which claims that wait, and duplicates of such claims, are looked at.
     deadlines: WaitDeadlines,
-    /// Members of gangs that wait, for queries: their keys are vacant.
-    gangs: Mutex<HashMap<ClaimId, Arc<WaitingGang>>>,
+    /// Gangs that wait, for queries.
+    gangs: Mutex<GangDirectory>,
     /// Claims that are searched for on later ticks, the earliest first: a shard could not be asked, or the specification of
     /// their pool has changed.
     rechecks: Mutex<BTreeMap<ArrivalNumber, Arc<QueuedClaim>>>,

@@ -241,6 +241,12 @@ impl QueueGuard<'_> {
         Some((ahead, self.served.iter().sum()))
     }
 
+    /// Numbers of claims ahead of these, which are in ascending order, and number served in the last minute.
+    pub fn positions(&mut self, arrivals: &[ArrivalNumber], now_ms: Millis) -> (Vec<Option<usize>>, u64) {
+        self.rotate_window(now_ms);
+        (self.queue.count_ahead_of_all(arrivals), self.served.iter().sum())
+    }
+
     /// Counts a claim that waited and was granted.
     pub fn record_served(&mut self, now_ms: Millis) {
         self.rotate_window(now_ms);

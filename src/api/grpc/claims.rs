@@ -103,8 +103,7 @@ impl ClaimService for GrpcHandlers {
         let (token, limit) = (request.page_token.take(), from_proto::limit(request.limit)?);
         let filter = from_proto::filter(request)?;
         let page = self.scheduler.list_claims(&filter, token.as_deref(), limit).await.map_err(ApiError::from)?;
-        let claims = page.items.iter().map(Into::into).collect();
-        Ok(Response::new(ListClaimsResponse { claims, next_page_token: page.next }))
+        Ok(Response::new(page.into()))
     }
 
     async fn confirm_claim(&self, request: Request<ConfirmClaimRequest>) -> RpcResult<ConfirmClaimResponse> {

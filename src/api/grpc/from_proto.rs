@@ -11,8 +11,8 @@ use crate::api::request::{
 use crate::limits;
 use crate::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimState, Fence, GpuCapacity, GpuRequest, HeartbeatRequest,
-    ObjectItem, PlacementPolicy, PoolMode, PoolName, PoolSpec, Quota, RegistrationRequest, ResourceRequirements,
-    TypicalRequest, WorkerCapacity, WorkerId,
+    ListedState, ObjectItem, PlacementPolicy, PoolMode, PoolName, PoolSpec, Quota, RegistrationRequest,
+    ResourceRequirements, TypicalRequest, WorkerCapacity, WorkerId,
 };
 
 /// Converts at most `MAX` texts, the limit that HTTP has too.
@@ -184,16 +184,18 @@ pub(super) fn filter(request: proto::ListClaimsRequest) -> Result<ClaimFilter, A
     let proto::ListClaimsRequest { namespace, pool, worker, tenant, page_token: _, limit: _, states, older_than_ms } =
         request;
     let state = |number: i32| match parse_enum("states", number)? {
-        proto::ClaimState::Reserved => Ok(ClaimState::Reserved),
-        proto::ClaimState::Active => Ok(ClaimState::Active),
-        proto::ClaimState::Releasing => Ok(ClaimState::Releasing),
+        proto::ClaimState::Reserved => Ok(ListedState::Held(ClaimState::Reserved)),
+        proto::ClaimState::Active => Ok(ListedState::Held(ClaimState::Active)),
+        proto::ClaimState::Releasing => Ok(ListedState::Held(ClaimState::Releasing)),
+        proto::ClaimState::Waiting => Ok(ListedState::Waiting),
         proto::ClaimState::Unspecified | proto::ClaimState::Lost => Err(ApiError::invalid(
             "states",
-            "must be RESERVED, ACTIVE or RELEASING: claims in other states are not listed",
+            "must be RESERVED, ACTIVE, RELEASING or WAITING: claims in other states are not listed",
         )),
     };
-    let states = states.into_iter().map(state).collect::<Result<_, ApiError>>()?;
-    Ok(ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?)
+    let states: Vec<_> = states.into_iter().map(state).collect::<Result<_, ApiError>>()?;
+    let filter = ClaimFilter { namespace, pool, worker, tenant, older_than_ms, ..ClaimFilter::default() };
+    Ok(filter.in_states(&states).checked()?)
 }
 
 /// Checks the number of items on a page.

@@ -6,7 +6,7 @@ use axum::http::{StatusCode, Uri};
 
 use super::extract::{PathSegments, QueryParams};
 use super::json::{
-    BatchOutcomes, ClaimJson, ClaimOutcome, ClaimResponseBody, ReleaseResponseBody, WaitingResponseBody,
+    BatchOutcomes, ClaimOutcome, ClaimPageBody, ClaimResponseBody, ReleaseResponseBody, WaitingResponseBody,
 };
 use super::read_body::read_body;
 use super::{HandlerResult, SharedState, created_or_ok, json};
@@ -16,10 +16,10 @@ use crate::api::request::{
     BatchMode, ClaimBody, ClaimsBatch, DEFAULT_TENANT, HolderBody, ReleaseBody, ReleasePhase, RenewBody, ResizeBody,
     holder, parse_item, parse_object, truncate,
 };
-use crate::api::response::{ExplainResponseBody, PageJson};
+use crate::api::response::ExplainResponseBody;
 use crate::api::{deadline, half_close};
 use crate::limits;
-use crate::model::{ClaimFilter, ClaimId, ClaimState, ClaimStatus};
+use crate::model::{ClaimFilter, ClaimId, ClaimStatus, ListedState};
 
 /// Path parameters: namespace and key.
 type KeyPath = PathSegments<(String, String)>;
@@ -118,13 +118,13 @@ pub(super) async fn claim_action(State(api): State<SharedState>, uri: Uri, path:
     Ok(json(StatusCode::OK, &ClaimResponseBody::from(&claim)))
 }
 
-/// Parses states separated by commas; without the parameter any state matches.
-fn parse_states(text: Option<String>) -> Result<Vec<ClaimState>, ApiError> {
+/// Parses states separated by commas; none without the parameter.
+fn parse_states(text: Option<String>) -> Result<Vec<ListedState>, ApiError> {
     let Some(text) = text else { return Ok(Vec::new()) };
     let state = |name: &str| {
-        let found = ClaimState::HELD.into_iter().find(|state| state.as_str() == name);
+        let found = ListedState::ALL.into_iter().find(|state| state.as_str() == name);
         found.ok_or_else(|| {
-            let known = ClaimState::HELD.map(|state| state.as_str()).join(", ");
+            let known = ListedState::ALL.map(ListedState::as_str).join(", ");
             ApiError::invalid(
                 "state",
                 format!("must be one or more of {known}, separated by commas, got {:?}", truncate(name)),
@@ -143,7 +143,8 @@ pub(super) async fn list(State(api): State<SharedState>, uri: Uri) -> HandlerRes
         (parse_states(params.take("state"))?, params.number("older_than_ms", limits::AMOUNT_MAX)?);
     let mut take = |name| params.take(name);
     let (namespace, pool, worker, tenant) = (take("namespace"), take("pool"), take("worker"), take("tenant"));
-    let filter = ClaimFilter { namespace, pool, worker, tenant, states, older_than_ms }.checked()?;
+    let filter = ClaimFilter { namespace, pool, worker, tenant, older_than_ms, ..ClaimFilter::default() };
+    let filter = filter.in_states(&states).checked()?;
     let page = api.scheduler.list_claims(&filter, token.as_deref(), limit).await?;
-    Ok(json(StatusCode::OK, &PageJson::<ClaimJson<'_>>::from(&page)))
+    Ok(json(StatusCode::OK, &ClaimPageBody::from(&page)))
 }

@@ -7,13 +7,13 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use self::take::BatchArgs;
 pub(super) use self::take::TakeArgs;
-use self::view::{age, claim_text, status_text};
+use self::view::{HELD_HEADINGS, WAITING_HEADINGS, claim_text, held_row, status_text, waiting_row};
 pub(super) use self::view::{claim_label, claim_line};
 use super::args::{self, ClaimName, ClaimResourceArgs, LimitArg};
 use super::failure::{CommandExit, CommandFailure};
-use super::output::{describe_resources, print_note, relative_time};
+use super::output::{print_note, table};
 use super::{CommandContext, ConnectionArgs, OutputFormat};
-use crate::client::{ClaimListFilter, KeyStatus, ReleaseReply};
+use crate::client::{ClaimListFilter, ClaimListItem, ItemList, KeyStatus, ReleaseReply};
 use crate::clock::Clock;
 use crate::model::{ClaimId, Fence};
 
@@ -49,8 +49,9 @@ enum ClaimsSubcommand {
         batch: BatchArgs,
     },
     /// List claims: all, of a namespace, or of a pool
-    #[command(after_help = "Example, claims that have been active for a day or longer:\n  \
-                            hotpool claims ls demo/warm --state active --older-than-ms 86400000")]
+    #[command(after_help = "Examples, claims that have been active for a day or longer, and those that wait:\n  \
+                            hotpool claims ls demo/warm --state active --older-than-ms 86400000\n  \
+                            hotpool claims ls demo/warm --state waiting")]
     Ls(ListClaimsArgs),
     /// Show the claim of a key, or what the key waits for
     Show(ClaimRefArgs),
@@ -100,9 +101,11 @@ struct ListClaimsArgs {
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
     /// Only claims in this state; several are separated by commas
-    #[arg(long, value_name = "reserved|active|releasing")]
+    ///
+    /// Claims that wait for capacity or quota hold nothing yet, and are listed only if `waiting` is named.
+    #[arg(long, value_name = "reserved|active|releasing|waiting")]
     state: Option<String>,
-    /// Only claims that were created at least this long ago
+    /// Only claims that were created, or have waited, at least this long
     #[arg(long, value_name = "MS")]
     older_than_ms: Option<u64>,
     #[command(flatten)]
@@ -192,24 +195,25 @@ impl ListClaimsArgs {
         };
         let filter = ClaimListFilter { namespace, pool, worker, tenant, state, older_than_ms };
         let claims = context.client.list_claims(&filter, limit.into()).await?;
-        let now_ms = Clock::system().unix_ms();
-        let headings = "CLAIM,TENANT,STATE,ENDS,POOL,WORKER,NODE,HOLDS,>FENCE,AGE";
-        context.print_list(&claims, "no matching claims", headings, |claim| {
-            vec![
-                format!("{}/{}", claim.namespace, claim.key),
-                claim.tenant.clone(),
-                claim.state.as_str().to_owned(),
-                relative_time(claim.expires_at_ms, now_ms),
-                claim.pool.clone(),
-                claim.worker.clone(),
-                claim.node.clone().unwrap_or_default(),
-                describe_resources(&claim.resources),
-                claim.fence.to_string(),
-                age(claim, now_ms),
-            ]
-        })?;
+        print_claims(context, &claims)?;
         Ok(CommandExit::Ok)
     }
+}
+
+/// Prints a listing of claims; as tables, one of those that are held and one of those that wait.
+fn print_claims(context: &CommandContext, claims: &ItemList<ClaimListItem>) -> Result<(), CommandFailure> {
+    let now_ms = Clock::system().unix_ms();
+    let (mut held, mut waiting) = (Vec::new(), Vec::new());
+    for item in &claims.items {
+        match &**item {
+            ClaimListItem::Held(claim) => held.push(held_row(claim, now_ms)),
+            ClaimListItem::Waiting(queued) => waiting.push(waiting_row(queued)),
+        }
+    }
+    let tables = [(HELD_HEADINGS, held), (WAITING_HEADINGS, waiting)];
+    let tables = tables.into_iter().filter(|(_, rows)| !rows.is_empty());
+    let text: Vec<_> = tables.map(|(headings, rows)| table(headings, rows)).collect();
+    context.print_list_text(claims, "no matching claims", &text.join("\n\n"))
 }
 
 impl ClaimRefArgs {

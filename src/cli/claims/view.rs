@@ -14,6 +14,44 @@ pub(super) fn status_text(status: &KeyStatus) -> String {
     }
 }
 
+/// Headings of a table of held claims.
+pub(super) const HELD_HEADINGS: &str = "CLAIM,TENANT,STATE,ENDS,POOL,WORKER,NODE,HOLDS,>FENCE,AGE";
+
+/// Headings of a table of claims that wait.
+pub(super) const WAITING_HEADINGS: &str = "CLAIM,TENANT,STATE,FOR,POOLS,>PRIORITY,>AHEAD,WAITED,LEFT,ESTIMATE";
+
+/// Formats a held claim as a row of a table.
+pub(super) fn held_row(claim: &ClaimDetails, now_ms: u64) -> Vec<String> {
+    vec![
+        format!("{}/{}", claim.namespace, claim.key),
+        claim.tenant.clone(),
+        claim.state.as_str().to_owned(),
+        relative_time(claim.expires_at_ms, now_ms),
+        claim.pool.clone(),
+        claim.worker.clone(),
+        claim.node.clone().unwrap_or_default(),
+        describe_resources(&claim.resources),
+        claim.fence.to_string(),
+        age(claim, now_ms),
+    ]
+}
+
+/// Formats a claim that waits as a row of a table.
+pub(super) fn waiting_row(queued: &QueuedClaimDetails) -> Vec<String> {
+    vec![
+        format!("{}/{}", queued.namespace, queued.key),
+        queued.tenant.clone(),
+        "waiting".to_owned(),
+        queued.reason.clone(),
+        queued.pools.join(","),
+        queued.priority.to_string(),
+        queued.ahead.to_string(),
+        duration(queued.waited_ms),
+        duration(queued.left_ms),
+        queued.estimate_ms.map(duration).unwrap_or_default(),
+    ]
+}
+
 fn queued_text(queued: &QueuedClaimDetails) -> String {
     let pools: Vec<_> = queued.pools.iter().map(|pool| format!("{}/{pool}", queued.namespace)).collect();
     property_list(&[

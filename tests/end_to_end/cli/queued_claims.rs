@@ -34,6 +34,17 @@ fn a_queued_claim_extends_the_timeout_of_the_command() {
     assert_eq!(observed.row("state"), ["state", "waiting"]);
     assert_eq!((observed.row("for"), observed.row("pools")), (vec!["for", "pool_exhausted"], vec!["pools", "ns/warm"]));
     assert_eq!((observed.row("priority"), observed.row("ahead")), (vec!["priority", "7"], vec!["ahead", "0"]));
+    // Claim, tenant, state, reason, pools, priority, ahead, waited, left; nobody was served, so there is no estimate.
+    let listed = server.cli("claims ls ns/warm --state waiting");
+    assert_eq!(listed.stdout().lines().count(), 2, "{listed:?}");
+    let row = listed.row("ns/a");
+    assert_eq!(row[1..7], ["default", "waiting", "pool_exhausted", "warm", "7", "0"]);
+    assert_eq!((row.len(), row[9]), (10, "-"));
+    let both = server.cli("claims ls --state waiting,active");
+    assert_eq!((both.row("ns/held")[2], both.row("ns/a")[2]), ("active", "waiting"), "{both:?}");
+    assert_eq!(server.cli("claims ls").stdout().lines().count(), 2, "those that wait are not listed unasked");
+    let json = server.cli("claims ls --state waiting -o json").json();
+    assert_eq!((&json["items"][0]["key"], &json["items"][0]["state"]), (&"a".into(), &"waiting".into()));
     server.cli("claims release ns/a --current").failed(3, &["the key is queued", "FAILED_PRECONDITION, state"]);
     let demand = server.cli("demand ns/warm");
     demand.stdout();

@@ -64,6 +64,48 @@ async fn q02_a_queued_claim_is_visible_and_served_when_a_worker_arrives() {
 }
 
 #[tokio::test]
+async fn w08_lists_show_who_waits_beside_who_holds() {
+    let (_dir, server, _http) = with_pool(1);
+    let mut grpc = GrpcClient::open(server.address).await;
+    grpc.claims.take_claim(waits("held", 0)).await.unwrap();
+    let begun = begin(&grpc, waits("a", 60_000));
+    let shown = waiting(&mut grpc, "a").await;
+    assert_eq!(shown.queued_at_ms, None);
+    let states = |states: &[ClaimState]| ListClaimsRequest {
+        states: states.iter().map(|state| *state as i32).collect(),
+        ..ListClaimsRequest::default()
+    };
+    let mut list = async |request| {
+        let page = grpc.claims.list_claims(request).await.unwrap().into_inner();
+        let keys: Vec<_> = page.claims.iter().map(|claim| claim.key.clone()).collect();
+        (keys, page.waiting, page.next_page_token)
+    };
+    assert_eq!(list(states(&[])).await, (vec!["held".into()], vec![], None));
+    assert_eq!(list(states(&[ClaimState::Active])).await, (vec!["held".into()], vec![], None));
+    let (held, listed, next) = list(states(&[ClaimState::Waiting])).await;
+    assert_eq!((held, next), (vec![], None));
+    let [item] = &listed[..] else { panic!("{listed:?}") };
+    assert!(item.queued_at_ms.is_some_and(|at_ms| at_ms > 1_600_000_000_000));
+    let plain = |item: &Waiting| Waiting { waited_ms: 0, left_ms: 0, queued_at_ms: None, ..item.clone() };
+    assert_eq!((plain(item), item.waited_ms + item.left_ms), (plain(&shown), 60_000));
+    let both = ListClaimsRequest { limit: Some(1), ..states(&[ClaimState::Waiting, ClaimState::Active]) };
+    let (held, listed, mut next) = list(both.clone()).await;
+    assert_eq!((held.len(), listed.len()), (1, 0));
+    let mut keys = Vec::new();
+    while let Some(page_token) = next {
+        let (held, listed, after) = list(ListClaimsRequest { page_token: Some(page_token), ..both.clone() }).await;
+        assert_eq!(held.len(), 0);
+        keys.extend(listed.into_iter().map(|item| item.key));
+        next = after;
+    }
+    assert_eq!(keys, ["a"]);
+    let wrong = ListClaimsRequest { page_token: Some("ns/warm:0-0".into()), ..states(&[ClaimState::Waiting]) };
+    expect(grpc.claims.list_claims(wrong).await, Code::InvalidArgument, None, Some("page_token"));
+    grpc.workers.register_worker(register("w1")).await.unwrap();
+    begun.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn q01_a_quota_is_used_up_waited_for_and_raised() {
     let (_dir, server, _http) = with_pool(3);
     let mut grpc = GrpcClient::open(server.address).await;

@@ -554,6 +554,9 @@ pub struct Waiting {
     /// time.
     #[prost(uint64, optional, tag = "10")]
     pub estimate_ms: ::core::option::Option<u64>,
+    /// Unix time in milliseconds at which the wait began. Only in listings.
+    #[prost(uint64, optional, tag = "11")]
+    pub queued_at_ms: ::core::option::Option<u64>,
 }
 /// Pools by name, in order of preference: a pool without capacity falls back to the next.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -889,22 +892,27 @@ pub struct ListClaimsRequest {
     /// Limit on items of the page, 1 to 1000. Default 100.
     #[prost(uint32, optional, tag = "6")]
     pub limit: ::core::option::Option<u32>,
-    /// States of the listed claims; none: any. Lost claims are never listed.
+    /// States of the listed claims; none: any in which a claim holds a worker. Claims that wait are listed only with
+    /// CLAIM_STATE_WAITING, after those that are held. Lost claims are never listed.
     #[prost(enumeration = "ClaimState", repeated, tag = "7")]
     pub states: ::prost::alloc::vec::Vec<i32>,
-    /// Minimum age since created_at_ms, in milliseconds. Claims without a known created_at_ms are omitted.
+    /// Minimum age since created_at_ms, or of claims that wait since queued_at_ms, in milliseconds. Claims without a known
+    /// created_at_ms are omitted.
     #[prost(uint64, optional, tag = "8")]
     pub older_than_ms: ::core::option::Option<u64>,
 }
 /// Page of claims.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListClaimsResponse {
-    /// Claims of the page; may be empty before the last page.
+    /// Claims of the page that hold a worker; may be empty before the last page.
     #[prost(message, repeated, tag = "1")]
     pub claims: ::prost::alloc::vec::Vec<Claim>,
     /// Token of the next page; missing on the last.
     #[prost(string, optional, tag = "2")]
     pub next_page_token: ::core::option::Option<::prost::alloc::string::String>,
+    /// Claims of the page that wait, by arrival, members of gangs included. They come after all claims that hold a worker.
+    #[prost(message, repeated, tag = "3")]
+    pub waiting: ::prost::alloc::vec::Vec<Waiting>,
 }
 /// Claim to confirm.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1949,6 +1957,8 @@ pub enum ClaimState {
     Releasing = 3,
     /// Ended with its worker; remembered for a while.
     Lost = 4,
+    /// Queued for capacity or quota, and holds nothing yet. Only in the filter of a listing: no claim that is held has it.
+    Waiting = 5,
 }
 impl ClaimState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1962,6 +1972,7 @@ impl ClaimState {
             Self::Active => "CLAIM_STATE_ACTIVE",
             Self::Releasing => "CLAIM_STATE_RELEASING",
             Self::Lost => "CLAIM_STATE_LOST",
+            Self::Waiting => "CLAIM_STATE_WAITING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1972,6 +1983,7 @@ impl ClaimState {
             "CLAIM_STATE_ACTIVE" => Some(Self::Active),
             "CLAIM_STATE_RELEASING" => Some(Self::Releasing),
             "CLAIM_STATE_LOST" => Some(Self::Lost),
+            "CLAIM_STATE_WAITING" => Some(Self::Waiting),
             _ => None,
         }
     }

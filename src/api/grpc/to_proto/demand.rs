@@ -2,13 +2,14 @@
 
 use crate::api::grpc::proto;
 use crate::model::{
-    DemandShape, IdleWorker, PoolDemand, PoolName, QueuedClaimView, Quota, QuotaSource, QuotaStatus,
+    ClaimPage, DemandShape, IdleWorker, PoolDemand, PoolName, QueuedClaimView, Quota, QuotaSource, QuotaStatus,
     ResourceRequirements, ResourceUsage, UnusableWorkers,
 };
 
 impl From<&QueuedClaimView> for proto::Waiting {
     fn from(view: &QueuedClaimView) -> Self {
-        let QueuedClaimView { id, pools, reason, priority, ahead, waited_ms, left_ms, estimate_ms } = view;
+        let QueuedClaimView { id, pools, reason, priority, ahead, queued_at_ms: _, waited_ms, left_ms, estimate_ms } =
+            view;
         Self {
             key: id.key().to_owned(),
             tenant: id.tenant().to_owned(),
@@ -20,7 +21,17 @@ impl From<&QueuedClaimView> for proto::Waiting {
             waited_ms: *waited_ms,
             left_ms: *left_ms,
             estimate_ms: *estimate_ms,
+            queued_at_ms: None,
         }
+    }
+}
+
+impl From<ClaimPage> for proto::ListClaimsResponse {
+    fn from(page: ClaimPage) -> Self {
+        let ClaimPage { items, waiting, next } = page;
+        let waiting =
+            waiting.iter().map(|view| proto::Waiting { queued_at_ms: Some(view.queued_at_ms), ..view.into() });
+        Self { claims: items.iter().map(Into::into).collect(), waiting: waiting.collect(), next_page_token: next }
     }
 }
 

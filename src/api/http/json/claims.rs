@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use crate::api::error_table::ApiError;
 use crate::model::{
-    ClaimResult, ClaimState, ClaimView, Fence, HeldGpus, HeldResources, Labels, Millis, PoolName, QueuedClaimView,
-    WorkerCapacity, is_zero,
+    ClaimPage, ClaimResult, ClaimState, ClaimView, Fence, HeldGpus, HeldResources, Labels, ListedState, Millis,
+    PoolName, QueuedClaimView, WorkerCapacity, is_zero,
 };
 
 /// `{"released":...}`: whether this request released a claim.
@@ -144,6 +144,25 @@ struct WaitingJson<'a> {
     estimate_ms: Option<Millis>,
 }
 
+impl<'a> From<&'a QueuedClaimView> for WaitingJson<'a> {
+    fn from(view: &'a QueuedClaimView) -> Self {
+        let QueuedClaimView { id, pools, reason, priority, ahead, queued_at_ms: _, waited_ms, left_ms, estimate_ms } =
+            view;
+        Self {
+            key: id.key(),
+            tenant: id.tenant(),
+            namespace: id.namespace(),
+            pools: pools.iter().map(PoolName::pool).collect(),
+            reason,
+            priority: *priority,
+            ahead: *ahead,
+            waited_ms: *waited_ms,
+            left_ms: *left_ms,
+            estimate_ms: *estimate_ms,
+        }
+    }
+}
+
 /// `{"waiting":{...}}`: a single queued claim.
 #[derive(Serialize)]
 pub(in crate::api::http) struct WaitingResponseBody<'a> {
@@ -152,21 +171,44 @@ pub(in crate::api::http) struct WaitingResponseBody<'a> {
 
 impl<'a> From<&'a QueuedClaimView> for WaitingResponseBody<'a> {
     fn from(view: &'a QueuedClaimView) -> Self {
-        let QueuedClaimView { id, pools, reason, priority, ahead, waited_ms, left_ms, estimate_ms } = view;
-        Self {
-            waiting: WaitingJson {
-                key: id.key(),
-                tenant: id.tenant(),
-                namespace: id.namespace(),
-                pools: pools.iter().map(PoolName::pool).collect(),
-                reason,
-                priority: *priority,
-                ahead: *ahead,
-                waited_ms: *waited_ms,
-                left_ms: *left_ms,
-                estimate_ms: *estimate_ms,
-            },
-        }
+        Self { waiting: view.into() }
+    }
+}
+
+/// Queued claim in a list: what a query of its key shows, its state, and when the wait began.
+#[derive(Serialize)]
+pub(in crate::api::http) struct WaitingItem<'a> {
+    state: &'static str,
+    #[serde(flatten)]
+    waiting: WaitingJson<'a>,
+    queued_at_ms: Millis,
+}
+
+/// Claim in a list, held or queued. The state tells them apart, and a queued one has neither fence nor worker.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ClaimItem<'a> {
+    Held(Box<ClaimJson<'a>>),
+    Waiting(WaitingItem<'a>),
+}
+
+/// `{"items":[...], "next_page_token"?}`: a page of claims, held ones first.
+#[derive(Serialize)]
+pub(in crate::api::http) struct ClaimPageBody<'a> {
+    items: Vec<ClaimItem<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<&'a str>,
+}
+
+impl<'a> From<&'a ClaimPage> for ClaimPageBody<'a> {
+    fn from(page: &'a ClaimPage) -> Self {
+        let ClaimPage { items: held, waiting, next } = page;
+        let held = held.iter().map(|claim| ClaimItem::Held(Box::new(claim.into())));
+        let waiting = waiting.iter().map(|view| {
+            let state = ListedState::Waiting.as_str();
+            ClaimItem::Waiting(WaitingItem { state, waiting: view.into(), queued_at_ms: view.queued_at_ms })
+        });
+        Self { items: held.chain(waiting).collect(), next_page_token: next.as_deref() }
     }
 }
 

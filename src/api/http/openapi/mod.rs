@@ -138,7 +138,7 @@ const OPERATIONS: &[OperationSpec] = &[
         summary: "Explains what a claim would get now: for each pool how many workers could take it, what rules the others out, and which come nearest. Makes no claim; the key does not matter.",
         query: &[], body: Some("ClaimBody"), success: &[(200, "The explanation.", "Explanation")], errors: &[404] },
     OperationSpec { method: "get", path: "/v1/claims", id: "listClaims", tag: "claims",
-        summary: "Lists claims, page by page. A page may be short or empty and still have a next_page_token: continue until there is none.",
+        summary: "Lists claims, page by page: those that hold a worker, and with state=waiting those that wait. A page may be short or empty and still have a next_page_token: continue until there is none.",
         query: &["namespace", "pool", "worker", "tenant", "state", "older_than_ms", "page_token", "limit"], body: None, success: &[(200, "The page.", "ClaimPage")], errors: &[] },
     OperationSpec { method: "get", path: "/v1/claims/{namespace}/{key}", id: "getClaim", tag: "claims",
         summary: "Returns the claim of a key, held or queued.",

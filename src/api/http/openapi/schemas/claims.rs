@@ -54,7 +54,8 @@ pub(super) fn schemas() -> Value {
             "activated_at_ms": count("Unix time in milliseconds at which the claim became active. Missing until then, and if unknown."),
         })),
         "ClaimAnswer": open_object("Claim with its worker, state and resources.", &["claim"], json!({"claim": schema("Claim")})),
-        "ClaimPage": page("Claim"),
+        "ClaimItem": {"oneOf": [schema("Claim"), schema("WaitingItem")]},
+        "ClaimPage": page("ClaimItem"),
         "ClaimOutcomes": outcomes("claim", "Claim"),
     });
     super::extend(&mut schemas, explanations());

@@ -4,22 +4,43 @@ use serde_json::{Value, json};
 
 use super::{amount, closed_object, count, described, number, open_object, page, schema, with_property};
 use crate::limits;
+use crate::model::ListedState;
+
+/// Fields that every view of a queued claim has.
+const QUEUED_FIELDS: &[&str] =
+    &["key", "tenant", "namespace", "pools", "reason", "priority", "ahead", "waited_ms", "left_ms"];
+
+/// Schema of a queued claim in a list: its fields, its state, and when its wait began.
+fn waiting_item(queued: Value) -> Value {
+    let state =
+        json!({"const": ListedState::Waiting.as_str(), "description": "State of the claim: it holds nothing yet."});
+    let queued_at_ms = count("Unix time in milliseconds at which the wait began.");
+    let properties = with_property(with_property(queued, "state", state), "queued_at_ms", queued_at_ms);
+    let required = [QUEUED_FIELDS, &["state", "queued_at_ms"]].concat();
+    open_object(
+        "Claim of a list that is queued for capacity or quota, or member of a gang that is.",
+        &required,
+        properties,
+    )
+}
 
 #[rustfmt::skip]
 pub(super) fn schemas() -> Value {
     let reason = json!({"enum": ["pool_exhausted", "node_locality", "quota", "unsatisfiable"], "description": "Reason why the claim is queued, which an error would have now."});
+    let queued = json!({
+        "key": schema("Name"), "tenant": schema("Name"), "namespace": schema("Name"),
+        "pools": {"type": "array", "items": schema("Name"), "description": "Pools for which the claim is queued. None: it waits for its tenant's quota."},
+        "reason": reason.clone(),
+        "priority": number(limits::PRIORITY_MAX.into(), "Priority from the request."),
+        "ahead": count("Number of claims ahead, in the queue where this is lowest. Later claims may overtake it."),
+        "waited_ms": count("Time in the queue so far, in milliseconds."), "left_ms": count("Time until the claim is rejected, in milliseconds."),
+        "estimate_ms": count("Estimated remaining wait at the rate of the last minute, in milliseconds. Missing: no claim was served in that time."),
+    });
     json!({
         "Standing": {"oneOf": [schema("ClaimAnswer"), schema("WaitingAnswer")]},
         "WaitingAnswer": open_object("Claim that is queued for capacity or quota.", &["waiting"], json!({"waiting": schema("Waiting")})),
-        "Waiting": open_object("Claim that is queued for capacity or quota.", &["key", "tenant", "namespace", "pools", "reason", "priority", "ahead", "waited_ms", "left_ms"], json!({
-            "key": schema("Name"), "tenant": schema("Name"), "namespace": schema("Name"),
-            "pools": {"type": "array", "items": schema("Name"), "description": "Pools for which the claim is queued. None: it waits for its tenant's quota."},
-            "reason": reason.clone(),
-            "priority": number(limits::PRIORITY_MAX.into(), "Priority from the request."),
-            "ahead": count("Number of claims ahead, in the queue where this is lowest. Later claims may overtake it."),
-            "waited_ms": count("Time in the queue so far, in milliseconds."), "left_ms": count("Time until the claim is rejected, in milliseconds."),
-            "estimate_ms": count("Estimated remaining wait at the rate of the last minute, in milliseconds. Missing: no claim was served in that time."),
-        })),
+        "Waiting": open_object("Claim that is queued for capacity or quota.", QUEUED_FIELDS, queued.clone()),
+        "WaitingItem": waiting_item(queued),
         "Demand": open_object("Demand of a pool.", &["namespace", "pool", "waiting", "waiting_for_quota", "oldest_ms", "workers_busy", "workers_reserved", "workers_unusable", "workers_needed", "workers_wanted", "shapes", "idle"], json!({
             "namespace": schema("Name"), "pool": schema("Name"),
             "waiting": count("Number of claims that are queued for capacity. A claim that may use several pools counts in each."),

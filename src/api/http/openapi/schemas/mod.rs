@@ -214,7 +214,7 @@ pub(super) fn parameters() -> Value {
         "from": query("from", json!({"type": "string"}), "Position of the last event that the client has seen. Default: events from now on."),
         "Last-Event-ID": {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}, "description": "Position of the last event, as browsers send it when they reconnect; takes precedence over from."},
         "tenant": query("tenant", schema("Name"), "Tenant of the claim."),
-        "state": query("state", json!({"type": "string", "pattern": "^(reserved|active|releasing)(,(reserved|active|releasing))*$"}), "States of the listed claims, separated by commas. Lost claims are never listed."),
-        "older_than_ms": query("older_than_ms", amount("Minimum age of the claim, in milliseconds."), "Minimum age since created_at_ms, in milliseconds. Claims without a known created_at_ms are omitted."),
+        "state": query("state", json!({"type": "string", "pattern": "^(reserved|active|releasing|waiting)(,(reserved|active|releasing|waiting))*$"}), "States of the listed claims, separated by commas. Default: those of held claims. Claims that wait are listed only if waiting is named, after the held ones. Lost claims are never listed."),
+        "older_than_ms": query("older_than_ms", amount("Minimum age of the claim, in milliseconds."), "Minimum age since created_at_ms, or for claims that wait since queued_at_ms, in milliseconds. Claims without a known created_at_ms are omitted."),
     })
 }
