@@ -4,10 +4,10 @@ use clap::Args;
 
 use super::claims::TakeArgs;
 use super::failure::{CommandExit, CommandFailure};
-use super::output::{describe_amounts, property_list};
+use super::output::{bytes, describe_amounts, join_nonempty, property_list};
 use super::pools::PREEMPTION_PAUSED;
 use super::{CommandContext, ConnectionArgs};
-use crate::client::{ExplainReply, PlacementReply, PoolSurveyReply};
+use crate::client::{ExplainReply, PlacementReply, PoolSurveyReply, QuotaHeadroomReply};
 
 /// Show what a claim would get, and why; claims nothing
 #[derive(Debug, Args)]
@@ -42,7 +42,36 @@ fn explanation_text(explanation: &ExplainReply) -> String {
         (None, None) => "refused".to_owned(),
     };
     let pools = explanation.pools.iter().map(survey_text);
-    [property_list(&[("outcome", outcome)])].into_iter().chain(pools).collect::<Vec<_>>().join("\n\n")
+    let quota = headroom_text(&explanation.quota_headroom);
+    [property_list(&[("outcome", outcome), ("quota left", quota)])]
+        .into_iter()
+        .chain(pools)
+        .collect::<Vec<_>>()
+        .join("\n\n")
+}
+
+/// Formats what is left of a quota; empty if nothing is limited.
+fn headroom_text(headroom: &QuotaHeadroomReply) -> String {
+    let QuotaHeadroomReply { claims, cpu_milli, memory_bytes, gpu_milli } = *headroom;
+    let thousandths = |name: &str, milli: Option<u64>| {
+        milli.map_or_else(String::new, |milli| format!("{name} {}", milli as f64 / 1e3))
+    };
+    join_nonempty([
+        claims.map_or_else(String::new, |claims| format!("claims {claims}")),
+        thousandths("cpu", cpu_milli),
+        memory_bytes.map_or_else(String::new, |memory_bytes| format!("memory {}", bytes(memory_bytes))),
+        thousandths("gpu", gpu_milli),
+    ])
+}
+
+/// Formats what stands before the claim; empty if nothing does.
+fn ahead_text(survey: &PoolSurveyReply) -> String {
+    let counted = |count: u64, one: &str, many: &str| match count {
+        0 => String::new(),
+        1 => format!("1 {one}"),
+        _ => format!("{count} {many}"),
+    };
+    join_nonempty([counted(survey.ahead, "claim", "claims"), counted(survey.gangs_ahead, "gang", "gangs")])
 }
 
 fn survey_text(survey: &PoolSurveyReply) -> String {
@@ -70,5 +99,6 @@ fn survey_text(survey: &PoolSurveyReply) -> String {
         ("nearest", format!("{}{node}", near.text))
     }));
     properties.push(("most free", describe_amounts(&survey.most_free)));
+    properties.push(("ahead", ahead_text(survey)));
     property_list(&properties)
 }

@@ -14,8 +14,24 @@ pub struct ExplainReply {
     pub would_take: Option<PlacementReply>,
     /// Error that the claim would fail with.
     pub error: Option<ServiceError>,
+    /// Amounts that the tenant's quota leaves the claim.
+    #[serde(default)]
+    pub quota_headroom: QuotaHeadroomReply,
     /// Survey of each candidate pool.
     pub pools: Vec<PoolSurveyReply>,
+}
+
+/// Amounts that a quota still allows; `None`: not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct QuotaHeadroomReply {
+    /// Number of further claims.
+    pub claims: Option<u64>,
+    /// CPU that is left, in thousandths of a core.
+    pub cpu_milli: Option<u64>,
+    /// Memory that is left, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// GPUs that are left, in thousandths.
+    pub gpu_milli: Option<u64>,
 }
 
 /// Placement that a claim would get.
@@ -53,6 +69,12 @@ pub struct PoolSurveyReply {
     /// Whether the pool evicts nobody for now.
     #[serde(default)]
     pub preemption_paused: bool,
+    /// Number of waiting claims that are served before it.
+    #[serde(default)]
+    pub ahead: u64,
+    /// Number of waiting gangs of a higher priority, or of its priority and earlier.
+    #[serde(default)]
+    pub gangs_ahead: u64,
 }
 
 /// Worker that almost fits.

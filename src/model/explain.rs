@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantArray};
 
-use super::{PoolName, UnschedulableReason, WorkerId, is_zero};
+use super::{PoolName, QuotaHeadroom, UnschedulableReason, WorkerId, is_zero};
 use crate::model::request_error::RequestError;
 
 /// Explanation of what a claim would get at this moment.
@@ -13,6 +13,9 @@ use crate::model::request_error::RequestError;
 pub struct ClaimExplanation {
     /// Worker that it would get, or the error that it would get.
     pub outcome: Result<PlacementPreview, RequestError>,
+    /// Amounts that its tenant's quota leaves the claim: what is held is taken off, and what is collected for a claim of
+    /// the tenant that is served before it.
+    pub quota_headroom: QuotaHeadroom,
     /// Pools that it may use, in the order in which they would be tried.
     pub pools: Vec<PoolSurvey>,
 }
@@ -37,6 +40,11 @@ pub struct PoolSurvey {
     pub silent_shards: u64,
     /// Whether the pool evicts nobody for now ([`PoolStatus::preemption_paused`](super::PoolStatus::preemption_paused)).
     pub preemption_paused: bool,
+    /// Number of waiting claims that are served before it as of now: before the claim that waits under its key, or else
+    /// before one that comes now. Later ones may pass it.
+    pub ahead: u64,
+    /// Number of waiting gangs of a higher priority, or of its priority and earlier.
+    pub gangs_ahead: u64,
     /// Survey of the pool's workers.
     pub survey: WorkerSurvey,
 }

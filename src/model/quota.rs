@@ -196,6 +196,43 @@ impl Quota {
     }
 }
 
+/// Amounts that a quota still allows. None: not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct QuotaHeadroom {
+    /// Number of further claims.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claims: Option<u64>,
+    /// Amount in thousandths of cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_milli: Option<u64>,
+    /// Amount in bytes of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Amount in thousandths of GPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_milli: Option<u64>,
+}
+
+impl QuotaHeadroom {
+    /// Amounts that are left of these limits, of which `u64::MAX` is none.
+    #[must_use]
+    pub fn new(limits: &ResourceUsage, left: &ResourceUsage) -> Self {
+        let amount = |limit: u64, left: u64| (limit < u64::MAX).then_some(left);
+        Self {
+            claims: amount(limits.claims, left.claims),
+            cpu_milli: amount(limits.cpu_milli, left.cpu_milli),
+            memory_bytes: amount(limits.memory_bytes, left.memory_bytes),
+            gpu_milli: amount(limits.gpu_milli, left.gpu_milli),
+        }
+    }
+
+    /// Whether no amount is limited.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Source of the quota that applies to a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -10,14 +10,20 @@ use super::{Scheduler, recv_outcome};
 use crate::admission::dispatch::next_shard;
 use crate::admission::key::PendingClaim;
 use crate::admission::pool_registry::{Pool, PoolMap, ShardHandle};
+use crate::admission::queue::QueueAhead;
+use crate::admission::tenant::ChargeRank;
 use crate::model::request_error::{ExhaustionReason, RequestError};
-use crate::model::{ClaimExplanation, ClaimRequest, Millis, PlacementPreview, PoolSurvey, WorkerSurvey};
+use crate::model::{
+    ClaimExplanation, ClaimRequest, Millis, PlacementPreview, PoolSurvey, QuotaHeadroom, QuotaResource, ResourceUsage,
+    WorkerSurvey,
+};
 use crate::shard::{Command, PreviewQuery, ReplyAddress, SurveyQuery, SurveySlice};
 
 impl Scheduler {
-    /// Explains what would happen to a claim now: the worker that it would get or the reason of its rejection, and for
-    /// each candidate pool how many workers qualify and what rules out the others. Changes nothing, and ignores
-    /// whether the key is held. The survey of a large pool takes a while and is not a snapshot of one moment.
+    /// Explains what would happen to a claim now: the worker that it would get or the reason of its rejection, what its
+    /// tenant's quota still allows, and for each candidate pool how many workers qualify, what rules out the others, and
+    /// how many requests that wait are served before it. Changes nothing, and ignores whether the key is held. The survey
+    /// of a large pool takes a while and is not a snapshot of one moment.
     ///
     /// # Errors
     /// Rejections of a claim that do not depend on workers: `Invalid` naming the field, `NotFound` for the pool,
@@ -29,16 +35,33 @@ impl Scheduler {
         let mut item = match self.dispatch().prepare_claim(&pools, &request, None, ReplyAddress::discard()) {
             Ok(item) => item,
             Err(error @ RequestError::Exhausted(ExhaustionReason::NoEligiblePool)) => {
-                return Ok(ClaimExplanation { outcome: Err(error), pools: Vec::new() });
+                let (quota_headroom, _) = self.preview_charge(&request, ChargeRank { priority: 0, arrival: None });
+                return Ok(ClaimExplanation { outcome: Err(error), quota_headroom, pools: Vec::new() });
             }
             Err(error) => return Err(error),
         };
+        let keys = &self.dispatch().keys;
+        let waiting = keys.queued_claim(&request.id).map(|(queued, _)| queued.charge_rank());
+        let rank = waiting.unwrap_or_else(|| item.charge_rank());
+        let tenant = keys.tenants.find_by_name(request.id.owner()).map(|tenant| tenant.number);
         let mut surveys = Vec::new();
         for pool in item.candidate_pools().iter().filter_map(|&number| pools.by_number(number)) {
-            surveys.push(survey_pool(pool, &item, reserve_ms).await);
+            let survey = survey_pool(pool, &item, reserve_ms).await;
+            let QueueAhead { claims, gangs } = pool.wait_queue.lock().ahead_of(tenant, rank);
+            surveys.push(PoolSurvey { ahead: claims as u64, gangs_ahead: gangs as u64, ..survey });
         }
-        let outcome = dry_run(&pools, &mut item).await;
-        Ok(ClaimExplanation { outcome, pools: surveys })
+        let (quota_headroom, over_quota) = self.preview_charge(&request, rank);
+        let outcome = match over_quota {
+            // The quota is checked before any worker is sought.
+            Some(resource) => Err(RequestError::Exhausted(ExhaustionReason::Quota(resource))),
+            None => dry_run(&pools, &mut item).await,
+        };
+        Ok(ClaimExplanation { outcome, quota_headroom, pools: surveys })
+    }
+
+    fn preview_charge(&self, request: &ClaimRequest, rank: ChargeRank) -> (QuotaHeadroom, Option<QuotaResource>) {
+        let spec = request.constraints.as_ref().map(|constraints| &constraints.spec);
+        self.dispatch().keys.tenants.preview_charge(&request.id, &ResourceUsage::of_claim(spec), rank)
     }
 }
 
@@ -87,6 +110,8 @@ async fn survey_pool(pool: &Pool, item: &PendingClaim, reserve_ms: Option<Millis
         pool: pool.name.clone(),
         silent_shards: 0,
         preemption_paused: pool.is_preemption_paused(),
+        ahead: 0,
+        gangs_ahead: 0,
         survey: WorkerSurvey::default(),
     };
     for shard in shards {

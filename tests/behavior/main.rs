@@ -18,6 +18,7 @@ mod disconnected_callers;
 mod durable_replies;
 mod exhaustion;
 mod explain;
+mod explain_waiting;
 mod gang_crashes;
 mod gangs;
 mod gated_store;

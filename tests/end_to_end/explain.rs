@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::grpc::grpc_client::GrpcClient;
-use crate::server::{Server, fresh};
+use crate::server::{Server, fresh, until};
 
 fn pools(client: &mut Client) {
     client.put("/v1/pools/ns/gpu", &json!({"mode": "shared", "shards": 2, "class": "gpu"})).expect(201);
@@ -81,6 +81,70 @@ fn p02_a_claim_is_explained_without_being_created() {
     client.post("/v1/explain", &json!({"namespace": "ns", "pool": "none"})).expect_error(404, "NOT_FOUND", None, None);
     let scrape = client.get("/metrics");
     assert!(scrape.text().contains(r#"route="/v1/explain""#), "{}", scrape.text());
+}
+
+/// Sets up a quota, and one claim that waits for capacity.
+fn with_quota_and_waiter(server: &Server, client: &mut Client) {
+    client.put("/v1/quotas/ns/default", &json!({"claims": 5, "gpu_milli": 3000})).expect(201);
+    let mut waits = server.client();
+    let body = json!({"namespace": "ns", "pool": "gpu", "key": "waits", "resources": {"gpu": {"count": 2}},
+        "wait_ms": 60_000, "priority": 3});
+    std::thread::spawn(move || waits.post("/v1/claims", &body));
+    until("it waits", || client.get("/v1/claims?state=waiting").expect(200)["items"][0]["key"] == "waits");
+}
+
+#[test]
+fn p02_an_explanation_shows_the_quota_and_who_is_ahead() {
+    let (_dir, server, mut client) = ready();
+    with_quota_and_waiter(&server, &mut client);
+    let held = client.get("/v1/quotas/ns/default").expect(200)["quota"]["used"].take();
+    let left = json!({"claims": 5 - held["claims"].as_u64().unwrap(), "gpu_milli": 3000 - held["gpu_milli"].as_u64().unwrap()});
+    let one = |priority: u64| json!({"pool": "gpu", "priority": priority, "resources": {"gpu": {}}});
+    let explained = explain(&mut client, &one(0));
+    assert_eq!((&explained["quota_headroom"], &explained["pools"][0]["ahead"]), (&left, &json!(1)), "{explained}");
+    assert_eq!((&explained["outcome"], explained["pools"][0].get("gangs_ahead")), (&json!("placed"), None));
+    let urgent = explain(&mut client, &one(4));
+    assert_eq!(urgent["pools"][0].get("ahead"), None, "{urgent}");
+    let many = explain(&mut client, &json!({"pool": "gpu", "resources": {"gpu": {"count": 4}}}));
+    assert_eq!((&many["outcome"], &many["error"]["reason"]), (&json!("refused"), &json!("quota")), "{many}");
+    let other = explain(&mut client, &json!({"pool": "gpu", "tenant": "other", "resources": {"gpu": {}}}));
+    assert_eq!(other.get("quota_headroom"), None, "{other}");
+    let text = server.cli("explain ns/gpu --gpu a100:4");
+    assert!(text.out.contains("(RESOURCE_EXHAUSTED, quota)"), "{text:?}");
+    assert_eq!(text.row("quota")[2], "claims", "{text:?}");
+    assert_eq!(text.row("ahead")[1..], ["1", "claim"], "{text:?}");
+}
+
+#[tokio::test]
+async fn p02_grpc_explains_the_quota_and_who_is_ahead() {
+    let (_dir, server, mut client) = ready();
+    with_quota_and_waiter(&server, &mut client);
+    let used = client.get("/v1/quotas/ns/default").expect(200)["quota"]["used"].take();
+    let mut grpc = GrpcClient::open(server.address).await;
+    let claim = |tenant: &str| proto::TakeClaimRequest {
+        namespace: "ns".into(),
+        tenant: Some(tenant.into()),
+        candidates: Some(proto::take_claim_request::Candidates::Pool("gpu".into())),
+        resources: Some(proto::Resources { gpu: Some(proto::GpuShare::default()), ..proto::Resources::default() }),
+        ..proto::TakeClaimRequest::default()
+    };
+    let mut explain = async |tenant: &str| {
+        let request = proto::ExplainClaimRequest { claim: Some(claim(tenant)) };
+        grpc.claims.explain_claim(request).await.unwrap().into_inner()
+    };
+    let response = explain("default").await;
+    let left = |name: &str, limit: u64| Some(limit - used[name].as_u64().unwrap());
+    let expected = proto::QuotaHeadroom {
+        claims: left("claims", 5),
+        gpu_milli: left("gpu_milli", 3000),
+        ..proto::QuotaHeadroom::default()
+    };
+    assert_eq!(
+        (response.quota_headroom, response.pools[0].ahead, response.pools[0].gangs_ahead),
+        (Some(expected), 1, 0)
+    );
+    let other = explain("other").await;
+    assert_eq!((other.quota_headroom, other.pools[0].ahead), (None, 1));
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ pub use self::gang::{LastAttempt, WaitingGang};
 use self::own_eviction::OwnEvictions;
 use self::gang_directory::GangDirectory;
 pub use self::listing::{ListingStep, WaitingFilter, WaitingListing, WaitingPosition};
-pub use self::pool_queue::PoolQueue;
+pub use self::pool_queue::{PoolQueue, QueueAhead};
 pub use self::queued_claim::{ArrivalNumber, QueuedClaim};
 pub use self::request_class::RequestClass;
 pub use self::wait_queue::{OfferVerdict, WaitQueue};

@@ -11,7 +11,7 @@ use super::least_demand::{AMOUNTS, FreeAmounts, LeastDemand};
 use super::queued_claim::{ArrivalNumber, QueuedClaim};
 use super::wait_queue::WaitQueue;
 use crate::admission::lock_order::{self, HeldLock, LockLevel};
-use crate::admission::tenant::StaleShares;
+use crate::admission::tenant::{ChargeRank, StaleShares};
 use crate::model::{Millis, ResourceUsage};
 use crate::shard::QueueState;
 
@@ -64,6 +64,15 @@ pub enum EntryOutcome {
     Present,
     /// The queue lets nobody in any more.
     Closed,
+}
+
+/// Requests that are served before another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueAhead {
+    /// Number of claims ahead of it.
+    pub claims: usize,
+    /// Number of gangs ahead of it, each counted once.
+    pub gangs: usize,
 }
 
 /// Contents of a queue.
@@ -245,6 +254,18 @@ impl QueueGuard<'_> {
     pub fn positions(&mut self, arrivals: &[ArrivalNumber], now_ms: Millis) -> (Vec<Option<usize>>, u64) {
         self.rotate_window(now_ms);
         (self.queue.count_ahead_of_all(arrivals), self.served.iter().sum())
+    }
+
+    /// Requests ahead of a claim: of the one in the queue with this arrival, or else of one that comes now. `tenant`: number
+    /// of its tenant, if that is known.
+    pub fn ahead_of(&self, tenant: Option<u64>, rank: ChargeRank) -> QueueAhead {
+        let ChargeRank { priority, arrival } = rank;
+        let waiting = arrival.and_then(|arrival| self.queue.count_ahead(arrival));
+        let before = (Reverse(priority), arrival.unwrap_or(ArrivalNumber::MAX));
+        QueueAhead {
+            claims: waiting.unwrap_or_else(|| self.queue.count_ahead_of_newcomer(tenant, priority)),
+            gangs: self.gangs.range(..before).count(),
+        }
     }
 
     /// Counts a claim that waited and was granted.

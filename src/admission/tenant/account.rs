@@ -11,7 +11,7 @@
 use smallvec::SmallVec;
 
 use crate::admission::queue::ArrivalNumber;
-use crate::model::{Quota, QuotaResource, ResourceUsage};
+use crate::model::{Quota, QuotaHeadroom, QuotaResource, ResourceUsage};
 
 /// Usage, limits and weight of a tenant.
 ///
@@ -111,7 +111,8 @@ impl TenantAccount {
 
     /// Resource that keeps a claim back, if any.
     #[inline]
-    fn first_refused(&self, amounts: &ResourceUsage, rank: ChargeRank) -> Option<QuotaResource> {
+    #[must_use]
+    pub fn first_refused(&self, amounts: &ResourceUsage, rank: ChargeRank) -> Option<QuotaResource> {
         self.used.first_exceeded(amounts, &self.limits).or_else(|| self.first_missing(amounts, rank))
     }
 
@@ -176,6 +177,15 @@ impl TenantAccount {
     #[must_use]
     pub fn headroom(&self) -> ResourceUsage {
         self.limits.minus(&self.used)
+    }
+
+    /// Amounts that the quota leaves a claim of this rank: without what is held, and without what is collected for a
+    /// protected claim that comes before it.
+    #[must_use]
+    pub fn headroom_of(&self, rank: ChargeRank) -> QuotaHeadroom {
+        let protected = self.protected.filter(|protected| protected.precedes(rank));
+        let collected = protected.map_or_else(ResourceUsage::default, |protected| protected.need);
+        QuotaHeadroom::new(&self.limits, &self.headroom().minus(&collected))
     }
 
     /// Whether amounts are within the limits if nothing else is held.

@@ -16,7 +16,7 @@ use dashmap::DashMap;
 
 use super::owner_hasher::OwnerHasher;
 use super::{ChargeRank, QuotaLease, Tenant, TenantAccount};
-use crate::model::{ClaimId, ClaimSpec, Quota, QuotaResource, QuotaSource, ResourceUsage};
+use crate::model::{ClaimId, ClaimSpec, Quota, QuotaHeadroom, QuotaResource, QuotaSource, ResourceUsage};
 
 /// Number of tenants from which unused ones are collected.
 const GC_THRESHOLD_MIN: usize = 1_024;
@@ -192,6 +192,22 @@ impl TenantDirectory {
         let (quota, source) = effective_quota(&self.quotas(), name);
         let used = self.find_by_name(name).map_or_else(ResourceUsage::default, |tenant| tenant.used());
         (quota, source, used)
+    }
+
+    /// Amounts that the quota leaves a claim of this rank, and the resource that would keep it back with these amounts.
+    /// Charges nothing, and creates no tenant.
+    #[must_use]
+    pub fn preview_charge(
+        &self,
+        id: &ClaimId,
+        amounts: &ResourceUsage,
+        rank: ChargeRank,
+    ) -> (QuotaHeadroom, Option<QuotaResource>) {
+        let preview = |account: &TenantAccount| (account.headroom_of(rank), account.first_refused(amounts, rank));
+        match self.find_by_name(id.owner()) {
+            Some(tenant) => tenant.with_account(|account| preview(account)),
+            None => preview(&TenantAccount::new(&effective_quota(&self.quotas(), id.owner()).0)),
+        }
     }
 
     /// All tenants that hold anything, for tests that check for leaks.

@@ -4,10 +4,11 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::api::error_table::ApiError;
 use crate::model::{
-    ClaimExplanation, FilterReason, NearMiss, PlacementPreview, PoolSurvey, ResourceAmounts, WorkerSurvey, is_zero,
+    ClaimExplanation, FilterReason, NearMiss, PlacementPreview, PoolSurvey, QuotaHeadroom, ResourceAmounts,
+    WorkerSurvey, is_zero,
 };
 
-/// `{"outcome","would_take"?,"error"?,"pools"}`: what a claim would get.
+/// `{"outcome","would_take"?,"error"?,"quota_headroom"?,"pools"}`: what a claim would get.
 #[derive(serde::Serialize)]
 pub(in crate::api) struct ExplainResponseBody<'a> {
     outcome: &'static str,
@@ -16,6 +17,8 @@ pub(in crate::api) struct ExplainResponseBody<'a> {
     /// Error that the claim would get: `{"error":{...}}`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     error: Option<ApiError>,
+    #[serde(skip_serializing_if = "QuotaHeadroom::is_unlimited")]
+    quota_headroom: QuotaHeadroom,
     pools: Vec<PoolSurveyJson<'a>>,
 }
 
@@ -41,6 +44,10 @@ struct PoolSurveyJson<'a> {
     silent_shards: u64,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     preemption_paused: bool,
+    #[serde(skip_serializing_if = "is_zero")]
+    ahead: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    gangs_ahead: u64,
 }
 
 /// Counts of the filters that excluded any worker, in the order of the filters.
@@ -74,7 +81,7 @@ impl<'a> From<&'a NearMiss> for NearMissJson<'a> {
 
 impl<'a> From<&'a PoolSurvey> for PoolSurveyJson<'a> {
     fn from(pool_survey: &'a PoolSurvey) -> Self {
-        let PoolSurvey { pool, silent_shards, preemption_paused, survey } = pool_survey;
+        let PoolSurvey { pool, silent_shards, preemption_paused, ahead, gangs_ahead, survey } = pool_survey;
         Self {
             pool: pool.pool(),
             workers: survey.workers,
@@ -85,19 +92,25 @@ impl<'a> From<&'a PoolSurvey> for PoolSurveyJson<'a> {
             most_free: &survey.most_free,
             silent_shards: *silent_shards,
             preemption_paused: *preemption_paused,
+            ahead: *ahead,
+            gangs_ahead: *gangs_ahead,
         }
     }
 }
 
 impl<'a> From<&'a ClaimExplanation> for ExplainResponseBody<'a> {
     fn from(explanation: &'a ClaimExplanation) -> Self {
-        let pools = explanation.pools.iter().map(Into::into).collect();
-        match &explanation.outcome {
+        let ClaimExplanation { outcome, quota_headroom, pools } = explanation;
+        let (quota_headroom, pools) = (*quota_headroom, pools.iter().map(Into::into).collect());
+        match outcome {
             Ok(PlacementPreview { pool, worker, node }) => {
                 let would_take = WouldTakeJson { pool: pool.pool(), worker: worker.as_str(), node: node.as_deref() };
-                Self { outcome: "placed", would_take: Some(would_take), error: None, pools }
+                Self { outcome: "placed", would_take: Some(would_take), error: None, quota_headroom, pools }
             }
-            Err(error) => Self { outcome: "refused", would_take: None, error: Some(error.clone().into()), pools },
+            Err(error) => {
+                let error = Some(error.clone().into());
+                Self { outcome: "refused", would_take: None, error, quota_headroom, pools }
+            }
         }
     }
 }

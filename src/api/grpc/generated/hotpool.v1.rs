@@ -692,6 +692,9 @@ pub struct ExplainClaimResponse {
     /// Pools that the claim may use, in the order in which they would be tried.
     #[prost(message, repeated, tag = "3")]
     pub pools: ::prost::alloc::vec::Vec<PoolSurvey>,
+    /// Amounts that the tenant's quota leaves the claim. Missing: nothing is limited.
+    #[prost(message, optional, tag = "4")]
+    pub quota_headroom: ::core::option::Option<QuotaHeadroom>,
     /// Placement or error that the claim would get.
     #[prost(oneof = "explain_claim_response::Outcome", tags = "1, 2")]
     pub outcome: ::core::option::Option<explain_claim_response::Outcome>,
@@ -708,6 +711,23 @@ pub mod explain_claim_response {
         #[prost(message, tag = "2")]
         Error(super::Error),
     }
+}
+/// Amounts that a quota still allows a claim: the limits without what the tenant holds, and without what is collected for
+/// a claim of the tenant that is served before it. Missing amounts are not limited.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuotaHeadroom {
+    /// Number of claims.
+    #[prost(uint64, optional, tag = "1")]
+    pub claims: ::core::option::Option<u64>,
+    /// CPU in thousandths of a core.
+    #[prost(uint64, optional, tag = "2")]
+    pub cpu_milli: ::core::option::Option<u64>,
+    /// Memory in bytes.
+    #[prost(uint64, optional, tag = "3")]
+    pub memory_bytes: ::core::option::Option<u64>,
+    /// Thousandths of GPUs.
+    #[prost(uint64, optional, tag = "4")]
+    pub gpu_milli: ::core::option::Option<u64>,
 }
 /// Worker that a claim would get. Among equal workers the next request may get another.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -752,6 +772,13 @@ pub struct PoolSurvey {
     /// Whether the pool evicts nobody for now, as in Pool.
     #[prost(bool, tag = "9")]
     pub preemption_paused: bool,
+    /// Number of queued claims that are served before it as of now: before the claim that waits under its key, or else
+    /// before one that comes now. Later claims may overtake it.
+    #[prost(uint64, tag = "10")]
+    pub ahead: u64,
+    /// Number of queued gangs of a higher priority, or of its priority and earlier.
+    #[prost(uint64, tag = "11")]
+    pub gangs_ahead: u64,
 }
 /// Number of workers that a reason rules out.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -6,8 +6,9 @@ use crate::api::error_table::ApiError;
 use crate::model::{
     AckLevel, ClaimExplanation, ClaimResult, ClaimState, ClaimView, FilterReason, GpuRequest, GpuTotals,
     HeartbeatResponse, HeldGpus, HeldResources, LivenessState, NearMiss, PlacementPolicy, PlacementPreview, PoolMode,
-    PoolSpec, PoolStatus, PoolSurvey, RegistrationResponse, ResourceAmounts, ResourceRequirements, RunningClaim,
-    SchedulingState, ShardStatus, TrustState, TypicalRequest, UnschedulableCounts, WorkerCapacity, WorkerView,
+    PoolSpec, PoolStatus, PoolSurvey, QuotaHeadroom, RegistrationResponse, ResourceAmounts, ResourceRequirements,
+    RunningClaim, SchedulingState, ShardStatus, TrustState, TypicalRequest, UnschedulableCounts, WorkerCapacity,
+    WorkerView,
 };
 
 mod demand;
@@ -104,7 +105,8 @@ impl From<&ClaimResult> for proto::TakeClaimResponse {
 
 impl From<&ClaimExplanation> for proto::ExplainClaimResponse {
     fn from(explanation: &ClaimExplanation) -> Self {
-        let outcome = match &explanation.outcome {
+        let ClaimExplanation { outcome, quota_headroom, pools } = explanation;
+        let outcome = match outcome {
             Ok(PlacementPreview { pool, worker, node }) => Explained::WouldTake(proto::WouldTake {
                 pool: pool.pool().to_owned(),
                 worker: worker.to_string(),
@@ -112,13 +114,19 @@ impl From<&ClaimExplanation> for proto::ExplainClaimResponse {
             }),
             Err(error) => Explained::Error((&ApiError::from(error.clone())).into()),
         };
-        Self { outcome: Some(outcome), pools: explanation.pools.iter().map(Into::into).collect() }
+        let QuotaHeadroom { claims, cpu_milli, memory_bytes, gpu_milli } = *quota_headroom;
+        let quota_headroom = proto::QuotaHeadroom { claims, cpu_milli, memory_bytes, gpu_milli };
+        Self {
+            outcome: Some(outcome),
+            pools: pools.iter().map(Into::into).collect(),
+            quota_headroom: (!explanation.quota_headroom.is_unlimited()).then_some(quota_headroom),
+        }
     }
 }
 
 impl From<&PoolSurvey> for proto::PoolSurvey {
     fn from(of: &PoolSurvey) -> Self {
-        let PoolSurvey { pool, silent_shards, preemption_paused, survey } = of;
+        let PoolSurvey { pool, silent_shards, preemption_paused, ahead, gangs_ahead, survey } = of;
         let counted = FilterReason::ALL.iter().copied().filter(|reason| survey.count(*reason) > 0);
         let near = |miss: &NearMiss| proto::NearMiss {
             worker: miss.worker.to_string(),
@@ -139,6 +147,8 @@ impl From<&PoolSurvey> for proto::PoolSurvey {
             most_free: Some(survey.most_free.into()),
             silent_shards: *silent_shards,
             preemption_paused: *preemption_paused,
+            ahead: *ahead,
+            gangs_ahead: *gangs_ahead,
         }
     }
 }

@@ -72,6 +72,10 @@ fn explanations() -> Value {
                 "pool": schema("Name"), "worker": schema("Name"), "node": described("Name", "Node on which the worker runs, if known."),
             })),
             "error": described("ErrorBody", "Error that the claim would get. Missing if it would be placed."),
+            "quota_headroom": open_object("Amounts that the tenant's quota leaves the claim: the limits without what is held, and without what is collected for a claim of the tenant that is served before it. Amounts that are not limited are missing, and the object too if none is.", &[], json!({
+                "claims": count("Number of claims."), "cpu_milli": count("CPU in thousandths of a core."),
+                "memory_bytes": count("Memory in bytes."), "gpu_milli": count("Thousandths of GPUs."),
+            })),
             "pools": {"type": "array", "maxItems": limits::POOLS_MAX, "items": schema("PoolSurvey"), "description": "Pools that the claim may use, in the order in which they would be tried."},
         })),
         "PoolSurvey": open_object("Survey of a pool for a claim. Workers that fit and those that are ruled out add up to all workers.", &["pool", "workers", "fits", "ruled_out", "nearest", "most_free"], json!({
@@ -85,6 +89,8 @@ fn explanations() -> Value {
             "most_free": described("Amounts", "Largest free amount of each resource on any worker that lacks at most free capacity."),
             "silent_shards": count("Number of shards that did not reply: their workers are not in the survey."),
             "preemption_paused": {"type": "boolean", "description": "Whether the pool evicts nobody for now, as in a pool. Shown if true."},
+            "ahead": count("Number of queued claims that are served before it as of now: before the claim that waits under its key, or else before one that comes now. Later claims may overtake it. Missing if 0."),
+            "gangs_ahead": count("Number of queued gangs of a higher priority, or of its priority and earlier. Missing if 0."),
         })),
     })
 }
