@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hotpool::limits;
 use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{
@@ -10,7 +11,7 @@ use hotpool::model::{
 use tokio::task::JoinHandle;
 
 use crate::queued_claims::{MINUTE, of, one_full_worker, waiting, with_priority};
-use crate::world::{Claimed, Seeded, World, done, id, name, request, spec, until};
+use crate::world::{Claimed, Seeded, World, done, id, name, spec, until};
 
 fn only_waiting() -> ClaimFilter {
     ClaimFilter::default().in_states(&[ListedState::Waiting])
@@ -238,6 +239,27 @@ async fn w08_large_gangs_that_wait_are_listed_in_parts() {
     gang.abort();
 }
 
+/// A filter that almost nothing passes: a page reads a bounded number of entries, and may be empty before the last.
+#[tokio::test]
+async fn w08_pages_of_claims_that_wait_end_early_where_few_match() {
+    const MEMBERS: usize = limits::BATCH_ITEMS_MAX;
+    let (world, _) = one_full_worker().await;
+    // A page visits 512 members at a time.
+    let gangs = limits::PAGE_SLICES_MAX * 512 / MEMBERS + 1;
+    let mut begun = Vec::new();
+    for gang in 0..gangs {
+        let tenant = |member| if (gang + 1, member + 1) == (gangs, MEMBERS) { "last" } else { "default" };
+        let member = |member| of(tenant(member), &format!("g{gang}-{member}"));
+        begun.push(world.begin_gang((0..MEMBERS).map(member).collect()).await);
+    }
+    let filter = ClaimFilter { tenant: Some("last".into()), ..only_waiting() };
+    let first = world.s.list_claims(&filter, None, 10).await.unwrap();
+    assert_eq!((first.waiting.len(), first.next.is_some()), (0, true));
+    let last = format!("g{}-{}", gangs - 1, MEMBERS - 1);
+    assert_eq!(keys(&world.listed_waiting(&filter, 10).await), [last]);
+    begun.iter().for_each(JoinHandle::abort);
+}
+
 #[tokio::test]
 async fn w08_claims_that_wait_for_quota_say_so_and_filter_by_the_time_that_they_waited() {
     let (world, _) = one_full_worker().await;
@@ -263,11 +285,10 @@ async fn w08_tokens_of_other_lists_are_refused() {
     let (world, _) = one_full_worker().await;
     let _a = world.begin_queued(waiting("p", "a")).await;
     let _b = world.begin_queued(waiting("p", "b")).await;
+    let _c = world.begin_queued(waiting("p", "c")).await;
+    // The first of them gets it, so each list has two pages.
     world.add("p", &["w1"]).await;
-    world.s.claim(request("p", "c")).await.unwrap_err();
     let next = async |filter: &ClaimFilter| world.s.list_claims(filter, None, 1).await.unwrap().next;
-    let _more = world.begin_queued(waiting("p", "d")).await;
-    let _last = world.begin_queued(waiting("p", "e")).await;
     let waits = next(&only_waiting()).await.expect("a second page");
     let held = next(&ClaimFilter::default()).await.expect("a second page");
     let workers = world.s.list_workers(&name("p"), None, 1).await.unwrap().next.expect("a second page");

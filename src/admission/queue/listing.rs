@@ -3,13 +3,15 @@
 //! A claim has the same arrival number in all of its queues and as long as it waits. So a page begins at an arrival number,
 //! and whoever stays is listed once, whoever comes, goes or moves to other pools meanwhile. The queues are merged: each is
 //! read in slices of at most [`SLICE_VISITS_MAX`] entries under its lock, the one with the lowest next arrival first. A page
-//! reads each queue once, and beyond that at most [`limits::PAGE_SLICES_MAX`] slices; then it ends early.
+//! reads each queue once, and beyond that at most [`limits::PAGE_SLICES_MAX`] slices; then it ends early. What is ahead is
+//! counted at the end, for the claims on the page and in slices as well.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::gang_directory::GangEntry;
+use super::wait_queue::{CountStep, PositionCount};
 use super::{ArrivalNumber, QueuedClaim, WaitingGang};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::key::KeyLookup;
@@ -172,6 +174,10 @@ pub struct WaitingListing<'d> {
     last: Option<ArrivalNumber>,
     shown: Vec<ShownClaim>,
     next: Option<WaitingPosition>,
+    /// Counts to be made of what is ahead, by queue, once the claims are selected.
+    counts: Option<Vec<(Arc<Pool>, PositionCount)>>,
+    /// Number ahead of each claim in its best queue, and number served there lately.
+    positions: HashMap<ArrivalNumber, (usize, u64)>,
 }
 
 impl ClaimDispatcher {
@@ -196,16 +202,31 @@ impl ClaimDispatcher {
             last: None,
             shown: Vec::new(),
             next: None,
+            counts: None,
+            positions: HashMap::new(),
         }
     }
 }
 
 impl WaitingListing<'_> {
-    /// Goes on with the page: reads one slice, or visits as many members of a gang.
+    /// Goes on with the page. No lock is held for more than a slice of entries.
     pub fn step(&mut self) -> ListingStep {
+        match &self.counts {
+            Some(_) => self.count(),
+            None => {
+                if self.select() == ListingStep::Finished {
+                    self.counts = Some(self.position_counts());
+                }
+                ListingStep::Unfinished
+            }
+        }
+    }
+
+    /// Selects claims for the page: reads one slice, or visits as many members of a gang.
+    fn select(&mut self) -> ListingStep {
         loop {
             if let Some((entry, member)) = self.gang.take() {
-                return self.visit_members(entry, member);
+                return self.visit_members(&entry, member);
             }
             let Some(&Reverse((arrival, number))) = self.heads.peek() else { return ListingStep::Finished };
             if self.shown.len() == self.limit {
@@ -264,7 +285,7 @@ impl WaitingListing<'_> {
         }
     }
 
-    fn visit_members(&mut self, entry: GangEntry, from: usize) -> ListingStep {
+    fn visit_members(&mut self, entry: &GangEntry, from: usize) -> ListingStep {
         let arrival = entry.gang.arrival;
         let slice = entry.members.iter().enumerate().skip(from).take(SLICE_VISITS_MAX);
         for (index, id) in slice {
@@ -282,7 +303,7 @@ impl WaitingListing<'_> {
             return self.end_at(arrival, next);
         } else {
             self.slices_left -= 1;
-            self.gang = Some((entry, next));
+            self.gang = Some((entry.clone(), next));
         }
         ListingStep::Unfinished
     }
@@ -296,14 +317,47 @@ impl WaitingListing<'_> {
             && matches!(keys.lookup(id), KeyLookup::Vacant | KeyLookup::PendingWrites(_))
     }
 
+    /// Counts to make: the claims of the page by the queues that they are in.
+    fn position_counts(&self) -> Vec<(Arc<Pool>, PositionCount)> {
+        let mut by_pool: BTreeMap<u32, Vec<ArrivalNumber>> = BTreeMap::new();
+        for shown in &self.shown {
+            if let ShownClaim::Claim(queued, _) = shown {
+                queued.pools.iter().for_each(|pool| by_pool.entry(*pool).or_default().push(queued.arrival));
+            }
+        }
+        let pools = self.dispatch.pools.load();
+        let counts = by_pool.into_iter().filter_map(|(number, arrivals)| {
+            Some((Arc::clone(pools.by_number(number)?), PositionCount::new(arrivals)))
+        });
+        counts.collect()
+    }
+
+    /// Counts a part of what is ahead of the claims on the page.
+    fn count(&mut self) -> ListingStep {
+        let counts = self.counts.as_mut();
+        let Some((pool, mut count)) = counts.and_then(Vec::pop) else { return ListingStep::Finished };
+        let mut queue = pool.wait_queue.lock();
+        if count.step(&queue.queue) == CountStep::Unfinished {
+            drop(queue);
+            self.counts.get_or_insert_default().push((pool, count));
+            return ListingStep::Unfinished;
+        }
+        let served = queue.served_lately(self.now_ms);
+        drop(queue);
+        for (arrival, ahead) in count.into_positions() {
+            let position = self.positions.entry(arrival).or_insert((ahead, served));
+            *position = (*position).min((ahead, served));
+        }
+        ListingStep::Unfinished
+    }
+
     /// Views of the claims on the page, by arrival, and the position of the next page, if there is one.
     #[must_use]
     pub fn into_page(self) -> (Vec<QueuedClaimView>, Option<WaitingPosition>) {
-        let positions = self.positions();
         let mut gangs_ahead: Option<(ArrivalNumber, u64)> = None;
         let views = self.shown.iter().map(|shown| match shown {
             ShownClaim::Claim(queued, exhausted) => {
-                self.dispatch.view_waiting(queued, *exhausted, positions.get(&queued.arrival).copied())
+                self.dispatch.view_waiting(queued, *exhausted, self.positions.get(&queued.arrival).copied())
             }
             ShownClaim::Member(gang, id) => {
                 // Members of a gang follow each other.
@@ -316,27 +370,5 @@ impl WaitingListing<'_> {
             }
         });
         (views.collect(), self.next)
-    }
-
-    /// Number ahead of each claim on the page in its best queue, and number served there lately.
-    fn positions(&self) -> HashMap<ArrivalNumber, (usize, u64)> {
-        let mut by_pool: BTreeMap<u32, Vec<ArrivalNumber>> = BTreeMap::new();
-        for shown in &self.shown {
-            if let ShownClaim::Claim(queued, _) = shown {
-                queued.pools.iter().for_each(|pool| by_pool.entry(*pool).or_default().push(queued.arrival));
-            }
-        }
-        let pools = self.dispatch.pools.load();
-        let mut best: HashMap<ArrivalNumber, (usize, u64)> = HashMap::new();
-        for (number, arrivals) in by_pool {
-            let Some(pool) = pools.by_number(number) else { continue };
-            let (ahead, served) = pool.wait_queue.lock().positions(&arrivals, self.now_ms);
-            for (arrival, ahead) in arrivals.into_iter().zip(ahead) {
-                let Some(ahead) = ahead else { continue };
-                let position = best.entry(arrival).or_insert((ahead, served));
-                *position = (*position).min((ahead, served));
-            }
-        }
-        best
     }
 }

@@ -245,15 +245,13 @@ impl QueueGuard<'_> {
 
     /// Number of claims ahead of this one, and number served in the last minute.
     pub fn position(&mut self, arrival: ArrivalNumber, now_ms: Millis) -> Option<(usize, u64)> {
-        let ahead = self.queue.count_ahead(arrival)?;
-        self.rotate_window(now_ms);
-        Some((ahead, self.served.iter().sum()))
+        Some((self.queue.count_ahead(arrival)?, self.served_lately(now_ms)))
     }
 
-    /// Numbers of claims ahead of these, which are in ascending order, and number served in the last minute.
-    pub fn positions(&mut self, arrivals: &[ArrivalNumber], now_ms: Millis) -> (Vec<Option<usize>>, u64) {
+    /// Number of claims that waited and were served in the last minute.
+    pub fn served_lately(&mut self, now_ms: Millis) -> u64 {
         self.rotate_window(now_ms);
-        (self.queue.count_ahead_of_all(arrivals), self.served.iter().sum())
+        self.served.iter().sum()
     }
 
     /// Requests ahead of a claim: of the one in the queue with this arrival, or else of one that comes now. `tenant`: number

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+pub use self::positions::{CountStep, PositionCount};
 use self::walk::WALK_VISITS_MAX;
 pub use self::walk::{OfferVerdict, QueueWalk, WalkOracle, WalkOutcome};
 use super::least_demand::{ClaimDemand, LeastDemand};

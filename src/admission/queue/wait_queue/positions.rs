@@ -1,11 +1,14 @@
 //! Numbers of claims that are served before another: of one priority, tenants are assumed to alternate.
 //!
-//! A page of a listing counts for many claims of a queue at once. What waits of each tenant and priority is summed up once,
-//! and the claims of a group are counted once over all of its claims on the page. So a page costs as much as one claim.
+//! A page of a listing counts for many claims of a queue at once, and in parts ([`PositionCount`]), so that the queue is
+//! never locked for long: what waits of each tenant and priority is summed up once, and then the claims are counted by
+//! arrival. So a page costs about as much as one claim. What changes between two parts may or may not be counted.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
 
+use super::walk::WALK_VISITS_MAX;
 use super::{TenantGroup, WaitQueue};
 use crate::admission::queue::queued_claim::ArrivalNumber;
 
@@ -40,6 +43,102 @@ impl PriorityCounts {
     }
 }
 
+/// Tenant and priority of a claim.
+type TenantLevel = (u64, u16);
+
+/// Count of the claims ahead of many claims of a queue, in parts that may be interrupted by changes.
+#[derive(Debug)]
+pub struct PositionCount {
+    /// Claims in question, in the order of arrival.
+    arrivals: VecDeque<ArrivalNumber>,
+    /// Number of claims that wait of each tenant and priority, as far as summed up.
+    waiting: BTreeMap<TenantLevel, usize>,
+    is_summed_up: bool,
+    /// Arrival number at which counting goes on, and number of claims of each tenant and priority before it.
+    from: ArrivalNumber,
+    before: HashMap<TenantLevel, usize>,
+    /// Claims in question that were found, with the number of claims of their tenant and priority before them.
+    found: Vec<(ArrivalNumber, TenantLevel, usize)>,
+}
+
+/// Progress of a count after a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountStep {
+    /// The count is complete.
+    Finished,
+    /// The count goes on with another part.
+    Unfinished,
+}
+
+impl PositionCount {
+    /// Begins to count for these claims, which are in the order of arrival.
+    #[must_use]
+    pub fn new(arrivals: Vec<ArrivalNumber>) -> Self {
+        debug_assert!(arrivals.is_sorted(), "a page is in the order of arrival");
+        Self {
+            arrivals: arrivals.into(),
+            waiting: BTreeMap::new(),
+            is_summed_up: false,
+            from: ArrivalNumber::MIN,
+            before: HashMap::new(),
+            found: Vec::new(),
+        }
+    }
+
+    /// Visits at most [`WALK_VISITS_MAX`] groups or claims of the queue.
+    pub fn step(&mut self, queue: &WaitQueue) -> CountStep {
+        if !self.is_summed_up {
+            let after = self.waiting.last_key_value().map_or(Bound::Unbounded, |(last, _)| Bound::Excluded(*last));
+            let groups = queue.groups_by_tenant.range((after, Bound::Unbounded)).take(WALK_VISITS_MAX);
+            let before = self.waiting.len();
+            self.waiting.extend(groups.map(|(level, group)| (*level, queue.group_len(*group))));
+            self.is_summed_up = self.waiting.len() < before + WALK_VISITS_MAX;
+            return CountStep::Unfinished;
+        }
+        for (visits, (arrival, (_, lane))) in queue.claims.range(self.from..).enumerate() {
+            // Those that have left are not found.
+            while self.arrivals.pop_front_if(|wanted| *wanted < *arrival).is_some() {}
+            if self.arrivals.is_empty() {
+                return CountStep::Finished;
+            }
+            if visits == WALK_VISITS_MAX {
+                return CountStep::Unfinished;
+            }
+            self.from = arrival.saturating_add(1);
+            let group = queue.groups.get(queue.lanes.get(*lane).group);
+            let level = (group.tenant.number, group.priority);
+            let own = self.before.entry(level).or_default();
+            if self.arrivals.pop_front_if(|wanted| *wanted == *arrival).is_some() {
+                self.found.push((*arrival, level, *own));
+            }
+            *own += 1;
+        }
+        CountStep::Finished
+    }
+
+    /// Numbers of claims ahead of those that were found.
+    pub fn into_positions(self) -> impl Iterator<Item = (ArrivalNumber, usize)> {
+        let mut by_priority: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for ((_, priority), waiting) in &self.waiting {
+            by_priority.entry(*priority).or_default().push(*waiting);
+        }
+        let mut higher = 0;
+        let mut counts: HashMap<u16, (usize, PriorityCounts)> = HashMap::new();
+        for (priority, waiting) in by_priority.into_iter().rev() {
+            let of_priority = PriorityCounts::new(waiting);
+            let total = of_priority.total();
+            counts.insert(priority, (higher, of_priority));
+            higher += total;
+        }
+        self.found.into_iter().map(move |(arrival, level, own)| {
+            let of_group = self.waiting.get(&level).copied().unwrap_or(0);
+            let (higher, all) =
+                counts.get(&level.1).map_or((0, 0), |(higher, counts)| (*higher, counts.sum_up_to(own)));
+            (arrival, higher + own + all.saturating_sub(own.min(of_group)))
+        })
+    }
+}
+
 impl WaitQueue {
     /// Number of claims ahead of this one at present: those with a higher priority, and of its own priority those that
     /// are served earlier if tenants alternate.
@@ -47,7 +146,7 @@ impl WaitQueue {
     pub fn count_ahead(&self, arrival: ArrivalNumber) -> Option<usize> {
         let (claim, _) = self.claims.get(&arrival)?;
         let group = self.groups.get(self.groups_by_tenant[&(claim.tenant.number, claim.priority)]);
-        let own = self.count_own(group, &[arrival])[0];
+        let own = self.count_own(group, arrival);
         Some(own + self.count_others(claim.tenant.number, claim.priority, own))
     }
 
@@ -60,62 +159,10 @@ impl WaitQueue {
         own + self.count_others(tenant, priority, own)
     }
 
-    /// Numbers of claims ahead of each of these, which are in ascending order; none for one that is not in the queue.
-    #[must_use]
-    pub fn count_ahead_of_all(&self, arrivals: &[ArrivalNumber]) -> Vec<Option<usize>> {
-        debug_assert!(arrivals.is_sorted(), "a page is in the order of arrival");
-        let mut by_group: HashMap<u32, Vec<ArrivalNumber>> = HashMap::new();
-        for arrival in arrivals {
-            if let Some((_, lane)) = self.claims.get(arrival) {
-                by_group.entry(self.lanes.get(*lane).group).or_default().push(*arrival);
-            }
-        }
-        let mut waiting: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
-        for ((_, priority), group) in &self.groups_by_tenant {
-            waiting.entry(*priority).or_default().push(self.group_len(*group));
-        }
-        let mut above = 0;
-        let counts: HashMap<u16, (usize, PriorityCounts)> = waiting
-            .into_iter()
-            .rev()
-            .map(|(priority, waiting)| {
-                let counts = PriorityCounts::new(waiting);
-                let higher = above;
-                above += counts.total();
-                (priority, (higher, counts))
-            })
-            .collect();
-        let mut ahead: HashMap<ArrivalNumber, usize> = HashMap::new();
-        for (number, shown) in by_group {
-            let group = self.groups.get(number);
-            let (higher, counts) = &counts[&group.priority];
-            let all_own = self.group_len(number);
-            for (arrival, own) in shown.iter().zip(self.count_own(group, &shown)) {
-                ahead.insert(*arrival, higher + own + counts.sum_up_to(own) - own.min(all_own));
-            }
-        }
-        arrivals.iter().map(|arrival| ahead.get(arrival).copied()).collect()
-    }
-
-    /// Number of claims of a group that arrived before each of these, which are in ascending order.
-    fn count_own(&self, group: &TenantGroup, arrivals: &[ArrivalNumber]) -> Vec<usize> {
-        let mut before = vec![0; arrivals.len()];
-        let Some(&last) = arrivals.last() else { return before };
-        for (_, lane) in self.lane_trees.iter(group.lanes).take_while(|(first, _)| *first < last) {
-            let mut next = 0;
-            for arrival in self.lanes.get(lane).arrivals.range(..last) {
-                while arrivals[next] <= *arrival {
-                    next += 1;
-                }
-                before[next] += 1;
-            }
-        }
-        let mut sum = 0;
-        for count in &mut before {
-            sum += *count;
-            *count = sum;
-        }
-        before
+    /// Number of claims of a group that arrived before this one.
+    fn count_own(&self, group: &TenantGroup, arrival: ArrivalNumber) -> usize {
+        let lanes = self.lane_trees.iter(group.lanes).take_while(|(first, _)| *first < arrival);
+        lanes.map(|(_, lane)| self.lanes.get(lane).arrivals.range(..arrival).count()).sum()
     }
 
     /// Number of claims of higher priorities, and of other tenants of the same priority, ahead of one with `own` claims of

@@ -171,6 +171,13 @@ fn walk_to_end(queue: &mut WaitQueue, offer: &WorkerOffer, oracle: &mut NaiveOra
     }
 }
 
+/// Numbers ahead of claims, counted in parts.
+fn positions(queue: &WaitQueue, arrivals: Vec<ArrivalNumber>) -> impl Iterator<Item = (ArrivalNumber, usize)> {
+    let mut count = PositionCount::new(arrivals);
+    while count.step(queue) == CountStep::Unfinished {}
+    count.into_positions()
+}
+
 struct Fixture {
     tenants: Vec<Arc<Tenant>>,
     requests: Vec<Arc<PlacementConstraints>>,
@@ -277,9 +284,8 @@ proptest! {
             prop_assert_eq!(&each, &naive_each);
             // One that has left is counted as such.
             arrivals.push(ArrivalNumber::MAX);
-            let mut of_all = queue.count_ahead_of_all(&arrivals);
-            prop_assert_eq!(of_all.pop(), Some(None));
-            prop_assert_eq!(&of_all, &each);
+            let of_all: HashMap<_, _> = positions(&queue, arrivals.clone()).collect();
+            prop_assert_eq!(arrivals.iter().map(|arrival| of_all.get(arrival).copied()).collect::<Vec<_>>(), [each, vec![None]].concat());
             let ranked = queue.ranked(usize::MAX, |_, _| true);
             prop_assert_eq!(ranked.len(), naive.claims.len());
             let order = |claim: &QueuedClaim| (naive.rank(claim).0, naive.rank(claim).1);
@@ -339,6 +345,31 @@ fn tenants_alternate_in_the_number_ahead() {
     assert_eq!((newcomer(1, 0), newcomer(2, 0)), (6, 5), "its own, as many of the other, and the urgent one");
     assert_eq!((newcomer(3, 9), newcomer(1, 9), newcomer(0, 10)), (1, 0, 0));
     assert_eq!((queue.count_ahead_of_newcomer(None, 0), queue.count_ahead_of_newcomer(None, 10)), (1, 0));
+}
+
+/// Q09: more claims and tenants than a part of a count may visit; and changes between two parts.
+#[test]
+fn q09_a_long_count_is_divided() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    for n in 0..2_000_usize {
+        fixture.insert(&mut queue, &mut naive, (n % 700) as u16, n % TENANTS, n % REQUESTS.len());
+    }
+    let arrivals: Vec<_> = naive.claims.iter().map(|(claim, _)| claim.arrival).step_by(37).collect();
+    for (arrival, ahead) in positions(&queue, arrivals.clone()) {
+        assert_eq!(Some(ahead), queue.count_ahead(arrival));
+    }
+    let mut count = PositionCount::new(arrivals.clone());
+    let mut parts = 1;
+    while count.step(&queue) == CountStep::Unfinished {
+        parts += 1;
+        let (gone, _) = naive.claims.remove(0);
+        queue.remove(gone.arrival);
+        fixture.insert(&mut queue, &mut naive, 0, parts % TENANTS, 0);
+    }
+    assert!(parts >= 6, "{parts} parts: two for the groups, four for the claims");
+    let found: Vec<_> = count.into_positions().map(|(arrival, _)| arrival).collect();
+    assert_eq!(found, arrivals[1..], "the first has left before it was counted");
 }
 
 /// Q09: a worker that fits nobody is offered to nobody.
