@@ -33,6 +33,7 @@ impl World {
             let page = self.s.list_claims(filter, token.as_deref(), limit).await.unwrap();
             assert!(page.items.is_empty() && page.waiting.len() <= limit, "{page:?}");
             all.extend(page.waiting);
+            assert!(page.next.is_none() || page.next != token, "a page names another as the next: {token:?}");
             token = page.next;
             if token.is_none() {
                 return all;
@@ -87,6 +88,7 @@ async fn w08_claims_that_wait_are_listed_only_where_their_state_is_named() {
         let page = world.s.list_claims(&filter, token.as_deref(), 1).await.unwrap();
         all.extend(page.items.iter().map(|claim| claim.id.key().to_owned()));
         all.extend(page.waiting.iter().map(|view| view.id.key().to_owned()));
+        assert!(all.len() <= 3, "{all:?}");
         token = page.next;
         if token.is_none() {
             break;
