@@ -3,8 +3,8 @@
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{
-    AckLevel, ClaimId, ClaimRequest, ClaimSpec, ClaimState, HeartbeatRequest, PlacementPolicy, PoolSpec, Quota, QuotaResource,
-    ResourceRequirements, WorkerId,
+    AckLevel, ClaimId, ClaimRequest, ClaimSpec, ClaimState, HeartbeatRequest, PlacementPolicy, PoolSpec, Quota,
+    QuotaResource, ResourceRequirements, WorkerId,
 };
 use tokio::task::JoinHandle;
 
