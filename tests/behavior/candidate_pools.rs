@@ -133,6 +133,37 @@ async fn q11_pools_that_come_to_match_a_selector_serve_those_who_wait_with_it() 
     assert_eq!(done(third).await.map(|granted| granted.claim.fence), refused);
 }
 
+/// Q11: a gang that waits with a pool selector is placed in pools that come to match it, and keeps its rank.
+#[tokio::test]
+async fn q11_pools_that_come_to_match_a_selector_serve_gangs_that_wait_with_it() {
+    let world = World::on_memory().await;
+    let gold = || PoolSpec { labels: [("tier".to_owned(), "gold".to_owned())].into(), ..spec(1, AckLevel::Memory) };
+    world.pool("p", gold(), &["p1"]).await;
+    let gang = |prefix: &str| -> Vec<ClaimRequest> {
+        let member = |i: usize| ClaimRequest {
+            pools: PoolChoice::Selected("tier=gold".into()),
+            ..waiting("unused", &format!("{prefix}{i}"))
+        };
+        (0..2).map(member).collect()
+    };
+    let (first, second) = (gang("a"), gang("b"));
+    let first = world.begin(move |s| Box::pin(async move { s.claim_gang(first).await })).await;
+    until("it waits", async || world.s.waiting(&name("p")) == 1).await;
+    let second = world.begin(move |s| Box::pin(async move { s.claim_gang(second).await })).await;
+    until("both wait", async || world.s.waiting(&name("p")) == 2).await;
+    world.pool("b", gold(), &["b1"]).await;
+    until("the first is placed", async || {
+        world.pass(20).await;
+        first.is_finished()
+    })
+    .await;
+    let workers: Vec<String> =
+        done(first).await.into_iter().map(|member| member.unwrap().claim.worker.spec.id.to_string()).collect();
+    assert!(workers.contains(&"p1".to_owned()) && workers.contains(&"b1".to_owned()), "{workers:?}");
+    assert!(!second.is_finished());
+    second.abort();
+}
+
 /// P04: a selector that matches more pools than a claim may list is refused with both numbers.
 #[tokio::test]
 async fn p04_a_selector_matches_as_many_pools_as_a_claim_may_list() {

@@ -314,7 +314,7 @@ async fn b02_a_gang_of_shares() {
     assert_eq!(granted(&world.s.claim_gang(vec![share("p", "b0".into(), 1_000)]).await), 1);
 }
 
-/// A shard that does not come back blocks no gang: the gang is rejected, the pool's slot for gangs is free again, nothing is
+/// A shard that does not come back blocks no gang: the gang is rejected, the pool's lock for gangs is free again, nothing is
 /// left.
 #[tokio::test]
 async fn w06_a_refused_shard_blocks_no_gang() {

@@ -1,4 +1,4 @@
-//! Coordinator of all gangs of this process: steps the claim of each, and gives them the slots of their pools. Pure.
+//! Coordinator of all gangs of this process: steps the claim of each, and gives them the locks of their pools. Pure.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::gang_claim::{GangClaim, GangEffect, GangEvent};
-use super::pool_slots::PoolSlots;
+use super::pool_locks::PoolLocks;
 use super::transaction::PublishedState;
 use crate::model::Millis;
 use crate::shard::{CompletionQueue, GangNumber};
@@ -17,7 +17,7 @@ pub struct GangCoordinator {
     gangs: BTreeMap<GangNumber, GangClaim>,
     /// Engine times at which something of a gang is due.
     due: BTreeSet<(Millis, GangNumber)>,
-    slots: PoolSlots,
+    locks: PoolLocks,
     last_number: GangNumber,
 }
 
@@ -42,7 +42,7 @@ impl GangCoordinator {
         self.gangs.is_empty()
     }
 
-    /// Lets a gang decide what follows from an event, and those that get the slots of their pools by that.
+    /// Lets a gang decide what follows from an event, and those that get the locks of their pools by that.
     pub fn step(
         &mut self,
         gang: GangNumber,
@@ -66,11 +66,11 @@ impl GangCoordinator {
             }
             for effect in caused {
                 match effect {
-                    GangEffect::RequestSlots(pools) => {
-                        events.extend(self.slots.request(gang, pools).then_some((gang, GangEvent::SlotsGranted)));
+                    GangEffect::RequestLocks(pools) => {
+                        events.extend(self.locks.request(gang, pools).then_some((gang, GangEvent::LocksGranted)));
                     }
-                    GangEffect::ReleaseSlots => {
-                        events.extend(self.slots.release(gang).into_iter().map(|next| (next, GangEvent::SlotsGranted)));
+                    GangEffect::ReleaseLocks => {
+                        events.extend(self.locks.release(gang).into_iter().map(|next| (next, GangEvent::LocksGranted)));
                     }
                     effect => effects.push((gang, effect)),
                 }
@@ -78,11 +78,11 @@ impl GangCoordinator {
         }
     }
 
-    /// Drops a gang whose step has panicked: its caller learns that the outcome is unknown. Returns those that get the slots of its pools.
+    /// Drops a gang whose step has panicked: its caller learns that the outcome is unknown. Returns those that get the locks of its pools.
     pub fn drop_gang(&mut self, gang: GangNumber) -> Vec<GangNumber> {
         self.gangs.remove(&gang);
         self.due.retain(|(_, other)| *other != gang);
-        self.slots.release(gang)
+        self.locks.release(gang)
     }
 
     /// Takes the next gang of which something is due.
@@ -105,3 +105,7 @@ impl GangCoordinator {
         self.gangs.iter().filter(|(_, claim)| has_home(claim)).map(|(gang, _)| *gang).collect()
     }
 }
+
+#[cfg(test)]
+#[path = "coordinator_tests.rs"]
+mod tests;

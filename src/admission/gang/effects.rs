@@ -86,8 +86,8 @@ impl ClaimDispatcher {
         let now_ms = self.clock.engine_now_ms();
         let tokens = 0..requests.len() as u32;
         let caller = tokens.map(|token| ReplyAddress::queue(Arc::clone(reply), token)).collect();
-        let slots_wait_ms = self.settings.store_wait_ms;
-        let claim = GangClaim::new(requests.into(), caller, now_ms..now_ms + wait_ms, slots_wait_ms);
+        let locks_wait_ms = self.settings.store_wait_ms;
+        let claim = GangClaim::new(requests.into(), caller, now_ms..now_ms + wait_ms, locks_wait_ms);
         let gang = self.gangs.coordinator.lock().add(claim);
         work.push(Effect::gang(gang, GangEvent::Begin));
         gang
@@ -151,7 +151,7 @@ impl ClaimDispatcher {
         if catch_unwind(AssertUnwindSafe(step)).is_err() {
             tracing::error!(gang, "the step of a gang panicked: its keys stay pending until a restart");
             let next = self.gangs.coordinator.lock().drop_gang(gang);
-            next.into_iter().for_each(|next| work.push(Effect::gang(next, GangEvent::SlotsGranted)));
+            next.into_iter().for_each(|next| work.push(Effect::gang(next, GangEvent::LocksGranted)));
         }
         effects.into_iter().for_each(|(gang, effect)| self.carry_out_gang(gang, effect, work));
     }
@@ -181,7 +181,7 @@ impl ClaimDispatcher {
             GangEffect::Postpone(queued, attempt) => queued.note_attempt(attempt),
             GangEffect::Transaction(effect) => self.carry_out_transaction(gang, effect, work),
             GangEffect::Answer(caller, requests, verdict) => self.answer_gang(caller, &requests, verdict),
-            GangEffect::RequestSlots(_) | GangEffect::ReleaseSlots => {
+            GangEffect::RequestLocks(_) | GangEffect::ReleaseLocks => {
                 unreachable!("carried out by the coordinator itself")
             }
         }

@@ -1,12 +1,12 @@
 //! Claim of a gang, from its call to its answer: the attempts to place it, and the wait in between. Pure.
 //!
 //! ```text
-//! prepared -> slots of its pools -> keys' tickets -> members granted as provisional, stored -> two-phase commit
+//! prepared -> locks of its pools -> keys' tickets -> members granted as provisional, stored -> two-phase commit
 //!    ^                                                                                             | no capacity
 //!    +-- enough seems to be free -- waits in the queues of its pools <-----------------------------+
 //! ```
 //!
-//! The slots of its pools are free again once the attempt is decided. An outcome that is in doubt is answered at once, and
+//! The locks of its pools are free again once the attempt is decided. An outcome that is in doubt is answered at once, and
 //! the transaction goes on until every member is committed or vacated.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -20,7 +20,7 @@ use super::transaction::{
     TransactionMember,
 };
 use crate::admission::key::PendingClaim;
-use crate::admission::queue::{LastAttempt, WaitingGang};
+use crate::admission::queue::{ArrivalNumber, LastAttempt, WaitingGang};
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, GangRef, Millis};
 use crate::shard::{ClaimReply, CompletionQueue, KeyTicket, ReplyAddress, ShardOutcome, ShardRef};
@@ -68,6 +68,8 @@ pub struct GangWait {
     pub wait_ms: Range<Millis>,
     /// Attempt after which it waits.
     pub last_attempt: LastAttempt,
+    /// Arrival number that it had in the queues before, if it was in any.
+    pub arrival: Option<ArrivalNumber>,
 }
 
 /// Event of a gang.
@@ -78,7 +80,7 @@ pub enum GangEvent {
     /// The requests were checked; otherwise the rejections by member.
     Prepared(Result<PreparedGang, BTreeMap<usize, RequestError>>),
     /// No other gang is placed in its pools.
-    SlotsGranted,
+    LocksGranted,
     /// The keys of all members were acquired under these tickets, and shards are asked.
     KeysAcquired(Vec<(ClaimId, KeyTicket)>),
     /// A key is taken, or a quota used up: nothing is left of the attempt.
@@ -95,6 +97,8 @@ pub enum GangEvent {
     Tick,
     /// A pool of the gang is being deleted, or the service stops.
     Closing,
+    /// Other pools than before may be its candidates.
+    PoolsChanged,
     /// The caller has left.
     CallerLeft,
 }
@@ -105,9 +109,9 @@ pub enum GangEffect {
     /// Check the requests against the pools.
     Prepare(Arc<[ClaimRequest]>),
     /// Wait until no other gang is placed in these pools.
-    RequestSlots(Vec<u32>),
+    RequestLocks(Vec<u32>),
     /// Let other gangs be placed.
-    ReleaseSlots,
+    ReleaseLocks,
     /// Acquire the keys of the members, and ask shards for workers: first those that are held for the gang.
     Place(PreparedGang, Option<Arc<WaitingGang>>),
     /// Enter the queues of the candidate pools.
@@ -127,7 +131,7 @@ pub enum GangEffect {
 enum GangState {
     Preparing,
     /// Another gang is being placed in one of its pools.
-    AwaitingSlots {
+    AwaitingLocks {
         prepared: PreparedGang,
         until_ms: Millis,
     },
@@ -155,10 +159,12 @@ pub struct GangClaim {
     /// Beginning and end of the wait, in engine time; empty if the gang does not wait.
     wait_ms: Range<Millis>,
     attempts_left: usize,
-    /// Time for which a gang waits for the slots of its pools, in milliseconds.
-    slots_wait_ms: Millis,
+    /// Time for which a gang waits for the locks of its pools, in milliseconds.
+    locks_wait_ms: Millis,
     /// Entry in the queues, while it waits and is tried meanwhile.
     queued: Option<Arc<WaitingGang>>,
+    /// Arrival number, once it has waited: it is the same in all queues, and stays.
+    arrival: Option<ArrivalNumber>,
     pause_ms: Millis,
     /// Rejections of the last attempt.
     rejections: Vec<RequestError>,
@@ -172,15 +178,16 @@ impl GangClaim {
         requests: Arc<[ClaimRequest]>,
         caller: Vec<ReplyAddress>,
         wait_ms: Range<Millis>,
-        slots_wait_ms: Millis,
+        locks_wait_ms: Millis,
     ) -> Self {
         Self {
             requests,
             caller,
             wait_ms,
             attempts_left: ATTEMPTS_MAX,
-            slots_wait_ms,
+            locks_wait_ms,
             queued: None,
+            arrival: None,
             pause_ms: 0,
             rejections: Vec::new(),
             state: GangState::Preparing,
@@ -196,8 +203,9 @@ impl GangClaim {
             caller: Vec::new(),
             wait_ms: 0..0,
             attempts_left: 0,
-            slots_wait_ms: 0,
+            locks_wait_ms: 0,
             queued: None,
+            arrival: None,
             pause_ms: 0,
             rejections: Vec::new(),
             state,
@@ -214,7 +222,7 @@ impl GangClaim {
     #[must_use]
     pub fn due_ms(&self) -> Option<Millis> {
         match &self.state {
-            GangState::AwaitingSlots { until_ms, .. } => Some(*until_ms),
+            GangState::AwaitingLocks { until_ms, .. } => Some(*until_ms),
             GangState::Deciding { transaction, .. } => transaction.due_ms(),
             GangState::Waiting => Some(self.wait_ms.end),
             GangState::Preparing | GangState::Placing { .. } | GangState::Queueing | GangState::Done => None,
@@ -253,31 +261,38 @@ impl GangClaim {
                 effects.push(GangEffect::Prepare(Arc::clone(&self.requests)));
             }
             (GangState::Preparing, GangEvent::Prepared(Ok(prepared))) => {
-                effects.push(GangEffect::RequestSlots(prepared.pools.clone()));
-                self.state = GangState::AwaitingSlots { prepared, until_ms: now_ms + self.slots_wait_ms };
+                effects.push(GangEffect::RequestLocks(prepared.pools.clone()));
+                self.state = GangState::AwaitingLocks { prepared, until_ms: now_ms + self.locks_wait_ms };
             }
             (GangState::Preparing, GangEvent::Prepared(Err(rejections))) => {
                 self.on_rejected(rejections, now_ms, effects);
             }
-            (GangState::AwaitingSlots { prepared, .. }, GangEvent::SlotsGranted) => {
+            (GangState::AwaitingLocks { prepared, .. }, GangEvent::LocksGranted) => {
                 let PreparedGang { home, pools, grants, .. } = &prepared;
                 let (home, pools, grants) = (*home, pools.clone(), Arc::clone(grants));
                 self.state = GangState::Placing { home, pools, grants, tickets: Vec::new() };
                 effects.push(GangEffect::Place(prepared, self.queued.clone()));
             }
-            (GangState::AwaitingSlots { until_ms, .. }, GangEvent::Tick) if until_ms <= now_ms => {
-                effects.push(GangEffect::ReleaseSlots);
-                self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects);
+            (GangState::AwaitingLocks { until_ms, .. }, GangEvent::Tick) if until_ms <= now_ms => {
+                effects.push(GangEffect::ReleaseLocks);
+                match self.queued.clone() {
+                    // It goes on waiting.
+                    Some(queued) => {
+                        let missing = queued.last_attempt().missing;
+                        self.postpone(queued, missing, now_ms, effects);
+                    }
+                    None => self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects),
+                }
             }
-            (GangState::AwaitingSlots { .. }, GangEvent::CallerLeft) => {
-                effects.push(GangEffect::ReleaseSlots);
+            (GangState::AwaitingLocks { .. }, GangEvent::CallerLeft) => {
+                effects.push(GangEffect::ReleaseLocks);
                 self.leave(effects);
             }
             (GangState::Placing { home, pools, grants, .. }, GangEvent::KeysAcquired(tickets)) => {
                 self.state = GangState::Placing { home, pools, grants, tickets };
             }
             (GangState::Placing { .. }, GangEvent::KeysRejected(rejections)) => {
-                effects.push(GangEffect::ReleaseSlots);
+                effects.push(GangEffect::ReleaseLocks);
                 self.on_rejected(rejections, now_ms, effects);
             }
             (GangState::Placing { home, pools, tickets, .. }, GangEvent::MembersDecided(outcomes, candidates)) => {
@@ -303,6 +318,7 @@ impl GangClaim {
                 self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects);
             }
             (GangState::Queueing, GangEvent::Queued(Some(queued))) => {
+                self.arrival = Some(queued.arrival);
                 self.queued = Some(queued);
                 self.pause_ms = 0;
                 if !self.caller.is_empty() {
@@ -315,6 +331,14 @@ impl GangClaim {
             (GangState::Waiting, GangEvent::Tick) if self.wait_ms.end <= now_ms => {
                 let rejections = std::mem::take(&mut self.rejections);
                 self.answer(GangVerdict::Refused(rejections), effects);
+            }
+            (GangState::Waiting, GangEvent::PoolsChanged) => {
+                self.state = GangState::Waiting;
+                if let Some(queued) = self.queued.take() {
+                    let (exhausted, last_attempt) = (queued.exhausted, queued.last_attempt());
+                    effects.push(GangEffect::Dequeue(queued));
+                    self.enqueue(exhausted, last_attempt, effects);
+                }
             }
             (GangState::Waiting, GangEvent::MayFit | GangEvent::Closing) => {
                 if published.is_draining() {
@@ -355,7 +379,7 @@ impl GangClaim {
             self.state = GangState::Done;
         }
         let Some(decision) = decision else { return };
-        effects.push(GangEffect::ReleaseSlots);
+        effects.push(GangEffect::ReleaseLocks);
         match decision {
             GangDecision::Committed(members) => self.answer(GangVerdict::Committed(members), effects),
             GangDecision::InDoubt => self.answer(GangVerdict::InDoubt, effects),
@@ -401,17 +425,30 @@ impl GangClaim {
             return self.answer(GangVerdict::Refused(rejections), effects);
         };
         if let Some(queued) = self.queued.clone().filter(|queued| queued.waits_for(exhausted)) {
-            self.pause_ms = (self.pause_ms * 2).clamp(ATTEMPT_PAUSE_MS[0], ATTEMPT_PAUSE_MS[1]);
-            let last_attempt = LastAttempt { failed_ms: now_ms, retry_ms: now_ms + self.pause_ms, missing };
-            effects.push(GangEffect::Postpone(queued, last_attempt));
-            self.state = GangState::Waiting;
-            return;
+            return self.postpone(queued, missing, now_ms, effects);
         }
         effects.extend(self.queued.take().map(GangEffect::Dequeue));
-        let (requests, wait_ms) = (Arc::clone(&self.requests), self.wait_ms.clone());
-        let last_attempt = LastAttempt { failed_ms: now_ms, retry_ms: 0, missing };
-        effects.push(GangEffect::Enqueue(GangWait { requests, exhausted, wait_ms, last_attempt }));
+        self.enqueue(exhausted, LastAttempt { failed_ms: now_ms, retry_ms: 0, missing }, effects);
+    }
+
+    fn enqueue(&mut self, exhausted: ExhaustionReason, last_attempt: LastAttempt, effects: &mut Vec<GangEffect>) {
+        let (requests, wait_ms, arrival) = (Arc::clone(&self.requests), self.wait_ms.clone(), self.arrival);
+        effects.push(GangEffect::Enqueue(GangWait { requests, exhausted, wait_ms, last_attempt, arrival }));
         self.state = GangState::Queueing;
+    }
+
+    /// Goes on waiting, for twice as long as after the last attempt at least.
+    fn postpone(
+        &mut self,
+        queued: Arc<WaitingGang>,
+        missing: Vec<usize>,
+        now_ms: Millis,
+        effects: &mut Vec<GangEffect>,
+    ) {
+        self.pause_ms = (self.pause_ms * 2).clamp(ATTEMPT_PAUSE_MS[0], ATTEMPT_PAUSE_MS[1]);
+        let last_attempt = LastAttempt { failed_ms: now_ms, retry_ms: now_ms + self.pause_ms, missing };
+        effects.push(GangEffect::Postpone(queued, last_attempt));
+        self.state = GangState::Waiting;
     }
 
     fn answer_all(&mut self, error: &RequestError, effects: &mut Vec<GangEffect>) {

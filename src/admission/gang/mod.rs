@@ -5,7 +5,7 @@
 //!               -> members are claims, stored -> home forgets the gang
 //! ```
 //!
-//! Between the first and the second arrow a gang has the slots of its pools, so that gangs of one pool go one after
+//! Between the first and the second arrow a gang has the locks of its pools, so that gangs of one pool go one after
 //! another and never block each other half-way. A crash is up to recovery (`crate::scheduler::recovery`). Replies are
 //! durable whatever the pool's ack.
 //!
@@ -13,13 +13,13 @@
 //! |---|---|
 //! | `gang_claim` | the call: attempts, the wait in between, the answer |
 //! | `transaction` | the two-phase commit of an attempt whose members are granted, or its abort |
-//! | `pool_slots`, `coordinator` | which gang is placed in a pool; all gangs together |
+//! | `pool_locks`, `coordinator` | which gang is placed in a pool; all gangs together |
 //! | `effects` | carries out what they decide |
 
 mod coordinator;
 mod effects;
 mod gang_claim;
-mod pool_slots;
+mod pool_locks;
 mod transaction;
 
 use std::sync::Arc;

@@ -309,10 +309,24 @@ impl ClaimDispatcher {
 
 /// Enters a claim into the queue of a pool.
 pub(super) fn enter_queue(pool: &Pool, queued: &Arc<QueuedClaim>) -> EntryOutcome {
-    let spec = pool.spec.load();
-    let needs_ms = spec.needs_ms(queued.class.reserve_ms.unwrap_or(spec.reserve_ms), queued.class.ttl_ms);
-    let total = pool.board.total();
+    let (needs_ms, total) = (needs_ms(pool, queued), pool.board.total());
     pool.wait_queue.lock().enter(queued, needs_ms, &total)
+}
+
+/// Time for which a claim needs a worker of a pool, in milliseconds.
+fn needs_ms(pool: &Pool, queued: &QueuedClaim) -> Millis {
+    let spec = pool.spec.load();
+    spec.needs_ms(queued.class.reserve_ms.unwrap_or(spec.reserve_ms), queued.class.ttl_ms)
+}
+
+/// Renews the time for which a claim needs a worker of a pool, whose specification may have changed.
+pub(super) fn renew_needs(pool: &Pool, queued: &Arc<QueuedClaim>) {
+    let (needs_ms, total) = (needs_ms(pool, queued), pool.board.total());
+    let mut queue = pool.wait_queue.lock();
+    if queue.queue.demand_of(queued.arrival).is_some_and(|demand| demand.needs_ms != needs_ms) {
+        queue.leave(queued.arrival);
+        queue.enter(queued, needs_ms, &total);
+    }
 }
 
 fn new_queued_claim(

@@ -21,12 +21,13 @@ use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::gang::{GangEvent, GangWait, total_request};
 use crate::admission::key::{PendingClaim, ShardAsk};
 use crate::admission::plan::AdmittedClaim;
-use crate::admission::pool_registry::Pool;
+use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::admission::tenant::{ChargeRank, Tenant};
 use crate::engine::ClaimTarget;
 use crate::limits;
+use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::ExhaustionReason;
-use crate::model::{ClaimId, Millis, PoolMode, ResourceUsage, ResourceVector};
+use crate::model::{ClaimId, ClaimRequest, Millis, PoolMode, ResourceUsage, ResourceVector};
 use crate::shard::{Command, GangNumber, ReplyAddress, ShardRef};
 
 /// Gangs of a pool, the best-ranked first, that one tick may find to be worth a try.
@@ -60,6 +61,8 @@ pub struct WaitingGang {
     request: (usize, ResourceVector),
     /// Amounts that its members are charged together.
     pub(super) need: ResourceUsage,
+    /// Requests of the members.
+    requests: Arc<[ClaimRequest]>,
     /// Lowest priority of a member: nobody is evicted for a gang who would not be for each member.
     pub lowest_priority: u16,
     last_attempt: Mutex<LastAttempt>,
@@ -115,6 +118,28 @@ impl WaitingGang {
                 let ResourceUsage { cpu_milli, memory_bytes, gpu_milli, .. } = pool.board.total();
                 amounts.cpu_milli <= cpu_milli && amounts.memory_bytes <= memory_bytes && amounts.gpu_milli <= gpu_milli
             }
+        }
+    }
+
+    /// Gang of a test, which waits in no queue.
+    #[cfg(test)]
+    pub fn of_test(number: GangNumber) -> Self {
+        let id = ClaimId::new("ns", "t", "k").expect("the names are valid");
+        Self {
+            number,
+            arrival: ArrivalNumber::new(number).expect("gangs count from 1"),
+            priority: 0,
+            since_ms: 0,
+            until_ms: 0,
+            pools: SmallVec::new(),
+            tenant: crate::admission::tenant::TenantDirectory::default().get_or_insert(&id),
+            exhausted: ExhaustionReason::Pool,
+            classes: Vec::new(),
+            request: (1, ResourceVector::default()),
+            need: ResourceUsage::default(),
+            requests: Arc::new([]),
+            lowest_priority: 0,
+            last_attempt: Mutex::default(),
         }
     }
 
@@ -224,15 +249,13 @@ impl ClaimDispatcher {
 
     /// Enters a gang into the queues of all its candidate pools. Returns none if a queue is full, or all are closed.
     pub(in crate::admission) fn enqueue_gang(&self, number: GangNumber, wait: &GangWait) -> Option<Arc<WaitingGang>> {
-        let GangWait { requests, exhausted, wait_ms, last_attempt } = wait;
+        let GangWait { requests, exhausted, wait_ms, last_attempt, arrival } = wait;
         let map = self.pools.load_full();
-        let admitted: Vec<AdmittedClaim> =
-            requests.iter().filter_map(|request| AdmittedClaim::new(&map, &self.selectors, request).ok()).collect();
-        let numbers: BTreeSet<u32> = admitted.iter().flat_map(AdmittedClaim::pools).collect();
+        let (admitted, numbers) = self.candidates_of_gang(&map, requests);
         let pools: SmallVec<[Arc<Pool>; 1]> =
             numbers.into_iter().filter_map(|number| map.by_number(number)).cloned().collect();
         let tenant = self.keys.tenants.get_or_insert(&requests.first()?.id);
-        if pools.iter().any(|pool| is_full(pool, &tenant)) {
+        if arrival.is_none() && pools.iter().any(|pool| is_full(pool, &tenant)) {
             return None;
         }
         let priorities = || {
@@ -250,7 +273,7 @@ impl ClaimDispatcher {
         });
         let gang = Arc::new(WaitingGang {
             number,
-            arrival: self.keys.ids.next_arrival(),
+            arrival: arrival.unwrap_or_else(|| self.keys.ids.next_arrival()),
             priority,
             since_ms: wait_ms.start,
             until_ms: wait_ms.end,
@@ -260,6 +283,7 @@ impl ClaimDispatcher {
             request: (requests.len(), total_request(requests).saturate()),
             need: amounts.fold(ResourceUsage::default(), |sum, more| sum.plus(&more)),
             classes,
+            requests: Arc::clone(requests),
             lowest_priority,
             last_attempt: Mutex::new(last_attempt.clone()),
         });
@@ -270,6 +294,30 @@ impl ClaimDispatcher {
         let keys: Vec<ClaimId> = requests.iter().map(|request| request.id.clone()).collect();
         self.wait_queues.gangs.lock().insert(&gang, &keys);
         Some(Arc::clone(&gang))
+    }
+
+    /// Admitted claims of the members, and the numbers of their candidate pools.
+    fn candidates_of_gang(&self, pools: &PoolMap, requests: &[ClaimRequest]) -> (Vec<AdmittedClaim>, BTreeSet<u32>) {
+        let admit = |request: &ClaimRequest| AdmittedClaim::new(pools, &self.selectors, request).ok();
+        let admitted: Vec<AdmittedClaim> = requests.iter().filter_map(admit).collect();
+        let numbers = admitted.iter().flat_map(AdmittedClaim::pools).collect();
+        (admitted, numbers)
+    }
+
+    /// Lets the gangs that wait in these pools, and select pools by labels, wait in the pools that they select now.
+    pub(super) fn reselect_for_gangs(&self, map: &PoolMap, pools: &[Arc<Pool>], work: &mut EffectQueue) {
+        let mut gangs: BTreeMap<GangNumber, Arc<WaitingGang>> = BTreeMap::new();
+        for pool in pools {
+            let queue = pool.wait_queue.lock();
+            gangs.extend(queue.gangs.values().map(|gang| (gang.number, Arc::clone(gang))));
+        }
+        let selects = |request: &ClaimRequest| matches!(request.pools, PoolChoice::Selected(_));
+        for gang in gangs.into_values().filter(|gang| gang.requests.iter().any(selects)) {
+            let (_, now) = self.candidates_of_gang(map, &gang.requests);
+            if !gang.pools.iter().map(|pool| pool.number).eq(now) {
+                work.push(Effect::gang(gang.number, GangEvent::PoolsChanged));
+            }
+        }
     }
 
     /// Takes a gang out of all queues.

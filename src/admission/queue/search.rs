@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::QueuedClaim;
+use super::entry::renew_needs;
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::pool_registry::Pool;
@@ -57,19 +58,24 @@ impl ClaimDispatcher {
 
     /// Judges the claims of a namespace anew, on the next ticks, that select their pools by labels: pools have changed.
     pub(crate) fn reselect_pools(&self, namespace: &str) {
-        let pools = self.pools.load();
-        for pool in pools.of_namespace(namespace).filter(|pool| pool.wait_queue.waiting() > 0) {
+        let map = self.pools.load_full();
+        let pools: Vec<Arc<Pool>> =
+            map.of_namespace(namespace).filter(|pool| pool.wait_queue.waiting() > 0).cloned().collect();
+        for pool in &pools {
             let queue = pool.wait_queue.lock();
             let claims = queue.queue.claims().filter(|claim| claim.selects_pools).cloned().collect::<Vec<_>>();
             drop(queue);
             self.wait_queues.rechecks.lock().extend(claims.into_iter().map(|claim| (claim.arrival, claim)));
         }
+        self.with_work(|work| self.reselect_for_gangs(&map, &pools, work));
     }
 
     /// Searches for claims that were noted for it.
     pub(super) fn recheck(&self, work: &mut EffectQueue) {
         for _ in 0..RECHECKS_MAX {
             let Some((_, claim)) = self.wait_queues.rechecks.lock().pop_first() else { return };
+            let pools = self.pools.load();
+            claim.pools.iter().filter_map(|&number| pools.by_number(number)).for_each(|pool| renew_needs(pool, &claim));
             work.push(Effect::Search(claim));
         }
     }
