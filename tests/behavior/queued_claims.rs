@@ -471,9 +471,9 @@ async fn q11_preemption_that_is_switched_on_counts_for_those_who_wait() {
 #[tokio::test]
 async fn q11_new_times_of_a_pool_count_for_those_who_wait() {
     let world = World::on_memory().await;
-    world.pool("p", PoolSpec { reserve_ms: 60_000, ..spec(1, AckLevel::Memory) }, &[]).await;
+    world.pool("p", PoolSpec { ttl_default_ms: Some(60_000), ..spec(1, AckLevel::Memory) }, &[]).await;
     let waits = world.begin_queued(waiting("p", "waits")).await;
-    world.s.put_pool(name("p"), PoolSpec { reserve_ms: 1_000, ..spec(1, AckLevel::Memory) }).await.unwrap();
+    world.s.put_pool(name("p"), PoolSpec { ttl_default_ms: Some(10_000), ..spec(1, AckLevel::Memory) }).await.unwrap();
     world.pass(100).await;
     let short = WorkerSpec { expires_at_ms: Some(world.clock.unix_ms() + 30_000), ..worker("short") };
     world.s.register(&name("p"), short).await.unwrap();

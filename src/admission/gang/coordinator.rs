@@ -76,6 +76,7 @@ impl GangCoordinator {
                 }
             }
         }
+        assert!(!self.gangs.is_empty() || self.locks.is_empty(), "G1: a gang that is gone has the lock of a pool");
     }
 
     /// Drops a gang whose step has panicked: its caller learns that the outcome is unknown. Returns those that get the locks of its pools.

@@ -50,6 +50,11 @@ impl PoolLocks {
         next
     }
 
+    /// Whether no gang has or awaits a lock.
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty() && self.pools.is_empty()
+    }
+
     fn has_locks(&self, gang: GangNumber) -> bool {
         let is_first = |pool| self.queues.get(pool).and_then(VecDeque::front) == Some(&gang);
         self.pools.get(&gang).is_some_and(|pools| pools.iter().all(is_first))
