@@ -273,13 +273,13 @@ impl Scheduler {
             }
             handle.stop().await;
         }
-        dispatch.with_work(|work| dispatch.take_gang_reports(work));
         if let Some(supervisor) = self.shared.supervisor.get() {
             supervisor.stop(None);
         }
         for task in self.shared.tasks.lock().drain(..) {
             task.abort();
         }
+        dispatch.finish_gangs();
         self.shared.changes.log_counted(Millis::MAX);
         dispatch.journal.close();
         if flushed && !dispatch.journal.is_fenced() {

@@ -501,3 +501,64 @@ async fn q13_the_quota_that_victims_give_back_is_kept() {
     world.s.release(&held[2].id, held[2].fence).await.unwrap();
     assert!(done(urgent).await.is_ok());
 }
+
+/// Q13: a gang for which enough came free by itself has nobody evicted.
+#[tokio::test]
+async fn q13_a_gang_for_which_enough_came_free_evicts_nobody() {
+    let world = World::on_memory().await;
+    world.pool("p", preempting(spec(2, AckLevel::Memory)), &["w0", "w1", "w2"]).await;
+    world.low("victim", 1, true).await;
+    let kept = world.low("kept", 1, false).await;
+    // The next check for victims is due at the tick that finds enough to be free.
+    world.pass(300).await;
+    let gang = world.gang_waits(gang_with("m", 2, 5)).await;
+    world.s.release(&id("kept"), kept).await.unwrap();
+    world.pass(300).await;
+    until("the gang is placed", async || {
+        world.pass(1).await;
+        gang.is_finished()
+    })
+    .await;
+    assert!(done(gang).await.iter().all(Result::is_ok));
+    assert!(world.evicted().await.is_empty());
+}
+
+/// Q13: the next urgent claim of a tenant does not wait until the victims of the first would have to be gone.
+#[tokio::test]
+async fn q13_one_urgent_claim_of_a_tenant_after_the_other_is_served() {
+    let world = World::on_memory().await;
+    let workers = ["w0", "w1", "w2", "w3", "w4", "w5"];
+    world.pool("p", preempting(spec(1, AckLevel::Memory)), &workers).await;
+    world.s.put_quota("ns", Some("default"), Quota { claims: Some(2), ..Quota::default() }).await.unwrap();
+    let mut fences = vec![("a", world.low("a", 1, true).await), ("b", world.low("b", 1, true).await)];
+    for key in ["first", "second"] {
+        let urgent = world.begin_request(queued_with(request("p", key), 5)).await;
+        let mut waited_ms = 0;
+        while world.evicted().await.is_empty() {
+            world.pass(300).await;
+            waited_ms += 300;
+            assert!(waited_ms <= 1_500, "{key} has nobody evicted");
+        }
+        let (victim, fence) = fences.pop().unwrap();
+        assert_eq!(world.evicted().await, [victim]);
+        world.s.release(&id(victim), fence).await.unwrap();
+        assert!(done(urgent).await.is_ok());
+    }
+}
+
+/// Q13: a claim that would find no worker all the same has nobody evicted elsewhere.
+#[tokio::test]
+async fn q13_no_claim_of_the_tenant_is_evicted_for_one_that_would_find_no_worker() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["w0"]).await;
+    world.pool("q", preempting(spec(1, AckLevel::Memory)), &["v0"]).await;
+    world.s.put_quota("ns", Some("default"), Quota { claims: Some(2), ..Quota::default() }).await.unwrap();
+    world.low("firm", 1, false).await;
+    world.s.claim(with_preemption(request("q", "elsewhere"), 1, true)).await.unwrap();
+    let urgent = world.begin_request(queued_with(request("p", "urgent"), 5)).await;
+    for _ in 0..10 {
+        world.pass(300).await;
+    }
+    assert!(world.evicted().await.is_empty() && !urgent.is_finished());
+    urgent.abort();
+}

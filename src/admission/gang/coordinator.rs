@@ -86,6 +86,13 @@ impl GangCoordinator {
         self.locks.release(gang)
     }
 
+    /// Takes all gangs out, because nothing is decided any more.
+    pub fn drop_all(&mut self) -> Vec<GangClaim> {
+        let gangs = std::mem::take(self);
+        self.last_number = gangs.last_number;
+        gangs.gangs.into_values().collect()
+    }
+
     /// Takes the next gang of which something is due.
     pub fn take_due(&mut self, now_ms: Millis) -> Option<GangNumber> {
         let (_, gang) = *self.due.first().filter(|(due_ms, _)| *due_ms <= now_ms)?;

@@ -83,6 +83,8 @@ struct NaiveGang {
     is_queued: bool,
     /// Whether the gang has the locks of its pools.
     is_placed: bool,
+    /// Whether a pool has closed, and the gang was not tried since.
+    must_be_tried: bool,
 }
 
 struct Scene {
@@ -111,6 +113,7 @@ impl Scene {
             is_answered: false,
             is_queued: false,
             is_placed: false,
+            must_be_tried: false,
         };
         self.gangs.insert(gang, naive);
         self.on(gang, GangEvent::Begin);
@@ -134,9 +137,10 @@ impl Scene {
                 assert!(!self.gangs.values().any(shares), "two gangs are placed in one pool");
                 self.naive(gang).is_placed = true;
             }
-            GangEffect::Prepare(_) | GangEffect::Enqueue(_) | GangEffect::Postpone(..) | GangEffect::Answer(..) => {
-                self.naive(gang).is_placed = false;
+            GangEffect::Prepare(..) | GangEffect::Answer(..) => {
+                (self.naive(gang).is_placed, self.naive(gang).must_be_tried) = (false, false);
             }
+            GangEffect::Enqueue(_) | GangEffect::Postpone(..) => self.naive(gang).is_placed = false,
             GangEffect::Dequeue(_) | GangEffect::Transaction(_) => {}
             GangEffect::RequestLocks(_) | GangEffect::ReleaseLocks => panic!("the coordinator carries these out"),
         }
@@ -156,7 +160,7 @@ impl Scene {
         let (_, effect) = self.effects.remove(first);
         let full = RequestError::Exhausted(ExhaustionReason::Pool);
         match effect {
-            GangEffect::Prepare(_) => {
+            GangEffect::Prepare(..) => {
                 let prepared = match luck {
                     0..20 => Err(BTreeMap::from([(0, RequestError::Unsatisfiable)])),
                     _ => Ok(self.prepared(gang)),
@@ -242,10 +246,22 @@ impl Scene {
         self.on(gang, GangEvent::CallerLeft);
     }
 
+    /// Notes that a pool of a gang has closed.
+    fn close(&mut self, gang: GangNumber) {
+        let is_answered = self.gangs[&gang].is_answered || self.gangs[&gang].has_left;
+        self.naive(gang).must_be_tried = !is_answered;
+        self.on(gang, GangEvent::Closing);
+    }
+
     fn finish(&mut self) {
         for _ in 0..10_000 {
+            // At first each gang is queued again.
             while !self.effects.is_empty() {
-                self.carry_out(0, 255);
+                self.carry_out(0, 100);
+            }
+            for (gang, naive) in &self.gangs {
+                let rests = self.coordinator.gangs.get(gang).is_some_and(GangClaim::is_waiting);
+                assert!(!(rests && naive.must_be_tried), "{gang} rests although its pool has closed");
             }
             if self.coordinator.is_empty() {
                 break;
@@ -282,7 +298,7 @@ proptest! {
                 }
                 Step::Leave(index) => scene.number(index).into_iter().for_each(|gang| scene.leave(gang)),
                 Step::Close(index) => {
-                    scene.number(index).into_iter().for_each(|gang| scene.on(gang, GangEvent::Closing));
+                    scene.number(index).into_iter().for_each(|gang| scene.close(gang));
                 }
                 Step::Pass(ms) => scene.pass(ms),
             }

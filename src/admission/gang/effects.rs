@@ -144,16 +144,39 @@ impl ClaimDispatcher {
 
     /// Lets a gang decide what follows from an event, and carries that out.
     pub(in crate::admission) fn step_gang(&self, gang: GangNumber, event: GangEvent, work: &mut EffectQueue) {
-        let mut effects = Vec::new();
-        let (published, now_ms) = (self.published_pools(), self.clock.engine_ms());
+        let (mut effects, now_ms) = (Vec::new(), self.clock.engine_ms());
         lock_order::assert_none_held();
-        let step = || self.gangs.coordinator.lock().step(gang, event, now_ms, &published, &mut effects);
+        let step = || {
+            let mut coordinator = self.gangs.coordinator.lock();
+            // Read under the lock: a pool that is removed later reports to the gang after this step.
+            coordinator.step(gang, event, now_ms, &self.published_pools(), &mut effects);
+        };
         if catch_unwind(AssertUnwindSafe(step)).is_err() {
-            tracing::error!(gang, "the step of a gang panicked: its keys stay pending until a restart");
-            let next = self.gangs.coordinator.lock().drop_gang(gang);
-            next.into_iter().for_each(|next| work.push(Effect::gang(next, GangEvent::LocksGranted)));
+            self.drop_gang(gang, work);
         }
-        effects.into_iter().for_each(|(gang, effect)| self.carry_out_gang(gang, effect, work));
+        for (gang, effect) in effects {
+            // A panic must not cost other gangs their effects.
+            if catch_unwind(AssertUnwindSafe(|| self.carry_out_gang(gang, effect, work))).is_err() {
+                self.drop_gang(gang, work);
+            }
+        }
+    }
+
+    /// Drops a gang that panicked: its caller learns that the outcome is unknown, and others are placed in its pools.
+    fn drop_gang(&self, gang: GangNumber, work: &mut EffectQueue) {
+        tracing::error!(gang, "the step of a gang panicked: its keys stay pending until a restart");
+        let next = self.gangs.coordinator.lock().drop_gang(gang);
+        next.into_iter().for_each(|next| work.push(Effect::gang(next, GangEvent::LocksGranted)));
+    }
+
+    /// Lets gangs follow what shards have answered that are stopped, and drops those that are left: their callers learn
+    /// that the outcome is unknown.
+    pub fn finish_gangs(&self) {
+        while !self.gangs.inbox.is_empty() {
+            self.with_work(|work| self.take_gang_reports(work));
+        }
+        let left = self.gangs.coordinator.lock().drop_all();
+        drop(left);
     }
 
     fn published_pools(&self) -> PublishedPools<'_> {
@@ -162,7 +185,8 @@ impl ClaimDispatcher {
 
     fn carry_out_gang(&self, gang: GangNumber, effect: GangEffect, work: &mut EffectQueue) {
         match effect {
-            GangEffect::Prepare(requests) => {
+            GangEffect::Prepare(requests, queued) => {
+                queued.into_iter().for_each(|queued| queued.begin_attempt());
                 let prepared = self.prepare_gang(&requests);
                 work.push(Effect::gang(gang, GangEvent::Prepared(prepared)));
             }

@@ -106,8 +106,8 @@ pub enum GangEvent {
 /// Consequence of a step of a gang.
 #[derive(Debug)]
 pub enum GangEffect {
-    /// Check the requests against the pools.
-    Prepare(Arc<[ClaimRequest]>),
+    /// Check the requests against the pools, and note in the queues that the gang is being tried.
+    Prepare(Arc<[ClaimRequest]>, Option<Arc<WaitingGang>>),
     /// Wait until no other gang is placed in these pools.
     RequestLocks(Vec<u32>),
     /// Let other gangs be placed.
@@ -124,6 +124,15 @@ pub enum GangEffect {
     Transaction(TransactionEffect),
     /// Answer the caller at these addresses, if there is one.
     Answer(Vec<ReplyAddress>, Arc<[ClaimRequest]>, GangVerdict),
+}
+
+/// News about the pools of a gang.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum PoolNotice {
+    /// Other pools than before may be its candidates.
+    Changed,
+    /// A pool is being deleted, or the service stops.
+    Closing,
 }
 
 /// State of a gang.
@@ -166,6 +175,8 @@ pub struct GangClaim {
     /// Arrival number, once it has waited: it is the same in all queues, and stays.
     arrival: Option<ArrivalNumber>,
     pause_ms: Millis,
+    /// News about its pools that it has not reacted to.
+    notice: Option<PoolNotice>,
     /// Rejections of the last attempt.
     rejections: Vec<RequestError>,
     state: GangState,
@@ -189,6 +200,7 @@ impl GangClaim {
             queued: None,
             arrival: None,
             pause_ms: 0,
+            notice: None,
             rejections: Vec::new(),
             state: GangState::Preparing,
         }
@@ -207,6 +219,7 @@ impl GangClaim {
             queued: None,
             arrival: None,
             pause_ms: 0,
+            notice: None,
             rejections: Vec::new(),
             state,
         }
@@ -216,6 +229,12 @@ impl GangClaim {
     #[must_use]
     pub const fn is_done(&self) -> bool {
         matches!(self.state, GangState::Done)
+    }
+
+    /// Whether the gang rests in the queues.
+    #[cfg(test)]
+    pub const fn is_waiting(&self) -> bool {
+        matches!(self.state, GangState::Waiting)
     }
 
     /// Engine time at which something is due.
@@ -258,14 +277,14 @@ impl GangClaim {
         match (std::mem::replace(&mut self.state, GangState::Done), event) {
             (GangState::Preparing, GangEvent::Begin) => {
                 self.state = GangState::Preparing;
-                effects.push(GangEffect::Prepare(Arc::clone(&self.requests)));
+                effects.push(GangEffect::Prepare(Arc::clone(&self.requests), None));
             }
             (GangState::Preparing, GangEvent::Prepared(Ok(prepared))) => {
                 effects.push(GangEffect::RequestLocks(prepared.pools.clone()));
                 self.state = GangState::AwaitingLocks { prepared, until_ms: now_ms + self.locks_wait_ms };
             }
             (GangState::Preparing, GangEvent::Prepared(Err(rejections))) => {
-                self.on_rejected(rejections, now_ms, effects);
+                self.on_rejected(rejections, now_ms, published, effects);
             }
             (GangState::AwaitingLocks { prepared, .. }, GangEvent::LocksGranted) => {
                 let PreparedGang { home, pools, grants, .. } = &prepared;
@@ -276,10 +295,10 @@ impl GangClaim {
             (GangState::AwaitingLocks { until_ms, .. }, GangEvent::Tick) if until_ms <= now_ms => {
                 effects.push(GangEffect::ReleaseLocks);
                 match self.queued.clone() {
-                    // It goes on waiting.
+                    // It goes on waiting, and knows no more than before.
                     Some(queued) => {
-                        let missing = queued.last_attempt().missing;
-                        self.postpone(queued, missing, now_ms, effects);
+                        let last_attempt = queued.last_attempt();
+                        self.postpone(queued, last_attempt, now_ms, published, effects);
                     }
                     None => self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects),
                 }
@@ -293,7 +312,7 @@ impl GangClaim {
             }
             (GangState::Placing { .. }, GangEvent::KeysRejected(rejections)) => {
                 effects.push(GangEffect::ReleaseLocks);
-                self.on_rejected(rejections, now_ms, effects);
+                self.on_rejected(rejections, now_ms, published, effects);
             }
             (GangState::Placing { home, pools, tickets, .. }, GangEvent::MembersDecided(outcomes, candidates)) => {
                 let (members, rejections) = decided_members(tickets, outcomes);
@@ -322,7 +341,7 @@ impl GangClaim {
                 self.queued = Some(queued);
                 self.pause_ms = 0;
                 if !self.caller.is_empty() {
-                    self.state = GangState::Waiting;
+                    self.begin_wait(published, effects);
                 } else {
                     self.leave(effects);
                 }
@@ -332,22 +351,12 @@ impl GangClaim {
                 let rejections = std::mem::take(&mut self.rejections);
                 self.answer(GangVerdict::Refused(rejections), effects);
             }
-            (GangState::Waiting, GangEvent::PoolsChanged) => {
-                self.state = GangState::Waiting;
-                if let Some(queued) = self.queued.take() {
-                    let (exhausted, last_attempt) = (queued.exhausted, queued.last_attempt());
-                    effects.push(GangEffect::Dequeue(queued));
-                    self.enqueue(exhausted, last_attempt, effects);
-                }
+            (GangState::Waiting, GangEvent::MayFit) => {
+                self.attempts_left = ATTEMPTS_MAX;
+                self.prepare(effects);
             }
-            (GangState::Waiting, GangEvent::MayFit | GangEvent::Closing) => {
-                if published.is_draining() {
-                    self.answer_all(&RequestError::Unavailable(UnavailableReason::Stopping), effects);
-                } else {
-                    self.attempts_left = ATTEMPTS_MAX;
-                    self.prepare(effects);
-                }
-            }
+            (state, GangEvent::PoolsChanged) => self.note(PoolNotice::Changed, state, published, effects),
+            (state, GangEvent::Closing) => self.note(PoolNotice::Closing, state, published, effects),
             (state, GangEvent::CallerLeft) => {
                 // What the attempt makes is rolled back when nobody takes the answer.
                 self.caller.clear();
@@ -397,14 +406,52 @@ impl GangClaim {
                     let full = rejections.values_mut().filter(|error| is_full(error));
                     full.for_each(|error| *error = RequestError::GangTooLarge);
                 }
-                self.on_rejected(rejections, now_ms, effects);
+                self.on_rejected(rejections, now_ms, published, effects);
+            }
+        }
+    }
+
+    /// Notes what has happened to the pools; a gang that is being tried or queued reacts when it would wait again.
+    fn note(
+        &mut self,
+        notice: PoolNotice,
+        state: GangState,
+        published: &impl PublishedState,
+        effects: &mut Vec<GangEffect>,
+    ) {
+        self.notice = self.notice.max(Some(notice));
+        match state {
+            GangState::Waiting => self.begin_wait(published, effects),
+            state => self.state = state,
+        }
+    }
+
+    /// Waits in the queues, unless something has happened to the pools meanwhile.
+    fn begin_wait(&mut self, published: &impl PublishedState, effects: &mut Vec<GangEffect>) {
+        match self.notice.take() {
+            None => self.state = GangState::Waiting,
+            Some(PoolNotice::Changed) => match self.queued.take() {
+                Some(queued) => {
+                    let (exhausted, last_attempt) = (queued.exhausted, queued.last_attempt());
+                    effects.push(GangEffect::Dequeue(queued));
+                    self.enqueue(exhausted, last_attempt, effects);
+                }
+                None => self.state = GangState::Waiting,
+            },
+            Some(PoolNotice::Closing) if published.is_draining() => {
+                self.answer_all(&RequestError::Unavailable(UnavailableReason::Stopping), effects);
+            }
+            // Other pools may be left.
+            Some(PoolNotice::Closing) => {
+                self.attempts_left = ATTEMPTS_MAX;
+                self.prepare(effects);
             }
         }
     }
 
     fn prepare(&mut self, effects: &mut Vec<GangEffect>) {
         self.state = GangState::Preparing;
-        effects.push(GangEffect::Prepare(Arc::clone(&self.requests)));
+        effects.push(GangEffect::Prepare(Arc::clone(&self.requests), self.queued.clone()));
     }
 
     /// Waits after an attempt that was rejected, or answers.
@@ -412,6 +459,7 @@ impl GangClaim {
         &mut self,
         mut rejections: BTreeMap<usize, RequestError>,
         now_ms: Millis,
+        published: &impl PublishedState,
         effects: &mut Vec<GangEffect>,
     ) {
         let first = rejections.keys().next().copied().unwrap_or(0);
@@ -425,10 +473,12 @@ impl GangClaim {
             return self.answer(GangVerdict::Refused(rejections), effects);
         };
         if let Some(queued) = self.queued.clone().filter(|queued| queued.waits_for(exhausted)) {
-            return self.postpone(queued, missing, now_ms, effects);
+            let last_attempt = LastAttempt { failed_ms: now_ms, missing, ..LastAttempt::default() };
+            return self.postpone(queued, last_attempt, now_ms, published, effects);
         }
         effects.extend(self.queued.take().map(GangEffect::Dequeue));
-        self.enqueue(exhausted, LastAttempt { failed_ms: now_ms, retry_ms: 0, missing }, effects);
+        let last_attempt = LastAttempt { failed_ms: now_ms, missing, ..LastAttempt::default() };
+        self.enqueue(exhausted, last_attempt, effects);
     }
 
     fn enqueue(&mut self, exhausted: ExhaustionReason, last_attempt: LastAttempt, effects: &mut Vec<GangEffect>) {
@@ -441,14 +491,15 @@ impl GangClaim {
     fn postpone(
         &mut self,
         queued: Arc<WaitingGang>,
-        missing: Vec<usize>,
+        last_attempt: LastAttempt,
         now_ms: Millis,
+        published: &impl PublishedState,
         effects: &mut Vec<GangEffect>,
     ) {
         self.pause_ms = (self.pause_ms * 2).clamp(ATTEMPT_PAUSE_MS[0], ATTEMPT_PAUSE_MS[1]);
-        let last_attempt = LastAttempt { failed_ms: now_ms, retry_ms: now_ms + self.pause_ms, missing };
+        let last_attempt = LastAttempt { retry_ms: now_ms + self.pause_ms, is_running: false, ..last_attempt };
         effects.push(GangEffect::Postpone(queued, last_attempt));
-        self.state = GangState::Waiting;
+        self.begin_wait(published, effects);
     }
 
     fn answer_all(&mut self, error: &RequestError, effects: &mut Vec<GangEffect>) {
@@ -467,9 +518,10 @@ impl GangClaim {
         effects.push(GangEffect::Answer(std::mem::take(&mut self.caller), Arc::clone(&self.requests), verdict));
     }
 
-    /// Ends a wait without an answer.
+    /// Ends the wait of a gang whose caller has left.
     fn leave(&mut self, effects: &mut Vec<GangEffect>) {
-        effects.extend(self.queued.take().map(GangEffect::Dequeue));
+        self.caller.clear();
+        self.answer_all(&RequestError::DeadlineExceeded, effects);
         self.state = GangState::Done;
     }
 }

@@ -144,6 +144,18 @@ impl KeyDirectory {
         Some(item)
     }
 
+    /// Whether a claim stands still in its queues: it is neither searched for nor matched at present.
+    #[must_use]
+    pub fn stands_still(&self, claim: &QueuedClaim) -> bool {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
+        match self.map.get(&claim.id).as_deref() {
+            Some(KeyEntry::Pending(pending)) if pending.has_ticket(claim.ticket) => {
+                matches!(pending.stage, PendingStage::Waiting(_))
+            }
+            _ => false,
+        }
+    }
+
     /// Takes a claim that stands still under this ticket, if it passes `is_taken`. The caller must end its wait.
     pub fn take_waiting(
         &self,

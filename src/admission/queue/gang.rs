@@ -71,20 +71,25 @@ pub struct WaitingGang {
 /// Last attempt to place a gang that waits.
 #[derive(Debug, Clone, Default)]
 pub struct LastAttempt {
-    /// Engine time at which it failed.
+    /// Engine time at which it failed: as of then it is known what the gang lacks.
     pub failed_ms: Millis,
     /// Engine time before which the gang is not tried.
     pub retry_ms: Millis,
     /// Members for which there was no worker, by their positions.
     pub missing: Vec<usize>,
+    /// Whether the gang is being tried again.
+    pub is_running: bool,
 }
 
 impl WaitingGang {
     /// Whether what it waits for seems to be there.
     fn may_succeed(&self, now_ms: Millis) -> bool {
-        if self.last_attempt.lock().retry_ms > now_ms {
-            return false;
-        }
+        let last = self.last_attempt();
+        !last.is_running && last.retry_ms <= now_ms && self.has_enough()
+    }
+
+    /// Whether what it waits for seems to be there, whenever it was tried last.
+    pub(super) fn has_enough(&self) -> bool {
         if matches!(self.exhausted, ExhaustionReason::Quota(_)) {
             let rank = ChargeRank { priority: self.priority, arrival: Some(self.arrival) };
             return self.tenant.allows_refused(&self.need, rank);
@@ -151,6 +156,11 @@ impl WaitingGang {
     /// Notes that an attempt has failed.
     pub fn note_attempt(&self, attempt: LastAttempt) {
         *self.last_attempt.lock() = attempt;
+    }
+
+    /// Notes that the gang is being tried.
+    pub fn begin_attempt(&self) {
+        self.last_attempt.lock().is_running = true;
     }
 
     /// Last attempt to place the gang.

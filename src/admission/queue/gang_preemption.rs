@@ -16,9 +16,12 @@ use crate::admission::gang::GangEvent;
 use crate::admission::pool_registry::Pool;
 use crate::engine::{EvictionPolicy, PlacementConstraints, ReservationId, VictimNeed};
 use crate::limits;
-use crate::model::Millis;
 use crate::model::request_error::ExhaustionReason;
+use crate::model::{Millis, PoolMode};
 use crate::shard::{Command, ReservationOutcome, ReserveCall, ShardRef, ShardSet, VictimSurvey};
+
+/// Time for which it counts as known what a gang lacks, in milliseconds: two checks of those that are starved.
+const FRESH_MS: Millis = 500;
 
 /// Worker from which claims are to be evicted for a member of a gang.
 #[derive(Debug)]
@@ -31,7 +34,10 @@ struct FoundVictim {
 /// Search for the victims of a gang, shard by shard. Nothing is evicted before all members have one.
 #[derive(Debug)]
 pub struct VictimSearch {
+    /// Number of the present question; another one for each shard.
     number: ReservationId,
+    /// Engine time of the attempt after which it was known what the gang lacks.
+    attempted_ms: Millis,
     /// Gang that lacks workers.
     pub gang: Arc<WaitingGang>,
     /// Needs of the members for which no victim was found yet.
@@ -63,10 +69,17 @@ impl WaitingGang {
     /// Whether claims of others may be evicted for it.
     fn may_evict(&self) -> bool {
         // Of several pools it is not known which one lacks workers.
+        let is_pinned = |class: &RequestClass| class.constraints.as_ref().is_some_and(|wanted| wanted.worker.is_some());
         self.lowest_priority > 0
             && self.pools.len() == 1
+            && !self.classes.iter().any(is_pinned)
             && !matches!(self.exhausted, ExhaustionReason::Quota(_))
             && !self.tenant.headroom().is_exceeded_by(&self.need)
+    }
+
+    /// Whether enough whole workers have come free since it was tried. Of shared workers only an attempt knows.
+    fn has_enough_workers(&self, pool: &Pool) -> bool {
+        pool.spec.load().mode == PoolMode::Exclusive && self.has_enough()
     }
 
     /// Needs of the members for which the last attempt found no worker.
@@ -92,7 +105,7 @@ impl ClaimDispatcher {
             return;
         }
         let usable = pool.usable_workers();
-        let mut queue = pool.wait_queue.lock();
+        let queue = pool.wait_queue.lock();
         let reservations = &queue.queue.reservations;
         if reservations.victim_search.is_some() {
             return;
@@ -106,27 +119,37 @@ impl ClaimDispatcher {
                 && gang.is_feasible(pool, usable)
                 && reservations.may_seek(gang.arrival, now_ms)
                 && !reservations.has_pending_victims(gang.arrival)
+                && pool.board.shard_to_evict(gang.lowest_priority, &ShardSet::default()).is_some()
                 && may_hold(gang)
         };
-        let Some(gang) = queue.gangs.values().take(GANGS_TRIED_MAX).find(may_seek).cloned() else { return };
+        // One that is being tried, or about to be, may need nobody to be evicted.
+        let lacks_few = |gang: &&Arc<WaitingGang>| {
+            let last = gang.last_attempt();
+            let missing = last.missing.len();
+            !last.is_running
+                && (1..=limits::EVICTED_WORKERS_MAX).contains(&(reservations.evicted_workers() + missing))
+                && missing > 0
+        };
+        let mut gangs = queue.gangs.values().take(GANGS_TRIED_MAX);
+        let found = gangs.find(|gang| lacks_few(gang) && may_seek(gang)).cloned();
+        drop(queue);
+        // Outside the lock, because it takes those of the gang's pools.
+        let Some(gang) = found.filter(|gang| !gang.has_enough_workers(pool)) else { return };
         let last = gang.last_attempt();
-        if last.failed_ms + SEEK_AGAIN_MS <= now_ms {
+        if last.failed_ms + FRESH_MS <= now_ms {
             // Tried once more first: what it lacks may have changed.
-            drop(queue);
             return work.push(Effect::gang(gang.number, GangEvent::MayFit));
         }
-        let is_too_many = reservations.evicted_workers() + last.missing.len() > limits::EVICTED_WORKERS_MAX;
-        if last.missing.is_empty() || is_too_many {
-            return queue.queue.reservations.note_failed(gang.arrival, now_ms + SEEK_AGAIN_MS);
-        }
+        let mut queue = pool.wait_queue.lock();
         let search = VictimSearch {
             number: self.keys.ids.next_arrival(),
+            attempted_ms: last.failed_ms,
             needs: gang.missing_needs(pool, &last.missing).into(),
             gang,
             found: Vec::new(),
             visited: ShardSet::default(),
         };
-        let survey = continue_search(pool, search, &mut queue.queue.reservations, now_ms);
+        let survey = self.continue_search(pool, search, &mut queue.queue.reservations, now_ms);
         drop(queue);
         survey.into_iter().for_each(|survey| work.push(survey));
     }
@@ -147,12 +170,22 @@ impl ClaimDispatcher {
         let Some(mut search) = search else { return };
         search.add(from.shard, found);
         if !search.is_complete() {
-            let survey = continue_search(pool, search, &mut queue.queue.reservations, now_ms);
+            let survey = self.continue_search(pool, search, &mut queue.queue.reservations, now_ms);
             drop(queue);
             return survey.into_iter().for_each(|survey| work.push(survey));
         }
-        let VictimSearch { gang, found, .. } = search;
+        let VictimSearch { gang, found, attempted_ms, .. } = search;
+        drop(queue);
+        let last = gang.last_attempt();
+        if last.is_running || last.failed_ms != attempted_ms || gang.has_enough_workers(pool) {
+            // What it lacks has changed meanwhile.
+            return;
+        }
         let (spec, usable) = (pool.spec.load(), pool.usable_workers());
+        let mut queue = pool.wait_queue.lock();
+        if !queue.gangs.values().any(|other| other.arrival == gang.arrival) {
+            return;
+        }
         let reservations = &mut queue.queue.reservations;
         let is_held_for = reservations.gang_hold().is_some_and(|(arrival, _)| arrival == gang.arrival);
         if !is_held_for {
@@ -202,25 +235,27 @@ impl ClaimDispatcher {
             handle.cancel_reservation(id);
         }
     }
-}
 
-/// Asks the next shard with victims, or ends the search without evicting anybody.
-fn continue_search(
-    pool: &Pool,
-    mut search: VictimSearch,
-    reservations: &mut ReservationList,
-    now_ms: Millis,
-) -> Option<Effect> {
-    let Some(shard) = pool.board.shard_to_evict(search.gang.lowest_priority, &search.visited) else {
-        reservations.note_failed(search.gang.arrival, now_ms + SEEK_AGAIN_MS);
-        return None;
-    };
-    search.visited.insert(shard);
-    let survey = VictimSurvey {
-        id: search.number,
-        needs: Arc::clone(&search.needs),
-        below_priority: search.gang.lowest_priority,
-    };
-    reservations.victim_search = Some(search);
-    Some(Effect::Send(ShardRef { pool: pool.number, shard }, Command::SurveyVictims(survey)))
+    /// Asks the next shard with victims, or ends the search without evicting anybody.
+    fn continue_search(
+        &self,
+        pool: &Pool,
+        mut search: VictimSearch,
+        reservations: &mut ReservationList,
+        now_ms: Millis,
+    ) -> Option<Effect> {
+        let Some(shard) = pool.board.shard_to_evict(search.gang.lowest_priority, &search.visited) else {
+            reservations.note_failed(search.gang.arrival, now_ms + SEEK_AGAIN_MS);
+            return None;
+        };
+        search.visited.insert(shard);
+        search.number = self.keys.ids.next_arrival();
+        let survey = VictimSurvey {
+            id: search.number,
+            needs: Arc::clone(&search.needs),
+            below_priority: search.gang.lowest_priority,
+        };
+        reservations.victim_search = Some(search);
+        Some(Effect::Send(ShardRef { pool: pool.number, shard }, Command::SurveyVictims(survey)))
+    }
 }

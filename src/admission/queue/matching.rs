@@ -59,9 +59,12 @@ impl ClaimDispatcher {
                     let reservations = &mut queue.queue.reservations;
                     reservations.note_held_free(from.shard.shard, offer);
                     let number = reservations.hold_for_gang(from.shard.shard, offer);
-                    if let Some(useless) = reservations.end_if_too_short(offer, from.now_ms) {
-                        drop(queue);
-                        pool.shards[from.shard.shard as usize].cancel_reservation(useless);
+                    let useless = reservations.end_if_too_short(offer, from.now_ms);
+                    // One that is not known here keeps the worker from everybody for nobody.
+                    let unknown = offer.reservation.filter(|number| !reservations.knows(*number));
+                    drop(queue);
+                    if let Some(number) = useless.or(unknown) {
+                        pool.shards[from.shard.shard as usize].cancel_reservation(number);
                     }
                     return number.map(FreedMatch::Reserve);
                 }

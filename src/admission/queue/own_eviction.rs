@@ -1,8 +1,9 @@
 //! Evictions within a tenant: a claim that only the quota of its tenant keeps back may have claims of lower priority of the
 //! same tenant evicted, in pools with preemption. Quota is nobody else's fault, so nobody else is evicted for it.
 //!
-//! All shards that may have victims are asked first. Nobody is evicted unless that makes the claim fit the quota, and
-//! what is given back is kept for it by the protection of the account.
+//! All shards that may have victims are asked first. Nobody is evicted unless that makes the claim fit the quota, nor if
+//! it would find no worker all the same: where its pools seem full, only claims of these pools count. What is given back
+//! is kept for it by the protection of the account.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use crate::admission::pool_registry::Pool;
 use crate::engine::{ReservationId, TenantVictim};
 use crate::limits;
 use crate::model::{Millis, ResourceUsage};
-use crate::shard::{Command, ShardRef, ShardSet, TenantSurvey};
+use crate::shard::{Command, ShardRef, TenantSurvey};
 
 /// Pause before victims of a tenant are sought again, in milliseconds.
 const SEEK_AGAIN_MS: Millis = 1_000;
@@ -33,15 +34,25 @@ struct OwnSearch {
 #[derive(Debug, Default)]
 pub(super) struct OwnEvictions {
     searches: BTreeMap<ReservationId, OwnSearch>,
-    /// Claims for which others are being released or sought, with the time until which nobody else is evicted, by the
-    /// numbers of their tenants.
-    busy: BTreeMap<u64, (ArrivalNumber, Millis)>,
+    /// Latest search of each tenant that still has a claim to serve.
+    latest: BTreeMap<u64, LatestSearch>,
+}
+
+/// Latest search for victims of a tenant.
+#[derive(Debug, Clone, Copy)]
+struct LatestSearch {
+    arrival: ArrivalNumber,
+    /// Engine time until which no other search begins for the claim.
+    until_ms: Millis,
+    /// Whether claims are being evicted.
+    has_victims: bool,
 }
 
 impl OwnEvictions {
     /// Claim of a tenant for which others of it are evicted.
     pub fn claim_of(&self, tenant: u64, now_ms: Millis) -> Option<ArrivalNumber> {
-        self.busy.get(&tenant).filter(|(_, until_ms)| *until_ms > now_ms).map(|(arrival, _)| *arrival)
+        let latest = self.latest.get(&tenant)?;
+        (latest.has_victims && latest.until_ms > now_ms).then_some(latest.arrival)
     }
 }
 
@@ -90,14 +101,26 @@ impl ClaimDispatcher {
                 }
             }
         }
-        let mut own = self.wait_queues.own_evictions.lock();
-        own.busy.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        let is_due = |(tenant, claim): &(u64, Arc<QueuedClaim>)| {
+            let own = self.wait_queues.own_evictions.lock();
+            let latest = own.latest.get(tenant);
+            latest.is_none_or(|latest| latest.arrival != claim.arrival || latest.until_ms <= now_ms)
+        };
+        // A claim that was served, or has left, leaves the next one of its tenant no time to wait.
+        let is_current =
+            |tenant: &u64, latest: &LatestSearch| best.get(tenant).is_some_and(|claim| claim.arrival == latest.arrival);
+        self.wait_queues.own_evictions.lock().latest.retain(|tenant, latest| is_current(tenant, latest));
+        let due: Vec<_> = best.into_iter().filter(is_due).collect();
+        let mut shards_by_rank: BTreeMap<(&str, u16), Vec<ShardRef>> = BTreeMap::new();
+        for (_, claim) in &due {
+            let (namespace, priority) = (claim.id.namespace(), claim.priority);
+            let shards = || shards_with_victims(pools.of_namespace(namespace), priority);
+            shards_by_rank.entry((namespace, priority)).or_insert_with(shards);
+        }
         let mut surveys = Vec::new();
-        for (tenant, claim) in best {
-            if own.busy.contains_key(&tenant) {
-                continue;
-            }
-            let shards = shards_with_victims(pools.of_namespace(claim.id.namespace()), claim.priority);
+        let mut own = self.wait_queues.own_evictions.lock();
+        for (tenant, claim) in &due {
+            let (tenant, shards) = (*tenant, &shards_by_rank[&(claim.id.namespace(), claim.priority)]);
             if shards.is_empty() {
                 continue;
             }
@@ -107,7 +130,9 @@ impl ClaimDispatcher {
                 Effect::Send(*shard, Command::SurveyTenant(survey))
             };
             surveys.extend(shards.iter().map(survey));
-            own.busy.insert(tenant, (claim.arrival, now_ms + SEEK_AGAIN_MS));
+            let until_ms = now_ms + SEEK_AGAIN_MS;
+            own.latest.insert(tenant, LatestSearch { arrival: claim.arrival, until_ms, has_victims: false });
+            let claim = Arc::clone(claim);
             own.searches.insert(id, OwnSearch { claim, unanswered: shards.len(), found: Vec::new() });
         }
         drop(own);
@@ -130,17 +155,17 @@ impl ClaimDispatcher {
         if search.unanswered > 0 {
             return;
         }
-        let Some(OwnSearch { claim, found, .. }) = own.searches.remove(&id) else { return };
+        let Some(OwnSearch { claim, mut found, .. }) = own.searches.remove(&id) else { return };
         drop(own);
-        let pools = self.pools.load();
-        let still_waits = claim.pools.iter().filter_map(|&number| pools.by_number(number)).any(|pool| {
-            let queue = pool.wait_queue.lock();
-            queue.queue.get(claim.arrival).is_some()
-        });
-        // It may fit by now.
         let tenant = &claim.tenant;
-        if !still_waits || tenant.may_charge(&claim.amounts(), claim.charge_rank()) {
+        // It may fit by now, or be tried already.
+        if !self.keys.stands_still(&claim) || tenant.may_charge(&claim.amounts(), claim.charge_rank()) {
             return;
+        }
+        let pools = self.pools.load();
+        if !claim.pools.iter().filter_map(|&number| pools.by_number(number)).any(|pool| may_have_free(pool, &claim)) {
+            // Only what these claims give back could serve it.
+            found.retain(|(shard, _)| claim.pools.contains(&shard.pool));
         }
         let amounts = claim.amounts();
         let Some(victims) = choose_victims(found, |released| tenant.allows_without(released, &amounts)) else { return };
@@ -151,9 +176,11 @@ impl ClaimDispatcher {
             let releasing_ms = pools.by_number(shard.pool).map_or(0, |pool| pool.spec.load().releasing_ms);
             until_ms = until_ms.max(now_ms + releasing_ms + limits::RESERVE_AFTER_MS);
         }
-        self.wait_queues.own_evictions.lock().busy.insert(tenant.number, (claim.arrival, until_ms));
-        // What they give back is for this claim.
+        let latest = LatestSearch { arrival: claim.arrival, until_ms, has_victims: true };
+        self.wait_queues.own_evictions.lock().latest.insert(tenant.number, latest);
+        // What they give back is for this claim, as long as it waits.
         tenant.protect(Some(claim.protection()));
+        self.wait_queues.protected.lock().push(Arc::clone(tenant));
         for (shard, claims) in by_shard {
             work.push(Effect::Send(shard, Command::EvictClaims(claims)));
         }
@@ -162,15 +189,24 @@ impl ClaimDispatcher {
 
 /// Shards of those pools that may have claims with a priority below this one which may be evicted.
 fn shards_with_victims<'p>(pools: impl Iterator<Item = &'p Arc<Pool>>, priority: u16) -> Vec<ShardRef> {
-    let mut shards = Vec::new();
-    for pool in pools.filter(|pool| pool.spec.load().preemption && !pool.is_preemption_paused()) {
-        let mut visited = ShardSet::default();
-        while let Some(shard) = pool.board.shard_to_evict(priority, &visited) {
-            visited.insert(shard);
-            shards.push(ShardRef { pool: pool.number, shard });
+    let preempting = pools.filter(|pool| pool.spec.load().preemption && !pool.is_preemption_paused());
+    let shards = preempting.flat_map(|pool| {
+        let shards = pool.board.shards_to_evict(priority);
+        shards.map(|shard| ShardRef { pool: pool.number, shard })
+    });
+    shards.collect()
+}
+
+/// Whether a pool seems to have something for a claim.
+fn may_have_free(pool: &Pool, claim: &QueuedClaim) -> bool {
+    match pool.board.free() {
+        None => pool.shards.iter().any(|handle| pool.board.idle(handle.shard.shard) > 0),
+        Some(free) => {
+            let constraints = claim.class.constraints.as_ref();
+            let may_fit = |shard| constraints.is_none_or(|constraints| free.may_fit(shard, constraints));
+            pool.board.open_shards().any(may_fit)
         }
     }
-    shards
 }
 
 #[cfg(test)]

@@ -470,6 +470,15 @@ impl ReservationList {
             || hold.flat_map(|hold| hold.held.values()).any(|held| !held.is_free())
     }
 
+    /// Whether a reservation is there, or a shard is asked for it.
+    #[must_use]
+    pub fn knows(&self, number: ReservationId) -> bool {
+        self.reservations.contains_key(&number)
+            || self.requests.contains_key(&number)
+            || self.gang_requests.contains_key(&number)
+            || self.gang_hold.iter().flat_map(|hold| hold.held.values()).any(|held| held.number == number)
+    }
+
     /// Notes that a shard is asked to evict claims for a gang.
     pub fn request_for_gang(&mut self, number: ReservationId, arrival: ArrivalNumber) {
         self.gang_requests.insert(number, arrival);

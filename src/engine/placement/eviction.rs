@@ -234,16 +234,19 @@ impl Shard {
             }
             workers[position].1.push(handle);
         }
+        if self.shared.is_some() {
+            workers.truncate(WORKERS_COMPARED_MAX);
+        }
         let mut open: Vec<usize> = (0..needs.len()).collect();
         let mut found = Vec::new();
         for (at, victims) in workers {
-            let mut failed: Option<&Arc<PlacementConstraints>> = None;
+            // Members of a gang mostly request the same.
+            let mut failed: Vec<&Arc<PlacementConstraints>> = Vec::new();
             let position = open.iter().position(|&index| {
                 let VictimNeed { constraints, duration_ms } = &needs[index];
-                // Members of a gang mostly request the same.
-                let has_failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, constraints));
+                let has_failed = failed.iter().any(|failed| Arc::ptr_eq(failed, constraints));
                 let fits = !has_failed && self.fits_after_evictions(at, constraints, now_ms + duration_ms, &victims);
-                failed = Some(constraints);
+                failed.extend((!fits && !has_failed).then_some(constraints));
                 fits
             });
             found.extend(position.map(|position| (open.remove(position), at)));
@@ -262,7 +265,8 @@ impl Shard {
             return false;
         }
         match self.resource_request(constraints) {
-            Some(request) => self.fits_without(at, &request, victims),
+            // Where it fits already, the capacity is another member's.
+            Some(request) => !self.fits_without(at, &request, &[]) && self.fits_without(at, &request, victims),
             // The worker of an exclusive pool is free without its claim.
             None => self.shared.is_none(),
         }

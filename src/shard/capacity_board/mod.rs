@@ -139,6 +139,12 @@ impl CapacityBoard {
             .store(lowest.map_or(0, |priority| u32::from(priority) + 1), Ordering::Relaxed);
     }
 
+    /// Shards with an evictable priority below this one.
+    pub fn shards_to_evict(&self, below: u16) -> impl Iterator<Item = u16> {
+        let lowest = |shard: u16| self.lowest_evictable[shard as usize].load(Ordering::Relaxed);
+        (0..self.lowest_evictable.len() as u16).filter(move |shard| (1..=u32::from(below)).contains(&lowest(*shard)))
+    }
+
     /// Unvisited shard with the lowest evictable priority below this one, if any.
     #[must_use]
     pub fn shard_to_evict(&self, below: u16, visited: &ShardSet) -> Option<u16> {

@@ -47,6 +47,12 @@ impl GangInbox {
         self.arrived.notify_one();
     }
 
+    /// Whether no report has arrived that was not taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.reports.is_empty()
+    }
+
     /// Takes the oldest report.
     pub fn take(&self) -> Option<GangReport> {
         self.reports.pop()
