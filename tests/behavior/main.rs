@@ -36,6 +36,7 @@ mod queue_order;
 mod queued_claims;
 mod quotas;
 mod request_stream;
+mod reservation_cases;
 mod reservation_clock;
 mod reservations;
 mod restart;

@@ -150,11 +150,19 @@ fn grant(shard: usize, index: usize) -> ClaimAnswer {
     ClaimAnswer::created(grant, shard_ref(shard))
 }
 
+/// Request that a shard has not answered.
+struct SentRequest {
+    number: GangRequestNumber,
+    shard: ShardRef,
+    action: GangAction,
+    tickets: Vec<(ClaimId, KeyTicket)>,
+}
+
 /// Transaction, the shards, and what both have sent that did not arrive.
 struct Scene {
     shards: Shards,
     transaction: GangTransaction,
-    requests: Vec<(GangRequestNumber, ShardRef, GangAction, Vec<(ClaimId, KeyTicket)>)>,
+    requests: Vec<SentRequest>,
     decisions: Vec<GangDecision>,
     released: BTreeSet<KeyTicket>,
     now_ms: Millis,
@@ -190,9 +198,9 @@ impl Scene {
         for effect in effects {
             match effect {
                 TransactionEffect::Send { request, shard, action, tickets, .. } => {
-                    let is_open = |open: &(GangRequestNumber, ShardRef, _, _)| open.1 == shard;
-                    assert!(!self.requests.iter().any(is_open), "a second request to {shard:?} is under way");
-                    self.requests.push((request, shard, action, tickets));
+                    let is_open = self.requests.iter().any(|open| open.shard == shard);
+                    assert!(!is_open, "a second request to {shard:?} is under way");
+                    self.requests.push(SentRequest { number: request, shard, action, tickets });
                 }
                 TransactionEffect::ReleaseTickets(tickets) => {
                     for (_, ticket) in tickets {
@@ -218,7 +226,7 @@ impl Scene {
         if self.requests.is_empty() {
             return;
         }
-        let (number, shard, action, tickets) = self.requests.remove(request % self.requests.len());
+        let SentRequest { number, shard, action, tickets } = self.requests.remove(request % self.requests.len());
         let shard = usize::from(shard.shard);
         let store = RequestError::Unavailable(UnavailableReason::Store);
         let outcome = match treatment {
