@@ -1,14 +1,14 @@
 //! Queued claims: how soon a release wakes the right one of 100,000, the memory of each, how late the last one is
 //! rejected under load, the cost of a quota, and how ten tenants share a pool when one sends a hundred times as much
-//! as the others. Prints the figures in docs/BENCHMARKS.md; `-- wake bytes deadline quota fairness` selects some,
-//! `plot=FILE.svg` draws the last.
+//! as the others. Prints the figures in docs/BENCHMARKS.md; `-- wake bytes contention deadline quota fairness`
+//! selects some, `plot=FILE.svg` draws the last.
 
 #[path = "fleet/resident.rs"]
 mod resident;
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -160,6 +160,53 @@ async fn bytes() {
     );
     let [item, wait, queued] = [size_of::<PendingClaim>(), size_of::<WaitState>(), size_of::<QueuedClaim>()];
     println!("  a pending claim {item}, its wait state {wait}, its queue entry {queued}");
+}
+
+/// Wait for the lock of one queue, and grants per second, while 16 threads claim, wait and release.
+fn contention() {
+    const THREADS: usize = 16;
+    const TASKS: usize = 64;
+    const LASTS: Duration = Duration::from_secs(5);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let scheduler = runtime.block_on(scheduler(Clock::system(), 64, 64));
+    let queue = scheduler.inject_pool(&pool()).expect("a pool");
+    let (end, grants) = (Instant::now() + LASTS, AtomicU64::new(0));
+    let mut waits = Histogram::<u64>::new(3).expect("a histogram");
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (scheduler, grants) = (&scheduler, &grants);
+            scope.spawn(move || {
+                let task = async |task: usize| {
+                    let tenant = format!("t{thread}");
+                    while Instant::now() < end {
+                        let request = queueing_request(&tenant, &format!("{thread}-{task}"), 1_000);
+                        let Ok(result) = scheduler.claim(request).await else { continue };
+                        tokio::task::yield_now().await;
+                        scheduler.release(&result.claim.id, result.claim.fence).await.expect("held");
+                        grants.fetch_add(1, Ordering::Relaxed);
+                    }
+                };
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(futures::future::join_all((0..TASKS).map(task)));
+            });
+        }
+        while Instant::now() < end {
+            let start = Instant::now();
+            drop(queue.wait_queue.lock());
+            waits.record(start.elapsed().as_nanos() as u64).expect("within bounds");
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    });
+    let us = |quantile: f64| waits.value_at_quantile(quantile) as f64 / 1e3;
+    println!(
+        "queue under {THREADS} threads of {TASKS} tasks each, 64 workers: {:.2} M grants/s; its lock: p50 {:.1} us, p99 {:.1} us, \
+         longest {:.0} us, {} samples",
+        grants.load(Ordering::Relaxed) as f64 / LASTS.as_secs_f64() / 1e6,
+        us(0.5),
+        us(0.99),
+        waits.max() as f64 / 1e3,
+        waits.len()
+    );
 }
 
 /// Lateness of rejections at the deadline, while claims and releases saturate another pool.
@@ -370,6 +417,9 @@ fn main() {
     }
     if is_selected("wake") {
         runtime().block_on(wake());
+    }
+    if is_selected("contention") {
+        contention();
     }
     if is_selected("deadline") {
         runtime().block_on(deadline());

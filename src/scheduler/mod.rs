@@ -200,6 +200,7 @@ impl Scheduler {
             self.spawn(Arc::clone(&dispatch.journal).run(writer));
         }
         self.spawn(Self::tick(Arc::clone(dispatch), Arc::clone(&self.shared.changes)));
+        self.spawn(Self::follow_gangs(Arc::clone(dispatch)));
         self.spawn(Self::renew_fence_ceiling(Arc::clone(dispatch)));
         let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - started_ns).as_secs_f64();
         metrics().recovery_seconds.set(seconds);
@@ -367,13 +368,7 @@ impl Scheduler {
         let mut interval = tokio::time::interval(Duration::from_millis(TICK_MS));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                _ = interval.tick() => {}
-                () = dispatch.gangs.inbox.arrival() => {
-                    dispatch.with_work(|work| dispatch.take_gang_reports(work));
-                    continue;
-                }
-            }
+            interval.tick().await;
             let now_ms = dispatch.clock.tick();
             for pool in dispatch.pools.load().iter() {
                 for handle in &pool.shards {
@@ -389,6 +384,14 @@ impl Scheduler {
             let pools = dispatch.pools.load();
             let mut handles = pools.iter().flat_map(|pool| pool.shards.iter());
             dispatch.keys.adoption.close_if_due(now_ms, || handles.all(|handle| handle.unreconciled() == 0));
+        }
+    }
+
+    /// Hands the reports of shards to their gangs as they arrive. Apart from the ticker, which must not be late.
+    async fn follow_gangs(dispatch: Arc<ClaimDispatcher>) {
+        loop {
+            dispatch.gangs.inbox.arrival().await;
+            dispatch.with_work(|work| dispatch.take_gang_reports(work));
         }
     }
 

@@ -300,7 +300,6 @@ impl ClaimDispatcher {
     /// Advances claims and gangs that wait, and gangs in doubt, to `now_ms`.
     pub fn tick(&self, now_ms: Millis, work: &mut EffectQueue) {
         self.tick_wait_queues(now_ms, work);
-        self.take_gang_reports(work);
         self.tick_gangs(now_ms, work);
     }
 

@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::super::gang_claim::{GangVerdict, PreparedGang};
+use super::super::transaction::tests::ServingPools;
 use super::super::transaction::{TransactionEffect, TransactionEvent};
 use super::*;
 use crate::engine::GangAction;
-use crate::metrics::ShardState;
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, GangRef, PoolName};
 use crate::shard::{ClaimReply, GangAnswer, GangRequestNumber, KeyTicket, ReplyAddress, ShardOutcome, ShardRef};
@@ -45,31 +45,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Close),
         2 => (1..3_000_u64).prop_map(Step::Pass),
     ]
-}
-
-/// Shards that serve, in a pool that could hold any gang.
-struct Published;
-
-impl PublishedState for Published {
-    fn state(&self, _: ShardRef) -> Option<ShardState> {
-        Some(ShardState::Serving)
-    }
-
-    fn home(&self, home: GangRef) -> Option<ShardRef> {
-        Some(ShardRef { pool: home.pool as u32, shard: 0 })
-    }
-
-    fn is_stopped(&self) -> bool {
-        false
-    }
-
-    fn is_draining(&self) -> bool {
-        false
-    }
-
-    fn could_hold(&self, _: &[u32], _: &[ClaimRequest]) -> bool {
-        true
-    }
 }
 
 /// Gang as its caller and its pools see it.
@@ -121,7 +96,7 @@ impl Scene {
 
     fn on(&mut self, gang: GangNumber, event: GangEvent) {
         let mut effects = Vec::new();
-        self.coordinator.step(gang, event, self.now_ms, &Published, &mut effects);
+        self.coordinator.step(gang, event, self.now_ms, &ServingPools, &mut effects);
         for (gang, effect) in &effects {
             self.note(*gang, effect);
         }

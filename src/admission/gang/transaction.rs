@@ -477,14 +477,7 @@ impl GangTransaction {
         published: &impl PublishedState,
         effects: &mut Vec<TransactionEffect>,
     ) {
-        let (mut committed, mut unanswered) = (CommittedClaims::new(), Vec::new());
-        for (shard, answer) in answers {
-            match answer {
-                Ok(GangAnswer::Committed(members)) => committed.extend(members.into_iter().map(by_fence)),
-                Ok(_) | Err(_) => unanswered.push(shard),
-            }
-        }
-        self.mark_committed(&committed);
+        let (mut committed, unanswered) = self.take_committed(answers, |_| false);
         self.release_where(effects, |grant| grant.is_none_or(|grant| !unanswered.contains(&grant.shard)));
         if !unanswered.is_empty() {
             effects.push(TransactionEffect::BeginDeadlines(committed.into_values().collect()));
@@ -509,15 +502,8 @@ impl GangTransaction {
         published: &impl PublishedState,
         effects: &mut Vec<TransactionEffect>,
     ) {
-        let (mut committed, mut undecided) = (CommittedClaims::new(), Vec::new());
-        for (shard, answer) in answers {
-            match answer {
-                Ok(GangAnswer::Committed(members)) => committed.extend(members.into_iter().map(by_fence)),
-                Err(RequestError::NotFound(ObjectKind::Pool)) => {}
-                Ok(_) | Err(_) => undecided.push(shard),
-            }
-        }
-        self.mark_committed(&committed);
+        let went_with_pool = |error: &RequestError| *error == RequestError::NotFound(ObjectKind::Pool);
+        let (committed, undecided) = self.take_committed(answers, went_with_pool);
         effects.push(TransactionEffect::BeginDeadlines(committed.into_values().collect()));
         self.release_where(effects, |grant| grant.is_none_or(|grant| !undecided.contains(&grant.shard)));
         if undecided.is_empty() {
@@ -559,12 +545,27 @@ impl GangTransaction {
         (0..self.members.len()).map(|index| (index, error.clone())).collect()
     }
 
-    fn mark_committed(&mut self, committed: &CommittedClaims) {
+    /// Takes the members that shards have committed, and notes their fate. Returns them with the shards whose answers were
+    /// errors, unless `is_final` says that there is nothing left to commit.
+    fn take_committed(
+        &mut self,
+        answers: BTreeMap<ShardRef, Result<GangAnswer, RequestError>>,
+        is_final: impl Fn(&RequestError) -> bool,
+    ) -> (CommittedClaims, Vec<ShardRef>) {
+        let (mut committed, mut undecided) = (CommittedClaims::new(), Vec::new());
+        for (shard, answer) in answers {
+            match answer {
+                Ok(GangAnswer::Committed(members)) => committed.extend(members.into_iter().map(by_fence)),
+                Err(error) if is_final(&error) => {}
+                Ok(_) | Err(_) => undecided.push(shard),
+            }
+        }
         for member in &mut self.members {
             if member.grant.as_ref().is_some_and(|grant| committed.contains_key(&grant.fence)) {
                 member.fate = MemberFate::Committed;
             }
         }
+        (committed, undecided)
     }
 
     /// Releases the tickets of members whose fate is open and whose grant passes `is_decided`.
@@ -653,4 +654,4 @@ const fn is_rejected_unseen(error: &RequestError) -> bool {
 
 #[cfg(test)]
 #[path = "transaction_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -71,16 +71,18 @@ struct Shards {
     members: Vec<(usize, MemberTruth)>,
     /// Whether the home has the record.
     recorded: bool,
-    home_there: bool,
 }
 
-impl PublishedState for Shards {
+/// Pools whose shards all serve, and that could hold any gang.
+pub(in crate::admission::gang) struct ServingPools;
+
+impl PublishedState for ServingPools {
     fn state(&self, _: ShardRef) -> Option<ShardState> {
         Some(ShardState::Serving)
     }
 
-    fn home(&self, _: GangRef) -> Option<ShardRef> {
-        self.home_there.then_some(shard_ref(0))
+    fn home(&self, home: GangRef) -> Option<ShardRef> {
+        Some(ShardRef { pool: u32::try_from(home.pool).unwrap(), shard: home.shard })
     }
 
     fn is_stopped(&self) -> bool {
@@ -174,7 +176,6 @@ impl Scene {
         let shards = Shards {
             members: members.iter().map(|&(shard, granted)| (shard, truth(granted))).collect(),
             recorded: false,
-            home_there: true,
         };
         let member = |(index, &(shard, granted)): (usize, &(usize, bool))| {
             let grant = granted.then(|| MemberGrant::answered(grant(shard, index)));
@@ -187,7 +188,7 @@ impl Scene {
         let home = GangRef { id: 1, pool: POOL.into(), shard: 0 };
         let members = members.iter().enumerate().map(member).collect();
         let candidates = (0..SHARDS).map(shard_ref).collect();
-        let transaction = GangTransaction::begin(home, members, rejections, candidates, &shards, &mut effects);
+        let transaction = GangTransaction::begin(home, members, rejections, candidates, &ServingPools, &mut effects);
         let (requests, decisions) = (Vec::new(), Vec::new());
         let mut scene = Self { shards, transaction, requests, decisions, released: BTreeSet::new(), now_ms: 0 };
         scene.follow(effects);
@@ -218,7 +219,7 @@ impl Scene {
 
     fn on(&mut self, event: TransactionEvent) {
         let mut effects = Vec::new();
-        self.transaction.on(event, self.now_ms, &self.shards, &mut effects);
+        self.transaction.on(event, self.now_ms, &ServingPools, &mut effects);
         self.follow(effects);
     }
 

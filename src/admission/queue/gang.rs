@@ -192,15 +192,15 @@ impl ClaimDispatcher {
 
     /// Lets the best-ranked gang be tried for which enough seems to be free.
     pub(super) fn tick_waiting_gangs(&self, pool: &Pool, now_ms: Millis, work: &mut EffectQueue) {
-        let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
-        if let Some(gang) = gangs.iter().take(GANGS_TRIED_MAX).find(|gang| gang.may_succeed(now_ms)) {
+        let gangs: SmallVec<[_; 4]> = pool.wait_queue.lock().gangs.values().take(GANGS_TRIED_MAX).cloned().collect();
+        if let Some(gang) = gangs.iter().find(|gang| gang.may_succeed(now_ms)) {
             work.push(Effect::gang(gang.number, GangEvent::MayFit));
         }
-        self.tick_gang_hold(pool, &gangs, now_ms);
     }
 
     /// Begins or ends the hold for a gang.
-    fn tick_gang_hold(&self, pool: &Pool, gangs: &[Arc<WaitingGang>], now_ms: Millis) {
+    pub(super) fn renew_gang_hold(&self, pool: &Pool, now_ms: Millis) {
+        let gangs: Vec<_> = pool.wait_queue.lock().gangs.values().cloned().collect();
         let usable = pool.usable_workers();
         // One that could never be complete keeps nothing.
         let may_keep = |gang: &&Arc<WaitingGang>| {

@@ -39,6 +39,7 @@ impl ClaimDispatcher {
         if pool.spec.load().mode == PoolMode::Shared {
             self.hold_for_starved(pool, now_ms, work);
         }
+        self.renew_gang_hold(pool, now_ms);
         self.preempt_for_gangs(pool, now_ms, work);
     }
 
