@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{Scheduler, recv_outcome};
 use crate::admission::dispatch::next_shard;
-use crate::admission::key::PendingClaim;
+use crate::admission::key::{PendingClaim, ShardAsk};
 use crate::admission::pool_registry::{Pool, PoolMap, ShardHandle};
 use crate::admission::queue::QueueAhead;
 use crate::admission::tenant::ChargeRank;
@@ -54,7 +54,7 @@ impl Scheduler {
         let outcome = match over_quota {
             // The quota is checked before any worker is sought.
             Some(resource) => Err(RequestError::Exhausted(ExhaustionReason::Quota(resource))),
-            None => dry_run(&pools, &mut item).await,
+            None => self.dry_run(&pools, &mut item).await,
         };
         Ok(ClaimExplanation { outcome, quota_headroom, pools: surveys })
     }
@@ -65,34 +65,50 @@ impl Scheduler {
     }
 }
 
-/// Runs the search of the claim without effects.
-async fn dry_run(pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPreview, RequestError> {
-    loop {
-        let Some((pool, shard)) = next_shard(pools, item) else {
-            if item.advance_stage(pools) {
+impl Scheduler {
+    /// Runs the search of the claim without effects, workers that are reserved for less urgent claims included.
+    async fn dry_run(&self, pools: &PoolMap, item: &mut PendingClaim) -> Result<PlacementPreview, RequestError> {
+        loop {
+            let (pool, shard, constraints, target) = match item.next_ask(pools) {
+                Some(ShardAsk { shard, target }) => {
+                    let Some(pool) = pools.by_number(shard.pool) else { continue };
+                    (pool, shard.shard, item.wanted(), target)
+                }
+                None => {
+                    let Some((pool, shard)) = next_shard(pools, item) else {
+                        if item.advance_stage(pools) {
+                            continue;
+                        }
+                        let rejection = item.rejection(pools);
+                        if self.dispatch().ask_reserved(item, &rejection) {
+                            continue;
+                        }
+                        return Err(rejection);
+                    };
+                    (pool, shard, item.constraints().cloned(), None)
+                }
+            };
+            item.tried_shards.insert(shard);
+            let query = PreviewQuery {
+                constraints,
+                affinity: item.affinity,
+                duration_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
+                ack: item.ack,
+                target,
+            };
+            let (reply, answer) = oneshot::channel();
+            if let Err(rejected) = pool.shards[shard as usize].push(Command::Preview(query, reply)) {
+                item.unreachable = Some(rejected.reason);
                 continue;
             }
-            return Err(item.rejection(pools));
-        };
-        item.tried_shards.insert(shard);
-        let query = PreviewQuery {
-            constraints: item.constraints().cloned(),
-            affinity: item.affinity,
-            duration_ms: pool.spec.load().needs_ms(item.reserve_ms, item.ttl_ms),
-            ack: item.ack,
-        };
-        let (reply, answer) = oneshot::channel();
-        if let Err(rejected) = pool.shards[shard as usize].push(Command::Preview(query, reply)) {
-            item.unreachable = Some(rejected.reason);
-            continue;
-        }
-        match recv_outcome(answer).await? {
-            Ok(worker) => {
-                let node = worker.spec.node.as_deref().map(Into::into);
-                return Ok(PlacementPreview { pool: pool.name.clone(), worker: worker.spec.id.clone(), node });
+            match recv_outcome(answer).await? {
+                Ok(worker) => {
+                    let node = worker.spec.node.as_deref().map(Into::into);
+                    return Ok(PlacementPreview { pool: pool.name.clone(), worker: worker.spec.id.clone(), node });
+                }
+                Err(Some(reason)) => item.record_failure(reason),
+                Err(None) => {}
             }
-            Err(Some(reason)) => item.record_failure(reason),
-            Err(None) => {}
         }
     }
 }

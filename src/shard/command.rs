@@ -321,6 +321,8 @@ pub struct PreviewQuery {
     pub duration_ms: Millis,
     /// Level at which the reply would acknowledge the claim.
     pub ack: AckLevel,
+    /// The only worker that will do; none: any that is offered.
+    pub target: Option<ClaimTarget>,
 }
 
 /// Hypothetical claim for which workers are surveyed.

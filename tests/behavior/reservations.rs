@@ -121,6 +121,19 @@ async fn b07_a_higher_priority_that_does_not_wait_is_not_behind_a_held_worker() 
     assert!(done(large).await.is_ok());
 }
 
+/// QW4: an explanation shows what a claim would get that may use a worker which is kept for another one.
+#[tokio::test]
+async fn b07_an_explanation_shows_what_a_higher_priority_would_get_of_a_held_worker() {
+    let world = World::on_memory().await;
+    let (_kept, large) = world.hold_for_large().await;
+    let share = |priority| with(request_for("p", "urgent", &cpu(1_000)), priority, false);
+    assert_eq!(world.s.explain(share(0)).await.unwrap().outcome, Err(FULL));
+    let urgent = world.s.explain(share(9)).await.unwrap().outcome;
+    assert_eq!(urgent.unwrap().worker.as_str(), "w");
+    assert!(world.s.claim(share(9)).await.is_ok());
+    large.abort();
+}
+
 /// The claim that evicted another cannot be charged when the victim has left.
 #[tokio::test]
 async fn q07_a_worker_is_given_back_when_the_quota_is_used_up() {

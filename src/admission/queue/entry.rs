@@ -244,7 +244,7 @@ impl ClaimDispatcher {
     }
 
     /// Lets a claim ask for workers that are reserved for claims of a lower priority, before it waits or is rejected.
-    fn ask_reserved(&self, item: &mut PendingClaim, rejection: &RequestError) -> bool {
+    pub(crate) fn ask_reserved(&self, item: &mut PendingClaim, rejection: &RequestError) -> bool {
         let priority = item.spec().map_or(0, |spec| spec.priority);
         let lacks_capacity =
             matches!(rejection, RequestError::Exhausted(ExhaustionReason::Pool | ExhaustionReason::NodeLocality));

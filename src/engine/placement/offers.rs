@@ -178,6 +178,26 @@ impl Shard {
         Ok((at, allocation))
     }
 
+    /// Previews whether a claim would get the worker that it names.
+    ///
+    /// # Errors
+    /// It would not: the worker is busy, gone, or does not meet the constraints.
+    pub fn preview_on_target(
+        &self,
+        target: ClaimTarget,
+        constraints: Option<&PlacementConstraints>,
+        until_ms: Millis,
+    ) -> Result<Arc<WorkerRegistration>, Option<PlacementFailure>> {
+        let at = match target {
+            ClaimTarget::Worker(at, _) => Some(at),
+            ClaimTarget::Reserved(id) => self.reserved_worker(id),
+        };
+        let unconstrained = PlacementConstraints::default();
+        let constraints = constraints.unwrap_or(&unconstrained);
+        let fitting = at.filter(|at| self.allocation_on(*at, constraints, until_ms).is_some());
+        fitting.map(|at| Arc::clone(self.workers.registration(at))).ok_or(Some(PlacementFailure::Busy))
+    }
+
     /// Allocation of a claim on this worker, none in an exclusive pool; none at all if it does not fit.
     #[allow(clippy::option_option, reason = "whether it fits, and what it is allocated")]
     fn allocation_on(

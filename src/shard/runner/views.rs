@@ -35,11 +35,15 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     pub(super) fn preview(&mut self, query: &PreviewQuery) -> Result<PreviewedPlacement, RequestError> {
-        let PreviewQuery { constraints, affinity, duration_ms, ack } = query;
+        let PreviewQuery { constraints, affinity, duration_ms, ack, target } = query;
         if let Some(reason) = self.overload_reason(*ack) {
             return Err(RequestError::Unavailable(reason));
         }
-        Ok(self.shard.preview_placement(constraints.as_deref(), *affinity, *duration_ms, self.now_ms))
+        let constraints = constraints.as_deref();
+        Ok(match target {
+            Some(target) => self.shard.preview_on_target(*target, constraints, self.now_ms + duration_ms),
+            None => self.shard.preview_placement(constraints, *affinity, *duration_ms, self.now_ms),
+        })
     }
 
     pub(super) fn survey(&self, query: &SurveyQuery) -> SurveySlice {
