@@ -55,9 +55,25 @@ const TWO_WAIT: Scenario = Scenario {
     ..BEGINS
 };
 
+/// A claim begins to wait behind another one of the same request, which may stand still already.
+const BEGINS_BEHIND: Scenario =
+    Scenario { callers: &[WaitAndRelease(0), Wait(0), Release(0)], preemptions: 3, ..BEGINS };
+
 #[test]
 fn q05_a_claim_that_begins_to_wait_meets_a_release() {
     holds(&BEGINS);
+}
+
+#[test]
+fn q05_a_claim_begins_to_wait_behind_another_one_of_its_request() {
+    holds(&BEGINS_BEHIND);
+    holds(&Scenario { stand_still: 1, preemptions: 4, ..BEGINS_BEHIND });
+    holds(&Scenario {
+        callers: &[WaitAndRelease(0), WaitAndRelease(0), Wait(0), Release(0)],
+        stand_still: 1,
+        preemptions: 2,
+        ..BEGINS_BEHIND
+    });
 }
 
 #[test]

@@ -144,13 +144,15 @@ impl KeyDirectory {
         Some(item)
     }
 
-    /// Whether a claim stands still in its queues: it is neither searched for nor matched at present.
+    /// Whether a claim stands still in its queues and takes what it is offered: it is neither searched for nor matched at
+    /// present, its caller listens, and its wait is not over.
     #[must_use]
-    pub fn stands_still(&self, claim: &QueuedClaim) -> bool {
+    pub fn stands_still(&self, claim: &QueuedClaim, now_ms: Millis) -> bool {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get(&claim.id).as_deref() {
             Some(KeyEntry::Pending(pending)) if pending.has_ticket(claim.ticket) => {
-                matches!(pending.stage, PendingStage::Waiting(_))
+                let listens = |item: &PendingClaim| !item.reply.is_abandoned() && !item.is_wait_over(now_ms);
+                matches!(&pending.stage, PendingStage::Waiting(item) if listens(item))
             }
             _ => false,
         }

@@ -126,10 +126,28 @@ impl ClaimDispatcher {
             return self.reject(item, rejection);
         }
         ProtocolPoint::WaitStep.reach();
-        if !ProtocolRule::SearchAfterEntry.holds() {
+        if !ProtocolRule::SearchAfterEntry.holds() || self.is_behind_equal(&pools, &queued, exhausted, now_ms) {
             return self.settle(item, exhausted, work);
         }
         self.restart_search(item, &map, now_ms, work)
+    }
+
+    /// Whether a claim of the same request, tenant and priority stands still before this one in the only queue of both. What
+    /// came free before this one entered would have gone to that one, so a search for this one finds nothing.
+    fn is_behind_equal(
+        &self,
+        pools: &[&Arc<Pool>],
+        queued: &QueuedClaim,
+        exhausted: ExhaustionReason,
+        now_ms: Millis,
+    ) -> bool {
+        // A claim that waits for its quota has left something behind, perhaps.
+        let [pool] = pools else { return false };
+        if matches!(exhausted, ExhaustionReason::Quota(_)) {
+            return false;
+        }
+        let first = pool.wait_queue.lock().queue.first_of_lane(queued.arrival).cloned();
+        first.is_some_and(|first| first.pools == queued.pools && self.keys.stands_still(&first, now_ms))
     }
 
     /// Goes on with a claim that a shard had nothing for. If it had been matched to what came free there, it is put back

@@ -159,7 +159,7 @@ impl ClaimDispatcher {
         drop(own);
         let tenant = &claim.tenant;
         // It may fit by now, or be tried already.
-        if !self.keys.stands_still(&claim) || tenant.may_charge(&claim.amounts(), claim.charge_rank()) {
+        if !self.keys.stands_still(&claim, now_ms) || tenant.may_charge(&claim.amounts(), claim.charge_rank()) {
             return;
         }
         let pools = self.pools.load();

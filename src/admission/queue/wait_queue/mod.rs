@@ -113,6 +113,15 @@ impl WaitQueue {
         self.claims.get(&arrival).map(|(claim, _)| claim)
     }
 
+    /// First claim of the lane in which this one is, if it is another one and the quota does not keep it back.
+    #[must_use]
+    pub fn first_of_lane(&self, arrival: ArrivalNumber) -> Option<&Arc<QueuedClaim>> {
+        let (_, lane) = self.claims.get(&arrival)?;
+        let lane = self.lanes.get(*lane);
+        let first = lane.arrivals.first().filter(|first| **first < arrival && !self.is_short(lane))?;
+        self.get(*first)
+    }
+
     /// Demand of the claim with this arrival number.
     #[must_use]
     pub fn demand_of(&self, arrival: ArrivalNumber) -> Option<&ClaimDemand> {
