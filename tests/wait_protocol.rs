@@ -74,6 +74,9 @@ fn q05_a_claim_begins_to_wait_behind_another_one_of_its_request() {
         preemptions: 2,
         ..BEGINS_BEHIND
     });
+    // The other one may be about to leave.
+    let leaves = Scenario { callers: &[Wait(0), Wait(0), Release(0)], stand_still: 1, leavers: &[0], ..BEGINS_BEHIND };
+    holds(&leaves);
 }
 
 #[test]

@@ -10,6 +10,8 @@ pub enum ProtocolPoint {
     KeyStep,
     /// A claim is about to enter the wait queues, to be searched for once more, or to stand still. No lock is held.
     WaitStep,
+    /// A caller has left, and its claim is about to be taken out. No lock is held.
+    CallerLeft,
     /// A run has decided its commands, and nobody has learned of it.
     Decided,
     /// A run has handed over its rows and published its bounds, and has not delivered its events.

@@ -71,9 +71,9 @@ impl Scenario {
 
     fn points(&self) -> fn(ProtocolPoint) -> bool {
         match self.panics {
-            0 => |point| !matches!(point, ProtocolPoint::Decided | ProtocolPoint::KeyStep),
+            0 => |point| !matches!(point, ProtocolPoint::Decided | ProtocolPoint::KeyStep | ProtocolPoint::CallerLeft),
             // At a step of the key its lock is held.
-            _ => |point| point != ProtocolPoint::KeyStep,
+            _ => |point| !matches!(point, ProtocolPoint::KeyStep | ProtocolPoint::CallerLeft),
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::ClaimDispatcher;
 use crate::model::ClaimId;
-use crate::shard::{ClaimReply, ProtocolRule, ShardOutcome};
+use crate::shard::{ClaimReply, ProtocolPoint, ProtocolRule, ShardOutcome};
 
 impl ClaimDispatcher {
     /// Ends the claims of a caller that has left. Its completions must be closed before: `unread` are those that
@@ -14,6 +14,7 @@ impl ClaimDispatcher {
         unread: impl IntoIterator<Item = (&'c ClaimId, ShardOutcome)>,
         requested: impl IntoIterator<Item = &'c ClaimId>,
     ) {
+        ProtocolPoint::CallerLeft.reach();
         for (id, outcome) in unread {
             if let Some((fence, reply)) = outcome.ok().and_then(ClaimReply::into_unread)
                 && ProtocolRule::RollbackOnClose.holds()
