@@ -201,13 +201,6 @@ pub enum Event {
         /// Engine time until which the claim would need the worker.
         until_ms: Millis,
     },
-    /// Evicts claims for another one of their tenant, as far as they may be evicted still.
-    EvictClaims {
-        /// Handles of the claims.
-        claims: Vec<ClaimHandle>,
-        /// Time limit of their clean-up, in milliseconds.
-        releasing_ms: Millis,
-    },
     /// Cancels the reservation of a claim that no longer waits.
     CancelReservation {
         /// Id of the reservation.

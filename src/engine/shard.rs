@@ -169,10 +169,6 @@ impl Shard {
             Event::Reserve { id, constraints, evict, until_ms } => {
                 self.reserve_worker(id, &constraints, evict, until_ms, now_ms)
             }
-            Event::EvictClaims { claims, releasing_ms } => {
-                self.evict_claims(&claims, releasing_ms, now_ms);
-                return None;
-            }
             Event::CancelReservation { id } => {
                 self.cancel_reservation(id);
                 return None;

@@ -562,3 +562,58 @@ async fn q13_no_claim_of_the_tenant_is_evicted_for_one_that_would_find_no_worker
     assert!(world.evicted().await.is_empty() && !urgent.is_finished());
     urgent.abort();
 }
+
+/// B02: each member of a gang gets a worker of its own pool, also of those that were held for the gang.
+#[tokio::test]
+async fn b02_a_held_worker_goes_to_a_member_that_may_use_its_pool() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["p0", "p1"]).await;
+    world.pool("q", spec(1, AckLevel::Memory), &["q0", "q1"]).await;
+    let mut held = Vec::new();
+    for (pool, key) in [("p", "hp0"), ("p", "hp1"), ("q", "hq0"), ("q", "hq1")] {
+        held.push((key, world.hold(pool, key).await));
+    }
+    let member = |pool: &str, key: &str| queued_with(request(pool, key), 0);
+    let gang = world.gang_waits(vec![member("p", "in-p"), member("q", "in-q")]).await;
+    world.pass(5_500).await;
+    world.pass(500).await;
+    for (key, fence) in &held[..2] {
+        world.s.release(&id(key), *fence).await.unwrap();
+    }
+    for _ in 0..20 {
+        world.pass(300).await;
+    }
+    assert!(!gang.is_finished(), "no worker of the second pool is free");
+    world.s.release(&id(held[2].0), held[2].1).await.unwrap();
+    until("the gang is placed", async || {
+        world.pass(300).await;
+        gang.is_finished()
+    })
+    .await;
+    for outcome in done(gang).await {
+        let claim = outcome.unwrap().claim;
+        let (pool, worker) = (claim.pool.pool().to_owned(), claim.worker.spec.id.to_string());
+        assert_eq!((pool.as_str(), &worker[..1]), (&claim.id.key()[3..], &claim.id.key()[3..]), "{worker}");
+    }
+}
+
+/// Q13: a gang that has evicted takes what comes free otherwise, before its victims have gone.
+#[tokio::test]
+async fn q13_a_gang_that_has_evicted_takes_new_workers() {
+    let world = World::on_memory().await;
+    world.pool("p", preempting(spec(1, AckLevel::Memory)), &["w0", "w1"]).await;
+    world.low("v0", 1, true).await;
+    world.low("v1", 1, true).await;
+    let gang = world.gang_waits(gang_with("m", 2, 5)).await;
+    until("both are evicted", async || {
+        world.pass(300).await;
+        world.evicted().await.len() == 2
+    })
+    .await;
+    world.add("p", &["n0", "n1"]).await;
+    for _ in 0..10 {
+        world.pass(300).await;
+    }
+    assert!(gang.is_finished(), "the new workers are enough");
+    assert!(done(gang).await.iter().all(Result::is_ok));
+}

@@ -72,7 +72,9 @@ impl PendingClaim {
             };
             if let Some(pool) = pools.by_number(ask.shard.pool) {
                 self.enter_pool(pool);
-                self.tried_shards.insert(ask.shard.shard);
+                if ask.target.is_none() {
+                    self.tried_shards.insert(ask.shard.shard);
+                }
                 return Some(ask);
             }
         }

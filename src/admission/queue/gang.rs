@@ -6,7 +6,7 @@
 //! [`limits::RESERVE_AFTER_MS`], what comes free is held for it, for a bounded time ([`super::reservations`]).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -252,7 +252,10 @@ impl ClaimDispatcher {
             return;
         }
         for item in items {
-            item.asks = Some(Box::new(held.iter().copied().collect()));
+            // Only in pools that this member may use.
+            let asks: VecDeque<ShardAsk> =
+                held.iter().filter(|ask| item.candidate_pools().contains(&ask.shard.pool)).copied().collect();
+            item.asks = (!asks.is_empty()).then(|| Box::new(asks));
             held.rotate_left(1);
         }
     }

@@ -506,10 +506,11 @@ impl ReservationList {
         held.filter(|held| held.is_free()).count()
     }
 
-    /// Workers that are held for a gang, each with its shard.
+    /// Workers that are held for a gang and whose victims have gone, each with its shard.
     pub fn held_workers(&self, arrival: ArrivalNumber) -> impl Iterator<Item = (u16, ReservationId)> + '_ {
         let hold = self.gang_hold.iter().filter(move |hold| hold.arrival == arrival);
-        hold.flat_map(|hold| hold.held.iter().map(|((shard, _), held)| (*shard, held.number)))
+        let free = hold.flat_map(|hold| hold.held.iter().filter(|(_, held)| held.is_free()));
+        free.map(|((shard, _), held)| (*shard, held.number))
     }
 
     /// Assigns the reservations anew to `candidates`, the best first, each with what it needs, and returns those that end:

@@ -211,10 +211,8 @@ impl Shard {
         self.victims_below(below_priority).filter_map(victim).take(limit).collect()
     }
 
-    /// Evicts those of these claims that may be evicted still. Never inlined: its frame would cost every event.
-    #[cold]
-    #[inline(never)]
-    pub(in crate::engine) fn evict_claims(&mut self, claims: &[ClaimHandle], releasing_ms: Millis, now_ms: Millis) {
+    /// Evicts those of these claims that may be evicted still. No event, because a larger one would cost every claim.
+    pub fn evict_claims(&mut self, claims: &[ClaimHandle], releasing_ms: Millis, now_ms: Millis) {
         for handle in claims {
             let priority = self.claims.get(*handle).and_then(|claim| Some(claim.spec.as_ref()?.priority));
             let entry = |priority| (priority, Reverse(handle.fence), handle.claim);
@@ -222,6 +220,8 @@ impl Shard {
                 self.evict(*handle, releasing_ms, now_ms);
             }
         }
+        #[cfg(debug_assertions)]
+        self.assert_invariants();
     }
 
     /// Finds a worker for each of these needs that would fit it after evictions, no worker twice. Returns the needs that

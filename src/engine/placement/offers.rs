@@ -182,6 +182,7 @@ impl Shard {
     ///
     /// # Errors
     /// It would not: the worker is busy, gone, or does not meet the constraints.
+    #[cold]
     pub fn preview_on_target(
         &self,
         target: ClaimTarget,

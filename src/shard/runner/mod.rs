@@ -423,7 +423,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::SurveyTenant(survey) => self.survey_tenant(&survey),
             Command::EvictClaims(claims) => {
                 let releasing_ms = self.pool.spec.load().releasing_ms;
-                self.apply(Event::EvictClaims { claims, releasing_ms });
+                self.shard.evict_claims(&claims, releasing_ms, self.now_ms);
             }
             Command::OfferAll => self.shard.note_all_freed(),
             Command::Offer(worker) => self.shard.offer_again(worker),
