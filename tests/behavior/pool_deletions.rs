@@ -322,3 +322,26 @@ async fn w02_a_deleted_pool_rejects_claims_that_wait_for_it_alone() {
     world.s.release(&id("other"), other).await.unwrap();
     assert_eq!(done(both).await.unwrap().claim.pool, name("q"));
 }
+
+/// L03: a gang that waits goes on in the pools that are left, and is told when a member has none any more.
+#[tokio::test]
+async fn l03_a_gang_that_waits_goes_on_in_the_pools_that_are_left() {
+    let world = World::on_memory().await;
+    for pool in ["a", "b"] {
+        world.pool(pool, spec(1, AckLevel::Memory), &[]).await;
+    }
+    let member = |key: &str| ClaimRequest { pools: PoolChoice::Listed(vec![name("a"), name("b")]), ..waits("a", key) };
+    let gang = vec![member("m0"), member("m1")];
+    let gang = world.begin(move |s| async move { s.claim_gang(gang).await }.boxed()).await;
+    until("it waits", async || world.s.waiting(&name("a")) == 1).await;
+    world.s.delete_pool(&name("b"), DeleteMode::Force).await.unwrap();
+    world.quiet().await;
+    assert!(!gang.is_finished());
+    world.add("a", &["w0", "w1"]).await;
+    until("it is placed", async || {
+        world.pass(100).await;
+        gang.is_finished()
+    })
+    .await;
+    assert!(done(gang).await.iter().all(Result::is_ok));
+}

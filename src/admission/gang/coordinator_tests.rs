@@ -158,8 +158,10 @@ impl Scene {
                 self.on(gang, GangEvent::MembersDecided(outcomes, candidates));
             }
             GangEffect::Enqueue(_) => {
-                let queued = (luck >= 40).then(|| Arc::new(crate::admission::queue::WaitingGang::of_test(gang)));
-                self.naive(gang).is_queued = queued.is_some();
+                let waiting = || Arc::new(crate::admission::queue::WaitingGang::of_test(gang));
+                let overloaded = RequestError::Unavailable(UnavailableReason::Overloaded);
+                let queued = (luck >= 40).then(waiting).ok_or(BTreeMap::from([(0, overloaded)]));
+                self.naive(gang).is_queued = queued.is_ok();
                 self.on(gang, GangEvent::Queued(queued));
             }
             GangEffect::Dequeue(_) => {

@@ -17,8 +17,9 @@ use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::admission::queue::WaitingGang;
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
+use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
-use crate::model::{ClaimId, ClaimRequest, ClaimState, Fence, GangRef, Millis, PoolMode, ResourceVector};
+use crate::model::{ClaimId, ClaimRequest, ClaimState, Fence, GangRef, Millis, PoolMode, PoolName, ResourceVector};
 use crate::shard::{
     ClaimReply, Command, Completion, CompletionQueue, GangCall, GangNumber, GangReply, GangReport, KeyTicket,
     MembersWaker, ReplyAddress, ShardOutcome, ShardRef,
@@ -186,15 +187,17 @@ impl ClaimDispatcher {
     fn carry_out_gang(&self, gang: GangNumber, effect: GangEffect, work: &mut EffectQueue) {
         match effect {
             GangEffect::Prepare(requests, queued) => {
-                queued.into_iter().for_each(|queued| queued.begin_attempt());
-                let prepared = self.prepare_gang(&requests);
+                queued.iter().for_each(|queued| queued.begin_attempt());
+                // One that waits goes on in the pools that are left.
+                let left = queued.and_then(|_| self.without_deleted_pools(&requests));
+                let prepared = self.prepare_gang(left.as_deref().unwrap_or(&requests));
                 work.push(Effect::gang(gang, GangEvent::Prepared(prepared)));
             }
             GangEffect::Place(prepared, queued) => self.place_gang(gang, prepared, queued.as_deref(), work),
             GangEffect::Enqueue(wait) => {
                 let queued = self.enqueue_gang(gang, &wait);
                 let is_closing = |queued: &Arc<WaitingGang>| queued.pools.iter().any(|pool| pool.is_closing());
-                let is_over = queued.as_ref().is_some_and(is_closing) || self.is_draining();
+                let is_over = queued.as_ref().is_ok_and(is_closing) || self.is_draining();
                 work.push(Effect::gang(gang, GangEvent::Queued(queued)));
                 if is_over {
                     // Whoever closed the queues may not have seen the gang.
@@ -209,6 +212,26 @@ impl ClaimDispatcher {
                 unreachable!("carried out by the coordinator itself")
             }
         }
+    }
+
+    /// Requests of a gang without those of the listed pools that are deleted; none if that changes nothing. A member whose
+    /// last pool is deleted keeps it, and is rejected for it.
+    pub(in crate::admission) fn without_deleted_pools(&self, requests: &[ClaimRequest]) -> Option<Vec<ClaimRequest>> {
+        let map = self.pools.load();
+        let is_open = |name: &&PoolName| map.get(name).is_some_and(|pool| !pool.is_closing());
+        let mut has_changed = false;
+        let mut narrow = |request: &ClaimRequest| {
+            let mut request = request.clone();
+            if let PoolChoice::Listed(names) = &mut request.pools {
+                let left: Vec<PoolName> = names.iter().filter(is_open).cloned().collect();
+                if !left.is_empty() && left.len() < names.len() {
+                    (*names, has_changed) = (left, true);
+                }
+            }
+            request
+        };
+        let narrowed = requests.iter().map(&mut narrow).collect();
+        has_changed.then_some(narrowed)
     }
 
     /// Checks the members of a gang and prepares their claims.

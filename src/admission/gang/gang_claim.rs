@@ -89,8 +89,8 @@ pub enum GangEvent {
     MembersDecided(Vec<ShardOutcome>, Vec<ShardRef>),
     /// Event of the transaction of the gang.
     Transaction(TransactionEvent),
-    /// The gang entered the queues of its pools; none if they are full or closed.
-    Queued(Option<Arc<WaitingGang>>),
+    /// The gang entered the queues of its pools; otherwise the rejections by member.
+    Queued(Result<Arc<WaitingGang>, BTreeMap<usize, RequestError>>),
     /// Capacity or quota that the gang waits for seems to be free.
     MayFit,
     /// Time has come for what is due.
@@ -333,10 +333,10 @@ impl GangClaim {
                 self.state = GangState::Deciding { transaction, pools };
                 self.follow(caused, now_ms, published, effects);
             }
-            (GangState::Queueing, GangEvent::Queued(None)) => {
-                self.answer_all(&RequestError::Unavailable(UnavailableReason::Overloaded), effects);
+            (GangState::Queueing, GangEvent::Queued(Err(rejections))) => {
+                self.on_rejected(rejections, now_ms, published, effects);
             }
-            (GangState::Queueing, GangEvent::Queued(Some(queued))) => {
+            (GangState::Queueing, GangEvent::Queued(Ok(queued))) => {
                 self.arrival = Some(queued.arrival);
                 self.queued = Some(queued);
                 self.pause_ms = 0;

@@ -26,7 +26,7 @@ use crate::admission::tenant::{ChargeRank, Tenant};
 use crate::engine::ClaimTarget;
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
-use crate::model::request_error::ExhaustionReason;
+use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, Millis, PoolMode, ResourceUsage, ResourceVector};
 use crate::shard::{Command, GangNumber, ReplyAddress, ShardRef};
 
@@ -260,16 +260,26 @@ impl ClaimDispatcher {
         }
     }
 
-    /// Enters a gang into the queues of all its candidate pools. Returns none if a queue is full, or all are closed.
-    pub(in crate::admission) fn enqueue_gang(&self, number: GangNumber, wait: &GangWait) -> Option<Arc<WaitingGang>> {
+    /// Enters a gang into the queues of all its candidate pools.
+    ///
+    /// # Errors
+    /// The rejections by member: it has no pool any more, a queue is full, or all are closed.
+    pub(in crate::admission) fn enqueue_gang(
+        &self,
+        number: GangNumber,
+        wait: &GangWait,
+    ) -> Result<Arc<WaitingGang>, BTreeMap<usize, RequestError>> {
         let GangWait { requests, exhausted, wait_ms, last_attempt, arrival } = wait;
         let map = self.pools.load_full();
-        let (admitted, numbers) = self.candidates_of_gang(&map, requests);
+        let reject_all = |error: RequestError| -> BTreeMap<usize, RequestError> {
+            (0..requests.len()).map(|index| (index, error.clone())).collect()
+        };
+        let (admitted, numbers) = self.candidates_of_gang(&map, requests)?;
         let pools: SmallVec<[Arc<Pool>; 1]> =
             numbers.into_iter().filter_map(|number| map.by_number(number)).cloned().collect();
-        let tenant = self.keys.tenants.get_or_insert(&requests.first()?.id);
+        let tenant = self.keys.tenants.get_or_insert(&requests[0].id);
         if arrival.is_none() && pools.iter().any(|pool| is_full(pool, &tenant)) {
-            return None;
+            return Err(reject_all(RequestError::Unavailable(UnavailableReason::Overloaded)));
         }
         let priorities = || {
             let constraints = requests.iter().map(|request| request.constraints.as_ref());
@@ -302,19 +312,32 @@ impl ClaimDispatcher {
         });
         let entered = gang.pools.iter().map(|pool| pool.wait_queue.lock().enter_gang(&gang)).filter(|entered| *entered);
         if entered.count() == 0 {
-            return None;
+            return Err(reject_all(self.closed_rejection()));
         }
         let keys: Vec<ClaimId> = requests.iter().map(|request| request.id.clone()).collect();
         self.wait_queues.gangs.lock().insert(&gang, &keys);
-        Some(Arc::clone(&gang))
+        Ok(Arc::clone(&gang))
     }
 
     /// Admitted claims of the members, and the numbers of their candidate pools.
-    fn candidates_of_gang(&self, pools: &PoolMap, requests: &[ClaimRequest]) -> (Vec<AdmittedClaim>, BTreeSet<u32>) {
-        let admit = |request: &ClaimRequest| AdmittedClaim::new(pools, &self.selectors, request).ok();
-        let admitted: Vec<AdmittedClaim> = requests.iter().filter_map(admit).collect();
+    ///
+    /// # Errors
+    /// The rejections by member.
+    fn candidates_of_gang(
+        &self,
+        pools: &PoolMap,
+        requests: &[ClaimRequest],
+    ) -> Result<(Vec<AdmittedClaim>, BTreeSet<u32>), BTreeMap<usize, RequestError>> {
+        let left = self.without_deleted_pools(requests);
+        let (mut admitted, mut rejections) = (Vec::new(), BTreeMap::new());
+        for (index, request) in left.as_deref().unwrap_or(requests).iter().enumerate() {
+            match AdmittedClaim::new(pools, &self.selectors, request) {
+                Ok(claim) => admitted.push(claim),
+                Err(error) => drop(rejections.insert(index, error)),
+            }
+        }
         let numbers = admitted.iter().flat_map(AdmittedClaim::pools).collect();
-        (admitted, numbers)
+        if rejections.is_empty() { Ok((admitted, numbers)) } else { Err(rejections) }
     }
 
     /// Lets the gangs that wait in these pools, and select pools by labels, wait in the pools that they select now.
@@ -326,8 +349,8 @@ impl ClaimDispatcher {
         }
         let selects = |request: &ClaimRequest| matches!(request.pools, PoolChoice::Selected(_));
         for gang in gangs.into_values().filter(|gang| gang.requests.iter().any(selects)) {
-            let (_, now) = self.candidates_of_gang(map, &gang.requests);
-            if !gang.pools.iter().map(|pool| pool.number).eq(now) {
+            let now = self.candidates_of_gang(map, &gang.requests).map(|(_, numbers)| numbers);
+            if !now.is_ok_and(|now| gang.pools.iter().map(|pool| pool.number).eq(now)) {
                 work.push(Effect::gang(gang.number, GangEvent::PoolsChanged));
             }
         }
