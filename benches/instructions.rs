@@ -30,13 +30,13 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(36_400))]
+#[library_benchmark(config = at_most(36_005))]
 #[bench::run_of_64(hot_paths::idle())]
 fn claim(engine: Engine) -> Engine {
     hot_paths::claim(black_box(engine))
 }
 
-#[library_benchmark(config = at_most(37_600))]
+#[library_benchmark(config = at_most(37_261))]
 #[bench::run_of_64(hot_paths::idle())]
 fn batch(engine: Engine) -> Engine {
     hot_paths::batch(black_box(engine))

@@ -580,6 +580,9 @@ async fn b02_a_held_worker_goes_to_a_member_that_may_use_its_pool() {
     for (key, fence) in &held[..2] {
         world.s.release(&id(key), *fence).await.unwrap();
     }
+    // One member may use that pool, so one worker is held there.
+    let reserved: u64 = world.shards("p").await.iter().map(|shard| shard.workers_reserved).sum();
+    assert_eq!((reserved, world.counts("p").await.0), (1, 1));
     for _ in 0..20 {
         world.pass(300).await;
     }

@@ -57,6 +57,8 @@ pub struct WaitingGang {
     pub exhausted: ExhaustionReason,
     /// Request of each member.
     pub classes: Vec<RequestClass>,
+    /// Numbers of the pools that each member may use.
+    member_pools: Vec<Vec<u32>>,
     /// Total request: number of workers in exclusive pools, resources in shared ones.
     request: (usize, ResourceVector),
     /// Amounts that its members are charged together.
@@ -140,6 +142,7 @@ impl WaitingGang {
             tenant: crate::admission::tenant::TenantDirectory::default().get_or_insert(&id),
             exhausted: ExhaustionReason::Pool,
             classes: Vec::new(),
+            member_pools: Vec::new(),
             request: (1, ResourceVector::default()),
             need: ResourceUsage::default(),
             requests: Arc::new([]),
@@ -148,9 +151,20 @@ impl WaitingGang {
         }
     }
 
-    /// Number of workers that are held for the gang at most, in a pool with so many usable ones.
-    pub(super) fn wanted_workers(&self, usable: u64) -> usize {
-        self.classes.len().min(usize::try_from(usable).unwrap_or(usize::MAX))
+    /// Requests of the members that may use a pool.
+    pub(super) fn classes_in(&self, pool: u32) -> impl Iterator<Item = &RequestClass> {
+        let members = self.classes.iter().zip(&self.member_pools);
+        members.filter(move |(_, pools)| pools.contains(&pool)).map(|(class, _)| class)
+    }
+
+    /// Number of workers of a pool that are held for the gang at most, if it has so many usable ones.
+    pub(super) fn wanted_workers(&self, pool: &Pool, usable: u64) -> usize {
+        self.classes_in(pool.number).count().min(usize::try_from(usable).unwrap_or(usize::MAX))
+    }
+
+    /// Rank of the gang in its queues.
+    pub(super) const fn rank(&self) -> (Reverse<u16>, ArrivalNumber) {
+        (Reverse(self.priority), self.arrival)
     }
 
     /// Notes that an attempt has failed.
@@ -208,7 +222,7 @@ impl ClaimDispatcher {
         };
         let is_starved =
             |gang: &&Arc<WaitingGang>| gang.since_ms + limits::RESERVE_AFTER_MS <= now_ms && may_keep(gang);
-        let wanted = |gang: &WaitingGang| gang.wanted_workers(usable);
+        let wanted = |gang: &WaitingGang| gang.wanted_workers(pool, usable);
         let mut queue = pool.wait_queue.lock();
         let QueueContents { queue: index, gangs: queue_gangs, .. } = &mut *queue;
         let reservations = &mut index.reservations;
@@ -223,10 +237,10 @@ impl ClaimDispatcher {
         let next =
             starved.min_by_key(|gang| (Reverse(gang.priority), reservations.expired_holds(gang.arrival), gang.arrival));
         // It may have left since.
-        let next = next.filter(|gang| queue_gangs.contains_key(&(Reverse(gang.priority), gang.arrival)));
+        let next = next.filter(|gang| queue_gangs.contains_key(&gang.rank()));
         if let Some(gang) = next {
             let range_ms = now_ms..now_ms + pool.spec.load().hold_max_ms;
-            reservations.begin_gang_hold(gang, ReservationKind::Held, wanted(gang), range_ms);
+            reservations.begin_gang_hold(gang, pool.number, ReservationKind::Held, wanted(gang), range_ms);
             begins = true;
         }
         drop(queue);
@@ -286,6 +300,7 @@ impl ClaimDispatcher {
             constraints.map(|constraints| constraints.map_or(0, |constraints| constraints.spec.priority))
         };
         let (priority, lowest_priority) = (priorities().max().unwrap_or(0), priorities().min().unwrap_or(0));
+        let member_pools = admitted.iter().map(AdmittedClaim::pools).collect();
         let members = requests.iter().zip(admitted);
         let classes: Vec<RequestClass> = members
             .map(|(request, admitted)| self.pending_claim(request, admitted, None, ReplyAddress::discard()).class())
@@ -306,6 +321,7 @@ impl ClaimDispatcher {
             request: (requests.len(), total_request(requests).saturate()),
             need: amounts.fold(ResourceUsage::default(), |sum, more| sum.plus(&more)),
             classes,
+            member_pools,
             requests: Arc::clone(requests),
             lowest_priority,
             last_attempt: Mutex::new(last_attempt.clone()),

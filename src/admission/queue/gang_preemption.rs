@@ -112,7 +112,7 @@ impl ClaimDispatcher {
         }
         let may_hold = |gang: &WaitingGang| {
             let is_held_for = reservations.gang_hold().is_some_and(|(arrival, _)| arrival == gang.arrival);
-            is_held_for || reservations.may_hold(gang.wanted_workers(usable) as u64, usable, now_ms)
+            is_held_for || reservations.may_hold(gang.wanted_workers(pool, usable) as u64, usable, now_ms)
         };
         let may_seek = |gang: &&Arc<WaitingGang>| {
             gang.may_evict()
@@ -125,10 +125,8 @@ impl ClaimDispatcher {
         // One that is being tried, or about to be, may need nobody to be evicted.
         let lacks_few = |gang: &&Arc<WaitingGang>| {
             let last = gang.last_attempt();
-            let missing = last.missing.len();
-            !last.is_running
-                && (1..=limits::EVICTED_WORKERS_MAX).contains(&(reservations.evicted_workers() + missing))
-                && missing > 0
+            let evicted = reservations.evicted_workers() + last.missing.len();
+            !last.is_running && !last.missing.is_empty() && evicted <= limits::EVICTED_WORKERS_MAX
         };
         let mut gangs = queue.gangs.values().take(GANGS_TRIED_MAX);
         let found = gangs.find(|gang| lacks_few(gang) && may_seek(gang)).cloned();
@@ -183,18 +181,18 @@ impl ClaimDispatcher {
         }
         let (spec, usable) = (pool.spec.load(), pool.usable_workers());
         let mut queue = pool.wait_queue.lock();
-        if !queue.gangs.values().any(|other| other.arrival == gang.arrival) {
+        if !queue.gangs.contains_key(&gang.rank()) {
             return;
         }
         let reservations = &mut queue.queue.reservations;
         let is_held_for = reservations.gang_hold().is_some_and(|(arrival, _)| arrival == gang.arrival);
         if !is_held_for {
-            let wanted = gang.wanted_workers(usable);
+            let wanted = gang.wanted_workers(pool, usable);
             if !reservations.may_hold(wanted as u64, usable, now_ms) {
                 return reservations.note_failed(gang.arrival, now_ms + SEEK_AGAIN_MS);
             }
             let until_ms = now_ms + spec.releasing_ms + limits::RESERVE_AFTER_MS;
-            reservations.begin_gang_hold(&gang, ReservationKind::Evicted, wanted, now_ms..until_ms);
+            reservations.begin_gang_hold(&gang, pool.number, ReservationKind::Evicted, wanted, now_ms..until_ms);
         }
         let mut calls = Vec::with_capacity(found.len());
         for FoundVictim { shard, worker, need: VictimNeed { constraints, duration_ms } } in found {

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::preemption::SEEK_AGAIN_MS;
 use super::queued_claim::{ArrivalNumber, QueuedClaim};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
@@ -17,9 +18,6 @@ use crate::engine::{ReservationId, TenantVictim};
 use crate::limits;
 use crate::model::{Millis, ResourceUsage};
 use crate::shard::{Command, ShardRef, TenantSurvey};
-
-/// Pause before victims of a tenant are sought again, in milliseconds.
-const SEEK_AGAIN_MS: Millis = 1_000;
 
 /// Search for the victims of a claim among those of its tenant.
 #[derive(Debug)]

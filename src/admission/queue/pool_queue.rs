@@ -169,14 +169,14 @@ impl QueueGuard<'_> {
     /// Enters a gang. Returns false if the queue is closed.
     pub(super) fn enter_gang(&mut self, gang: &Arc<WaitingGang>) -> bool {
         if !self.is_closed {
-            self.gangs.insert((Reverse(gang.priority), gang.arrival), Arc::clone(gang));
+            self.gangs.insert(gang.rank(), Arc::clone(gang));
         }
         !self.is_closed
     }
 
     /// Removes a gang from the queue.
     pub(super) fn leave_gang(&mut self, gang: &WaitingGang) {
-        self.gangs.remove(&(Reverse(gang.priority), gang.arrival));
+        self.gangs.remove(&gang.rank());
         self.queue.reservations.forget(gang.arrival);
     }
 

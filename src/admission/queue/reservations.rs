@@ -388,10 +388,11 @@ impl ReservationList {
         self.gang_hold.as_ref().map(|hold| (hold.arrival, hold.until_ms))
     }
 
-    /// Begins to hold workers for a gang. `kind`: whether others are evicted for what it lacks.
+    /// Begins to hold workers of this pool for a gang. `kind`: whether others are evicted for what it lacks.
     pub fn begin_gang_hold(
         &mut self,
         gang: &WaitingGang,
+        pool: u32,
         kind: ReservationKind,
         wanted: usize,
         range_ms: std::ops::Range<Millis>,
@@ -402,7 +403,7 @@ impl ReservationList {
             arrival: gang.arrival,
             priority: gang.priority,
             until_ms: range_ms.end,
-            classes: gang.classes.clone(),
+            classes: gang.classes_in(pool).cloned().collect(),
             wanted,
             held: BTreeMap::new(),
         });

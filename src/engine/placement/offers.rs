@@ -181,7 +181,7 @@ impl Shard {
     /// Previews whether a claim would get the worker that it names.
     ///
     /// # Errors
-    /// It would not: the worker is busy, gone, or does not meet the constraints.
+    /// Reason for which the claim would not get it: the worker is busy, gone, or does not meet the constraints.
     #[cold]
     pub fn preview_on_target(
         &self,
