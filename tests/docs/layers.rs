@@ -51,6 +51,7 @@ const STATE_MACHINES: &[&str] = &[
     "src/admission/tenant/account.rs",
     "src/admission/gang/coordinator.rs",
     "src/admission/gang/gang_claim.rs",
+    "src/admission/gang/gang_event.rs",
     "src/admission/gang/pool_locks.rs",
     "src/admission/gang/transaction.rs",
 ];

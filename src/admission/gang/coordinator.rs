@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::gang_claim::{GangClaim, GangEffect, GangEvent};
+use super::gang_claim::GangClaim;
+use super::gang_event::{GangEffect, GangEvent};
 use super::pool_locks::PoolLocks;
 use super::transaction::PublishedState;
 use crate::model::Millis;

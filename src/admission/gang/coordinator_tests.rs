@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::gang_claim::{GangVerdict, PreparedGang};
+use super::super::gang_event::{GangVerdict, PreparedGang};
 use super::super::transaction::tests::ServingPools;
 use super::super::transaction::{TransactionEffect, TransactionEvent};
 use super::*;

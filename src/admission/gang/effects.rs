@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::gang_claim::{GangClaim, GangEffect, GangEvent, GangVerdict, PreparedGang};
+use super::gang_claim::GangClaim;
+use super::gang_event::{GangEffect, GangEvent, GangVerdict, PreparedGang};
 use super::transaction::{
     CommittedMember, GangTransaction, PublishedState, TransactionEffect, TransactionEvent, TransactionMember,
 };

@@ -11,7 +11,7 @@
 //!
 //! | file | what it decides |
 //! |---|---|
-//! | `gang_claim` | the call: attempts, the wait in between, the answer |
+//! | `gang_claim`, `gang_event` | the call: attempts, the wait in between, the answer |
 //! | `transaction` | the two-phase commit of an attempt whose members are granted, or its abort |
 //! | `pool_locks`, `coordinator` | which gang is placed in a pool; all gangs together |
 //! | `effects` | carries out what they decide |
@@ -19,6 +19,7 @@
 mod coordinator;
 mod effects;
 mod gang_claim;
+mod gang_event;
 mod pool_locks;
 mod transaction;
 
@@ -28,7 +29,7 @@ use parking_lot::Mutex;
 
 pub use self::coordinator::GangCoordinator;
 pub(super) use self::effects::total_request;
-pub use self::gang_claim::{GangEvent, GangWait};
+pub use self::gang_event::{GangEvent, GangWait};
 pub use self::transaction::{MemberGrant, TransactionMember};
 use crate::shard::GangInbox;
 
