@@ -83,3 +83,8 @@ fn s16_k1_u1_random_calls_with_panics_and_a_late_store_agree_with_a_map_of_holde
 fn s16_k1_u1_random_calls_on_two_threads_agree_with_a_map_of_holders() {
     run(Faults::PanicsAndLateStore, 2);
 }
+
+#[test]
+fn s17_k1_random_panics_and_deletions_on_two_threads_agree_with_a_map_of_holders() {
+    run(Faults::PanicsAndDeletions, 2);
+}

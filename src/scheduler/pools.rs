@@ -282,8 +282,6 @@ impl Scheduler {
         }))
         .await;
         self.dispatch().pools.remove(pool);
-        // Records of a deleted pool must not hold back any reply.
-        pool.shards.iter().for_each(|handle| handle.outbox.notify_subscribers());
         pool.event_log.close();
         self.dispatch().forget_pool(pool.number);
         self.dispatch().with_work(|work| self.dispatch().abort_gangs_of_pool(pool.uid, work));

@@ -503,13 +503,11 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
     let RecoveredShard { pool, handle, shard, relinquished } = recovered;
     match shard {
         Ok(mut shard) => {
-            // The ends are stored in the shard's first write batch, all at once. A caller that waits for a record that
-            // a panic undid (which was above what had been handed over) waits at least until they are stored.
+            // The ends are stored in the shard's first write batch, all at once.
             let ended = relinquish_claims(&mut shard, relinquished.into_iter(), dispatch.clock.engine_ms());
-            for (seq, id, _) in &ended {
+            for (seq, id) in &ended {
                 dispatch.keys.add_pending_write(id, PendingWrite { shard: handle.shard, seq: *seq });
             }
-            let relinquished = ended.iter().map(|(_, id, fence)| (id.clone(), *fence)).collect();
             let environment = Arc::clone(&dispatch.environment);
             let spawn = SpawnArgs {
                 sink: dispatch,
@@ -517,8 +515,7 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
                 pool,
                 handle: Arc::clone(&handle),
                 shard,
-                pending_ends: ended.into_iter().map(|(seq, id, _)| (seq, id)).collect(),
-                relinquished,
+                pending_ends: ended.into(),
             };
             let started = shard::start_shard(spawn, supervisor);
             if let Err(error) = started.await {
@@ -544,19 +541,19 @@ fn held_keys(shard: &Shard) -> impl Iterator<Item = (ClaimId, HeldKey)> {
 type HeldKey = (ClaimHandle, Option<Arc<ClaimSpec>>);
 
 /// Ends claims whose keys are held elsewhere, before the shard serves. Returns the keys, each with the sequence number
-/// of its record and the fence of the claim.
+/// of its record.
 fn relinquish_claims(
     shard: &mut Shard,
     handles: impl Iterator<Item = ClaimHandle>,
     now_ms: Millis,
-) -> Vec<(Seq, ClaimId, Fence)> {
+) -> Vec<(Seq, ClaimId)> {
     let mut effects: Vec<Effect> = Vec::new();
     let mut ended = Vec::new();
     for handle in handles {
         shard.handle_event(Event::Relinquish { handle }, now_ms, &mut effects);
         for effect in effects.drain(..) {
-            if let Effect::ClaimEnded { id, fence, .. } = effect {
-                ended.push((shard.seq(), id, fence));
+            if let Effect::ClaimEnded { id, .. } = effect {
+                ended.push((shard.seq(), id));
             }
         }
     }

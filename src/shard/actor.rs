@@ -12,7 +12,7 @@ use super::handle::{RunEnd, ShardHandle};
 use super::pool_context::PoolContext;
 use super::runner::ShardRunner;
 use crate::engine::Shard;
-use crate::model::{ClaimId, Fence, Seq};
+use crate::model::{ClaimId, Seq};
 
 /// Message to a shard's actor.
 #[derive(Debug)]
@@ -32,8 +32,6 @@ pub(crate) struct SpawnArgs<S: ShardSink> {
     pub shard: Shard,
     /// Keys that recovery freed here, each with the sequence number of its record.
     pub pending_ends: VecDeque<(Seq, ClaimId)>,
-    /// Claims that recovery ended here: a panic before their rows are handed over must not revive them.
-    pub relinquished: Vec<(ClaimId, Fence)>,
 }
 
 /// Actor of one shard.
@@ -54,7 +52,7 @@ pub(crate) struct ActorLifetime<S: ShardSink> {
 
 impl<S: ShardSink> Drop for ActorLifetime<S> {
     fn drop(&mut self) {
-        self.handle.remove_runner(self.life);
+        self.handle.with_work(|work| self.handle.remove_runner(self.life, work));
     }
 }
 

@@ -74,8 +74,11 @@ impl ShardEnvironment {
         self.outboxes.write().insert(shard, Arc::clone(outbox));
     }
 
-    /// Forgets the shards of a deleted pool: nothing waits for their records any more.
+    /// Forgets the shards of a deleted pool. Replies that wait for their records do so no longer.
     pub fn forget_pool(&self, pool: u32) {
-        self.outboxes.write().retain(|shard, _| shard.pool != pool);
+        let is_forgotten = |shard: &ShardRef| shard.pool == pool;
+        let forgotten: Vec<_> = self.outboxes.write().extract_if(|shard, _| is_forgotten(shard)).collect();
+        // Afterwards: whoever checks earlier finds the records missing, and waits for this.
+        forgotten.iter().for_each(|(_, outbox)| outbox.notify_subscribers());
     }
 }

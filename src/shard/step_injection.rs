@@ -12,6 +12,10 @@ pub enum ProtocolPoint {
     WaitStep,
     /// A caller has left, and its claim is about to be taken out. No lock is held.
     CallerLeft,
+    /// A run has decided the commands in the mailbox, and not the one that bypassed it.
+    MailboxDrained,
+    /// A caller's run of the shard has panicked, and its state is not removed. No lock is held.
+    PanicCaught,
     /// A run has decided its commands, and nobody has learned of it.
     Decided,
     /// A run has handed over its rows and published its bounds, and has not delivered its events.

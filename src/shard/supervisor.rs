@@ -62,11 +62,11 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
         let reason = format!("shard {} of {} panicked: {error}", handle.shard.shard, pool.name);
         tracing::error!("{reason}");
         handle.set_state(ShardState::Loading, Some(reason.clone()));
-        handle.remove_runner(handle.life());
+        handle.with_work(|work| handle.remove_runner(handle.life(), work));
         // Handles of the life that ended mean nothing from here on.
         handle.begin_life();
         handle.outbox.mark_orphaned();
-        if catch_unwind(AssertUnwindSafe(|| handle.hand_back_undecided())).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| handle.with_work(|work| handle.hand_back_undecided(work)))).is_err() {
             tracing::error!("a claim panicked while it was handed back");
         }
         if handle.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {

@@ -46,6 +46,8 @@ impl SentBatch {
 struct State {
     held: Option<BatchFilter>,
     holds_loads: bool,
+    /// Number of calls so far that have read shards.
+    loads: usize,
     /// Number of further batches of a shard that are answered `Gap`.
     gaps: HashMap<ShardKey, usize>,
     /// Number of further batches of a shard that are answered [`WriteOutcome::Unanswered`].
@@ -123,6 +125,13 @@ impl GatedStore {
 
     pub fn hold_loads(&self) {
         self.change(|state| state.holds_loads = true);
+    }
+
+    /// Lets a call pass that reads shards, and waits until it has.
+    pub async fn let_load_pass(&self) {
+        let loads = self.state().loads;
+        self.change(|state| state.holds_loads = false);
+        self.until(|state| state.loads > loads).await;
     }
 
     /// Answers the next `times` batches of the shard with `Gap`, of whatever kind; those of others are applied.
@@ -434,6 +443,7 @@ impl Store for GatedStore {
             };
             let loaded = self.inner.load(shards, Box::new(tee)).await;
             rows.try_iter().for_each(|rows| self.learn(&rows));
+            self.change(|state| state.loads += 1);
             loaded
         }
         .boxed()

@@ -1,12 +1,17 @@
 //! S08: a panic inside one shard.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 
 use futures::FutureExt as _;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, HeartbeatRequest, WorkerCommand, WorkerId};
-use hotpool::scheduler::Scheduler;
+use hotpool::persist::store::WriteOutcome;
+use hotpool::scheduler::{DeleteMode, Scheduler};
+use hotpool::shard::{ProtocolPoint, inject_into_thread};
+use tokio::sync::oneshot;
 
 use crate::world::{LOADING, Seeded, World, done, id, ids_on, name, request, spec, until};
 
@@ -405,4 +410,64 @@ async fn s16_a_roll_back_that_a_panic_undid_is_repeated() {
     wait_restarted(&world, 0, 1).await;
     until("it is rolled back", async || world.counts("p").await == (1, 0, 0)).await;
     world.is_clean().await;
+}
+
+/// The pool is deleted after the run of a caller has panicked, and before what the run left undecided is taken from it.
+#[tokio::test]
+async fn s17_a_claim_whose_decision_panics_while_its_pool_is_deleted_is_answered() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["v"]).await;
+    let scheduler = world.s.clone();
+    let (panicked, has_panicked) = oneshot::channel();
+    let (deleted, is_deleted) = channel();
+    let caller = std::thread::spawn(move || {
+        let panicked = std::cell::Cell::new(Some(panicked));
+        let hook = move |point| match point {
+            ProtocolPoint::Decided => panic!("injected fault"),
+            ProtocolPoint::PanicCaught => {
+                panicked.take().expect("one panic").send(()).expect("the test waits");
+                is_deleted.recv().expect("the pool is deleted");
+            }
+            _ => {}
+        };
+        inject_into_thread(Some(Rc::new(hook)), None);
+        scheduler.claim(request("p", "k")).now_or_never().expect("the claim is decided at once")
+    });
+    has_panicked.await.unwrap();
+    world.s.delete_pool(&name("p"), DeleteMode::Force).await.unwrap();
+    deleted.send(()).unwrap();
+    let answer = tokio::task::spawn_blocking(|| caller.join()).await.unwrap().expect("the caller does not panic");
+    assert_eq!(answer, Err(RequestError::DeadlineExceeded));
+    assert!(world.s.keys().is_empty());
+}
+
+/// One shard of a pool is gone, and is being loaded again, while another is not gone yet.
+#[tokio::test]
+async fn s17_a_reply_does_not_wait_for_a_shard_that_is_gone() {
+    let world = World::on_store().await;
+    world.pool("a", spec(1, AckLevel::Durable), &["wa"]).await;
+    let ids = [ids_on(0, 2, 1, "w").remove(0), ids_on(1, 2, 1, "w").remove(0)];
+    world.pool("b", spec(2, AckLevel::Durable), &[&ids[0]]).await;
+    let fence = world.hold("b", "k").await;
+    world.stored("b").await;
+    let (first, second) = (world.gate().key("ns/b", 0), world.gate().key("ns/b", 1));
+    world.gate().leave_unanswered(first, usize::MAX);
+    world.gate().leave_unanswered(second, usize::MAX);
+    let release = world.begin_release("k", fence).await;
+    let claim = world.begin_claim("a", "k").await;
+    until("it is decided", async || world.counts("a").await == (0, 1, 1)).await;
+    let busy = world.busy("a").await;
+    world.gate().hold_loads();
+    world.s.inject_panic(&name("b"), 0);
+    until("it is being loaded", async || world.shards("b").await[0].state == "loading").await;
+    let deletion = world.begin_alone(|s| async move { s.delete_pool(&name("b"), DeleteMode::Force).await });
+    world.gate().leave_unanswered(first, 0);
+    until("the first shard is gone", async || world.gate().log(first).contains(&("drop", WriteOutcome::Ok))).await;
+    world.gate().let_load_pass().await;
+    drop(busy);
+    assert!(done(claim).await.unwrap().created);
+    assert!(!deletion.is_finished());
+    world.gate().open_gate();
+    done(deletion).await.unwrap();
+    drop(release);
 }

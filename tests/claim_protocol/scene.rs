@@ -71,9 +71,15 @@ impl Scenario {
 
     fn points(&self) -> fn(ProtocolPoint) -> bool {
         match self.panics {
-            0 => |point| !matches!(point, ProtocolPoint::Decided | ProtocolPoint::KeyStep | ProtocolPoint::CallerLeft),
+            0 => |point| {
+                matches!(point, ProtocolPoint::Effect | ProtocolPoint::WaitStep | ProtocolPoint::Published)
+                    || point == ProtocolPoint::Delivered
+            },
             // At a step of the key its lock is held.
-            _ => |point| !matches!(point, ProtocolPoint::KeyStep | ProtocolPoint::CallerLeft),
+            _ => |point| {
+                let has_no_choice = [ProtocolPoint::KeyStep, ProtocolPoint::CallerLeft, ProtocolPoint::PanicCaught];
+                !has_no_choice.contains(&point)
+            },
         }
     }
 }

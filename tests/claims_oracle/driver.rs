@@ -14,6 +14,7 @@ use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
 
@@ -32,11 +33,46 @@ const KEYS: [&str; 4] = ["k0", "k1", "k2", "k3"];
 const POOLS: [(&str, u16, usize); 3] = [("a", 2, 3), ("b", 1, 2), ("s", 1, 2)];
 const WORKER_CPU_MILLI: u64 = 4_000;
 
-/// Whether shards panic and the store is late at times.
+/// Faults that are injected beside the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Faults {
     None,
+    /// Shards panic and the store is late at times.
     PanicsAndLateStore,
+    /// Many calls meet panics of shards and deletions of pools. The store is never late.
+    PanicsAndDeletions,
+}
+
+/// Step of a round.
+#[derive(Debug, Clone, Copy)]
+enum RoundStep {
+    Claim,
+    Batch,
+    Release,
+    Confirm,
+    Resize,
+    Leave,
+    SetQuota,
+    DeletePool,
+    Panic,
+    DelayStore,
+}
+
+impl Faults {
+    /// Shares of the steps in a round.
+    const fn step_weights(self) -> [(RoundStep, u32); 10] {
+        use RoundStep::{Batch, Claim, Confirm, DelayStore, DeletePool, Leave, Panic, Release, Resize, SetQuota};
+        let [deletions, panics, delays] = match self {
+            Self::None => [3, 0, 0],
+            Self::PanicsAndLateStore => [3, 3, 3],
+            Self::PanicsAndDeletions => [18, 15, 0],
+        };
+        let faults = [(DeletePool, deletions), (Panic, panics), (DelayStore, delays)];
+        let calls = [(Claim, 45), (Batch, 5), (Release, 18), (Confirm, 4), (Resize, 6), (Leave, 10), (SetQuota, 3)];
+        let [claim, batch, release, confirm, resize, leave, quota] = calls;
+        let [deletion, panic, delay] = faults;
+        [claim, batch, release, confirm, resize, leave, quota, deletion, panic, delay]
+    }
 }
 
 /// Kind of a call, with the keys that it is about.
@@ -77,6 +113,7 @@ pub struct Driver {
     calls: Vec<Call>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     oracle: Oracle,
+    weights: [(RoundStep, u32); 10],
     panics_left: usize,
     /// Largest quota of claims of each tenant since the last comparison; none: unlimited.
     limits: BTreeMap<&'static str, Option<u64>>,
@@ -93,7 +130,7 @@ fn cpu(cpu_milli: u64) -> ResourceRequirements {
 
 impl Driver {
     pub async fn new(seed: u64, faults: Faults) -> Self {
-        let late = (faults == Faults::PanicsAndLateStore).then(|| Arc::new(LateStore::new()));
+        let late = (faults != Faults::None).then(|| Arc::new(LateStore::new()));
         let store: SharedStore = match &late {
             Some(store) => Arc::<LateStore>::clone(store),
             None => Arc::new(MemoryStore),
@@ -108,6 +145,7 @@ impl Driver {
             calls: Vec::new(),
             outcomes: Arc::default(),
             oracle: Oracle::default(),
+            weights: faults.step_weights(),
             panics_left,
             limits: TENANTS.map(|tenant| (tenant, None)).into(),
             used: BTreeMap::new(),
@@ -141,18 +179,21 @@ impl Driver {
     pub async fn round(&mut self) {
         let calls = self.random.random_range(4..14);
         let mut deleted = None;
+        let weights = self.weights;
         for _ in 0..calls {
-            match self.random.random_range(0..100) {
-                0..45 => self.begin_claim(),
-                45..50 => self.begin_batch(),
-                50..68 => self.begin_release(),
-                68..72 => self.begin_confirm(),
-                72..78 => self.begin_resize(),
-                78..88 => self.leave_call(),
-                88..91 => self.set_quota().await,
-                91..94 if deleted.is_none() => deleted = Some(self.begin_deletion()),
-                94..97 => self.panic_shard(),
-                _ => self.delay_store(),
+            let (step, _) = *weights.choose_weighted(&mut self.random, |(_, weight)| *weight).expect("shares");
+            match step {
+                RoundStep::Claim => self.begin_claim(),
+                RoundStep::Batch => self.begin_batch(),
+                RoundStep::Release => self.begin_release(),
+                RoundStep::Confirm => self.begin_confirm(),
+                RoundStep::Resize => self.begin_resize(),
+                RoundStep::Leave => self.leave_call(),
+                RoundStep::SetQuota => self.set_quota().await,
+                RoundStep::DeletePool if deleted.is_none() => deleted = Some(self.begin_deletion()),
+                RoundStep::DeletePool => {}
+                RoundStep::Panic => self.panic_shard(),
+                RoundStep::DelayStore => self.delay_store(),
             }
             for _ in 0..self.random.random_range(0..4) {
                 tokio::task::yield_now().await;

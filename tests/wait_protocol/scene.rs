@@ -134,7 +134,7 @@ async fn set_up(scenario: &Scenario) -> (Scheduler, Vec<Fence>) {
 }
 
 fn points(point: ProtocolPoint) -> bool {
-    point != ProtocolPoint::KeyStep
+    !matches!(point, ProtocolPoint::KeyStep | ProtocolPoint::MailboxDrained)
 }
 
 impl Scene {

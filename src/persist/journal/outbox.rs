@@ -125,7 +125,12 @@ impl Outbox {
         }
         self.incarnations.fetch_add(1, Ordering::Release);
         self.orphaned.store(false, Ordering::Release);
-        self.applied.store(at, Ordering::Release);
+        if self.is_dropped() {
+            // What it had recorded is not missing because it is gone.
+            self.applied.fetch_max(at, Ordering::Release);
+        } else {
+            self.applied.store(at, Ordering::Release);
+        }
         self.notify_subscribers();
     }
 

@@ -38,6 +38,7 @@ use crate::shard::paused_shard::{PausableShard, PausedShard};
 use crate::shard::reason_cells::ReasonCells;
 use crate::shard::runner::{DueDeadlines, ShardRunner};
 use crate::shard::schedule::RunSchedule;
+use crate::shard::step_injection::ProtocolPoint;
 
 /// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;
@@ -187,10 +188,7 @@ impl<S: ShardSink> ShardHandle<S> {
     /// # Errors
     /// Fails like [`Self::push_into`].
     pub fn push(&self, command: Command) -> Result<(), Box<RejectedCommand>> {
-        let mut work = S::Work::default();
-        let pushed = self.push_into(command, &mut work);
-        self.carry_out(&mut work);
-        pushed
+        self.with_work(|work| self.push_into(command, work))
     }
 
     /// Pushes a command, and runs the shard inline if nobody runs it, unless many replies wait for the store. What the
@@ -200,6 +198,14 @@ impl<S: ShardSink> ShardHandle<S> {
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
         self.enqueue(command, if self.should_batch() { RunMode::Actor } else { RunMode::Inline }, work)
+    }
+
+    /// Does something, and then what it causes.
+    pub(super) fn with_work<T>(&self, step: impl FnOnce(&mut S::Work) -> T) -> T {
+        let mut work = S::Work::default();
+        let result = step(&mut work);
+        self.carry_out(&mut work);
+        result
     }
 
     fn carry_out(&self, work: &mut S::Work) {
@@ -223,10 +229,7 @@ impl<S: ShardSink> ShardHandle<S> {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn post(&self, command: Command) -> Result<(), Box<RejectedCommand>> {
-        let mut work = S::Work::default();
-        let posted = self.enqueue(command, RunMode::Actor, &mut work);
-        self.carry_out(&mut work);
-        posted
+        self.with_work(|work| self.enqueue(command, RunMode::Actor, work))
     }
 
     #[inline]
@@ -269,9 +272,7 @@ impl<S: ShardSink> ShardHandle<S> {
 
     /// Pushes a command and works off what it causes; rejects it if the shard does not take it.
     pub fn push_or_reject(&self, command: Command) {
-        let mut work = S::Work::default();
-        self.push_or_reject_into(command, &mut work);
-        self.carry_out(&mut work);
+        self.with_work(|work| self.push_or_reject_into(command, work));
     }
 
     /// Pushes a command, or rejects it. What that causes is added to `work`.
@@ -464,7 +465,7 @@ impl<S: ShardSink> ShardHandle<S> {
             let _ = actor.stop_and_wait(None, None).await;
         }
         // A panic that met the stop has no supervisor to hand back what it left undecided.
-        self.hand_back_undecided();
+        self.with_work(|work| self.hand_back_undecided(work));
         self.reject_all();
     }
 
@@ -500,7 +501,10 @@ impl<S: ShardSink> ShardHandle<S> {
                 // life.
                 let (serving, loading) = (ShardState::Serving as u8, ShardState::Loading as u8);
                 let _ = self.state.compare_exchange(serving, loading, Ordering::SeqCst, Ordering::SeqCst);
-                self.remove_runner(self.life());
+                ProtocolPoint::PanicCaught.reach();
+                self.remove_runner(self.life(), work);
+                // The run had not come to it.
+                self.leave_to_next_life(command, work);
                 let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
                 let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
                 if let Some(actor) = &*self.actor.read() {
@@ -524,11 +528,7 @@ impl<S: ShardSink> ShardHandle<S> {
     pub(super) fn run(&self, command: &mut Option<Command>, work: &mut S::Work) -> RunEnd {
         let mut runner_slot = self.lock_runner();
         let Some(runner) = &mut *runner_slot else {
-            // Between two lives: the next one begins by draining the mailbox. After the last one it is emptied by
-            // `reject_all`.
-            if let Some(Err(command)) = command.take().map(|command| self.mailbox.push(command)) {
-                self.reject(command, &RequestError::Unavailable(UnavailableReason::Overloaded), work);
-            }
+            self.leave_to_next_life(command, work);
             return RunEnd::Asleep;
         };
         self.schedule.begin_run();
@@ -540,6 +540,15 @@ impl<S: ShardSink> ShardHandle<S> {
         // Only what a run always removes; what it may or may not act on is a change ([`super::schedule`]).
         let is_idle = || self.mailbox.is_empty() && self.notices.is_empty();
         if self.schedule.must_run_again(is_idle) { RunEnd::MoreRequests } else { RunEnd::Asleep }
+    }
+
+    /// Puts a command that no run took into the mailbox. The next life begins by draining it; after the last one it is
+    /// emptied by [`Self::reject_all`], or by whoever pushed the command.
+    #[cold]
+    fn leave_to_next_life(&self, command: &mut Option<Command>, work: &mut S::Work) {
+        if let Some(Err(command)) = command.take().map(|command| self.mailbox.push(command)) {
+            self.reject(command, &RequestError::Unavailable(UnavailableReason::Overloaded), work);
+        }
     }
 
     /// Takes the right to run, if nobody has it: requests stay in the mailbox until the guard is dropped. For tests
@@ -560,18 +569,24 @@ impl<S: ShardSink> ShardHandle<S> {
 
     /// Removes the state at the end of this life. Waits for a run to end. Whoever notices the end late removes nothing of
     /// the next life.
-    pub(super) fn remove_runner(&self, life: ShardLife) {
+    pub(super) fn remove_runner(&self, life: ShardLife, work: &mut S::Work) {
         let ended = self.lock_runner().take_if(|runner| runner.life() == life);
-        if let Some(mut runner) = ended {
+        let Some(mut runner) = ended else { return };
+        {
             let mut undecided = self.undecided.lock();
             undecided.0.append(&mut runner.undecided_tickets);
             undecided.1.append(&mut runner.undecided);
-            // Read from a state that a panic left behind. That is sound: a reply is counted before it is sent.
-            runner.drop_references();
-            *self.revocable.lock() = runner.revocable();
-            for (id, fence, reply) in runner.undelivered() {
-                self.notices.push(ShardNotice::Undelivered(id, fence, reply));
-            }
+        }
+        // Read from a state that a panic left behind. That is sound: a reply is counted before it is sent.
+        runner.drop_references();
+        *self.revocable.lock() = runner.revocable();
+        for (id, fence, reply) in runner.undelivered() {
+            self.notices.push(ShardNotice::Undelivered(id, fence, reply));
+        }
+        // The supervisor hands back what the life left undecided. A shard that was stopped has none, and `stop` may have
+        // looked before the panic had left anything.
+        if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
+            self.hand_back_undecided(work);
         }
     }
 

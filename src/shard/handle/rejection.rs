@@ -12,9 +12,7 @@ use crate::shard::reply::CommandReply;
 impl<S: ShardSink> ShardHandle<S> {
     /// Rejects all requests in the mailbox, because nobody else will reply to them.
     pub(crate) fn reject_all(&self) {
-        let mut work = S::Work::default();
-        self.reject_mailbox(&mut work);
-        self.carry_out(&mut work);
+        self.with_work(|work| self.reject_mailbox(work));
     }
 
     pub(super) fn reject_mailbox(&self, work: &mut S::Work) {
@@ -87,19 +85,16 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     /// Hands back the requests whose decision ended in a panic.
-    pub(in crate::shard) fn hand_back_undecided(&self) {
+    pub(in crate::shard) fn hand_back_undecided(&self, work: &mut S::Work) {
         let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
-        let mut work = S::Work::default();
-        self.hand_back(undecided, &RequestError::DeadlineExceeded, &mut work);
-        if let Some(sink) = self.sink.upgrade() {
-            sink.deliver(
-                self.origin(),
-                &mut vec![ShardEvent::Panicked { tickets }],
-                &mut RunReplies::new(&mut []),
-                &mut work,
-            );
+        if tickets.is_empty() && undecided.is_empty() && self.state() == ShardState::Stopped {
+            return;
         }
-        self.carry_out(&mut work);
+        self.hand_back(undecided, &RequestError::DeadlineExceeded, work);
+        if let Some(sink) = self.sink.upgrade() {
+            let mut events = vec![ShardEvent::Panicked { tickets }];
+            sink.deliver(self.origin(), &mut events, &mut RunReplies::new(&mut []), work);
+        }
     }
 
     /// Reason that a shard that does not serve gives.

@@ -40,6 +40,7 @@ use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, Sh
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
+use super::step_injection::ProtocolPoint;
 use crate::engine::{
     AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters, earlier,
 };
@@ -206,9 +207,9 @@ pub(crate) struct ShardRunner<S: ShardSink> {
 }
 
 impl<S: ShardSink> ShardRunner<S> {
-    /// Creates the runner of a shard that is about to serve, and publishes its bounds.
+    /// Creates the runner of a shard that is about to serve, hands over what recovery changed, and publishes its bounds.
     pub(super) fn new(spawn: SpawnArgs<S>, life: ShardLife) -> Self {
-        let SpawnArgs { sink, environment, pool, handle: shard_handle, shard, pending_ends, relinquished } = spawn;
+        let SpawnArgs { sink, environment, pool, handle: shard_handle, shard, pending_ends } = spawn;
         let mut runner = Self {
             keeps_rows: shard_handle.outbox.wants_rows(),
             ack: AckLevel::Durable,
@@ -241,7 +242,7 @@ impl<S: ShardSink> ShardRunner<S> {
             freed: VecDeque::new(),
             matches_left: false,
             new_replies: Vec::new(),
-            rolled_back: relinquished,
+            rolled_back: Vec::new(),
             awaiting_store: VecDeque::new(),
             awaiting_other_shards: Vec::new(),
             pending_ends,
@@ -256,6 +257,8 @@ impl<S: ShardSink> ShardRunner<S> {
         if !runner.keeps_rows {
             runner.shard.stop_recording_rows();
         }
+        // Ends of claims during recovery, on whose records replies may wait: a panic of the first run must not undo them.
+        runner.append_rows();
         runner.publish();
         if runner.pool.queue_state.has_waiting() {
             runner.shard.note_all_freed();
@@ -286,6 +289,7 @@ impl<S: ShardSink> ShardRunner<S> {
             self.on_notice(notice);
         }
         let taken_count = if self.handle.has_requests() { self.run_mailbox(work) } else { 0 };
+        ProtocolPoint::MailboxDrained.reach();
         if let Some(command) = command.take() {
             self.execute_single(command, work);
         }
