@@ -162,18 +162,17 @@ async fn bytes() {
     println!("  a pending claim {item}, its wait state {wait}, its queue entry {queued}");
 }
 
-/// Wait for the lock of one queue, and grants per second, while 16 threads claim, wait and release.
-fn contention() {
-    const THREADS: usize = 16;
-    const TASKS: usize = 64;
-    const LASTS: Duration = Duration::from_secs(5);
+/// Wait for the lock of one queue, and grants per second, while threads claim, wait and release.
+fn contention(threads: usize) {
+    const CALLERS: usize = 1_024;
+    const LASTS: Duration = Duration::from_secs(3);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let scheduler = runtime.block_on(scheduler(Clock::system(), 64, 64));
     let queue = scheduler.inject_pool(&pool()).expect("a pool");
     let (end, grants) = (Instant::now() + LASTS, AtomicU64::new(0));
     let mut waits = Histogram::<u64>::new(3).expect("a histogram");
     std::thread::scope(|scope| {
-        for thread in 0..THREADS {
+        for thread in 0..threads {
             let (scheduler, grants) = (&scheduler, &grants);
             scope.spawn(move || {
                 let task = async |task: usize| {
@@ -187,7 +186,7 @@ fn contention() {
                     }
                 };
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-                runtime.block_on(futures::future::join_all((0..TASKS).map(task)));
+                runtime.block_on(futures::future::join_all((0..CALLERS / threads).map(task)));
             });
         }
         while Instant::now() < end {
@@ -199,7 +198,7 @@ fn contention() {
     });
     let us = |quantile: f64| waits.value_at_quantile(quantile) as f64 / 1e3;
     println!(
-        "queue under {THREADS} threads of {TASKS} tasks each, 64 workers: {:.2} M grants/s; its lock: p50 {:.1} us, p99 {:.1} us, \
+        "queue under {threads} threads with {CALLERS} callers, 64 workers: {:.2} M grants/s; its lock: p50 {:.1} us, p99 {:.1} us, \
          longest {:.0} us, {} samples",
         grants.load(Ordering::Relaxed) as f64 / LASTS.as_secs_f64() / 1e6,
         us(0.5),
@@ -419,7 +418,7 @@ fn main() {
         runtime().block_on(wake());
     }
     if is_selected("contention") {
-        contention();
+        [1, 2, 4, 16].into_iter().for_each(contention);
     }
     if is_selected("deadline") {
         runtime().block_on(deadline());

@@ -113,8 +113,8 @@ fn q05_the_publication_before_the_match_is_needed() {
 }
 
 #[test]
-fn q05_missed_offers_are_needed() {
-    is_found(&IS_TRIED, ProtocolRule::MissedOffers);
+fn q05_the_offer_after_the_search_is_needed() {
+    is_found(&IS_TRIED, ProtocolRule::OfferAgain);
 }
 
 #[test]

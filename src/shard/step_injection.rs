@@ -45,8 +45,8 @@ pub enum ProtocolRule {
     MatchBeforeDecision,
     /// A claim that enters a queue is searched for afterwards.
     SearchAfterEntry,
-    /// A claim that was offered something while it was being tried asks that shard before it stands still.
-    MissedOffers,
+    /// A worker that only claims being tried may fit is offered again once one of them stands still.
+    OfferAgain,
 }
 
 #[cfg(all(feature = "internals", debug_assertions))]

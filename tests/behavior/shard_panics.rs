@@ -441,7 +441,7 @@ async fn s17_a_claim_whose_decision_panics_while_its_pool_is_deleted_is_answered
     assert!(world.s.keys().is_empty());
 }
 
-/// One shard of a pool is gone, and is being loaded again, while another is not gone yet.
+/// A shard of a pool is gone, and is being loaded again, while another is not gone yet.
 #[tokio::test]
 async fn s17_a_reply_does_not_wait_for_a_shard_that_is_gone() {
     let world = World::on_store().await;

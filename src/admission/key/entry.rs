@@ -18,8 +18,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::{EndedClaim, PendingClaim};
 use crate::admission::queue::QueuedClaim;
 use crate::admission::tenant::QuotaLease;
@@ -113,34 +111,10 @@ pub(super) enum PendingStage {
     Waiting(Box<PendingClaim>),
 }
 
-/// Offers that a claim in the wait queues missed while it was being tried.
-#[derive(Debug, Default)]
-pub(super) struct MissedOffers(SmallVec<[ShardRef; 4]>);
-
-impl MissedOffers {
-    /// Notes that a shard had something for the claim.
-    pub fn add(&mut self, shard: ShardRef) {
-        if !self.0.contains(&shard) && ProtocolRule::MissedOffers.holds() {
-            self.0.push(shard);
-        }
-    }
-
-    /// Forgets the shards of pools that the claim does not wait for any more.
-    pub fn keep_pools(&mut self, pools: &[u32]) {
-        self.0.retain(|shard| pools.contains(&shard.pool));
-    }
-
-    /// Takes the shards that were noted.
-    pub fn take(&mut self) -> SmallVec<[ShardRef; 4]> {
-        std::mem::take(&mut self.0)
-    }
-}
-
 /// Entry of a pending claim in the wait queues.
 #[derive(Debug)]
 pub(super) struct QueuedKey {
     pub claim: Arc<QueuedClaim>,
-    pub missed: MissedOffers,
     /// Why the last search found nothing.
     pub exhausted: ExhaustionReason,
 }

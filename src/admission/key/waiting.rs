@@ -1,14 +1,12 @@
 //! Keys whose claims are in the wait queues. Such a claim is either *tried* (a shard is asked, or a thread decides its next
-//! step) or *stands still*. Whoever offers something to one that is being tried leaves a note in the entry, and the
-//! claim asks that shard before it stands still: so no offer is lost, and a claim that stands still is never passed.
+//! step) or *stands still*. Nothing is offered to one that is being tried; a worker that it may fit is offered again once it
+//! stands still: so none is lost, and a claim that stands still is never passed.
 
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::PendingClaim;
 use super::directory::KeyDirectory;
-use super::entry::{KeyEntry, MissedOffers, PendingKey, PendingStage, QueuedKey};
+use super::entry::{KeyEntry, PendingKey, PendingStage, QueuedKey};
 use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::queue::{OfferVerdict, QueuedClaim};
 use crate::model::request_error::ExhaustionReason;
@@ -20,8 +18,6 @@ use crate::shard::{ClaimCall, KeyTicket, ShardRef};
 pub enum SettledClaim {
     /// The claim stands still in its entry, until it is offered something.
     StandsStill,
-    /// Shards that had something for the claim meanwhile must be asked.
-    Missed(Box<PendingClaim>, SmallVec<[ShardRef; 4]>),
     /// The ticket is not valid any more.
     Stale(Box<PendingClaim>),
 }
@@ -49,9 +45,7 @@ impl KeyDirectory {
         if !pending.has_ticket(claim.ticket) {
             return None;
         }
-        let mut missed = pending.queued.take().map_or_else(MissedOffers::default, |queued| queued.missed);
-        missed.keep_pools(&claim.pools);
-        pending.queued = Some(Box::new(QueuedKey { claim: Arc::clone(claim), missed, exhausted }));
+        pending.queued = Some(Box::new(QueuedKey { claim: Arc::clone(claim), exhausted }));
         let leave = pending.take_duplicates(|item| item.waits());
         let deadlines = pending.duplicates.iter().flat_map(|duplicates| duplicates.iter());
         Some((leave, deadlines.filter_map(|item| item.wait_until_ms()).collect()))
@@ -68,18 +62,14 @@ impl KeyDirectory {
         }
     }
 
-    /// Lets a claim stand still after a search that found nothing, and releases its quota, unless a shard had something
-    /// for it meanwhile.
+    /// Lets a claim stand still after a search that found nothing, and releases its quota. The caller must say so in its
+    /// queues afterwards.
     pub fn settle(&self, claim: Box<PendingClaim>, exhausted: ExhaustionReason) -> SettledClaim {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(&claim.id).as_deref_mut() {
             Some(KeyEntry::Pending(pending)) if pending.has_ticket(claim.ticket) => {
                 let Some(queued) = &mut pending.queued else { return SettledClaim::Stale(claim) };
                 queued.exhausted = exhausted;
-                let missed = queued.missed.take();
-                if !missed.is_empty() && !matches!(exhausted, ExhaustionReason::Quota(_)) {
-                    return SettledClaim::Missed(claim, missed);
-                }
                 pending.stage = PendingStage::Waiting(claim);
                 drop(pending.charge.take());
                 SettledClaim::StandsStill
@@ -104,10 +94,7 @@ impl KeyDirectory {
             return (OfferVerdict::Gone, None);
         }
         let Some(mut item) = pending.take_waiting() else {
-            if let Some(queued) = &mut pending.queued {
-                queued.missed.add(from);
-            }
-            return (OfferVerdict::Busy, None);
+            return (OfferVerdict::Tried, None);
         };
         if item.reply.is_abandoned() || item.is_wait_over(now_ms) {
             // Whoever ends its wait is on the way.

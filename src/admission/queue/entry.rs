@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::pool_queue::EntryOutcome;
+use super::wait_queue::UnmatchedOffer;
 use super::{ArrivalNumber, PoolQueue, QueuedClaim};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
@@ -15,7 +16,7 @@ use crate::admission::tenant::Tenant;
 use crate::engine::ClaimTarget;
 use crate::model::Millis;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
-use crate::shard::{ProtocolPoint, ProtocolRule, RunOrigin, ShardRef};
+use crate::shard::{Command, ProtocolPoint, ProtocolRule, RunOrigin, ShardRef};
 
 impl ClaimDispatcher {
     /// Goes on with a claim that has no shard left to ask: it enters the queues, stands still in them, or is rejected.
@@ -164,7 +165,10 @@ impl ClaimDispatcher {
         let waits_for = |pool: &&Arc<Pool>| queued.pools.contains(&pool.number);
         let Some(pool) = pools.by_number(from.shard.pool).filter(waits_for) else { return Some(item) };
         match enter_queue(pool, queued) {
-            EntryOutcome::Entered => self.restart_search(item, &pools, from.now_ms, work),
+            EntryOutcome::Entered => {
+                note_tried(&pools, queued);
+                self.restart_search(item, &pools, from.now_ms, work)
+            }
             EntryOutcome::Present | EntryOutcome::Closed => Some(item),
         }
     }
@@ -204,7 +208,7 @@ impl ClaimDispatcher {
         self.enter_queues(item, ExhaustionReason::Pool, now_ms, work)
     }
 
-    /// Lets a claim stand still after a search that found nothing, unless it missed something meanwhile.
+    /// Lets a claim stand still after a search that found nothing.
     fn settle(
         &self,
         item: Box<PendingClaim>,
@@ -217,12 +221,6 @@ impl ClaimDispatcher {
         ProtocolPoint::WaitStep.reach();
         match self.keys.settle(item, exhausted) {
             SettledClaim::StandsStill => {}
-            SettledClaim::Missed(mut item, shards) => {
-                let ask = |shard| ShardAsk { shard, target: None };
-                item.asks = Some(Box::new(shards.into_iter().map(ask).collect()));
-                item.unreachable = None;
-                return Some(item);
-            }
             SettledClaim::Stale(item) => {
                 self.reply_rejected(item, RequestError::DeadlineExceeded);
                 return None;
@@ -244,10 +242,16 @@ impl ClaimDispatcher {
             self.wait_queues.rechecks.lock().insert(queued.arrival, Arc::clone(&queued));
         }
         for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
+            let mut queue = pool.wait_queue.lock();
             if is_short {
-                pool.wait_queue.lock().queue.note_quota_short(queued.arrival);
+                queue.queue.note_quota_short(queued.arrival);
             } else {
-                pool.wait_queue.lock().queue.note_searched(queued.arrival);
+                queue.queue.note_searched(queued.arrival);
+            }
+            let unmatched = queue.queue.stand_still(queued.arrival);
+            drop(queue);
+            if ProtocolRule::OfferAgain.holds() {
+                unmatched.into_iter().for_each(|offer| work.push(offer_again(pool, offer)));
             }
             if queued.priority > 0 || pool.wait_queue.lowest_reserved_priority().is_some() {
                 work.push(Effect::AssignReservations(Arc::clone(pool)));
@@ -323,6 +327,19 @@ impl ClaimDispatcher {
             self.wait_queues.rechecks.lock().insert(queued.arrival, Arc::clone(queued));
         }
     }
+}
+
+/// Notes in its queues that a claim is being tried, before its search begins. Its charge may keep others of its tenant, and so
+/// itself, from what comes free meanwhile.
+pub(super) fn note_tried(pools: &PoolMap, queued: &QueuedClaim) {
+    for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
+        pool.wait_queue.lock().queue.note_tried(&[queued.arrival]);
+    }
+}
+
+/// Offer of a worker that nobody took while a claim that it may fit was being tried.
+fn offer_again(pool: &Pool, UnmatchedOffer { shard, worker }: UnmatchedOffer) -> Effect {
+    Effect::Send(ShardRef { pool: pool.number, shard }, worker.map_or(Command::OfferAll, Command::Offer))
 }
 
 /// Enters a claim into the queue of a pool.

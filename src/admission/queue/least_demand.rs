@@ -115,6 +115,9 @@ impl Default for LeastDemand {
 }
 
 impl LeastDemand {
+    /// Demand that everything covers.
+    pub const NOTHING: Self = Self { without_gpus: [0; AMOUNTS], with_gpus: [0; AMOUNTS] };
+
     /// Demand of one claim.
     #[must_use]
     pub fn of(demand: &ClaimDemand) -> Self {

@@ -62,6 +62,9 @@ impl ClaimDispatcher {
                     let useless = reservations.end_if_too_short(offer, from.now_ms);
                     // One that is not known here keeps the worker from everybody for nobody.
                     let unknown = offer.reservation.filter(|number| !reservations.knows(*number));
+                    if number.is_none() {
+                        queue.queue.note_unmatched(from.shard.shard, offer);
+                    }
                     drop(queue);
                     if let Some(number) = useless.or(unknown) {
                         pool.shards[from.shard.shard as usize].cancel_reservation(number);

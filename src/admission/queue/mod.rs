@@ -6,8 +6,8 @@
 //! claim that fits is tried on that worker at once. Three rules make that exact (`Q05`):
 //!
 //! 1. *Publish, then look*: a run publishes what came free before it looks whether anybody waits.
-//! 2. *Queue, then search*: a claim that enters the queues is searched for once more afterwards. What it is offered
-//!    meanwhile is noted in its entry, and asked for before the claim stands still.
+//! 2. *Queue, then search*: a claim that enters the queues is searched for once more afterwards. A worker that comes free
+//!    meanwhile and that nobody else takes is offered again once the claim stands still.
 //! 3. *Match, then decide*: what came free is offered to those who wait before any other claim is decided.
 //!
 //! So a claim that stands still is never passed by one of a lower rank, and never forgotten. One that is being tried may

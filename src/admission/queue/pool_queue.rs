@@ -87,6 +87,8 @@ pub struct QueueContents {
     /// Claims that waited and were granted, in the current time window and the one before.
     served: [u64; 2],
     window_ms: Millis,
+    /// Version of the queue whose least demand is published.
+    published_version: u64,
 }
 
 impl PoolQueue {
@@ -146,12 +148,13 @@ impl std::ops::DerefMut for QueueGuard<'_> {
 
 impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        let queue = &self.contents.queue;
+        if self.contents.published_version != self.contents.queue.version() {
+            self.publish_floor();
+        }
         if self.owner.published.waiting() != self.contents.len() {
-            self.owner.floor.publish(&queue.least());
             self.owner.published.set_waiting(self.contents.len());
         }
-        let lowest = queue.reservations.lowest_priority().map_or(0, |priority| u32::from(priority) + 1);
+        let lowest = self.contents.queue.reservations.lowest_priority().map_or(0, |priority| u32::from(priority) + 1);
         if self.owner.lowest_reserved.load(Ordering::Relaxed) != lowest {
             self.owner.lowest_reserved.store(lowest, Ordering::SeqCst);
         }
@@ -166,6 +169,11 @@ impl QueueContents {
 }
 
 impl QueueGuard<'_> {
+    fn publish_floor(&mut self) {
+        self.owner.floor.publish(&self.contents.queue.least());
+        self.contents.published_version = self.contents.queue.version();
+    }
+
     /// Enters a gang. Returns false if the queue is closed.
     pub(super) fn enter_gang(&mut self, gang: &Arc<WaitingGang>) -> bool {
         if !self.is_closed {
@@ -180,7 +188,7 @@ impl QueueGuard<'_> {
         self.queue.reservations.forget(gang.arrival);
     }
 
-    /// Enters a claim, unless it is in the queue. `needs_ms`: time for which it needs a worker of this pool; `total`:
+    /// Enters a claim that is being tried, unless it is in the queue. `needs_ms`: time for which it needs a worker of this pool; `total`:
     /// resources of the pool.
     pub fn enter(&mut self, claim: &Arc<QueuedClaim>, needs_ms: Millis, total: &ResourceUsage) -> EntryOutcome {
         if self.is_closed {
@@ -193,7 +201,7 @@ impl QueueGuard<'_> {
         let share = claim.tenant.current_share(self.owner.pool, total);
         self.queue.insert(claim, needs_ms, share);
         // Also if as many left meanwhile: the floor may be lower.
-        self.owner.floor.publish(&self.queue.least());
+        self.publish_floor();
         self.owner.published.set_waiting(self.len());
         // Before the search that follows reads the bounds of the shards.
         fence(Ordering::SeqCst);

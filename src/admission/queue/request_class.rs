@@ -74,11 +74,15 @@ impl ClassTable {
     /// Whether the class allows the worker of the present query, whatever it has free.
     pub(super) fn allows(&mut self, number: u32, worker: &WorkerSpec) -> bool {
         let query = self.query;
-        let row = self.rows.get_mut(number);
-        if row.compared.0 != query {
-            let fits = row.constraints.as_ref().is_none_or(|constraints| constraints.fits(worker));
-            row.compared = (query, fits);
+        if self.rows.get(number).compared.0 != query {
+            let allows = self.fits(number, worker);
+            self.rows.get_mut(number).compared = (query, allows);
         }
-        row.compared.1
+        self.rows.get(number).compared.1
+    }
+
+    /// Whether the constraints of the class allow a worker.
+    pub(super) fn fits(&self, number: u32, worker: &WorkerSpec) -> bool {
+        self.rows.get(number).constraints.as_ref().is_none_or(|constraints| constraints.fits(worker))
     }
 }

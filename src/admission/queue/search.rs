@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::QueuedClaim;
-use super::entry::renew_needs;
+use super::entry::{note_tried, renew_needs};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
 use crate::admission::pool_registry::Pool;
@@ -18,8 +18,9 @@ impl ClaimDispatcher {
     /// Searches for a claim once more, if it stands still.
     pub(crate) fn search_again(&self, queued: &QueuedClaim, work: &mut EffectQueue) {
         let Some(item) = self.keys.begin_search(queued) else { return };
-        let now_ms = self.clock.engine_ms();
-        if let Some(item) = self.restart_search(item, &self.pools.load(), now_ms, work) {
+        let (pools, now_ms) = (self.pools.load(), self.clock.engine_ms());
+        note_tried(&pools, queued);
+        if let Some(item) = self.restart_search(item, &pools, now_ms, work) {
             self.route(item, work);
         }
     }

@@ -5,26 +5,35 @@
 //! groups are a tree by rank, and the lanes of a group are a tree by the arrival of their first claims. Each node knows
 //! the least that anything below it needs ([`super::rank_tree`]), so the best-ranked claim that fits a worker is found
 //! without looking at those that do not fit.
+//!
+//! A claim either stands still or is being tried elsewhere. One that is tried keeps its rank, but nothing is offered to it,
+//! and a lane of such claims only is passed over as a whole. A worker that one of them may fit and nobody else takes is
+//! *unmatched*: it is offered again once such a claim stands still ([`unmatched`]).
 
 mod positions;
+mod unmatched;
 mod walk;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 pub use self::positions::{CountStep, PositionCount};
+pub use self::unmatched::UnmatchedOffer;
+use self::unmatched::UnmatchedWorkers;
 use self::walk::WALK_VISITS_MAX;
 pub use self::walk::{OfferVerdict, QueueWalk, WalkOracle, WalkOutcome};
-use super::least_demand::{ClaimDemand, LeastDemand};
+use super::least_demand::{ClaimDemand, FreeAmounts, LeastDemand};
 use super::queued_claim::{ArrivalNumber, QueuedClaim};
 use super::rank_tree::{SubtreeSummary, TreeArena, TreeRoot};
 use super::request_class::ClassTable;
 use super::reservations::ReservationList;
 use super::row_table::RowTable;
 use crate::admission::tenant::Tenant;
+use crate::engine::WorkerOffer;
 use crate::model::Millis;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +43,9 @@ struct GroupKey {
     first: ArrivalNumber,
     tenant: u64,
 }
+
+/// Lanes with claims that are being tried, up to which these are looked at one by one.
+const TRIED_LANES_MAX: usize = 16;
 
 /// Claims of one tenant and priority.
 #[derive(Debug)]
@@ -52,12 +64,21 @@ struct ClaimLane {
     group: u32,
     class: u32,
     arrivals: BTreeSet<ArrivalNumber>,
+    /// Claims of the lane that are being tried.
+    tried: BTreeSet<ArrivalNumber>,
     /// Mark at which the lane was last passed over because of the quota.
     short_mark: u64,
     /// Mark at which a search for a claim of it last found no capacity.
     searched_mark: u64,
     /// Claim that is being searched for because its tenant has more headroom.
     searched_for: Option<ArrivalNumber>,
+}
+
+impl ClaimLane {
+    /// First claim that stands still, of those that arrived at this number or later.
+    fn first_still(&self, from: impl RangeBounds<ArrivalNumber>) -> Option<ArrivalNumber> {
+        self.arrivals.range(from).copied().find(|arrival| !self.tried.contains(arrival))
+    }
 }
 
 /// Claims that wait for a pool.
@@ -74,6 +95,9 @@ pub struct WaitQueue {
     group_tree: TreeArena<GroupKey, u32>,
     lane_trees: TreeArena<ArrivalNumber, u32>,
     root: TreeRoot,
+    /// Lanes with a claim that is being tried.
+    tried_lanes: BTreeSet<u32>,
+    unmatched: UnmatchedWorkers,
     /// Number of changes of the trees.
     version: u64,
     /// Number of times that something was marked: tells which of two marks is later.
@@ -101,10 +125,21 @@ impl WaitQueue {
         self.groups_of(tenant).map(|group| self.lane_trees.summary(self.groups.get(group).lanes).claims as usize).sum()
     }
 
-    /// Least that some claim needs.
+    /// Number that changes with [`Self::least`].
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Least that some claim needs, whether it stands still or is being tried.
     #[must_use]
     pub fn least(&self) -> LeastDemand {
-        self.group_tree.summary(self.root).least
+        let mut least = self.group_tree.summary(self.root).least;
+        if self.tried_lanes.len() > TRIED_LANES_MAX {
+            return LeastDemand::NOTHING;
+        }
+        self.tried_lanes.iter().for_each(|lane| least.merge(&self.lane_least(self.lanes.get(*lane))));
+        least
     }
 
     /// Claim with this arrival number.
@@ -143,7 +178,7 @@ impl WaitQueue {
         self.groups_by_tenant.range((tenant, 0)..=(tenant, u16::MAX)).map(|(_, group)| *group)
     }
 
-    /// Adds a claim, unless it is in the queue. `needs_ms`: time for which it needs a worker of this pool. `share`: its
+    /// Adds a claim that is being tried, unless it is in the queue. `needs_ms`: time for which it needs a worker of this pool. `share`: its
     /// tenant's share of the pool. Returns whether it was added.
     pub fn insert(&mut self, claim: &Arc<QueuedClaim>, needs_ms: Millis, share: u64) -> bool {
         if self.claims.contains_key(&claim.arrival) {
@@ -160,11 +195,22 @@ impl WaitQueue {
         let class = self.classes.join(&claim.class, needs_ms);
         let lane = *self.lanes_by_key.entry((group, class)).or_insert_with(|| {
             // It may fit the capacity that the quota keeps others from.
-            let (arrivals, short_mark, searched_mark) = (BTreeSet::new(), 0, self.marks);
-            self.lanes.insert(ClaimLane { group, class, arrivals, short_mark, searched_mark, searched_for: None })
+            let (arrivals, tried, short_mark, searched_mark) = (BTreeSet::new(), BTreeSet::new(), 0, self.marks);
+            self.lanes.insert(ClaimLane {
+                group,
+                class,
+                arrivals,
+                tried,
+                short_mark,
+                searched_mark,
+                searched_for: None,
+            })
         });
         self.detach_lane(lane);
-        self.lanes.get_mut(lane).arrivals.insert(claim.arrival);
+        let row = self.lanes.get_mut(lane);
+        row.arrivals.insert(claim.arrival);
+        row.tried.insert(claim.arrival);
+        self.tried_lanes.insert(lane);
         self.attach_lane(lane);
         self.attach_group(group);
         self.claims.insert(claim.arrival, (Arc::clone(claim), lane));
@@ -178,7 +224,11 @@ impl WaitQueue {
         let ClaimLane { group, class, .. } = *self.lanes.get(lane);
         self.detach_group(group);
         self.detach_lane(lane);
-        self.lanes.get_mut(lane).arrivals.remove(&arrival);
+        let row = self.lanes.get_mut(lane);
+        row.arrivals.remove(&arrival);
+        if row.tried.remove(&arrival) && row.tried.is_empty() {
+            self.forget_tried_lane(lane);
+        }
         self.attach_lane(lane);
         self.attach_group(group);
         self.classes.leave(class);
@@ -193,9 +243,77 @@ impl WaitQueue {
         Some(claim)
     }
 
+    /// Notes that a claim stands still from now on. Returns the workers that it may fit and that nobody took while it was
+    /// being tried: they must be offered again.
+    #[must_use]
+    pub fn stand_still(&mut self, arrival: ArrivalNumber) -> Vec<UnmatchedOffer> {
+        let Some(&(_, lane)) = self.claims.get(&arrival) else { return Vec::new() };
+        if !self.lanes.get(lane).tried.contains(&arrival) {
+            return Vec::new();
+        }
+        self.change_tried(lane, |tried| tried.remove(&arrival));
+        let class = self.lanes.get(lane).class;
+        let (demand, classes) = (self.classes.demand(class), &self.classes);
+        let workers = self.unmatched.take(|worker| worker.may_fit(demand, |spec| classes.fits(class, spec)));
+        if self.lanes.get(lane).tried.is_empty() {
+            self.forget_tried_lane(lane);
+        }
+        workers
+    }
+
+    /// Notes that these claims are being tried. Each must stand still later ([`Self::stand_still`]) or be removed.
+    pub fn note_tried(&mut self, arrivals: &[ArrivalNumber]) {
+        for arrival in arrivals {
+            let Some(&(_, lane)) = self.claims.get(arrival) else { continue };
+            self.change_tried(lane, |tried| tried.insert(*arrival));
+            self.tried_lanes.insert(lane);
+        }
+    }
+
+    /// Changes which claims of a lane are being tried. The trees change only if that decides whether any stands still.
+    fn change_tried(&mut self, number: u32, change: impl FnOnce(&mut BTreeSet<ArrivalNumber>) -> bool) {
+        let lane = self.lanes.get_mut(number);
+        let (group, before) = (lane.group, lane.tried.len() == lane.arrivals.len());
+        if change(&mut lane.tried) && before != (lane.tried.len() == lane.arrivals.len()) {
+            self.version += 1;
+            self.detach_group(group);
+            self.detach_lane(number);
+            self.attach_lane(number);
+            self.attach_group(group);
+        }
+    }
+
+    /// Forgets a lane of which no claim is being tried any more. Without any, no worker is unmatched.
+    fn forget_tried_lane(&mut self, lane: u32) {
+        self.tried_lanes.remove(&lane);
+        if self.tried_lanes.is_empty() {
+            self.unmatched.clear();
+        }
+    }
+
+    /// Notes that no claim that stands still took a worker. It is unmatched if one that is being tried may fit it.
+    pub fn note_unmatched(&mut self, shard: u16, offer: &WorkerOffer) {
+        let (worker, free) = ((shard, offer.worker), FreeAmounts::of(offer));
+        let is_wanted = self.tried_lanes.len() > TRIED_LANES_MAX
+            || self.tried_lanes.iter().any(|lane| {
+                let class = self.lanes.get(*lane).class;
+                self.classes.demand(class).fits(&free) && self.classes.fits(class, &offer.registration.spec)
+            });
+        if is_wanted {
+            self.unmatched.insert(worker, free, &offer.registration);
+        } else {
+            self.unmatched.remove(worker);
+        }
+    }
+
+    fn lane_least(&self, lane: &ClaimLane) -> LeastDemand {
+        LeastDemand::of(self.classes.demand(lane.class))
+    }
+
     fn lane_summary(&self, lane: &ClaimLane) -> SubtreeSummary {
         let claims = u32::try_from(lane.arrivals.len()).expect("fewer than 2^32 claims wait");
-        SubtreeSummary { least: LeastDemand::of(self.classes.demand(lane.class)), claims }
+        let is_tried = lane.tried.len() == lane.arrivals.len();
+        SubtreeSummary { least: if is_tried { LeastDemand::default() } else { self.lane_least(lane) }, claims }
     }
 
     fn attach_lane(&mut self, number: u32) {

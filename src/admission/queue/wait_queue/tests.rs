@@ -40,8 +40,11 @@ enum Step {
     Share(usize, u64),
     /// Cores that a tenant may still hold.
     Headroom(usize, u64),
-    /// Whether a claim is being tried.
-    Busy(usize),
+    /// A claim begins to be tried, which the queue may not know, or stands still again.
+    Tried {
+        which: usize,
+        is_noted: bool,
+    },
     Match {
         cores: u64,
         has_gpu: bool,
@@ -57,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<usize>().prop_map(Step::Remove),
         2 => (0..TENANTS, 0..3_u64).prop_map(|(tenant, share)| Step::Share(tenant, share)),
         1 => (0..TENANTS, 0..5_u64).prop_map(|(tenant, cores)| Step::Headroom(tenant, cores)),
-        2 => any::<usize>().prop_map(Step::Busy),
+        3 => (any::<usize>(), any::<bool>()).prop_map(|(which, is_noted)| Step::Tried { which, is_noted }),
         6 => (0..5_u64, any::<bool>(), prop_oneof![Just("a"), Just("b"), Just("c")], prop_oneof![Just(None), Just(Some(50)), Just(Some(500))])
             .prop_map(|(cores, has_gpu, kind, left_ms)| Step::Match { cores, has_gpu, kind, left_ms }),
     ]
@@ -76,7 +79,7 @@ fn constraints(request: usize, selectors: &SelectorCache) -> Arc<PlacementConstr
     })
 }
 
-fn offer(cores: u64, has_gpu: bool, kind: &str, left_ms: Option<Millis>) -> WorkerOffer {
+fn offer(worker: u32, cores: u64, has_gpu: bool, kind: &str, left_ms: Option<Millis>) -> WorkerOffer {
     let gpu = has_gpu.then(|| GpuCapacity { model: "A".into(), count: 1 });
     let spec = WorkerSpec {
         labels: [("kind".to_owned(), kind.to_owned())].into(),
@@ -86,7 +89,7 @@ fn offer(cores: u64, has_gpu: bool, kind: &str, left_ms: Option<Millis>) -> Work
     let gpus = u64::from(has_gpu);
     let free = ResourceAmounts { cpu_milli: cores, gpu: gpus, gpu_milli: 1_000 * gpus, ..ResourceAmounts::default() };
     let (registration, mode) = (Arc::new(WorkerRegistration { spec }), PoolMode::Shared);
-    WorkerOffer { worker: 0, registration, free, mode, left_ms, reservation: None }
+    WorkerOffer { worker, registration, free, mode, left_ms, reservation: None }
 }
 
 /// Claims in the order in which they came, with what a walk asks.
@@ -94,7 +97,12 @@ struct Naive {
     claims: Vec<(Arc<QueuedClaim>, usize)>,
     shares: [u64; TENANTS],
     headroom: [u64; TENANTS],
-    busy: BTreeSet<ArrivalNumber>,
+    /// Claims that are being tried.
+    tried: BTreeSet<ArrivalNumber>,
+    /// Claims that the queue knows to be tried.
+    noted: BTreeSet<ArrivalNumber>,
+    /// Workers that nobody took while a claim that they fit was being tried.
+    unmatched: BTreeMap<u32, WorkerOffer>,
     numbers: HashMap<u64, usize>,
 }
 
@@ -118,10 +126,18 @@ impl Naive {
     fn verdict(&self, claim: &QueuedClaim, request: usize) -> OfferVerdict {
         if self.headroom[self.numbers[&claim.tenant.number]] < REQUESTS[request].0 {
             OfferVerdict::NoQuota
-        } else if self.busy.contains(&claim.arrival) {
-            OfferVerdict::Busy
+        } else if self.tried.contains(&claim.arrival) {
+            OfferVerdict::Tried
         } else {
             OfferVerdict::Takes
+        }
+    }
+
+    fn forget_tried(&mut self, arrival: ArrivalNumber) {
+        self.tried.remove(&arrival);
+        self.noted.remove(&arrival);
+        if self.noted.is_empty() {
+            self.unmatched.clear();
         }
     }
 
@@ -196,7 +212,9 @@ impl Fixture {
             claims: Vec::new(),
             shares: [0; TENANTS],
             headroom: [100; TENANTS],
-            busy: BTreeSet::new(),
+            tried: BTreeSet::new(),
+            noted: BTreeSet::new(),
+            unmatched: BTreeMap::new(),
             numbers,
         };
         (Self { tenants, requests, next_arrival: 1 }, naive)
@@ -212,7 +230,17 @@ impl Fixture {
         };
         let claim = Arc::new(QueuedClaim::of_test(arrival, priority, &self.tenants[tenant], class));
         assert!(queue.insert(&claim, REQUESTS[request].3, naive.shares[tenant]));
+        naive.tried.insert(arrival);
+        naive.noted.insert(arrival);
         naive.claims.push((claim, request));
+    }
+
+    fn insert_still(&mut self, queue: &mut WaitQueue, naive: &mut Naive, priority: u16, tenant: usize, request: usize) {
+        self.insert(queue, naive, priority, tenant, request);
+        let (claim, _) = naive.claims.last().unwrap();
+        let arrival = claim.arrival;
+        naive.forget_tried(arrival);
+        assert_eq!(queue.stand_still(arrival), []);
     }
 }
 
@@ -222,7 +250,7 @@ proptest! {
     fn q04_a_worker_goes_to_the_claim_that_a_list_gives(steps in prop::collection::vec(step(), 1..150)) {
         let (mut fixture, mut naive) = Fixture::new();
         let mut queue = WaitQueue::default();
-        for step in steps {
+        for (number, step) in (0..).zip(steps) {
             match step {
                 Step::Insert { priority, tenant, request } => {
                     fixture.insert(&mut queue, &mut naive, priority, tenant, request);
@@ -231,33 +259,60 @@ proptest! {
                     let (gone, _) = naive.claims.remove(which % naive.claims.len());
                     prop_assert_eq!(queue.remove(gone.arrival).map(|claim| claim.arrival), Some(gone.arrival));
                     prop_assert!(queue.remove(gone.arrival).is_none());
+                    naive.forget_tried(gone.arrival);
                 }
                 Step::Share(tenant, share) => {
                     naive.shares[tenant] = share;
                     queue.set_share(fixture.tenants[tenant].number, share);
                 }
                 Step::Headroom(tenant, cores) => naive.headroom[tenant] = cores,
-                Step::Busy(which) if !naive.claims.is_empty() => {
-                    let arrival = naive.claims[which % naive.claims.len()].0.arrival;
-                    if !naive.busy.remove(&arrival) {
-                        naive.busy.insert(arrival);
+                Step::Tried { which, is_noted } if !naive.claims.is_empty() => {
+                    let (claim, request) = naive.claims[which % naive.claims.len()].clone();
+                    if naive.tried.insert(claim.arrival) {
+                        if is_noted {
+                            queue.note_tried(&[claim.arrival]);
+                            naive.noted.insert(claim.arrival);
+                        }
+                    } else {
+                        let again = queue.stand_still(claim.arrival);
+                        let is_again = |at: &u32| again.contains(&UnmatchedOffer { shard: 7, worker: Some(*at) });
+                        // Whoever the queue takes for standing still was offered the worker.
+                        let fits = |(_, offer): &(&u32, &WorkerOffer)| Naive::fits(request, offer);
+                        let mut owed = naive.unmatched.iter().filter(fits).map(|(at, _)| at);
+                        prop_assert!(!naive.noted.contains(&claim.arrival) || owed.all(is_again));
+                        naive.unmatched.retain(|at, _| !is_again(at));
+                        naive.forget_tried(claim.arrival);
                     }
                 }
-                Step::Remove(_) | Step::Busy(_) => {}
+                Step::Remove(_) | Step::Tried { .. } => {}
                 Step::Match { cores, has_gpu, kind, left_ms } => {
-                    let offer = offer(cores, has_gpu, kind, left_ms);
+                    let offer = offer(number, cores, has_gpu, kind, left_ms);
                     let expected = naive.best(&offer);
                     let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
                     let matched = walk_to_end(&mut queue, &offer, &mut oracle);
                     prop_assert_eq!(matched, expected);
                     prop_assert!(oracle.asked.is_sorted(), "claims are asked in the order of rank");
                     naive.claims.retain(|(claim, _)| Some(claim.arrival) != matched);
+                    if matched.is_none() {
+                        let fitting = naive.claims.iter().filter(|(_, request)| Naive::fits(*request, &offer));
+                        let (asked, tried): (Vec<_>, Vec<_>) = fitting
+                            .map(|(claim, request)| (claim.arrival, naive.verdict(claim, *request)))
+                            .filter(|(arrival, _)| naive.tried.contains(arrival))
+                            .partition(|(_, verdict)| *verdict == OfferVerdict::Tried);
+                        let is_wanted = !asked.is_empty() || tried.iter().any(|(arrival, _)| naive.noted.contains(arrival));
+                        naive.noted.extend(asked.iter().map(|(arrival, _)| *arrival));
+                        queue.note_unmatched(7, &offer);
+                        if is_wanted {
+                            naive.unmatched.insert(offer.worker, offer.clone());
+                        }
+                    }
                     let quota_free = |claim: &QueuedClaim| naive.headroom[naive.numbers[&claim.tenant.number]];
                     for tenant in 0..TENANTS {
                         let number = fixture.tenants[tenant].number;
                         let passed = naive.claims.iter().any(|(claim, request)| {
                             claim.tenant.number == number
                                 && Naive::fits(*request, &offer)
+                                && !naive.tried.contains(&claim.arrival)
                                 && quota_free(claim) < REQUESTS[*request].0
                         });
                         // Whoever the quota kept from this worker is remembered, if the walk came that far.
@@ -276,7 +331,8 @@ proptest! {
                 let demand = ClaimDemand::new(Some(&fixture.requests[*request]), REQUESTS[*request].3);
                 least.merge(&LeastDemand::of(&demand));
             }
-            prop_assert_eq!(queue.least(), least);
+            prop_assert!(queue.least() == least || queue.least() == LeastDemand::NOTHING);
+            prop_assert!(queue.tried_lanes.len() > TRIED_LANES_MAX || queue.least() == least);
             let mut arrivals: Vec<_> = naive.claims.iter().map(|(claim, _)| claim.arrival).collect();
             prop_assert!(queue.claims().map(|claim| claim.arrival).eq(arrivals.iter().copied()), "by arrival");
             let each: Vec<_> = arrivals.iter().map(|arrival| queue.count_ahead(*arrival)).collect();
@@ -304,13 +360,13 @@ proptest! {
 fn q09_a_long_walk_is_divided_and_gives_nothing_up() {
     let (mut fixture, mut naive) = Fixture::new();
     let mut queue = WaitQueue::default();
-    for n in 0..2_000 {
-        fixture.insert(&mut queue, &mut naive, 0, n % TENANTS, 0);
+    for n in 0..4_000 {
+        fixture.insert_still(&mut queue, &mut naive, 0, n % TENANTS, 0);
     }
-    naive.busy = naive.claims.iter().map(|(claim, _)| claim.arrival).collect();
-    let last = naive.claims[1_990].0.arrival;
-    naive.busy.remove(&last);
-    let (mut walk, offer) = (QueueWalk::default(), offer(4, false, "c", None));
+    naive.tried = naive.claims.iter().map(|(claim, _)| claim.arrival).collect();
+    let last = naive.claims[3_990].0.arrival;
+    naive.tried.remove(&last);
+    let (mut walk, offer) = (QueueWalk::default(), offer(0, 4, false, "c", None));
     let mut parts = 0;
     let matched = loop {
         let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
@@ -377,10 +433,10 @@ fn q09_a_long_count_is_divided() {
 fn q09_what_fits_nobody_costs_one_look() {
     let (mut fixture, mut naive) = Fixture::new();
     let mut queue = WaitQueue::default();
-    (0..10_000).for_each(|n| fixture.insert(&mut queue, &mut naive, 0, n % TENANTS, 3));
+    (0..10_000).for_each(|n| fixture.insert_still(&mut queue, &mut naive, 0, n % TENANTS, 3));
     let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
     let mut walk = QueueWalk::default();
-    let without_gpu = offer(8, false, "a", None);
+    let without_gpu = offer(0, 8, false, "a", None);
     assert!(matches!(queue.walk(&mut walk, &without_gpu, &mut oracle), WalkOutcome::Nobody));
     assert!(walk.frontier.capacity() == 0 && oracle.asked.is_empty(), "nothing was looked at");
 }

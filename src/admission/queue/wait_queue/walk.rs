@@ -2,7 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use super::{GroupKey, TenantGroup, WaitQueue};
 use crate::admission::queue::least_demand::{FreeAmounts, LeastDemand};
@@ -16,8 +19,8 @@ use crate::engine::WorkerOffer;
 pub enum OfferVerdict {
     /// The claim takes the worker, and leaves this queue.
     Takes,
-    /// The claim is being tried elsewhere, and has noted the shard.
-    Busy,
+    /// The claim is being tried elsewhere, and will stand still or leave afterwards.
+    Tried,
     /// The tenant's quota does not allow it.
     NoQuota,
     /// The claim does not wait any more.
@@ -63,6 +66,9 @@ impl Default for QueueWalk {
     }
 }
 
+/// Claims that a walk found being tried.
+type TriedClaims = SmallVec<[ArrivalNumber; 16]>;
+
 /// Rank of a claim, or the lowest below a node.
 pub(super) type ClaimRank = (Reverse<u16>, u64, ArrivalNumber);
 
@@ -77,8 +83,23 @@ pub(super) enum FrontierItem {
 }
 
 impl WaitQueue {
-    /// Offers a worker to the claims that fit it, in the order of rank, until one takes it.
+    /// Offers a worker to the claims that fit it, in the order of rank, until one takes it. Claims that are being tried are
+    /// passed over.
     pub fn walk(&mut self, walk: &mut QueueWalk, offer: &WorkerOffer, oracle: &mut impl WalkOracle) -> WalkOutcome {
+        let mut tried = TriedClaims::new();
+        let outcome = self.walk_part(walk, offer, oracle, &mut tried);
+        // Only now: that changes the trees.
+        self.note_tried(&tried);
+        outcome
+    }
+
+    fn walk_part(
+        &mut self,
+        walk: &mut QueueWalk,
+        offer: &WorkerOffer,
+        oracle: &mut impl WalkOracle,
+        tried: &mut TriedClaims,
+    ) -> WalkOutcome {
         let free = FreeAmounts::of(offer);
         if walk.version != Some(self.version) {
             walk.visits_max = if walk.version.is_none() { WALK_VISITS_MAX } else { walk.visits_max.saturating_mul(2) };
@@ -113,8 +134,7 @@ impl WaitQueue {
                     let (first, lane) = self.lane_trees.get(node);
                     let class = self.lanes.get(lane).class;
                     if self.classes.demand(class).fits(&free) && self.classes.allows(class, &offer.registration.spec) {
-                        let rank = self.rank(group, first);
-                        walk.frontier.push(Reverse((rank, FrontierItem::Lane(lane, first))));
+                        self.push_claim(walk, group, lane, first..);
                     }
                 }
                 FrontierItem::Lane(number, arrival) => {
@@ -125,8 +145,7 @@ impl WaitQueue {
                         // Nor may the others of the lane, but for the one that the worker is kept for.
                         let kept_for = self.reservations.assigned_of(offer).filter(|kept_for| *kept_for > arrival);
                         if let Some(next) = kept_for.filter(|kept_for| lane.arrivals.contains(kept_for)) {
-                            let rank = self.rank(lane.group, next);
-                            walk.frontier.push(Reverse((rank, FrontierItem::Lane(number, next))));
+                            self.push_claim(walk, lane.group, number, next..=next);
                         }
                         continue;
                     }
@@ -136,12 +155,11 @@ impl WaitQueue {
                             return WalkOutcome::Matched(self.remove(arrival).expect("the claim is in the queue"));
                         }
                         OfferVerdict::NoQuota => self.mark_short(number),
-                        OfferVerdict::Busy | OfferVerdict::Gone => {
-                            let after = (std::ops::Bound::Excluded(arrival), std::ops::Bound::Unbounded);
-                            if let Some(&next) = lane.arrivals.range(after).next() {
-                                let rank = self.rank(lane.group, next);
-                                walk.frontier.push(Reverse((rank, FrontierItem::Lane(number, next))));
+                        OfferVerdict::Tried | OfferVerdict::Gone => {
+                            if verdict == OfferVerdict::Tried {
+                                tried.push(arrival);
                             }
+                            self.push_claim(walk, lane.group, number, (Bound::Excluded(arrival), Bound::Unbounded));
                         }
                     }
                 }
@@ -153,6 +171,13 @@ impl WaitQueue {
     fn rank(&self, group: u32, arrival: ArrivalNumber) -> ClaimRank {
         let TenantGroup { priority, share, .. } = self.groups.get(group);
         (Reverse(*priority), *share, arrival)
+    }
+
+    /// Pushes the first claim of a lane that stands still, of those that arrived in this range.
+    fn push_claim(&self, walk: &mut QueueWalk, group: u32, lane: u32, range: impl RangeBounds<ArrivalNumber>) {
+        if let Some(next) = self.lanes.get(lane).first_still(range) {
+            walk.frontier.push(Reverse((self.rank(group, next), FrontierItem::Lane(lane, next))));
+        }
     }
 
     fn push_groups(&self, walk: &mut QueueWalk, node: TreeNode, free: &FreeAmounts) {
