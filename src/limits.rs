@@ -152,9 +152,8 @@ pub const HOLD_MS_MAX: u64 = 3_600_000;
 pub const SEEK_HOLD_AGAIN_MS: u64 = 60_000;
 /// Largest number of workers of one pool from which claims were evicted for others that wait.
 pub const EVICTED_WORKERS_MAX: usize = 64;
-/// Workers of one pool that are kept in memory because only claims that are being tried may fit them; beyond that a shard is
-/// offered again as a whole.
-pub const UNMATCHED_WORKERS_MAX: usize = 1_024;
+/// Largest number of workers of one pool that are kept for an offer because only claims that are being tried may fit them.
+pub const UNMATCHED_WORKERS_MAX: usize = 256;
 /// Largest number of request shapes and idle workers in a reply about demand.
 pub const DEMAND_SHAPES_MAX: usize = 100;
 /// Number of quotas of one service: of tenants and of namespaces.

@@ -8,13 +8,15 @@ use super::gang::GangEvent;
 use super::key::PendingClaim;
 use super::pool_registry::Pool;
 use super::queue::QueuedClaim;
-use crate::shard::{Command, GangNumber, ShardRef};
+use crate::shard::{Command, GangNumber, OfferedWorkers, ShardRef};
 
 /// Action that takes locks, runs a shard, or answers a caller.
 #[derive(Debug)]
 pub enum Effect {
     /// Send a command to a shard.
     Send(ShardRef, Command),
+    /// Offer workers of a shard once more to the claims that wait.
+    OfferAgain(ShardRef, OfferedWorkers),
     /// Submit a claim again: the holder that it had found is gone.
     Submit(Box<PendingClaim>),
     /// Place claims of a batch, once the shards that were asked for the others have answered.

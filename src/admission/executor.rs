@@ -6,7 +6,7 @@ use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
 use super::pool_registry::PoolMap;
 use crate::model::request_error::{ObjectKind, RequestError, UnavailableReason};
-use crate::shard::{Command, ProtocolPoint, PushRejection, ShardRef};
+use crate::shard::{Command, OfferedWorkers, ProtocolPoint, PushRejection, ShardRef};
 
 /// Commands that a caller sends inline for others, beyond which the actors of the shards take over: a caller does not
 /// serve everybody who waits.
@@ -46,6 +46,10 @@ impl ClaimDispatcher {
                 ProtocolPoint::Effect.reach();
                 self.send(&self.pools.load(), shard, command, work);
             }
+            Effect::OfferAgain(shard, workers) => {
+                ProtocolPoint::Effect.reach();
+                self.offer_again(shard, workers, work);
+            }
             Effect::Submit(claim) => self.submit(claim, work),
             Effect::RouteAll(claims) => self.route_all(claims, work),
             Effect::Search(claim) => self.search_again(&claim, work),
@@ -70,6 +74,18 @@ impl ClaimDispatcher {
         };
         if let Err(rejected) = pushed {
             self.not_asked(shard, rejected.command, rejected.reason, work);
+        }
+    }
+
+    fn offer_again(&self, shard: ShardRef, workers: OfferedWorkers, work: &mut EffectQueue) {
+        work.sent += 1;
+        // Without its pool nobody waits there.
+        let pools = self.pools.load();
+        let Some(handle) = pools.shard(shard) else { return };
+        if work.sent > INLINE_SENDS_MAX {
+            handle.offer_again(workers);
+        } else {
+            handle.offer_again_into(workers, work);
         }
     }
 

@@ -52,7 +52,7 @@ pub(crate) struct ActorLifetime<S: ShardSink> {
 
 impl<S: ShardSink> Drop for ActorLifetime<S> {
     fn drop(&mut self) {
-        self.handle.with_work(|work| self.handle.remove_runner(self.life, work));
+        self.handle.remove_runner(self.life);
     }
 }
 

@@ -266,10 +266,6 @@ pub enum Command {
     SurveyTenant(TenantSurvey),
     /// Evicts claims for another one of their tenant, as far as they may be evicted still.
     EvictClaims(Vec<ClaimHandle>),
-    /// Offers all workers once more to the claims that wait.
-    OfferAll,
-    /// Offers the worker with this ordinal once more to the claims that wait.
-    Offer(u32),
     /// Takes an action on the members of a gang.
     Gang(Box<GangCall>),
     /// Relinquishes the claim: a worker runs a later claim of its key, whose record was lost.

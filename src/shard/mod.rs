@@ -39,6 +39,7 @@ pub use event::{
     ShardSink, UndecidedClaim,
 };
 pub use handle::{PushRejection, RejectedCommand, ShardHandle};
+pub use notice::OfferedWorkers;
 pub use paused_shard::PausedShard;
 pub use pool_context::{PoolContext, QueueState};
 pub use reply::{

@@ -5,6 +5,15 @@ use super::event::ShardLife;
 use crate::engine::{ClaimHandle, ReservationId, ShardConfig};
 use crate::model::{ClaimId, Fence, Millis, UnreadReply};
 
+/// Workers of a shard that are offered once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfferedWorkers {
+    /// Worker with this ordinal.
+    One(u32),
+    /// Every worker of the shard.
+    All,
+}
+
 /// Message to a shard that must not be refused. Bounded by the number of replies, and by changes of the pool.
 #[derive(Debug)]
 pub(crate) enum ShardNotice {
@@ -34,6 +43,8 @@ pub(crate) enum ShardNotice {
     ReplySent(Vec<ClaimHandle>, Millis),
     /// The reservation with this id is not needed any more.
     CancelReservation(ReservationId),
+    /// Workers are offered once more to the claims that wait.
+    Offer(OfferedWorkers),
     /// The settings of the pool changed.
     Config(ShardConfig),
 }

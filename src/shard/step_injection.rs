@@ -14,6 +14,8 @@ pub enum ProtocolPoint {
     CallerLeft,
     /// A run has decided the commands in the mailbox, and not the one that bypassed it.
     MailboxDrained,
+    /// A run has matched what came free, and is about to decide a claim.
+    Matched,
     /// A caller's run of the shard has panicked, and its state is not removed. No lock is held.
     PanicCaught,
     /// A run has decided its commands, and nobody has learned of it.

@@ -1,6 +1,5 @@
 //! Supervision of shards: starts them, and restarts them after a panic.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -62,13 +61,11 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
         let reason = format!("shard {} of {} panicked: {error}", handle.shard.shard, pool.name);
         tracing::error!("{reason}");
         handle.set_state(ShardState::Loading, Some(reason.clone()));
-        handle.with_work(|work| handle.remove_runner(handle.life(), work));
+        handle.remove_runner(handle.life());
         // Handles of the life that ended mean nothing from here on.
         handle.begin_life();
         handle.outbox.mark_orphaned();
-        if catch_unwind(AssertUnwindSafe(|| handle.with_work(|work| handle.hand_back_undecided(work)))).is_err() {
-            tracing::error!("a claim panicked while it was handed back");
-        }
+        handle.hand_back_after_panic();
         if handle.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
             handle.set_state(
                 ShardState::Refused,

@@ -358,3 +358,24 @@ async fn c12_s16_a_claim_that_was_kept_for_an_answer_which_a_panic_dropped_is_ro
     until("all workers are idle", async || world.counts("p").await == (2, 0, 0)).await;
     world.is_clean().await;
 }
+
+/// A request for other pools that waits for the same key would take the place of the claim, if its caller were there.
+#[tokio::test]
+async fn c12_a_duplicate_whose_caller_has_left_changes_nothing() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["v"]).await;
+    world.pool("q", spec(1, AckLevel::Memory), &["w"]).await;
+    let other = world.hold("p", "other").await;
+    let claim = world.begin(|s: Scheduler| async move { s.claim(waits(request("p", "k"))).await }.boxed()).await;
+    until("it waits", async || world.s.waiting(&name("p")) == 1).await;
+    let duplicate = world.begin(|s: Scheduler| async move { s.claim(waits(request("q", "k"))).await }.boxed()).await;
+    world.quiet().await;
+    duplicate.abort();
+    assert!(duplicate.await.unwrap_err().is_cancelled());
+    world.s.release(&id("other"), other).await.unwrap();
+    let granted = done(claim).await.unwrap();
+    world.quiet().await;
+    let held = world.s.get_claim(&id("k")).await.unwrap();
+    assert_eq!((held.fence, held.pool), (granted.claim.fence, name("p")));
+    assert_eq!(world.counts("q").await, (1, 0, 0));
+}

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
 use hotpool::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use hotpool::model::{
@@ -10,6 +11,7 @@ use hotpool::model::{
 };
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
+use hotpool::shard::{ProtocolPoint, inject_into_thread};
 use tokio::task::JoinHandle;
 
 use crate::shared_pool_helpers::{gpus, request_for, shared, sized};
@@ -511,4 +513,41 @@ async fn q10_duplicates_of_a_key_that_waits_are_bounded() {
     assert_eq!(overloaded(), 300 - hotpool::limits::WAITING_DUPLICATES_MAX, "nothing has changed for them");
     first.abort();
     more.into_iter().for_each(|begun| begun.abort());
+}
+
+/// A claim begins to wait between the match of what came free and the decision of a claim that does not wait.
+#[tokio::test]
+async fn q02_a_claim_that_begins_to_wait_refuses_nobody() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["v"]).await;
+    let other = world.hold("p", "other").await;
+    let busy = world.busy("p").await;
+    let release = world.begin_alone(|s| async move { s.release(&id("other"), other).await });
+    until("it is in the mailbox", async || busy.depth() == 1).await;
+    // It names its worker, so its shard is asked although nothing is published as free.
+    let worker = Some(WorkerId::new("v").unwrap());
+    let constraints = Some(Box::new(ClaimConstraints { worker, ..ClaimConstraints::default() }));
+    let newcomer = world.begin_request_alone(ClaimRequest { constraints, ..request("p", "n") });
+    let begins = world.s.clone();
+    let (kept, keeps) = std::sync::mpsc::channel();
+    let hook = move |point| {
+        if point == ProtocolPoint::Matched {
+            inject_into_thread(None, None);
+            let (s, kept) = (begins.clone(), kept.clone());
+            let begin = move || {
+                let mut call = async move { s.claim(waiting("p", "w")).await }.boxed();
+                assert!((&mut call).now_or_never().is_none(), "it waits");
+                kept.send(call).unwrap();
+            };
+            std::thread::spawn(begin).join().unwrap();
+        }
+    };
+    inject_into_thread(Some(std::rc::Rc::new(hook)), None);
+    busy.until_queued(2).await;
+    assert_eq!(done(release).await, Ok(()));
+    assert!(done(newcomer).await.unwrap().created);
+    let waits = keeps.recv().unwrap();
+    assert_eq!(world.s.waiting(&name("p")), 1);
+    world.s.release(&id("n"), world.s.get_claim(&id("n")).await.unwrap().fence).await.unwrap();
+    assert!(waits.await.unwrap().created);
 }

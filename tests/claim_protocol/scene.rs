@@ -75,10 +75,10 @@ impl Scenario {
                 matches!(point, ProtocolPoint::Effect | ProtocolPoint::WaitStep | ProtocolPoint::Published)
                     || point == ProtocolPoint::Delivered
             },
-            // At a step of the key its lock is held.
             _ => |point| {
-                let has_no_choice = [ProtocolPoint::KeyStep, ProtocolPoint::CallerLeft, ProtocolPoint::PanicCaught];
-                !has_no_choice.contains(&point)
+                // A step of the key holds its lock; others go first at other points already.
+                let skipped = [ProtocolPoint::KeyStep, ProtocolPoint::CallerLeft, ProtocolPoint::PanicCaught];
+                point != ProtocolPoint::Matched && !skipped.contains(&point)
             },
         }
     }

@@ -134,7 +134,7 @@ async fn set_up(scenario: &Scenario) -> (Scheduler, Vec<Fence>) {
 }
 
 fn points(point: ProtocolPoint) -> bool {
-    !matches!(point, ProtocolPoint::KeyStep | ProtocolPoint::MailboxDrained)
+    !matches!(point, ProtocolPoint::KeyStep | ProtocolPoint::MailboxDrained | ProtocolPoint::Matched)
 }
 
 impl Scene {

@@ -308,11 +308,10 @@ impl KeyDirectory {
             pending.charge.take().unwrap_or_else(|| self.tenants.charge(id, spec.cloned(), holder.shard.pool));
         charge.move_to_pool(holder.shard.pool);
         let mut held = HeldKey { holder, pending_writes: pending_writes.clone(), charge, repeated: None };
-        let repeated = duplicates
-            .map(|duplicates| {
-                duplicates.into_iter().map(|duplicate| repeat(&mut held, duplicate, self.ids.next_ticket())).collect()
-            })
-            .unwrap_or_default();
+        // One whose caller has left must not take the place of the claim, which another request for the key may.
+        let duplicates = duplicates.into_iter().flat_map(|duplicates| *duplicates);
+        let duplicates = duplicates.filter(|duplicate| !duplicate.reply.is_abandoned());
+        let repeated = duplicates.map(|duplicate| repeat(&mut held, duplicate, self.ids.next_ticket())).collect();
         *entry = KeyEntry::Held(held);
         Some(HeldTransition { claim, repeated, pending_writes })
     }

@@ -1,6 +1,6 @@
 //! Keys whose claims are in the wait queues. Such a claim is either *tried* (a shard is asked, or a thread decides its next
-//! step) or *stands still*. Nothing is offered to one that is being tried; a worker that it may fit is offered again once it
-//! stands still: so none is lost, and a claim that stands still is never passed.
+//! step) or *stands still*. One that is being tried takes no offer; a worker that it may fit is offered again once its queues know
+//! that it stands still: so none is lost, and from then on it is never passed.
 
 use std::sync::Arc;
 
@@ -140,6 +140,18 @@ impl KeyDirectory {
             Some(KeyEntry::Pending(pending)) if pending.has_ticket(claim.ticket) => {
                 let listens = |item: &PendingClaim| !item.reply.is_abandoned() && !item.is_wait_over(now_ms);
                 matches!(&pending.stage, PendingStage::Waiting(item) if listens(item))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a claim stands still in its entry.
+    #[must_use]
+    pub fn is_still(&self, claim: &QueuedClaim) -> bool {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
+        match self.map.get(&claim.id).as_deref() {
+            Some(KeyEntry::Pending(pending)) if pending.has_ticket(claim.ticket) => {
+                matches!(pending.stage, PendingStage::Waiting(_))
             }
             _ => false,
         }

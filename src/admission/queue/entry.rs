@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::pool_queue::EntryOutcome;
-use super::wait_queue::UnmatchedOffer;
+use super::wait_queue::UnmatchedOffers;
 use super::{ArrivalNumber, PoolQueue, QueuedClaim};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::effect::{Effect, EffectQueue};
@@ -16,7 +16,7 @@ use crate::admission::tenant::Tenant;
 use crate::engine::ClaimTarget;
 use crate::model::Millis;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
-use crate::shard::{Command, ProtocolPoint, ProtocolRule, RunOrigin, ShardRef};
+use crate::shard::{OfferedWorkers, ProtocolPoint, ProtocolRule, RunOrigin, ShardRef};
 
 impl ClaimDispatcher {
     /// Goes on with a claim that has no shard left to ask: it enters the queues, stands still in them, or is rejected.
@@ -243,16 +243,18 @@ impl ClaimDispatcher {
         }
         for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
             let mut queue = pool.wait_queue.lock();
+            if !self.keys.is_still(&queued) {
+                // Matched, or searched for again: whoever does that says what comes of it.
+                continue;
+            }
             if is_short {
                 queue.queue.note_quota_short(queued.arrival);
             } else {
                 queue.queue.note_searched(queued.arrival);
+                self.offer_unmatched(pool, &queued, queue.queue.take_unmatched(queued.arrival), work);
             }
-            let unmatched = queue.queue.stand_still(queued.arrival);
+            queue.queue.note_still(queued.arrival);
             drop(queue);
-            if ProtocolRule::OfferAgain.holds() {
-                unmatched.into_iter().for_each(|offer| work.push(offer_again(pool, offer)));
-            }
             if queued.priority > 0 || pool.wait_queue.lowest_reserved_priority().is_some() {
                 work.push(Effect::AssignReservations(Arc::clone(pool)));
             }
@@ -263,6 +265,26 @@ impl ClaimDispatcher {
             work.push(Effect::SearchQuotas);
         }
         None
+    }
+
+    /// Offers workers again that nobody took while a claim was being tried that is about to stand still.
+    fn offer_unmatched(
+        &self,
+        pool: &Pool,
+        queued: &Arc<QueuedClaim>,
+        unmatched: UnmatchedOffers,
+        work: &mut EffectQueue,
+    ) {
+        if !ProtocolRule::OfferAgain.holds() {
+            return;
+        }
+        for (shard, worker) in unmatched.workers {
+            let shard = ShardRef { pool: pool.number, shard };
+            work.push(Effect::OfferAgain(shard, OfferedWorkers::One(worker)));
+        }
+        if unmatched.is_incomplete {
+            self.wait_queues.rechecks.lock().insert(queued.arrival, Arc::clone(queued));
+        }
     }
 
     /// Lets a claim ask for workers that are reserved for claims of a lower priority, before it waits or is rejected.
@@ -337,11 +359,6 @@ pub(super) fn note_tried(pools: &PoolMap, queued: &QueuedClaim) {
     }
 }
 
-/// Offer of a worker that nobody took while a claim that it may fit was being tried.
-fn offer_again(pool: &Pool, UnmatchedOffer { shard, worker }: UnmatchedOffer) -> Effect {
-    Effect::Send(ShardRef { pool: pool.number, shard }, worker.map_or(Command::OfferAll, Command::Offer))
-}
-
 /// Enters a claim into the queue of a pool.
 pub(super) fn enter_queue(pool: &Pool, queued: &Arc<QueuedClaim>) -> EntryOutcome {
     let (needs_ms, total) = (needs_ms(pool, queued), pool.board.total());
@@ -355,12 +372,11 @@ fn needs_ms(pool: &Pool, queued: &QueuedClaim) -> Millis {
 }
 
 /// Renews the time for which a claim needs a worker of a pool, whose specification may have changed.
-pub(super) fn renew_needs(pool: &Pool, queued: &Arc<QueuedClaim>) {
-    let (needs_ms, total) = (needs_ms(pool, queued), pool.board.total());
+pub(super) fn renew_needs(pool: &Pool, queued: &QueuedClaim) {
+    let needs_ms = needs_ms(pool, queued);
     let mut queue = pool.wait_queue.lock();
     if queue.queue.demand_of(queued.arrival).is_some_and(|demand| demand.needs_ms != needs_ms) {
-        queue.leave(queued.arrival);
-        queue.enter(queued, needs_ms, &total);
+        queue.queue.renew(queued.arrival, needs_ms);
     }
 }
 

@@ -28,7 +28,7 @@ use crate::limits;
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use crate::model::{ClaimId, ClaimRequest, Millis, PoolMode, ResourceUsage, ResourceVector};
-use crate::shard::{Command, GangNumber, ReplyAddress, ShardRef};
+use crate::shard::{GangNumber, OfferedWorkers, ReplyAddress, ShardRef};
 
 /// Gangs of a pool, the best-ranked first, that one tick may find to be worth a try.
 pub(super) const GANGS_TRIED_MAX: usize = 64;
@@ -249,7 +249,7 @@ impl ClaimDispatcher {
         }
         if begins {
             // What is free already is held too.
-            pool.shards.iter().for_each(|handle| drop(handle.push(Command::OfferAll)));
+            pool.shards.iter().for_each(|handle| handle.offer_again(OfferedWorkers::All));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::engine::{EvictionPolicy, PlacementConstraints, ReservationId, VictimN
 use crate::limits;
 use crate::model::request_error::ExhaustionReason;
 use crate::model::{Millis, PoolMode};
-use crate::shard::{Command, ReservationOutcome, ReserveCall, ShardRef, ShardSet, VictimSurvey};
+use crate::shard::{Command, OfferedWorkers, ReservationOutcome, ReserveCall, ShardRef, ShardSet, VictimSurvey};
 
 /// Time for which it counts as known what a gang lacks, in milliseconds: two checks of those that are starved.
 const FRESH_MS: Millis = 500;
@@ -208,7 +208,7 @@ impl ClaimDispatcher {
         }
         if !is_held_for {
             // What is free already is held too.
-            pool.shards.iter().for_each(|handle| work.push(Effect::Send(handle.shard, Command::OfferAll)));
+            pool.shards.iter().for_each(|handle| work.push(Effect::OfferAgain(handle.shard, OfferedWorkers::All)));
         }
     }
 
@@ -228,7 +228,7 @@ impl ClaimDispatcher {
         let is_held = pool.wait_queue.lock().queue.reservations.hold_evicted(gang, from.shard, &reserved, id);
         if is_held {
             // Its victims may have gone already.
-            work.push(Effect::Send(from, Command::Offer(reserved.worker)));
+            work.push(Effect::OfferAgain(from, OfferedWorkers::One(reserved.worker)));
         } else if let Some(handle) = pools.shard(from) {
             handle.cancel_reservation(id);
         }

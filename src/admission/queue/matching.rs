@@ -54,7 +54,8 @@ impl ClaimDispatcher {
             let mut queue = pool.wait_queue.lock();
             queue.refresh_shares(&pool.board.total());
             match queue.queue.walk(&mut walk, offer, &mut oracle) {
-                WalkOutcome::Unfinished => {}
+                // A claim may stand still before the walk goes on, and what it was passed over for is not visited again.
+                WalkOutcome::Unfinished => queue.queue.note_unmatched(from.shard.shard, offer),
                 WalkOutcome::Nobody => {
                     let reservations = &mut queue.queue.reservations;
                     reservations.note_held_free(from.shard.shard, offer);

@@ -15,7 +15,7 @@ use crate::admission::tenant::Tenant;
 use crate::engine::{EvictionPolicy, ReservationId};
 use crate::limits;
 use crate::model::{Millis, PoolMode, WorkerCapacity};
-use crate::shard::{Command, ReservationOutcome, ReserveCall, ShardRef, ShardSet};
+use crate::shard::{Command, OfferedWorkers, ReservationOutcome, ReserveCall, ShardRef, ShardSet};
 
 /// Claims that reservations are assigned to, at most.
 const CANDIDATES_MAX: usize = 64;
@@ -123,7 +123,7 @@ impl ClaimDispatcher {
             pool.shards[shard as usize].cancel_reservation(number);
         }
         for (shard, worker) in changes.moved {
-            work.push(Effect::Send(ShardRef { pool: pool.number, shard }, Command::Offer(worker)));
+            work.push(Effect::OfferAgain(ShardRef { pool: pool.number, shard }, OfferedWorkers::One(worker)));
         }
         calls.into_iter().for_each(|(shard, call)| work.push(Effect::Send(shard, Command::Reserve(call))));
     }
@@ -224,7 +224,7 @@ impl ClaimDispatcher {
                 }
                 drop(queue);
                 // What the claim needs may be free already.
-                work.push(Effect::Send(from, Command::Offer(worker)));
+                work.push(Effect::OfferAgain(from, OfferedWorkers::One(worker)));
                 work.push(Effect::AssignReservations(Arc::clone(pool)));
             }
             (Some(request), ReservationOutcome::NoWorker) => match next_shard(pool, &request) {

@@ -75,14 +75,14 @@ impl ClassTable {
     pub(super) fn allows(&mut self, number: u32, worker: &WorkerSpec) -> bool {
         let query = self.query;
         if self.rows.get(number).compared.0 != query {
-            let allows = self.fits(number, worker);
+            let allows = self.allows_any_query(number, worker);
             self.rows.get_mut(number).compared = (query, allows);
         }
         self.rows.get(number).compared.1
     }
 
-    /// Whether the constraints of the class allow a worker.
-    pub(super) fn fits(&self, number: u32, worker: &WorkerSpec) -> bool {
+    /// Whether the class allows a worker, whatever it has free. The result is not kept for the present query.
+    pub(super) fn allows_any_query(&self, number: u32, worker: &WorkerSpec) -> bool {
         self.rows.get(number).constraints.as_ref().is_none_or(|constraints| constraints.fits(worker))
     }
 }

@@ -19,7 +19,8 @@ impl ClaimDispatcher {
     pub(crate) fn search_again(&self, queued: &QueuedClaim, work: &mut EffectQueue) {
         let Some(item) = self.keys.begin_search(queued) else { return };
         let (pools, now_ms) = (self.pools.load(), self.clock.engine_ms());
-        note_tried(&pools, queued);
+        // In the queues in which it is by now.
+        item.queued().into_iter().for_each(|queued| note_tried(&pools, queued));
         if let Some(item) = self.restart_search(item, &pools, now_ms, work) {
             self.route(item, work);
         }

@@ -33,7 +33,7 @@ use crate::shard::counters::RunnerCounters;
 use crate::shard::environment::ShardEnvironment;
 use crate::shard::event::{ShardLife, ShardSink, UndecidedClaim};
 use crate::shard::mailbox::ShardMailbox;
-use crate::shard::notice::ShardNotice;
+use crate::shard::notice::{OfferedWorkers, ShardNotice};
 use crate::shard::paused_shard::{PausableShard, PausedShard};
 use crate::shard::reason_cells::ReasonCells;
 use crate::shard::runner::{DueDeadlines, ShardRunner};
@@ -289,6 +289,26 @@ impl<S: ShardSink> ShardHandle<S> {
         }
     }
 
+    /// Offers workers once more to the claims that wait, before any request in the mailbox is decided. A shard that is being
+    /// loaded offers all of them anyway.
+    pub fn offer_again(&self, workers: OfferedWorkers) {
+        if self.is_serving() {
+            self.notices.push(ShardNotice::Offer(workers));
+            self.wake();
+        }
+    }
+
+    /// Offers workers as [`Self::offer_again`] does, and runs the shard inline if nobody runs it. What the run causes is
+    /// added to `work`.
+    pub fn offer_again_into(&self, workers: OfferedWorkers, work: &mut S::Work) {
+        if self.is_serving() {
+            self.notices.push(ShardNotice::Offer(workers));
+            if self.schedule.wake_needed_for_change() {
+                self.run_inline(&mut None, work);
+            }
+        }
+    }
+
     /// Cancels a reservation, so that its worker is free for all claims.
     pub fn cancel_reservation(&self, id: ReservationId) {
         self.notices.push(ShardNotice::CancelReservation(id));
@@ -465,7 +485,7 @@ impl<S: ShardSink> ShardHandle<S> {
             let _ = actor.stop_and_wait(None, None).await;
         }
         // A panic that met the stop has no supervisor to hand back what it left undecided.
-        self.with_work(|work| self.hand_back_undecided(work));
+        self.hand_back_after_panic();
         self.reject_all();
     }
 
@@ -502,7 +522,7 @@ impl<S: ShardSink> ShardHandle<S> {
                 let (serving, loading) = (ShardState::Serving as u8, ShardState::Loading as u8);
                 let _ = self.state.compare_exchange(serving, loading, Ordering::SeqCst, Ordering::SeqCst);
                 ProtocolPoint::PanicCaught.reach();
-                self.remove_runner(self.life(), work);
+                self.remove_runner(self.life());
                 // The run had not come to it.
                 self.leave_to_next_life(command, work);
                 let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -569,7 +589,7 @@ impl<S: ShardSink> ShardHandle<S> {
 
     /// Removes the state at the end of this life. Waits for a run to end. Whoever notices the end late removes nothing of
     /// the next life.
-    pub(super) fn remove_runner(&self, life: ShardLife, work: &mut S::Work) {
+    pub(super) fn remove_runner(&self, life: ShardLife) {
         let ended = self.lock_runner().take_if(|runner| runner.life() == life);
         let Some(mut runner) = ended else { return };
         {
@@ -586,7 +606,7 @@ impl<S: ShardSink> ShardHandle<S> {
         // The supervisor hands back what the life left undecided. A shard that was stopped has none, and `stop` may have
         // looked before the panic had left anything.
         if matches!(self.state(), ShardState::Stopped | ShardState::Refused) {
-            self.hand_back_undecided(work);
+            self.hand_back_after_panic();
         }
     }
 

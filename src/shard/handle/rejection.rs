@@ -1,6 +1,8 @@
 //! Rejection of requests that a shard will not decide: their callers are answered, and the layer above learns of the claims
 //! in them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::{PushRejection, ShardHandle};
 use crate::limits;
 use crate::metrics::ShardState;
@@ -65,7 +67,7 @@ impl<S: ShardSink> ShardHandle<S> {
             // Sought again if need be.
             Command::EvictClaims(_) => {}
             // Asked again if need be.
-            Command::FindClaim(_) | Command::OfferAll | Command::Offer(_) => {}
+            Command::FindClaim(_) => {}
             Command::SnapshotRows(..) | Command::Relinquish(_) | Command::Inject(_) => {}
         }
     }
@@ -82,6 +84,13 @@ impl<S: ShardSink> ShardHandle<S> {
 
     fn origin(&self) -> RunOrigin {
         RunOrigin { shard: self.shard, life: self.life(), now_ms: self.environment.clock.engine_ms() }
+    }
+
+    /// Hands back the requests whose decision ended in a panic. A panic in that is reported, and costs nobody else.
+    pub(in crate::shard) fn hand_back_after_panic(&self) {
+        if catch_unwind(AssertUnwindSafe(|| self.with_work(|work| self.hand_back_undecided(work)))).is_err() {
+            tracing::error!("a claim panicked while it was handed back");
+        }
     }
 
     /// Hands back the requests whose decision ended in a panic.

@@ -50,7 +50,7 @@ impl<S: ShardSink> ShardRunner<S> {
         if let Some(reason) = self.overload_reason(call.ack) {
             return Err(NotGranted::Rejected(RequestError::Unavailable(reason)));
         }
-        if self.has_unmatched() && ProtocolRule::MatchBeforeDecision.holds() {
+        if self.is_matching_blocked && self.has_unoffered() {
             // What came free cannot be granted to those who wait at present, and must not go to anybody else before.
             return Err(NotGranted::Rejected(RequestError::Unavailable(UnavailableReason::Store)));
         }

@@ -22,16 +22,17 @@ pub(super) const MATCHES_MAX: usize = 64;
 impl<S: ShardSink> ShardRunner<S> {
     /// Whether claims wait that were not offered something that came free.
     #[inline]
-    pub(super) fn has_unmatched(&self) -> bool {
+    pub(super) fn has_unoffered(&self) -> bool {
         (self.shard.has_freed() || !self.freed.is_empty()) && self.pool.queue_state.waiting() > 0
     }
 
     /// Matches what came free before a claim that does not wait is decided.
     #[inline]
     pub(super) fn match_first(&mut self, work: &mut S::Work) {
-        if self.has_unmatched() && ProtocolRule::MatchBeforeDecision.holds() {
+        if self.has_unoffered() && ProtocolRule::MatchBeforeDecision.holds() {
             self.settle(work, usize::MAX);
         }
+        ProtocolPoint::Matched.reach();
     }
 
     /// Carries out an operation; what came free is matched before it may take capacity.
@@ -70,7 +71,7 @@ impl<S: ShardSink> ShardRunner<S> {
             } else if matches < matches_max {
                 self.next_match(work)
             } else {
-                self.matches_left = self.has_unmatched();
+                self.matches_left = self.has_unoffered();
                 None
             };
             let Some(call) = matched else { return };
@@ -108,7 +109,9 @@ impl<S: ShardSink> ShardRunner<S> {
     fn offer_freed(&mut self, work: &mut S::Work) -> Option<ClaimCall> {
         self.shard.take_freed(&mut self.freed);
         // While a grant could not be recorded nobody is offered anything; a later run tries again. The fence is not used.
-        if self.overload_reason(AckLevel::Durable).is_some() || self.environment.allocate_fences(1).is_err() {
+        self.is_matching_blocked =
+            self.overload_reason(AckLevel::Durable).is_some() || self.environment.allocate_fences(1).is_err();
+        if self.is_matching_blocked {
             return None;
         }
         while let Some(&worker) = self.freed.front() {

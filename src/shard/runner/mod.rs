@@ -176,6 +176,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     freed: VecDeque<u32>,
     /// Whether the last run matched as many claims as it may, so that more may be left.
     matches_left: bool,
+    /// Whether what came free could not be offered when it was last tried, because no grant could be recorded.
+    is_matching_blocked: bool,
     /// Replies decided in this run.
     new_replies: Vec<PendingReply>,
     /// Claims that were rolled back and whose rows are not handed over yet.
@@ -241,6 +243,7 @@ impl<S: ShardSink> ShardRunner<S> {
             events: Vec::new(),
             freed: VecDeque::new(),
             matches_left: false,
+            is_matching_blocked: false,
             new_replies: Vec::new(),
             rolled_back: Vec::new(),
             awaiting_store: VecDeque::new(),
@@ -429,8 +432,6 @@ impl<S: ShardSink> ShardRunner<S> {
                 let releasing_ms = self.pool.spec.load().releasing_ms;
                 self.shard.evict_claims(&claims, releasing_ms, self.now_ms);
             }
-            Command::OfferAll => self.shard.note_all_freed(),
-            Command::Offer(worker) => self.shard.offer_again(worker),
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
             Command::FindClaim(id) => self.find_claim(id),
             Command::Register(workers) => self.register_all(workers),
@@ -576,7 +577,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Engine time before which a run would find nothing due.
     fn next_tick_ms(&self) -> Option<Millis> {
         let mut next = self.shard.next_tick_ms();
-        if self.has_unmatched() {
+        if self.has_unoffered() {
             next = earlier(next, Some(self.now_ms + OFFER_AGAIN_MS));
         }
         if self.audit.is_pending(&self.shard) {

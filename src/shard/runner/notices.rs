@@ -6,7 +6,7 @@ use super::{PendingReply, ShardEvent, ShardRunner};
 use crate::engine::{ClaimDisclosure, Event};
 use crate::model::{ClaimId, Fence, UnreadReply};
 use crate::shard::event::ShardSink;
-use crate::shard::notice::ShardNotice;
+use crate::shard::notice::{OfferedWorkers, ShardNotice};
 use crate::shard::step_injection::ProtocolRule;
 
 impl<S: ShardSink> ShardRunner<S> {
@@ -62,6 +62,8 @@ impl<S: ShardSink> ShardRunner<S> {
             ShardNotice::Relinquish { life, .. } if life != self.life => {}
             ShardNotice::Relinquish { handle, .. } => drop(self.apply(Event::Relinquish { handle })),
             ShardNotice::CancelReservation(id) => drop(self.apply(Event::CancelReservation { id })),
+            ShardNotice::Offer(OfferedWorkers::One(worker)) => self.shard.offer_again(worker),
+            ShardNotice::Offer(OfferedWorkers::All) => self.shard.note_all_freed(),
             ShardNotice::Cancelled(ticket) => drop(self.cancelled.insert(ticket)),
             ShardNotice::Config(config) => self.shard.set_config(&config, self.now_ms),
             // A handle of an earlier life belongs to no claim, or to the same one; and deadlines started over after

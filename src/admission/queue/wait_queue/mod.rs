@@ -22,7 +22,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 pub use self::positions::{CountStep, PositionCount};
-pub use self::unmatched::UnmatchedOffer;
+pub use self::unmatched::UnmatchedOffers;
 use self::unmatched::UnmatchedWorkers;
 use self::walk::WALK_VISITS_MAX;
 pub use self::walk::{OfferVerdict, QueueWalk, WalkOracle, WalkOutcome};
@@ -63,9 +63,11 @@ struct TenantGroup {
 struct ClaimLane {
     group: u32,
     class: u32,
-    arrivals: BTreeSet<ArrivalNumber>,
-    /// Claims of the lane that are being tried.
-    tried: BTreeSet<ArrivalNumber>,
+    /// Claims that stand still.
+    still: BTreeSet<ArrivalNumber>,
+    /// Claims that are being tried, each with the number of workers that had been given up when that began
+    /// ([`UnmatchedWorkers::given_up`]).
+    tried: BTreeMap<ArrivalNumber, u64>,
     /// Mark at which the lane was last passed over because of the quota.
     short_mark: u64,
     /// Mark at which a search for a claim of it last found no capacity.
@@ -75,9 +77,24 @@ struct ClaimLane {
 }
 
 impl ClaimLane {
-    /// First claim that stands still, of those that arrived at this number or later.
-    fn first_still(&self, from: impl RangeBounds<ArrivalNumber>) -> Option<ArrivalNumber> {
-        self.arrivals.range(from).copied().find(|arrival| !self.tried.contains(arrival))
+    fn len(&self) -> usize {
+        self.still.len() + self.tried.len()
+    }
+
+    /// First claim of those that arrived in this range.
+    fn first_in(&self, range: impl RangeBounds<ArrivalNumber> + Clone) -> Option<ArrivalNumber> {
+        let still = self.still.range(range.clone()).next();
+        let tried = self.tried.range(range).next().map(|(arrival, _)| arrival);
+        still.into_iter().chain(tried).min().copied()
+    }
+
+    fn first(&self) -> Option<ArrivalNumber> {
+        self.first_in(..)
+    }
+
+    /// Number of claims that arrived before this one.
+    fn count_before(&self, arrival: ArrivalNumber) -> usize {
+        self.still.range(..arrival).count() + self.tried.range(..arrival).count()
     }
 }
 
@@ -98,7 +115,7 @@ pub struct WaitQueue {
     /// Lanes with a claim that is being tried.
     tried_lanes: BTreeSet<u32>,
     unmatched: UnmatchedWorkers,
-    /// Number of changes of the trees.
+    /// Number of changes of the trees, which end what a walk knows of them.
     version: u64,
     /// Number of times that something was marked: tells which of two marks is later.
     marks: u64,
@@ -125,7 +142,7 @@ impl WaitQueue {
         self.groups_of(tenant).map(|group| self.lane_trees.summary(self.groups.get(group).lanes).claims as usize).sum()
     }
 
-    /// Number that changes with [`Self::least`].
+    /// Number of changes of what the queue contains and of which requests stand still; [`Self::least`] changes only with it.
     #[must_use]
     pub const fn version(&self) -> u64 {
         self.version
@@ -153,8 +170,8 @@ impl WaitQueue {
     pub fn first_of_lane(&self, arrival: ArrivalNumber) -> Option<&Arc<QueuedClaim>> {
         let (_, lane) = self.claims.get(&arrival)?;
         let lane = self.lanes.get(*lane);
-        let first = lane.arrivals.first().filter(|first| **first < arrival && !self.is_short(lane))?;
-        self.get(*first)
+        let first = lane.first().filter(|first| *first < arrival && !self.is_short(lane))?;
+        self.get(first)
     }
 
     /// Demand of the claim with this arrival number.
@@ -195,21 +212,13 @@ impl WaitQueue {
         let class = self.classes.join(&claim.class, needs_ms);
         let lane = *self.lanes_by_key.entry((group, class)).or_insert_with(|| {
             // It may fit the capacity that the quota keeps others from.
-            let (arrivals, tried, short_mark, searched_mark) = (BTreeSet::new(), BTreeSet::new(), 0, self.marks);
-            self.lanes.insert(ClaimLane {
-                group,
-                class,
-                arrivals,
-                tried,
-                short_mark,
-                searched_mark,
-                searched_for: None,
-            })
+            let (short_mark, searched_mark, searched_for) = (0, self.marks, None);
+            let (still, tried) = (BTreeSet::new(), BTreeMap::new());
+            self.lanes.insert(ClaimLane { group, class, still, tried, short_mark, searched_mark, searched_for })
         });
         self.detach_lane(lane);
         let row = self.lanes.get_mut(lane);
-        row.arrivals.insert(claim.arrival);
-        row.tried.insert(claim.arrival);
+        row.tried.insert(claim.arrival, self.unmatched.given_up());
         self.tried_lanes.insert(lane);
         self.attach_lane(lane);
         self.attach_group(group);
@@ -225,14 +234,14 @@ impl WaitQueue {
         self.detach_group(group);
         self.detach_lane(lane);
         let row = self.lanes.get_mut(lane);
-        row.arrivals.remove(&arrival);
-        if row.tried.remove(&arrival) && row.tried.is_empty() {
+        row.still.remove(&arrival);
+        if row.tried.remove(&arrival).is_some() && row.tried.is_empty() {
             self.forget_tried_lane(lane);
         }
         self.attach_lane(lane);
         self.attach_group(group);
         self.classes.leave(class);
-        if self.lanes.get(lane).arrivals.is_empty() {
+        if self.lanes.get(lane).len() == 0 {
             self.lanes.remove(lane);
             self.lanes_by_key.remove(&(group, class));
         }
@@ -243,44 +252,73 @@ impl WaitQueue {
         Some(claim)
     }
 
-    /// Notes that a claim stands still from now on. Returns the workers that it may fit and that nobody took while it was
-    /// being tried: they must be offered again.
-    #[must_use]
-    pub fn stand_still(&mut self, arrival: ArrivalNumber) -> Vec<UnmatchedOffer> {
-        let Some(&(_, lane)) = self.claims.get(&arrival) else { return Vec::new() };
-        if !self.lanes.get(lane).tried.contains(&arrival) {
-            return Vec::new();
+    /// Enters a claim anew that needs its worker for another time, in milliseconds.
+    pub fn renew(&mut self, arrival: ArrivalNumber, needs_ms: Millis) {
+        let Some((_, lane)) = self.claims.get(&arrival) else { return };
+        let lane = self.lanes.get(*lane);
+        let (is_still, share) = (lane.still.contains(&arrival), self.groups.get(lane.group).share);
+        // Kept, also if it is the only claim that is being tried.
+        let unmatched = std::mem::take(&mut self.unmatched);
+        let claim = self.remove(arrival).expect("the claim is in the queue");
+        self.insert(&claim, needs_ms, share);
+        self.unmatched = unmatched;
+        if is_still {
+            self.note_still(arrival);
         }
-        self.change_tried(lane, |tried| tried.remove(&arrival));
-        let class = self.lanes.get(lane).class;
-        let (demand, classes) = (self.classes.demand(class), &self.classes);
-        let workers = self.unmatched.take(|worker| worker.may_fit(demand, |spec| classes.fits(class, spec)));
-        if self.lanes.get(lane).tried.is_empty() {
-            self.forget_tried_lane(lane);
-        }
-        workers
     }
 
-    /// Notes that these claims are being tried. Each must stand still later ([`Self::stand_still`]) or be removed.
+    /// Notes that a claim stands still from now on. Take what nobody else took before ([`Self::take_unmatched`]).
+    pub fn note_still(&mut self, arrival: ArrivalNumber) {
+        let Some(&(_, number)) = self.claims.get(&arrival) else { return };
+        self.change_lane(number, |lane| {
+            if lane.tried.remove(&arrival).is_some() {
+                lane.still.insert(arrival);
+            }
+        });
+        if self.lanes.get(number).tried.is_empty() {
+            self.forget_tried_lane(number);
+        }
+    }
+
+    /// Notes that these claims are being tried. Each must stand still later ([`Self::note_still`]) or be removed.
     pub fn note_tried(&mut self, arrivals: &[ArrivalNumber]) {
+        let given_up = self.unmatched.given_up();
         for arrival in arrivals {
-            let Some(&(_, lane)) = self.claims.get(arrival) else { continue };
-            self.change_tried(lane, |tried| tried.insert(*arrival));
-            self.tried_lanes.insert(lane);
+            let Some(&(_, number)) = self.claims.get(arrival) else { continue };
+            self.change_lane(number, |lane| {
+                if lane.still.remove(arrival) {
+                    lane.tried.insert(*arrival, given_up);
+                }
+            });
+            self.tried_lanes.insert(number);
         }
     }
 
     /// Changes which claims of a lane are being tried. The trees change only if that decides whether any stands still.
-    fn change_tried(&mut self, number: u32, change: impl FnOnce(&mut BTreeSet<ArrivalNumber>) -> bool) {
+    fn change_lane(&mut self, number: u32, change: impl FnOnce(&mut ClaimLane)) {
         let lane = self.lanes.get_mut(number);
-        let (group, before) = (lane.group, lane.tried.len() == lane.arrivals.len());
-        if change(&mut lane.tried) && before != (lane.tried.len() == lane.arrivals.len()) {
+        let (group, before) = (lane.group, lane.still.is_empty());
+        change(lane);
+        if before != lane.still.is_empty() {
             self.version += 1;
             self.detach_group(group);
             self.detach_lane(number);
             self.attach_lane(number);
             self.attach_group(group);
         }
+    }
+
+    /// Takes the workers that nobody took while this claim was being tried, as far as it may fit them. They must be offered
+    /// again once it stands still.
+    #[must_use]
+    pub fn take_unmatched(&mut self, arrival: ArrivalNumber) -> UnmatchedOffers {
+        let Some(&(_, lane)) = self.claims.get(&arrival) else { return UnmatchedOffers::default() };
+        let ClaimLane { class, ref tried, .. } = *self.lanes.get(lane);
+        let Some(given_up) = tried.get(&arrival) else { return UnmatchedOffers::default() };
+        let (demand, classes) = (self.classes.demand(class), &self.classes);
+        let workers =
+            self.unmatched.take(|worker| worker.may_fit(demand, |spec| classes.allows_any_query(class, spec)));
+        UnmatchedOffers { workers, is_incomplete: *given_up < self.unmatched.given_up() }
     }
 
     /// Forgets a lane of which no claim is being tried any more. Without any, no worker is unmatched.
@@ -297,7 +335,7 @@ impl WaitQueue {
         let is_wanted = self.tried_lanes.len() > TRIED_LANES_MAX
             || self.tried_lanes.iter().any(|lane| {
                 let class = self.lanes.get(*lane).class;
-                self.classes.demand(class).fits(&free) && self.classes.fits(class, &offer.registration.spec)
+                self.classes.demand(class).fits(&free) && self.classes.allows_any_query(class, &offer.registration.spec)
             });
         if is_wanted {
             self.unmatched.insert(worker, free, &offer.registration);
@@ -311,21 +349,21 @@ impl WaitQueue {
     }
 
     fn lane_summary(&self, lane: &ClaimLane) -> SubtreeSummary {
-        let claims = u32::try_from(lane.arrivals.len()).expect("fewer than 2^32 claims wait");
-        let is_tried = lane.tried.len() == lane.arrivals.len();
-        SubtreeSummary { least: if is_tried { LeastDemand::default() } else { self.lane_least(lane) }, claims }
+        let claims = u32::try_from(lane.len()).expect("fewer than 2^32 claims wait");
+        let least = if lane.still.is_empty() { LeastDemand::default() } else { self.lane_least(lane) };
+        SubtreeSummary { least, claims }
     }
 
     fn attach_lane(&mut self, number: u32) {
         let lane = self.lanes.get(number);
-        let Some(&first) = lane.arrivals.first() else { return };
+        let Some(first) = lane.first() else { return };
         let summary = self.lane_summary(lane);
         self.lane_trees.insert(&mut self.groups.get_mut(lane.group).lanes, first, number, summary);
     }
 
     fn detach_lane(&mut self, number: u32) {
         let lane = self.lanes.get(number);
-        if let Some(&first) = lane.arrivals.first() {
+        if let Some(first) = lane.first() {
             self.lane_trees.remove(&mut self.groups.get_mut(lane.group).lanes, first);
         }
     }
@@ -479,7 +517,7 @@ impl WaitQueue {
                 let Some(Reverse((arrival, lane))) = next.pop() else { break };
                 found.push(Arc::clone(&self.claims[&arrival].0));
                 let after = (std::ops::Bound::Excluded(arrival), std::ops::Bound::Unbounded);
-                next.extend(self.lanes.get(lane).arrivals.range(after).next().map(|next| Reverse((*next, lane))));
+                next.extend(self.lanes.get(lane).first_in(after).map(|next| Reverse((next, lane))));
             }
             if found.len() >= limit || visits > WALK_VISITS_MAX {
                 break;
@@ -491,9 +529,9 @@ impl WaitQueue {
     /// Lanes of the queue.
     pub fn lanes(&self) -> impl Iterator<Item = LaneView<'_>> {
         self.lanes.iter().map(|lane| {
-            let first = lane.arrivals.first().expect("a lane has claims");
-            let (head, _) = &self.claims[first];
-            LaneView { head, demand: self.classes.demand(lane.class), claims: lane.arrivals.len() }
+            let first = lane.first().expect("a lane has claims");
+            let (head, _) = &self.claims[&first];
+            LaneView { head, demand: self.classes.demand(lane.class), claims: lane.len() }
         })
     }
 

@@ -162,7 +162,7 @@ impl WaitQueue {
     /// Number of claims of a group that arrived before this one.
     fn count_own(&self, group: &TenantGroup, arrival: ArrivalNumber) -> usize {
         let lanes = self.lane_trees.iter(group.lanes).take_while(|(first, _)| *first < arrival);
-        lanes.map(|(_, lane)| self.lanes.get(lane).arrivals.range(..arrival).count()).sum()
+        lanes.map(|(_, lane)| self.lanes.get(lane).count_before(arrival)).sum()
     }
 
     /// Number of claims of higher priorities, and of other tenants of the same priority, ahead of one with `own` claims of

@@ -240,7 +240,8 @@ impl Fixture {
         let (claim, _) = naive.claims.last().unwrap();
         let arrival = claim.arrival;
         naive.forget_tried(arrival);
-        assert_eq!(queue.stand_still(arrival), []);
+        assert_eq!(queue.take_unmatched(arrival), UnmatchedOffers::default());
+        queue.note_still(arrival);
     }
 }
 
@@ -274,8 +275,10 @@ proptest! {
                             naive.noted.insert(claim.arrival);
                         }
                     } else {
-                        let again = queue.stand_still(claim.arrival);
-                        let is_again = |at: &u32| again.contains(&UnmatchedOffer { shard: 7, worker: Some(*at) });
+                        let again = queue.take_unmatched(claim.arrival);
+                        prop_assert!(!again.is_incomplete);
+                        queue.note_still(claim.arrival);
+                        let is_again = |at: &u32| again.workers.contains(&(7, *at));
                         // Whoever the queue takes for standing still was offered the worker.
                         let fits = |(_, offer): &(&u32, &WorkerOffer)| Naive::fits(request, offer);
                         let mut owed = naive.unmatched.iter().filter(fits).map(|(at, _)| at);
@@ -439,4 +442,58 @@ fn q09_what_fits_nobody_costs_one_look() {
     let without_gpu = offer(0, 8, false, "a", None);
     assert!(matches!(queue.walk(&mut walk, &without_gpu, &mut oracle), WalkOutcome::Nobody));
     assert!(walk.frontier.capacity() == 0 && oracle.asked.is_empty(), "nothing was looked at");
+}
+
+/// Q05: a claim that was passed over in one part of a walk stands still before the next, and is owed the worker.
+#[test]
+fn q05_a_walk_in_parts_forgets_no_claim_that_is_being_tried() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    (0..2_000).for_each(|_| fixture.insert_still(&mut queue, &mut naive, 0, 0, 0));
+    naive.tried = naive.claims.iter().map(|(claim, _)| claim.arrival).collect();
+    fixture.insert(&mut queue, &mut naive, 1, 1, 1);
+    let passed = naive.claims.last().unwrap().0.arrival;
+    let (mut walk, offer) = (QueueWalk::default(), offer(3, 4, false, "c", None));
+    let mut oracle = NaiveOracle { naive: &naive, asked: Vec::new() };
+    assert!(matches!(queue.walk(&mut walk, &offer, &mut oracle), WalkOutcome::Unfinished));
+    queue.note_unmatched(7, &offer);
+    assert_eq!(queue.take_unmatched(passed).workers, [(7, 3)]);
+    queue.note_still(passed);
+}
+
+/// B1: beyond a bound workers are given up, and every claim that is being tried then is to be searched for again.
+#[test]
+fn b1_more_unmatched_workers_than_are_kept_make_claims_search_again() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    fixture.insert(&mut queue, &mut naive, 0, 0, 0);
+    fixture.insert(&mut queue, &mut naive, 0, 0, 3);
+    let max = u32::try_from(crate::limits::UNMATCHED_WORKERS_MAX).unwrap();
+    (0..max).for_each(|worker| queue.note_unmatched(7, &offer(worker, 4, false, "c", None)));
+    queue.note_unmatched(7, &offer(0, 4, false, "c", None));
+    let [first, second] = [0, 1].map(|index: usize| naive.claims[index].0.arrival);
+    assert_eq!(queue.take_unmatched(second), UnmatchedOffers::default(), "none has a GPU");
+    queue.note_unmatched(7, &offer(max, 4, false, "c", None));
+    assert_eq!(queue.take_unmatched(second), UnmatchedOffers { workers: Vec::new(), is_incomplete: true });
+    queue.note_still(second);
+    queue.note_tried(&[second]);
+    assert_eq!(queue.take_unmatched(second), UnmatchedOffers::default(), "it began after that");
+    let offers = queue.take_unmatched(first);
+    assert_eq!((offers.workers.len(), offers.is_incomplete), (crate::limits::UNMATCHED_WORKERS_MAX, true));
+}
+
+/// Q11: a claim that needs its worker for another time keeps what is owed to it.
+#[test]
+fn q11_a_claim_that_is_renewed_stays_as_it_was() {
+    let (mut fixture, mut naive) = Fixture::new();
+    let mut queue = WaitQueue::default();
+    fixture.insert(&mut queue, &mut naive, 0, 0, 0);
+    let arrival = naive.claims[0].0.arrival;
+    queue.note_unmatched(7, &offer(1, 4, false, "c", None));
+    queue.renew(arrival, 50);
+    assert_eq!(queue.demand_of(arrival).unwrap().needs_ms, 50);
+    assert_eq!(queue.take_unmatched(arrival).workers, [(7, 1)]);
+    queue.note_still(arrival);
+    queue.renew(arrival, 60);
+    assert!(queue.tried_lanes.is_empty());
 }

@@ -1,19 +1,19 @@
 //! Workers that came free while only claims that are being tried may fit them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::admission::queue::least_demand::{ClaimDemand, FreeAmounts};
 use crate::limits;
 use crate::model::{WorkerRegistration, WorkerSpec};
 
-/// Worker that must be offered again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct UnmatchedOffer {
-    /// Shard of the worker.
-    pub shard: u16,
-    /// Ordinal of the worker in the shard; `None`: all of its workers.
-    pub worker: Option<u32>,
+/// Workers that must be offered again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct UnmatchedOffers {
+    /// Shard of each, and its ordinal there.
+    pub workers: Vec<(u16, u32)>,
+    /// Whether others had to be given up, so that the claim must be searched for again.
+    pub is_incomplete: bool,
 }
 
 /// Worker that nobody took, as it was when it was offered.
@@ -30,24 +30,21 @@ impl UnmatchedWorker {
     }
 }
 
-/// Workers that nobody took. What becomes of one later is not noted: then it is offered again in vain.
+/// Workers that nobody took, by shard and ordinal. What becomes of one later is not noted: then it is offered again in vain.
 #[derive(Debug, Default)]
 pub(super) struct UnmatchedWorkers {
     workers: BTreeMap<(u16, u32), UnmatchedWorker>,
-    /// Shards that had more of them than are kept.
-    whole_shards: BTreeSet<u16>,
+    given_up: u64,
 }
 
 impl UnmatchedWorkers {
-    /// Adds a worker. Beyond [`limits::UNMATCHED_WORKERS_MAX`] its shard is kept as a whole.
-    pub fn insert(&mut self, (shard, at): (u16, u32), free: FreeAmounts, registration: &Arc<WorkerRegistration>) {
-        if self.whole_shards.contains(&shard) {
-            return;
-        }
-        self.workers.insert((shard, at), UnmatchedWorker { free, registration: Arc::clone(registration) });
-        if self.workers.len() > limits::UNMATCHED_WORKERS_MAX {
-            self.workers.extract_if((shard, 0)..=(shard, u32::MAX), |_, _| true).for_each(drop);
-            self.whole_shards.insert(shard);
+    /// Adds a worker, or gives it up if there are [`limits::UNMATCHED_WORKERS_MAX`]: then every claim that is being tried
+    /// must be searched for once more.
+    pub fn insert(&mut self, worker: (u16, u32), free: FreeAmounts, registration: &Arc<WorkerRegistration>) {
+        if self.workers.len() >= limits::UNMATCHED_WORKERS_MAX && !self.workers.contains_key(&worker) {
+            self.given_up += 1;
+        } else {
+            self.workers.insert(worker, UnmatchedWorker { free, registration: Arc::clone(registration) });
         }
     }
 
@@ -57,14 +54,15 @@ impl UnmatchedWorkers {
 
     pub fn clear(&mut self) {
         self.workers.clear();
-        self.whole_shards.clear();
     }
 
-    /// Takes the workers that pass `is_taken`, and the shards that are kept as a whole.
-    pub fn take(&mut self, mut is_taken: impl FnMut(&UnmatchedWorker) -> bool) -> Vec<UnmatchedOffer> {
-        let shards = std::mem::take(&mut self.whole_shards).into_iter();
-        let workers = self.workers.extract_if(.., |_, worker| is_taken(worker));
-        let workers = workers.map(|((shard, at), _)| UnmatchedOffer { shard, worker: Some(at) });
-        workers.chain(shards.map(|shard| UnmatchedOffer { shard, worker: None })).collect()
+    /// Number of workers that were given up so far.
+    pub const fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// Takes the workers that pass `is_taken`.
+    pub fn take(&mut self, mut is_taken: impl FnMut(&UnmatchedWorker) -> bool) -> Vec<(u16, u32)> {
+        self.workers.extract_if(.., |_, worker| is_taken(worker)).map(|(worker, _)| worker).collect()
     }
 }

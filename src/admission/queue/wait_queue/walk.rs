@@ -144,7 +144,7 @@ impl WaitQueue {
                     if !self.reservations.may_use(offer, claim, demand, &free) {
                         // Nor may the others of the lane, but for the one that the worker is kept for.
                         let kept_for = self.reservations.assigned_of(offer).filter(|kept_for| *kept_for > arrival);
-                        if let Some(next) = kept_for.filter(|kept_for| lane.arrivals.contains(kept_for)) {
+                        if let Some(next) = kept_for {
                             self.push_claim(walk, lane.group, number, next..=next);
                         }
                         continue;
@@ -175,7 +175,7 @@ impl WaitQueue {
 
     /// Pushes the first claim of a lane that stands still, of those that arrived in this range.
     fn push_claim(&self, walk: &mut QueueWalk, group: u32, lane: u32, range: impl RangeBounds<ArrivalNumber>) {
-        if let Some(next) = self.lanes.get(lane).first_still(range) {
+        if let Some(&next) = self.lanes.get(lane).still.range(range).next() {
             walk.frontier.push(Reverse((self.rank(group, next), FrontierItem::Lane(lane, next))));
         }
     }
