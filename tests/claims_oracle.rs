@@ -1,8 +1,8 @@
 //! Random calls through the facade against a naive oracle, a map of holders with what each is charged: claims of
-//! several keys, tenants and pools, with and without waiting, one by one and in batches; releases, confirmations,
-//! resizes; callers that leave; panics, pools that are deleted and created again, quotas that change. Whenever nothing
-//! is under way a key has one holder, who was told so, tenants are charged for exactly what is held, and fences have
-//! grown (K1, U1, F1); at the end nothing is left.
+//! several keys, tenants, priorities and pools, with and without waiting, one by one, in batches and in gangs; releases,
+//! confirmations, resizes; callers that leave; evictions, panics, pools that are deleted and created again, quotas that
+//! change. Whenever nothing is under way a key has one holder, who was told so, tenants are charged for exactly what is
+//! held, fences have grown (K1, U1, F1), and no claim waits while a worker fits it (Q05); at the end nothing is left.
 //!
 //! `HOTPOOL_SEED` runs one seed again.
 

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::queued_claims::{one_full_worker, waiting};
 use crate::store_location::StoreLocation;
-use crate::world::{Claimed, LOADING, World, done, id, ids_on, name, request, spec, until, worker};
+use crate::world::{Claimed, LOADING, WAIT_MS, World, done, id, ids_on, name, request, spec, until, worker};
 
 /// Copies the store, with a row of the shard that cannot be read.
 async fn damaged(world: &World, shard: ShardKey) -> StoreLocation {
@@ -40,6 +40,10 @@ async fn quota(world: &World, claims: u64) {
 
 /// Begins a gang of `a` in pool `p` and `b` in pool `q`, each with two workers, whose commit waits for the store.
 async fn gang_in_doubt() -> (World, JoinHandle<Vec<Claimed>>) {
+    gang_of_in_doubt(vec![request("p", "a"), request("q", "b")]).await
+}
+
+async fn gang_of_in_doubt(gang: Vec<ClaimRequest>) -> (World, JoinHandle<Vec<Claimed>>) {
     let world = World::on_store().await;
     for (pool, workers) in [("p", ["u", "v"]), ("q", ["x", "y"])] {
         world.pool(pool, spec(1, AckLevel::Durable), &workers).await;
@@ -47,7 +51,6 @@ async fn gang_in_doubt() -> (World, JoinHandle<Vec<Claimed>>) {
     }
     quota(&world, 2).await;
     world.gate().hold_gang_rows();
-    let gang: Vec<ClaimRequest> = vec![request("p", "a"), request("q", "b")];
     let begun = world.begin(move |s: Scheduler| async move { s.claim_gang(gang).await }.boxed()).await;
     world.gate().stopped().await;
     (world, begun)
@@ -159,6 +162,31 @@ async fn b04_a_gang_in_doubt_is_undone_when_the_pool_of_its_home_is_deleted() {
     until("it is undone", async || world.counts(kept).await == (2, 0, 0)).await;
     until("its keys are free", async || world.s.keys().is_empty()).await;
     assert!(world.s.keys().tenants.in_use().is_empty());
+}
+
+/// The caller leaves before one member is stored as committed, and the outcome is in doubt until it is.
+#[tokio::test]
+async fn c12_a_gang_in_doubt_whose_caller_has_left_keeps_nothing() {
+    // Active at once: no deadline would ever end them.
+    let forever = |request| ClaimRequest { reserve_ms: Some(0), ..request };
+    let (world, begun) = gang_of_in_doubt(vec![forever(request("p", "a")), forever(request("q", "b"))]).await;
+    let shards = [world.gate().key("ns/p", 0), world.gate().key("ns/q", 0)];
+    let home = world.gate().gang_home();
+    let other = shards[usize::from(shards[0] == home)];
+    world.gate().leave_unanswered(other, usize::MAX);
+    let before = world.gate().log(other).len();
+    world.gate().hold(|_| false);
+    until("the member is to be committed", async || world.gate().log(other).len() > before).await;
+    begun.abort();
+    assert!(begun.await.unwrap_err().is_cancelled());
+    world.pass(WAIT_MS + 100).await;
+    world.gate().open_gate();
+    until("nothing is held", async || {
+        world.pass(10).await;
+        [world.counts("p").await, world.counts("q").await] == [(2, 0, 0); 2]
+    })
+    .await;
+    world.is_clean().await;
 }
 
 /// A shard is being loaded again when its pool is deleted: none of its claims are entered anywhere.

@@ -6,25 +6,28 @@ use std::time::{Duration, Instant};
 
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
+use hotpool::model::request_error::RequestError;
 use hotpool::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimSpec, ClaimView, PlacementPolicy, PoolMode, PoolName, PoolSpec,
-    Quota, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
+    Quota, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec, WorkerView,
 };
 use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{DeleteMode, Scheduler, SchedulerSettings};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
 
 use crate::late_store::LateStore;
-use crate::oracle::{Oracle, Outcome, Usage};
+use crate::oracle::{Oracle, Outcome, Usage, cpu_of, leaves_doubt};
 
 /// Real time after which a round has not come to rest.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Real time that calls get to end before they count as waiting.
 const SETTLING: Duration = Duration::from_millis(2);
+/// Milliseconds of engine time that pass until a round has come to rest, at most: no claim's wait or reservation ends.
+const STEPS_MAX: usize = 2_000;
 /// Panics of one seed: fewer than a shard survives in a minute of the manual clock.
 const PANICS_MAX: usize = 4;
 const TENANTS: [&str; 2] = ["t0", "t1"];
@@ -48,6 +51,7 @@ pub enum Faults {
 enum RoundStep {
     Claim,
     Batch,
+    Gang,
     Release,
     Confirm,
     Resize,
@@ -60,18 +64,20 @@ enum RoundStep {
 
 impl Faults {
     /// Shares of the steps in a round.
-    const fn step_weights(self) -> [(RoundStep, u32); 10] {
-        use RoundStep::{Batch, Claim, Confirm, DelayStore, DeletePool, Leave, Panic, Release, Resize, SetQuota};
+    const fn step_weights(self) -> [(RoundStep, u32); 11] {
+        use RoundStep::{Batch, Claim, Confirm, DelayStore, DeletePool, Gang, Leave, Panic, Release, Resize, SetQuota};
         let [deletions, panics, delays] = match self {
             Self::None => [3, 0, 0],
             Self::PanicsAndLateStore => [3, 3, 3],
             Self::PanicsAndDeletions => [18, 15, 0],
         };
         let faults = [(DeletePool, deletions), (Panic, panics), (DelayStore, delays)];
-        let calls = [(Claim, 45), (Batch, 5), (Release, 18), (Confirm, 4), (Resize, 6), (Leave, 10), (SetQuota, 3)];
-        let [claim, batch, release, confirm, resize, leave, quota] = calls;
+        let claims = [(Claim, 42), (Batch, 5), (Gang, 5)];
+        let others = [(Release, 18), (Confirm, 4), (Resize, 6), (Leave, 10), (SetQuota, 3)];
+        let [claim, batch, gang] = claims;
+        let [release, confirm, resize, leave, quota] = others;
         let [deletion, panic, delay] = faults;
-        [claim, batch, release, confirm, resize, leave, quota, deletion, panic, delay]
+        [claim, batch, gang, release, confirm, resize, leave, quota, deletion, panic, delay]
     }
 }
 
@@ -79,8 +85,8 @@ impl Faults {
 #[derive(Debug)]
 enum CallKind {
     Claims(Vec<ClaimId>),
-    /// Claim that waits for capacity.
-    WaitingClaim(ClaimId),
+    /// Claim or gang that waits for capacity.
+    Waiting(Vec<ClaimId>),
     Release(ClaimId),
     /// Call whose caller stays.
     Other(&'static str),
@@ -94,13 +100,12 @@ struct Call {
 
 impl Call {
     fn is_waiting(&self) -> bool {
-        matches!(self.kind, CallKind::WaitingClaim(_)) && !self.task.is_finished()
+        matches!(self.kind, CallKind::Waiting(_)) && !self.task.is_finished()
     }
 
     fn claimed(&self) -> &[ClaimId] {
         match &self.kind {
-            CallKind::Claims(ids) => ids,
-            CallKind::WaitingClaim(id) => std::slice::from_ref(id),
+            CallKind::Claims(ids) | CallKind::Waiting(ids) => ids,
             CallKind::Release(_) | CallKind::Other(_) => &[],
         }
     }
@@ -108,12 +113,13 @@ impl Call {
 
 pub struct Driver {
     scheduler: Scheduler,
+    clock: Clock,
     store: Option<Arc<LateStore>>,
     random: StdRng,
     calls: Vec<Call>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     oracle: Oracle,
-    weights: [(RoundStep, u32); 10],
+    weights: [(RoundStep, u32); 11],
     panics_left: usize,
     /// Largest quota of claims of each tenant since the last comparison; none: unlimited.
     limits: BTreeMap<&'static str, Option<u64>>,
@@ -135,11 +141,13 @@ impl Driver {
             Some(store) => Arc::<LateStore>::clone(store),
             None => Arc::new(MemoryStore),
         };
-        let scheduler = Scheduler::with_clock(store, SchedulerSettings::default(), Clock::manual());
+        let clock = Clock::manual();
+        let scheduler = Scheduler::with_clock(store, SchedulerSettings::default(), clock.clone());
         scheduler.start().await.unwrap();
         let panics_left = if late.is_some() { PANICS_MAX } else { 0 };
         let mut driver = Self {
             scheduler,
+            clock,
             store: late,
             random: StdRng::seed_from_u64(seed),
             calls: Vec::new(),
@@ -159,7 +167,8 @@ impl Driver {
     async fn put_pool(&mut self, pool: usize) {
         let (pool, shards, workers) = POOLS[pool];
         let ack = if self.store.is_some() { AckLevel::Durable } else { AckLevel::Memory };
-        let exclusive = PoolSpec { shards, ack, ..PoolSpec::default() };
+        // In the first pool nobody is evicted.
+        let exclusive = PoolSpec { shards, ack, preemption: pool != POOLS[0].0, ..PoolSpec::default() };
         let spec = match pool {
             "s" => PoolSpec { mode: PoolMode::Shared, policy: Some(PlacementPolicy::BestFit), ..exclusive },
             _ => exclusive,
@@ -185,6 +194,7 @@ impl Driver {
             match step {
                 RoundStep::Claim => self.begin_claim(),
                 RoundStep::Batch => self.begin_batch(),
+                RoundStep::Gang => self.begin_gang(),
                 RoundStep::Release => self.begin_release(),
                 RoundStep::Confirm => self.begin_confirm(),
                 RoundStep::Resize => self.begin_resize(),
@@ -212,6 +222,10 @@ impl Driver {
 
     fn random_request(&mut self, wait_ms: u64) -> ClaimRequest {
         let id = self.random_id();
+        self.random_request_of(id, wait_ms)
+    }
+
+    fn random_request_of(&mut self, id: ClaimId, wait_ms: u64) -> ClaimRequest {
         let listed = |pools: &[&str]| PoolChoice::Listed(pools.iter().map(|pool| name(pool)).collect());
         let (pools, is_shared) = match self.random.random_range(0..6) {
             0 | 1 => (PoolChoice::One(name("a")), false),
@@ -219,13 +233,12 @@ impl Driver {
             3 => (PoolChoice::One(name("b")), false),
             _ => (PoolChoice::One(name("s")), true),
         };
-        let constraints = is_shared.then(|| {
-            let resources = cpu(self.random.random_range(1..=8) * 500);
-            Box::new(ClaimConstraints {
-                spec: ClaimSpec { resources, ..ClaimSpec::default() },
-                ..ClaimConstraints::default()
-            })
-        });
+        let priority = if self.random.random_bool(0.3) { self.random.random_range(1..3) } else { 0 };
+        let preemptible = priority == 0 && self.random.random_bool(0.5);
+        let resources = if is_shared { cpu(self.random.random_range(1..=8) * 500) } else { cpu(0) };
+        let spec = ClaimSpec { resources, priority, preemptible, ..ClaimSpec::default() };
+        let constraints =
+            (!spec.is_empty()).then(|| Box::new(ClaimConstraints { spec, ..ClaimConstraints::default() }));
         let reserve_ms = self.random.random_bool(0.7).then_some(0);
         ClaimRequest { constraints, reserve_ms, wait_ms, ..ClaimRequest::new(id, pools) }
     }
@@ -249,7 +262,7 @@ impl Driver {
         let request = self.random_request(if waits { 60_000 } else { 0 });
         let id = request.id.clone();
         self.oracle.begin_claim(&id);
-        let kind = if waits { CallKind::WaitingClaim(id.clone()) } else { CallKind::Claims(vec![id.clone()]) };
+        let kind = if waits { CallKind::Waiting(vec![id.clone()]) } else { CallKind::Claims(vec![id.clone()]) };
         self.begin(kind, |scheduler| async move {
             let claimed = scheduler.claim(request).await;
             vec![Outcome::Claimed(id, claimed)]
@@ -263,6 +276,32 @@ impl Driver {
         self.begin(CallKind::Claims(ids.clone()), |scheduler| async move {
             let claimed = scheduler.claim_batch(requests).await.into_iter();
             ids.into_iter().zip(claimed).map(|(id, claimed)| Outcome::Claimed(id, claimed)).collect()
+        });
+    }
+
+    /// Begins a gang of two or three different keys of one tenant.
+    fn begin_gang(&mut self) {
+        let waits = self.random.random_bool(0.5);
+        let tenant = TENANTS[self.random.random_range(0..TENANTS.len())];
+        let mut keys = KEYS;
+        keys.shuffle(&mut self.random);
+        let ids: Vec<ClaimId> = keys[..self.random.random_range(2..4)]
+            .iter()
+            .map(|key| ClaimId::new("ns", tenant, key).expect("a name"))
+            .collect();
+        let wait_ms = if waits { 60_000 } else { 0 };
+        let requests = ids.iter().map(|id| self.random_request_of(id.clone(), wait_ms)).collect();
+        ids.iter().for_each(|id| self.oracle.begin_claim(id));
+        let kind = if waits { CallKind::Waiting(ids.clone()) } else { CallKind::Claims(ids.clone()) };
+        self.begin(kind, |scheduler| async move {
+            let claimed = scheduler.claim_gang(requests).await;
+            // What is not known of one member is not known of the others.
+            let is_unknown = claimed.iter().any(|claimed| claimed.as_ref().is_err_and(leaves_doubt));
+            let known = |claimed: Result<_, RequestError>| match claimed {
+                Err(_) if is_unknown => Err(RequestError::DeadlineExceeded),
+                claimed => claimed,
+            };
+            ids.into_iter().zip(claimed).map(|(id, claimed)| Outcome::Claimed(id, known(claimed))).collect()
         });
     }
 
@@ -392,8 +431,14 @@ impl Driver {
     /// Waits until nothing is under way but claims that wait, and compares.
     async fn come_to_rest(&mut self) {
         let begun = Instant::now();
+        let mut steps = 0;
         loop {
             self.hurry_store();
+            // Gangs repeat what a panic has left unanswered.
+            if steps < STEPS_MAX {
+                self.clock.advance(Duration::from_millis(1));
+                steps += 1;
+            }
             for _ in 0..8 {
                 tokio::task::yield_now().await;
             }
@@ -437,11 +482,12 @@ impl Driver {
                 return Err(format!("K1: {:?} is held with {}, the directory has {holder:?}", view.id, view.fence));
             }
         }
-        let waiting = self.calls.iter().filter(|call| call.is_waiting()).count();
+        let waiting: usize = self.calls.iter().filter(|call| call.is_waiting()).map(|call| call.claimed().len()).sum();
         let (all, pending) = (keys.len(), keys.pending_len());
         if pending > waiting || all != pending + views.len() {
             return Err(format!("{all} keys, {pending} pending, {} held, {waiting} wait", views.len()));
         }
+        self.check_waiting().await?;
         for (tenant, limit) in &mut self.limits {
             let owner = format!("ns/{tenant}");
             let used = charged.get(&owner).map_or(0, |used| used.0);
@@ -455,6 +501,39 @@ impl Driver {
         self.oracle.adopt(&views);
         for call in self.calls.iter().filter(|call| call.is_waiting()) {
             call.claimed().iter().for_each(|id| self.oracle.begin_claim(id));
+        }
+        Ok(())
+    }
+
+    /// Checks that no claim waits while a worker fits that nobody holds, and its quota allows it (Q05). Pools with
+    /// reservations are left out.
+    async fn check_waiting(&self) -> Result<(), String> {
+        for (pool_name, ..) in POOLS {
+            let Some(pool) = self.scheduler.inject_pool(&name(pool_name)) else { continue };
+            if pool.wait_queue.lock().queue.reservations.lowest_priority().is_some() {
+                continue;
+            }
+            let workers = self.scheduler.list_workers(&name(pool_name), None, 100).await;
+            let workers = workers.map_err(|error| format!("workers cannot be listed: {error:?}"))?.items;
+            let ids =
+                TENANTS.iter().flat_map(|tenant| KEYS.map(|key| ClaimId::new("ns", tenant, key).expect("a name")));
+            let queued = ids.filter_map(|id| self.scheduler.keys().queued_claim(&id));
+            for (queued, exhausted) in queued.filter(|(queued, _)| queued.pools.contains(&pool.number)) {
+                let needed = queued.amounts().cpu_milli;
+                let free = |worker: &&WorkerView| match pool_name {
+                    "s" => worker.claims.iter().map(cpu_of).sum::<u64>() + needed <= WORKER_CPU_MILLI,
+                    _ => worker.claims.is_empty() && !worker.busy,
+                };
+                if let Some(worker) = workers.iter().find(free)
+                    && queued.tenant.may_charge(&queued.amounts(), queued.charge_rank())
+                {
+                    let worker = &worker.registration.spec.id;
+                    return Err(format!(
+                        "Q05: {:?} waits ({exhausted:?}), and {worker} of {pool_name} is free",
+                        queued.id
+                    ));
+                }
+            }
         }
         Ok(())
     }

@@ -87,7 +87,8 @@ impl Oracle {
                         return Err(format!("K1: two callers created {fence} of {id:?}"));
                     }
                 }
-                if self.deleted.contains(claim.pool.pool()) {
+                // A member of a gang may be lost before its gang is answered.
+                if self.deleted.contains(claim.pool.pool()) || claim.state == ClaimState::Lost {
                     self.unsure.insert(id.clone());
                 }
                 self.told.entry(id).or_default().insert(fence);
@@ -203,7 +204,7 @@ impl Oracle {
 }
 
 /// Whether the error leaves open what became of the call.
-fn leaves_doubt(error: &RequestError) -> bool {
+pub fn leaves_doubt(error: &RequestError) -> bool {
     matches!(error, RequestError::DeadlineExceeded | RequestError::Unavailable(_))
 }
 

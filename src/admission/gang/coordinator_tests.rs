@@ -116,7 +116,7 @@ impl Scene {
                 (self.naive(gang).is_placed, self.naive(gang).must_be_tried) = (false, false);
             }
             GangEffect::Enqueue(_) | GangEffect::Postpone(..) => self.naive(gang).is_placed = false,
-            GangEffect::Dequeue(_) | GangEffect::Transaction(_) => {}
+            GangEffect::Dequeue(_) | GangEffect::Transaction(_) | GangEffect::Discard(_) => {}
             GangEffect::RequestLocks(_) | GangEffect::ReleaseLocks => panic!("the coordinator carries these out"),
         }
     }
@@ -181,7 +181,7 @@ impl Scene {
                 assert_eq!(outcomes.len(), naive.members, "one outcome for each member");
                 caller.into_iter().zip(outcomes).for_each(|(address, outcome)| drop(address.send(outcome)));
             }
-            GangEffect::Postpone(..) | GangEffect::Transaction(_) => {}
+            GangEffect::Postpone(..) | GangEffect::Transaction(_) | GangEffect::Discard(_) => {}
             GangEffect::RequestLocks(_) | GangEffect::ReleaseLocks => unreachable!("noted before"),
         }
     }

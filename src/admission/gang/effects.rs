@@ -20,7 +20,9 @@ use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::{ExhaustionReason, Precondition, RequestError, UnavailableReason};
-use crate::model::{ClaimId, ClaimRequest, ClaimState, Fence, GangRef, Millis, PoolMode, PoolName, ResourceVector};
+use crate::model::{
+    ClaimId, ClaimRequest, ClaimState, Fence, GangRef, Millis, PoolMode, PoolName, ResourceVector, UnreadReply,
+};
 use crate::shard::{
     ClaimReply, Command, Completion, CompletionQueue, GangCall, GangNumber, GangReply, GangReport, KeyTicket,
     MembersWaker, ReplyAddress, ShardOutcome, ShardRef,
@@ -208,6 +210,9 @@ impl ClaimDispatcher {
             GangEffect::Dequeue(queued) => self.dequeue_gang(&queued),
             GangEffect::Postpone(queued, attempt) => queued.note_attempt(attempt),
             GangEffect::Transaction(effect) => self.carry_out_transaction(gang, effect, work),
+            GangEffect::Discard(grants) => {
+                grants.iter().for_each(|(id, fence)| self.discard_reply(id, *fence, UnreadReply::Grant));
+            }
             GangEffect::Answer(caller, requests, verdict) => self.answer_gang(caller, &requests, verdict),
             GangEffect::RequestLocks(_) | GangEffect::ReleaseLocks => {
                 unreachable!("carried out by the coordinator itself")

@@ -70,6 +70,8 @@ pub struct GangClaim {
     requests: Arc<[ClaimRequest]>,
     /// Addresses of the caller, one for each member; none once it was answered or has left.
     caller: Vec<ReplyAddress>,
+    /// Whether the caller left before it was answered, while an attempt was being decided.
+    has_left: bool,
     /// Beginning and end of the wait, in engine time; empty if the gang does not wait.
     wait_ms: Range<Millis>,
     attempts_left: usize,
@@ -99,6 +101,7 @@ impl GangClaim {
         Self {
             requests,
             caller,
+            has_left: false,
             wait_ms,
             attempts_left: ATTEMPTS_MAX,
             locks_wait_ms,
@@ -118,6 +121,7 @@ impl GangClaim {
         Self {
             requests: Arc::new([]),
             caller: Vec::new(),
+            has_left: false,
             wait_ms: 0..0,
             attempts_left: 0,
             locks_wait_ms: 0,
@@ -263,7 +267,8 @@ impl GangClaim {
             (state, GangEvent::PoolsChanged) => self.note(PoolNotice::Changed, state, published, effects),
             (state, GangEvent::Closing) => self.note(PoolNotice::Closing, state, published, effects),
             (state, GangEvent::CallerLeft) => {
-                // What the attempt makes is rolled back when nobody takes the answer.
+                // What the attempt makes is rolled back when nobody takes the answer, or when it is no longer in doubt.
+                self.has_left |= !self.caller.is_empty();
                 self.caller.clear();
                 self.state = state;
             }
@@ -290,6 +295,9 @@ impl GangClaim {
         let is_done = transaction.is_done();
         let pools = if decision.is_some() { std::mem::take(pools) } else { Vec::new() };
         if is_done {
+            if self.has_left {
+                effects.push(GangEffect::Discard(transaction.grants().collect()));
+            }
             self.state = GangState::Done;
         }
         let Some(decision) = decision else { return };

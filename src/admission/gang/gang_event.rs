@@ -10,7 +10,7 @@ use super::transaction::{CommittedMember, TransactionEffect, TransactionEvent};
 use crate::admission::key::PendingClaim;
 use crate::admission::queue::{ArrivalNumber, LastAttempt, WaitingGang};
 use crate::model::request_error::{ExhaustionReason, RequestError};
-use crate::model::{ClaimId, ClaimRequest, GangRef, Millis};
+use crate::model::{ClaimId, ClaimRequest, Fence, GangRef, Millis};
 use crate::shard::{CompletionQueue, KeyTicket, ReplyAddress, ShardOutcome, ShardRef};
 
 /// Gang whose members are checked and ready to be placed.
@@ -103,6 +103,8 @@ pub enum GangEffect {
     Postpone(Arc<WaitingGang>, LastAttempt),
     /// Carry out an effect of the transaction.
     Transaction(TransactionEffect),
+    /// Roll back these claims as far as they exist and nobody knows of them: the caller has left.
+    Discard(Vec<(ClaimId, Fence)>),
     /// Answer the caller at these addresses, if there is one.
     Answer(Vec<ReplyAddress>, Arc<[ClaimRequest]>, GangVerdict),
 }

@@ -298,6 +298,11 @@ impl GangTransaction {
         self.home
     }
 
+    /// Members that were granted, each with its fence.
+    pub fn grants(&self) -> impl Iterator<Item = (ClaimId, Fence)> + '_ {
+        self.members.iter().filter_map(|member| Some((member.id.clone(), member.grant.as_ref()?.fence)))
+    }
+
     /// Decides what follows from an event.
     pub fn on(
         &mut self,
