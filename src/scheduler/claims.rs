@@ -53,6 +53,15 @@ impl Scheduler {
     /// Makes many claims in one call. Returns one result each, in order. Visits each shard once, unless it had less
     /// free capacity than it published.
     pub async fn claim_batch(&self, requests: Vec<ClaimRequest>) -> Vec<Result<ClaimResult, RequestError>> {
+        self.claim_each(requests, |_| ()).await
+    }
+
+    /// Makes claims as [`Self::claim_batch`] does, each of them prepared by `prepare`.
+    async fn claim_each(
+        &self,
+        requests: Vec<ClaimRequest>,
+        prepare: impl Fn(&mut PendingClaim),
+    ) -> Vec<Result<ClaimResult, RequestError>> {
         if let Err(error) = self.check_serving() {
             return requests.iter().map(|_| Err(error.clone())).collect();
         }
@@ -72,7 +81,11 @@ impl Scheduler {
         for (index, request) in (0..).zip(requests) {
             let reply = ReplyAddress::queue(Arc::clone(&completions), index);
             // A rejected item drops its reply; `prepare_claim` has sent the outcome that counts.
-            items.extend(self.dispatch().prepare_claim(&pools_now, &request, started_ns, reply).ok());
+            let item = self.dispatch().prepare_claim(&pools_now, &request, started_ns, reply).ok();
+            items.extend(item.map(|mut item| {
+                prepare(&mut item);
+                item
+            }));
             let ClaimRequest { id, pools, .. } = request;
             call.items.push(BatchItem { id, pools });
         }
@@ -83,14 +96,15 @@ impl Scheduler {
 
     /// Makes all of these claims or none; returns results in order. If one is rejected all are: that one with its own
     /// reason, the others with [`RequestError::GangMemberRejected`]. If all keys are held already, their claims are
-    /// returned, as by [`Scheduler::claim_batch`].
+    /// returned as by [`Scheduler::claim_batch`], and none is made or replaced.
     pub async fn claim_gang(&self, requests: Vec<ClaimRequest>) -> Vec<Result<ClaimResult, RequestError>> {
         if let Err(error) = self.check_serving() {
             return requests.iter().map(|_| Err(error.clone())).collect();
         }
         // True of an empty gang, too.
         if requests.iter().all(|request| self.dispatch().keys.holder(&request.id).is_some()) {
-            return self.claim_batch(requests).await;
+            // Claims that were placed here would be a part of a gang.
+            return self.claim_each(requests, |item| item.is_for_holder = true).await;
         }
         let completions = Arc::new(CompletionQueue::collecting(requests.len()));
         let item = |request: &ClaimRequest| BatchItem { id: request.id.clone(), pools: request.pools.clone() };

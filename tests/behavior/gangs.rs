@@ -1,7 +1,7 @@
 //! Gangs: all claims of a call or none, whatever happens in between.
 
 use hotpool::model::claim_request::ClaimConstraints;
-use hotpool::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
+use hotpool::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError};
 use hotpool::model::{
     AckLevel, ClaimRequest, ClaimResult, ClaimSpec, ClaimStatus, PoolMode, PoolSpec, RegistrationRequest,
     ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
@@ -414,4 +414,22 @@ async fn q03_a_gang_is_not_starved_by_small_claims() {
         world.pass(1_000).await;
     }
     assert_eq!(granted(&done(waiting).await), 3);
+}
+
+/// A request for one of the keys alone would take the place of its claim. Of a gang one key could find a worker and another not.
+#[tokio::test]
+async fn g1_a_gang_of_held_keys_replaces_no_claim() {
+    let world = World::on_memory().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["u", "v"]).await;
+    world.pool("q", spec(1, AckLevel::Memory), &["w"]).await;
+    let held = [world.claim("p", "a").await.unwrap(), world.claim("p", "b").await.unwrap()];
+    let conflict = RequestError::FailedPrecondition(Precondition::ClaimConflict);
+    let elsewhere = vec![request("q", "a"), request("q", "b")];
+    assert_eq!(world.s.claim_gang(elsewhere).await, [Err(conflict.clone()), Err(conflict)]);
+    assert_eq!((world.counts("p").await, world.counts("q").await), ((0, 2, 2), (1, 0, 0)));
+    let again = world.s.claim_gang(vec![request("p", "a"), request("p", "b")]).await;
+    for (again, held) in again.into_iter().zip(held) {
+        let again = again.unwrap();
+        assert_eq!((again.created, again.claim.fence), (false, held.claim.fence));
+    }
 }

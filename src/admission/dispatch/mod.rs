@@ -20,7 +20,7 @@ use crate::admission::queue::WaitQueues;
 use crate::clock::Clock;
 use crate::limits;
 use crate::model::label_selector::SelectorCache;
-use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
+use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim, UnreadReply};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::ShardPreference;
@@ -149,6 +149,7 @@ impl ClaimDispatcher {
             KeyAcquire::Joined(None) => {}
             KeyAcquire::Joined(Some((until_ms, id))) => self.add_duplicate_deadline(until_ms, &id),
             KeyAcquire::HolderQueued(item) => self.reply_rejected(item, RequestError::KEY_ALREADY_WAITED_FOR),
+            KeyAcquire::NotHeld(item) => self.reply_rejected(item, Precondition::GangKeyTaken.into()),
             KeyAcquire::TooManyDuplicates(item) => {
                 self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Overloaded))
             }

@@ -74,6 +74,7 @@ impl ClaimDispatcher {
             over_quota: None,
             asks: None,
             has_asked_reserved: false,
+            is_for_holder: false,
         })
     }
 }

@@ -38,6 +38,8 @@ pub enum KeyAcquire {
     HolderQueued(Box<PendingClaim>),
     /// The key is held; the claim stays in its entry until the holder's shard has answered this call.
     Repeated(RepeatedCall),
+    /// Key that nobody holds, asked for by a claim that is for the holder only.
+    NotHeld(Box<PendingClaim>),
     /// Too many duplicates wait for this key already.
     TooManyDuplicates(Box<PendingClaim>),
     /// The key is held by a shard that does not serve, or its step panicked.
@@ -105,6 +107,7 @@ impl KeyDirectory {
     pub fn acquire(&self, item: Box<PendingClaim>, pick: impl FnOnce(&PendingClaim) -> Option<ShardRef>) -> KeyAcquire {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.entry(item.id.clone()) {
+            Slot::Vacant(_) if item.is_for_holder => KeyAcquire::NotHeld(item),
             Slot::Vacant(slot) => {
                 let (entry, acquired) = self.begin(item, VacantKey::default(), pick);
                 slot.insert(entry);
@@ -113,6 +116,7 @@ impl KeyDirectory {
             Slot::Occupied(mut slot) => match slot.get_mut() {
                 KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item, self.ids.next_ticket())),
                 KeyEntry::Unreadable { .. } | KeyEntry::Poisoned(_) => KeyAcquire::Unreadable(item),
+                KeyEntry::Vacant(_) | KeyEntry::Pending(_) if item.is_for_holder => KeyAcquire::NotHeld(item),
                 KeyEntry::Vacant(vacant) => {
                     let vacant = std::mem::take(vacant);
                     let (entry, acquired) = self.begin(item, vacant, pick);

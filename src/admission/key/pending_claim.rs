@@ -8,7 +8,7 @@ use super::entry::KeyHolder;
 use crate::admission::plan::CandidatePlan;
 use crate::admission::pool_registry::PoolMap;
 use crate::admission::queue::WaitState;
-use crate::engine::{ClaimTarget, PlacementConstraints, PoolEligibility};
+use crate::engine::{ClaimTarget, PlacementConstraints, PoolEligibility, ReservedMismatch};
 use crate::model::request_error::UnavailableReason;
 use crate::model::{AckLevel, ClaimId, Millis, QuotaResource};
 use crate::shard::{ClaimCall, KeyTicket, ReacquireCall, ReplyAddress, ShardRef, ShardSet};
@@ -60,6 +60,8 @@ pub struct PendingClaim {
     pub asks: Option<Box<VecDeque<ShardAsk>>>,
     /// Whether the claim has asked for workers that are reserved for claims of a lower priority, in this search.
     pub has_asked_reserved: bool,
+    /// Whether the claim asks for the holder of its key and for no other: it is never placed.
+    pub is_for_holder: bool,
 }
 
 impl PendingClaim {
@@ -115,6 +117,10 @@ impl PendingClaim {
             handle: holder.handle,
             eligibility: if may_use { PoolEligibility::Eligible } else { PoolEligibility::Ineligible },
             constraints: self.accepts(),
+            mismatch: match self.is_for_holder {
+                true => ReservedMismatch::Conflict,
+                false => ReservedMismatch::RollBack,
+            },
             ack: self.ack,
             started_ns: self.started_ns,
         }

@@ -4,7 +4,7 @@
 use crate::engine::NIL;
 use crate::engine::claims::Claim;
 use crate::engine::effect::{Effect, EndReason, EngineReply};
-use crate::engine::event::{ClaimHandle, PoolEligibility};
+use crate::engine::event::{ClaimHandle, PoolEligibility, ReservedMismatch};
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
 use crate::engine::workers::liveness::{TimedOutCleanup, lookup_flags};
@@ -18,6 +18,7 @@ impl Shard {
         handle: ClaimHandle,
         pool: PoolEligibility,
         constraints: Option<&PlacementConstraints>,
+        mismatch: ReservedMismatch,
         effects: &mut Vec<Effect>,
     ) -> EngineReply {
         let Some(claim) = self.claims.get(handle) else { return EngineReply::StaleHandle };
@@ -31,7 +32,7 @@ impl Shard {
                 _ => self.disclose(handle),
             };
         }
-        if !claim.is_reserved() {
+        if !claim.is_reserved() || mismatch == ReservedMismatch::Conflict {
             return EngineReply::ActiveConflict;
         }
         self.end_claim(handle, EndReason::RolledBack, effects);
