@@ -127,8 +127,6 @@ pub enum Event {
         pool: PoolEligibility,
         /// Constraints on the worker; none: any worker will do.
         constraints: Option<Arc<PlacementConstraints>>,
-        /// Fate of a reserved claim that does not meet the request.
-        mismatch: ReservedMismatch,
     },
     /// Confirms that the holder has started.
     Confirm {
@@ -217,17 +215,11 @@ pub enum Event {
 pub enum PoolEligibility {
     /// The pool is one of the request's candidates.
     Eligible,
-    /// The request excludes the pool: a reserved claim may be rolled back, and an active one is a conflict.
+    /// The pool is one of the candidates, and the request replaces no claim: if its constraints exclude the worker, that is
+    /// a conflict even if the claim is reserved.
+    EligibleToKeep,
+    /// The request excludes the pool: a reserved claim is rolled back, and an active one is a conflict.
     Ineligible,
-}
-
-/// Fate of a reserved claim whose key is requested again for another pool or worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReservedMismatch {
-    /// The claim is rolled back, and the request takes its place.
-    RollBack,
-    /// The claim stays, and the request is a conflict.
-    Conflict,
 }
 
 /// Transition of a gang. Each is idempotent.

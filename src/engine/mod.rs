@@ -56,7 +56,7 @@ pub use counters::{LifecycleCounters, ShardCounters};
 pub use effect::{ClaimGrant, Effect, EndReason, EngineReply, WorkerConditions, WorkerSnapshot};
 pub use event::{
     ClaimHandle, ClaimTarget, Event, GangAction, HeartbeatReport, PoolEligibility, ReportedClaim, ReservationFate,
-    ReservationId, ReservedMismatch,
+    ReservationId,
 };
 pub use invariants::InvariantViolation;
 pub use placement::constraints::{GpuFilter, NodeSet, PlacementConstraints, PlacementFailure};

@@ -145,8 +145,8 @@ impl Shard {
                 }
             }
             Event::Release { handle } => self.release(handle, effects),
-            Event::Reacquire { handle, pool, constraints, mismatch } => {
-                self.reacquire(handle, pool, constraints.as_deref(), mismatch, effects)
+            Event::Reacquire { handle, pool, constraints } => {
+                self.reacquire(handle, pool, constraints.as_deref(), effects)
             }
             Event::Confirm { handle } => self.confirm(handle, now_ms),
             Event::Get { handle } => self.disclose(handle),

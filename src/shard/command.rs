@@ -14,7 +14,7 @@ use super::reply::{
 use super::runner::reserved_keys;
 use crate::engine::{
     ClaimHandle, ClaimTarget, EvictionPolicy, GangAction, ListedClaim, PlacementConstraints, PoolEligibility,
-    ReservationId, ReservedMismatch, Shard, VictimNeed, WorkerSnapshot,
+    ReservationId, Shard, VictimNeed, WorkerSnapshot,
 };
 use crate::limits;
 use crate::model::request_error::RequestError;
@@ -59,8 +59,6 @@ pub struct ReacquireCall {
     pub eligibility: PoolEligibility,
     /// Constraints that the holder must meet.
     pub constraints: Option<Arc<PlacementConstraints>>,
-    /// Fate of a reserved holder that does not meet the request.
-    pub mismatch: ReservedMismatch,
     /// Level at which the reply acknowledges the claim.
     pub ack: AckLevel,
     /// Arrival time in nanoseconds, if timed.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hotpool::engine::{
     ClaimHandle, Effect, EndReason, EngineReply, Event, HeartbeatReport, PlacementFailure, PoolEligibility,
-    ReservedMismatch, ResumePoint, Shard, ShardConfig, ShardReplay,
+    ResumePoint, Shard, ShardConfig, ShardReplay,
 };
 use hotpool::model::{ClaimId, ClaimState, PlacementPolicy, WorkerId, WorkerSpec};
 use hotpool::persist::row::put_shard;
@@ -294,8 +294,7 @@ impl Driver {
                     _ => {}
                 }
                 let constraints = request.as_ref().map(Request::constraints);
-                let mismatch = ReservedMismatch::RollBack;
-                self.same(Event::Reacquire { handle, pool: *pool, constraints, mismatch }, &ended, Some(reply));
+                self.same(Event::Reacquire { handle, pool: *pool, constraints }, &ended, Some(reply));
                 Some(!ended.is_empty())
             }
             Op::Confirm(at) => {

@@ -149,6 +149,7 @@ impl ClaimDispatcher {
             KeyAcquire::Joined(None) => {}
             KeyAcquire::Joined(Some((until_ms, id))) => self.add_duplicate_deadline(until_ms, &id),
             KeyAcquire::HolderQueued(item) => self.reply_rejected(item, RequestError::KEY_ALREADY_WAITED_FOR),
+            KeyAcquire::HeldElsewhere(item) => self.reply_rejected(item, Precondition::ClaimConflict.into()),
             KeyAcquire::NotHeld(item) => self.reply_rejected(item, Precondition::GangKeyTaken.into()),
             KeyAcquire::TooManyDuplicates(item) => {
                 self.reply_rejected(item, RequestError::Unavailable(UnavailableReason::Overloaded))

@@ -38,6 +38,8 @@ pub enum KeyAcquire {
     HolderQueued(Box<PendingClaim>),
     /// The key is held; the claim stays in its entry until the holder's shard has answered this call.
     Repeated(RepeatedCall),
+    /// Key that is held in a pool which the claim excludes, asked for by a claim that is for the holder only.
+    HeldElsewhere(Box<PendingClaim>),
     /// Key that nobody holds, asked for by a claim that is for the holder only.
     NotHeld(Box<PendingClaim>),
     /// Too many duplicates wait for this key already.
@@ -114,6 +116,9 @@ impl KeyDirectory {
                 acquired
             }
             Slot::Occupied(mut slot) => match slot.get_mut() {
+                KeyEntry::Held(held) if item.is_for_holder && !item.may_use(held.holder.shard.pool) => {
+                    KeyAcquire::HeldElsewhere(item)
+                }
                 KeyEntry::Held(held) => KeyAcquire::Repeated(repeat(held, item, self.ids.next_ticket())),
                 KeyEntry::Unreadable { .. } | KeyEntry::Poisoned(_) => KeyAcquire::Unreadable(item),
                 KeyEntry::Vacant(_) | KeyEntry::Pending(_) if item.is_for_holder => KeyAcquire::NotHeld(item),

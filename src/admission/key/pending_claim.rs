@@ -8,7 +8,7 @@ use super::entry::KeyHolder;
 use crate::admission::plan::CandidatePlan;
 use crate::admission::pool_registry::PoolMap;
 use crate::admission::queue::WaitState;
-use crate::engine::{ClaimTarget, PlacementConstraints, PoolEligibility, ReservedMismatch};
+use crate::engine::{ClaimTarget, PlacementConstraints, PoolEligibility};
 use crate::model::request_error::UnavailableReason;
 use crate::model::{AckLevel, ClaimId, Millis, QuotaResource};
 use crate::shard::{ClaimCall, KeyTicket, ReacquireCall, ReplyAddress, ShardRef, ShardSet};
@@ -115,12 +115,12 @@ impl PendingClaim {
             id: self.id.clone(),
             number,
             handle: holder.handle,
-            eligibility: if may_use { PoolEligibility::Eligible } else { PoolEligibility::Ineligible },
-            constraints: self.accepts(),
-            mismatch: match self.is_for_holder {
-                true => ReservedMismatch::Conflict,
-                false => ReservedMismatch::RollBack,
+            eligibility: match may_use {
+                true if self.is_for_holder => PoolEligibility::EligibleToKeep,
+                true => PoolEligibility::Eligible,
+                false => PoolEligibility::Ineligible,
             },
+            constraints: self.accepts(),
             ack: self.ack,
             started_ns: self.started_ns,
         }

@@ -4,7 +4,7 @@
 use crate::engine::NIL;
 use crate::engine::claims::Claim;
 use crate::engine::effect::{Effect, EndReason, EngineReply};
-use crate::engine::event::{ClaimHandle, PoolEligibility, ReservedMismatch};
+use crate::engine::event::{ClaimHandle, PoolEligibility};
 use crate::engine::placement::constraints::PlacementConstraints;
 use crate::engine::shard::{Shard, saturating_millis};
 use crate::engine::workers::liveness::{TimedOutCleanup, lookup_flags};
@@ -13,12 +13,13 @@ use crate::model::unschedulable_bits;
 use crate::model::{ClaimState, Millis, TtlBounds};
 
 impl Shard {
+    /// Shows the claim to another request for its key. Not inlined, because its frame would cost every event.
+    #[inline(never)]
     pub(in crate::engine) fn reacquire(
         &mut self,
         handle: ClaimHandle,
         pool: PoolEligibility,
         constraints: Option<&PlacementConstraints>,
-        mismatch: ReservedMismatch,
         effects: &mut Vec<Effect>,
     ) -> EngineReply {
         let Some(claim) = self.claims.get(handle) else { return EngineReply::StaleHandle };
@@ -26,13 +27,13 @@ impl Shard {
             return self.releasing_reply(handle.claim);
         }
         let worker = &self.workers.registration(claim.worker).spec;
-        if pool == PoolEligibility::Eligible && constraints.is_none_or(|constraints| constraints.allows(worker)) {
+        if pool != PoolEligibility::Ineligible && constraints.is_none_or(|constraints| constraints.allows(worker)) {
             return match constraints {
                 Some(constraints) if !constraints.matches(claim.spec.as_deref()) => EngineReply::ResourceMismatch,
                 _ => self.disclose(handle),
             };
         }
-        if !claim.is_reserved() || mismatch == ReservedMismatch::Conflict {
+        if !claim.is_reserved() || pool == PoolEligibility::EligibleToKeep {
             return EngineReply::ActiveConflict;
         }
         self.end_claim(handle, EndReason::RolledBack, effects);

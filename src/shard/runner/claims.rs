@@ -134,9 +134,9 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Shows the holder of a key to a repeated claim, or rolls the holder back.
     pub(super) fn reacquire(&mut self, mut call: ReacquireCall) {
-        let ReacquireCall { handle, eligibility: pool, mismatch, .. } = call;
+        let ReacquireCall { handle, eligibility: pool, .. } = call;
         let constraints = call.constraints.take();
-        let answer = self.decide(Event::Reacquire { handle, pool, constraints, mismatch });
+        let answer = self.decide(Event::Reacquire { handle, pool, constraints });
         self.reply_repeated(call, answer);
     }
 
