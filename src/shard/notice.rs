@@ -14,7 +14,8 @@ pub enum OfferedWorkers {
     All,
 }
 
-/// Message to a shard that must not be refused. Bounded by the number of replies, and by changes of the pool.
+/// Message to a shard that must not be refused. Bounded by the number of replies, of changes of the pool, and of workers that
+/// are reserved or unmatched: the shard itself offers one before it is offered again.
 #[derive(Debug)]
 pub(crate) enum ShardNotice {
     /// A reply that shows this claim will be read by nobody.

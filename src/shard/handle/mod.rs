@@ -298,13 +298,16 @@ impl<S: ShardSink> ShardHandle<S> {
         }
     }
 
-    /// Offers workers as [`Self::offer_again`] does, and runs the shard inline if nobody runs it. What the run causes is
+    /// Offers workers as [`Self::offer_again`] does, and runs the shard as [`Self::push_into`] does. What the run causes is
     /// added to `work`.
     pub fn offer_again_into(&self, workers: OfferedWorkers, work: &mut S::Work) {
         if self.is_serving() {
             self.notices.push(ShardNotice::Offer(workers));
             if self.schedule.wake_needed_for_change() {
-                self.run_inline(&mut None, work);
+                match self.should_batch() {
+                    true => self.wake_actor(),
+                    false => self.run_inline(&mut None, work),
+                }
             }
         }
     }

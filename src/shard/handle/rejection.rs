@@ -93,8 +93,7 @@ impl<S: ShardSink> ShardHandle<S> {
         }
     }
 
-    /// Hands back the requests whose decision ended in a panic.
-    pub(in crate::shard) fn hand_back_undecided(&self, work: &mut S::Work) {
+    fn hand_back_undecided(&self, work: &mut S::Work) {
         let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
         if tickets.is_empty() && undecided.is_empty() && self.state() == ShardState::Stopped {
             return;

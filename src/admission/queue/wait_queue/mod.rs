@@ -26,14 +26,13 @@ pub use self::unmatched::UnmatchedOffers;
 use self::unmatched::UnmatchedWorkers;
 use self::walk::WALK_VISITS_MAX;
 pub use self::walk::{OfferVerdict, QueueWalk, WalkOracle, WalkOutcome};
-use super::least_demand::{ClaimDemand, FreeAmounts, LeastDemand};
+use super::least_demand::{ClaimDemand, LeastDemand};
 use super::queued_claim::{ArrivalNumber, QueuedClaim};
 use super::rank_tree::{SubtreeSummary, TreeArena, TreeRoot};
 use super::request_class::ClassTable;
 use super::reservations::ReservationList;
 use super::row_table::RowTable;
 use crate::admission::tenant::Tenant;
-use crate::engine::WorkerOffer;
 use crate::model::Millis;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -264,83 +263,6 @@ impl WaitQueue {
         self.unmatched = unmatched;
         if is_still {
             self.note_still(arrival);
-        }
-    }
-
-    /// Notes that a claim stands still from now on. Take what nobody else took before ([`Self::take_unmatched`]).
-    pub fn note_still(&mut self, arrival: ArrivalNumber) {
-        let Some(&(_, number)) = self.claims.get(&arrival) else { return };
-        self.change_lane(number, |lane| {
-            if lane.tried.remove(&arrival).is_some() {
-                lane.still.insert(arrival);
-            }
-        });
-        if self.lanes.get(number).tried.is_empty() {
-            self.forget_tried_lane(number);
-        }
-    }
-
-    /// Notes that these claims are being tried. Each must stand still later ([`Self::note_still`]) or be removed.
-    pub fn note_tried(&mut self, arrivals: &[ArrivalNumber]) {
-        let given_up = self.unmatched.given_up();
-        for arrival in arrivals {
-            let Some(&(_, number)) = self.claims.get(arrival) else { continue };
-            self.change_lane(number, |lane| {
-                if lane.still.remove(arrival) {
-                    lane.tried.insert(*arrival, given_up);
-                }
-            });
-            self.tried_lanes.insert(number);
-        }
-    }
-
-    /// Changes which claims of a lane are being tried. The trees change only if that decides whether any stands still.
-    fn change_lane(&mut self, number: u32, change: impl FnOnce(&mut ClaimLane)) {
-        let lane = self.lanes.get_mut(number);
-        let (group, before) = (lane.group, lane.still.is_empty());
-        change(lane);
-        if before != lane.still.is_empty() {
-            self.version += 1;
-            self.detach_group(group);
-            self.detach_lane(number);
-            self.attach_lane(number);
-            self.attach_group(group);
-        }
-    }
-
-    /// Takes the workers that nobody took while this claim was being tried, as far as it may fit them. They must be offered
-    /// again once it stands still.
-    #[must_use]
-    pub fn take_unmatched(&mut self, arrival: ArrivalNumber) -> UnmatchedOffers {
-        let Some(&(_, lane)) = self.claims.get(&arrival) else { return UnmatchedOffers::default() };
-        let ClaimLane { class, ref tried, .. } = *self.lanes.get(lane);
-        let Some(given_up) = tried.get(&arrival) else { return UnmatchedOffers::default() };
-        let (demand, classes) = (self.classes.demand(class), &self.classes);
-        let workers =
-            self.unmatched.take(|worker| worker.may_fit(demand, |spec| classes.allows_any_query(class, spec)));
-        UnmatchedOffers { workers, is_incomplete: *given_up < self.unmatched.given_up() }
-    }
-
-    /// Forgets a lane of which no claim is being tried any more. Without any, no worker is unmatched.
-    fn forget_tried_lane(&mut self, lane: u32) {
-        self.tried_lanes.remove(&lane);
-        if self.tried_lanes.is_empty() {
-            self.unmatched.clear();
-        }
-    }
-
-    /// Notes that no claim that stands still took a worker. It is unmatched if one that is being tried may fit it.
-    pub fn note_unmatched(&mut self, shard: u16, offer: &WorkerOffer) {
-        let (worker, free) = ((shard, offer.worker), FreeAmounts::of(offer));
-        let is_wanted = self.tried_lanes.len() > TRIED_LANES_MAX
-            || self.tried_lanes.iter().any(|lane| {
-                let class = self.lanes.get(*lane).class;
-                self.classes.demand(class).fits(&free) && self.classes.allows_any_query(class, &offer.registration.spec)
-            });
-        if is_wanted {
-            self.unmatched.insert(worker, free, &offer.registration);
-        } else {
-            self.unmatched.remove(worker);
         }
     }
 
