@@ -1,5 +1,5 @@
 //! A burst onto shared workers: 100 claims for cores only, on 10 to 40 workers; and a gang of 1,000 on 16 shards. In
-//! process on `memory:` and on redb, and durable over HTTP, as one batch and as 100 concurrent calls. All claims are
+//! process on `memory:` and on `file:`, and durable over HTTP, as one batch and as 100 concurrent calls. All claims are
 //! released after each round. Updates of workers are read from the service's metrics. Prints the figures in
 //! docs/BENCHMARKS.md.
 
@@ -26,8 +26,8 @@ use hotpool::model::{
     ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec,
 };
 use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::memory::MemoryStore;
-use hotpool::persist::store::redb::RedbStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 const CLAIMS: usize = 100;
@@ -210,9 +210,9 @@ impl Service {
     }
 }
 
-fn redb() -> (SharedStore, tempfile::TempDir) {
+fn file_store() -> (SharedStore, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory of our own");
-    (Arc::new(RedbStore::open(dir.path()).expect("a store")), dir)
+    (Arc::new(FileStore::open(dir.path()).expect("a store")), dir)
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -225,16 +225,16 @@ async fn main() {
         in_process("one batch, in process, memory:", Arc::new(MemoryStore), workers).await;
     }
     for workers in [10, 40] {
-        let (store, _dir) = redb();
-        in_process("one batch, in process, redb", store, workers).await;
+        let (store, _dir) = file_store();
+        in_process("one batch, in process, file", store, workers).await;
     }
     let server = Service::start();
     server.call(Method::PUT, "/v1/pools/bench/burst", &json!({"mode": "shared"})).await;
     for workers in [10, 40] {
-        server.burst("one batch, HTTP, durable (redb)", workers, BurstShape::OneBatch).await;
+        server.burst("one batch, HTTP, durable (file)", workers, BurstShape::OneBatch).await;
         server.burst("100 concurrent calls, HTTP, durable", workers, BurstShape::ConcurrentCalls).await;
     }
     gang("a gang of 1,000, in process, memory:", Arc::new(MemoryStore)).await;
-    let (store, _dir) = redb();
-    gang("a gang of 1,000, in process, redb", store).await;
+    let (store, _dir) = file_store();
+    gang("a gang of 1,000, in process, file", store).await;
 }

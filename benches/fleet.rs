@@ -1,5 +1,5 @@
 //! A million workers: bytes of memory per worker (idle and held), and seconds from a cold process to serving them from
-//! redb. Also a fleet that is 99 % busy: claims rejected although a worker stays idle throughout the call. Prints the
+//! the embedded store. Also a fleet that is 99 % busy: claims rejected although a worker stays idle throughout the call. Prints the
 //! figures in docs/BENCHMARKS.md; `-- workers=N` for another size; `-- growth` for costs that must not grow with the
 //! fleet.
 
@@ -15,8 +15,8 @@ use std::time::Instant;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::persist::store::SharedStore;
+use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::memory::MemoryStore;
-use hotpool::persist::store::redb::RedbStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 use self::resident::resident_bytes;
@@ -69,14 +69,14 @@ async fn memory(workers: usize) {
 }
 
 async fn recovery(workers: usize, dir: &Path) {
-    let open = || Arc::new(RedbStore::open(dir).expect("a directory of our own"));
+    let open = || Arc::new(FileStore::open(dir).expect("a directory of our own"));
     let scheduler = start(open(), 16, AckLevel::Durable).await;
     register(&scheduler, workers).await;
     claim(&scheduler, workers / 10).await;
     scheduler.stop().await;
     drop(scheduler);
     // The actors release the store when their tasks have ended.
-    while RedbStore::open(dir).map(drop).is_err() {
+    while FileStore::open(dir).map(drop).is_err() {
         tokio::task::yield_now().await;
     }
     let start = Instant::now();

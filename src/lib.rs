@@ -18,7 +18,7 @@
 //!
 //! # Embedding
 //!
-//! With `default-features = false` the crate is the scheduler on the embedded store ([`persist::store::redb`]) or the
+//! With `default-features = false` the crate is the scheduler on the embedded store ([`persist::store::file`]) or the
 //! memory store. The feature `redis` adds the Redis store, `client` the typed client of the HTTP API, `server` the edges
 //! and the service, `cli` the program. What `internals` opens is for the tests and benches of this repository and may
 //! change at any time.

@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
 use hotpool::model::{ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
-use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::file::FileStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join(format!("hotpool-embed-{}", std::process::id()));
-    let scheduler = Scheduler::new(Arc::new(RedbStore::open(&dir)?), SchedulerSettings::default());
+    let scheduler = Scheduler::new(Arc::new(FileStore::open(&dir)?), SchedulerSettings::default());
     scheduler.start().await?;
 
     let pool = PoolName::new("demo", "warm")?;

@@ -70,7 +70,7 @@ struct ServeArgs {
     /// so that a restart with the same directory takes the store over at once. Not used with memory:.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Store of the records: redb:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and similar.
+    /// Store of the records: file:DIR, memory:, redis://HOST, redis-cluster://HOST:PORT,HOST:PORT and similar.
     // Parsed by hand, because an error message of clap would show the password.
     #[arg(long, value_name = "URL")]
     store: Option<String>,
@@ -137,10 +137,10 @@ fn serve(arguments: ServeArgs) -> ExitCode {
         Err(error) => return exit_with_error(EXIT_USAGE, &format!("--store: {error}")),
     };
     let unused_dir = data_dir.clone().filter(|_| matches!(store, Some(StoreUrl::Memory)));
-    if data_dir.is_some() && matches!(store, Some(StoreUrl::Redb(_))) {
+    if data_dir.is_some() && matches!(store, Some(StoreUrl::File(_))) {
         return exit_with_error(
             EXIT_USAGE,
-            &"--data-dir cannot be used with --store redb:DIR; use one of them, or a Redis store",
+            &"--data-dir cannot be used with --store file:DIR; use one of them, or a Redis store",
         );
     }
     let flags = ConfigOverrides { listen, resp_listen, hosts, store, data_dir, standby, insecure, log };

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 
 use super::failure::{CommandExit, CommandFailure};
 use super::output::{OutputFormat, print, print_json, property_list, table};
+use crate::persist::store::file::FileStore;
 use crate::persist::store::inspect::{PoolContents, RowDetail, StoreContents, WorkerContents, inspect};
-use crate::persist::store::redb::RedbStore;
 use crate::persist::store::redis::RedisStore;
 use crate::persist::store::{SharedStore, StoreError};
 use crate::server::config::{StoreConfig, StoreUrl};
@@ -23,7 +23,7 @@ pub struct StoreCommand {
 #[derive(Debug, Subcommand)]
 enum StoreSubcommand {
     /// Print the contents of a store, without taking it over
-    #[command(after_help = "A directory (redb:DIR) must not be in use; Redis may be.\n\n\
+    #[command(after_help = "A directory (file:DIR) must not be in use; Redis may be.\n\n\
                             Examples:\n  hotpool store inspect redis://127.0.0.1:6379\n  \
                             hotpool store inspect redis-cluster://a:6379,b:6379 --pool demo/warm --rows")]
     Inspect(InspectArgs),
@@ -31,7 +31,7 @@ enum StoreSubcommand {
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// redb:DIR, or one of the Redis forms
+    /// file:DIR, or one of the Redis forms
     url: StoreUrl,
     /// Show only this pool
     #[arg(long, value_name = "NS/POOL")]
@@ -89,9 +89,9 @@ impl InspectArgs {
         let unusable = |message: &str| Err(StoreError::Unusable(message.to_owned()));
         match &self.url {
             StoreUrl::Memory => unusable("it stores nothing"),
-            StoreUrl::Redb(dir) if !dir.is_dir() => unusable("there is no such directory"),
-            StoreUrl::Redb(dir) if !RedbStore::is_in(dir) => unusable("there is no store in this directory"),
-            StoreUrl::Redb(dir) => Ok(Arc::new(RedbStore::open(dir)?)),
+            StoreUrl::File(dir) if !dir.is_dir() => unusable("there is no such directory"),
+            StoreUrl::File(dir) if !FileStore::is_in(dir) => unusable("there is no store in this directory"),
+            StoreUrl::File(dir) => Ok(Arc::new(FileStore::open(dir)?)),
             StoreUrl::Redis(url) => {
                 let config = StoreConfig {
                     key_prefix: self.key_prefix.clone(),

@@ -323,7 +323,7 @@ mod tests {
             "bench --ack maybe",
             "bench --target https://x:1",
             "bench --target http://x:1 --store memory:",
-            "bench --store redb:",
+            "bench --store file:",
             "bench --store redis://",
             "replay",
             "bench --processes 2",

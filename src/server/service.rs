@@ -17,8 +17,8 @@ use crate::limits::EXCESS_CONNECTIONS_MAX;
 use crate::metrics::{self, MetricsExporter, MetricsInstallError};
 use crate::model::PoolName;
 use crate::model::request_error::RequestError;
+use crate::persist::store::file::FileStore;
 use crate::persist::store::memory::MemoryStore;
-use crate::persist::store::redb::RedbStore;
 use crate::persist::store::redis::RedisStore;
 use crate::persist::store::{SharedStore, StoreError};
 use crate::scheduler::{self, Scheduler, SchedulerSettings};
@@ -238,7 +238,7 @@ pub async fn open_store(settings: config::StoreConfig) -> Result<SharedStore, St
         StoreUrl::Redis(url) => {
             RedisStore::open(settings.redis_options(url)).map(|store| Arc::new(store) as SharedStore)
         }
-        StoreUrl::Redb(dir) => RedbStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
+        StoreUrl::File(dir) => FileStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
     });
     opened.await.unwrap_or_else(|error| Err(StoreError::Unusable(format!("opening the store failed: {error}"))))
 }

@@ -211,6 +211,7 @@ impl Wake for Inject {
 async fn r1_a_reply_whose_record_is_stored_while_the_shard_runs_is_sent() {
     let world = World::on_store().await;
     world.pool("p", spec(1, AckLevel::Durable), &["v", "w"]).await;
+    world.pool("q", spec(1, AckLevel::Durable), &["u"]).await;
     let fence = world.hold("p", "g").await;
     world.gate().hold_all();
     let release = world.begin_release("g", fence).await;
@@ -218,13 +219,14 @@ async fn r1_a_reply_whose_record_is_stored_while_the_shard_runs_is_sent() {
     until("both are decided", async || world.counts("p").await == (1, 1, 1)).await;
     let stored = Arc::new(AtomicBool::new(false));
     let watch = {
-        // It waits for the record of the first release at the journal, not at the shard.
+        // Its record follows theirs, and its reply waits in another shard.
         let (s, stored) = (world.s.clone(), Arc::clone(&stored));
         tokio::spawn(async move {
-            s.release(&id("g"), fence).await.unwrap();
+            s.claim(crate::world::request("q", "later")).await.unwrap();
             stored.store(true, Ordering::SeqCst);
         })
     };
+    until("the last is decided", async || world.counts("q").await.1 == 1).await;
     let inject = Inject { gate: Arc::clone(world.gate()), stored, was_run: AtomicBool::new(false) };
     let inject = Arc::new(inject);
     let (pool, waker) = (name("p"), Waker::from(Arc::clone(&inject)));

@@ -8,7 +8,7 @@ use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimTimes, PoolSpec};
 use hotpool::persist::row::{ClaimRow, WorkerRow};
-use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::{ShardKey, Store, WriteBatch, WriteKind, WriteOutcome};
 use prost::Message as _;
 
@@ -27,7 +27,7 @@ fn frame(id: &str, version: u8, row: &WorkerRow) -> Vec<u8> {
 
 /// Writes rows behind the scheduler's back.
 async fn tamper(dir: &Path, shard: ShardKey, rows: Vec<u8>) {
-    let store = RedbStore::open(dir).unwrap();
+    let store = FileStore::open(dir).unwrap();
     store.take_over(uuid::Uuid::now_v7()).await.unwrap();
     let at = store.load(vec![shard], Box::new(|_, _| ())).await.unwrap().remove(0).at.unwrap();
     let step = WriteBatch { shard, from: at, to: at + 1, kind: WriteKind::Rows(Bytes::from(rows)) };
@@ -237,10 +237,10 @@ async fn s07_the_directory_itself_is_opened_again() {
 }
 
 /// Opens the store once the tasks of the last scheduler have ended, and with them the lock.
-async fn open_when_free(dir: &Path) -> RedbStore {
+async fn open_when_free(dir: &Path) -> FileStore {
     let mut opened = None;
     crate::world::until("the lock is free", async || {
-        opened = RedbStore::open(dir).ok();
+        opened = FileStore::open(dir).ok();
         opened.is_some()
     })
     .await;

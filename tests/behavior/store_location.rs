@@ -1,10 +1,10 @@
-//! Store of these tests: redb, in a directory of its own.
+//! Store of these tests: the embedded one, in a directory of its own.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use hotpool::persist::store::SharedStore;
-use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::file::FileStore;
 use tempfile::TempDir;
 
 /// Directory with the files of a store.
@@ -21,7 +21,7 @@ impl StoreLocation {
     }
 
     pub fn open(&self) -> SharedStore {
-        Arc::new(RedbStore::open(self.path()).expect("open"))
+        Arc::new(FileStore::open(self.path()).expect("open"))
     }
 
     /// Copies the files as they are to another directory.

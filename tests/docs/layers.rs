@@ -18,7 +18,6 @@ const TIMERS: &[&str] = &[
 
 /// Words that code may have under the given paths only: the absences of ARCHITECTURE.md that can be searched for.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("use redb", &["src/persist/store/redb"]),
     ("use redis", &["src/persist/store/redis"]),
     ("Instant::now", &["src/clock.rs", "src/load/"]),
     ("SystemTime::now", &["src/clock.rs", "src/load/"]),

@@ -93,7 +93,7 @@ fn c16_every_view_of_a_claim_has_its_creation_and_activation_time() {
     // A restart changes neither, and a dump of the store shows both.
     drop(client);
     assert!(server.stop().success());
-    let store = format!("redb:{}", dir.path().join("data").display());
+    let store = format!("file:{}", dir.path().join("data").display());
     let inspected = run(&mut command(&["store", "inspect", &store, "--rows"]), "");
     let (created, activated) = (times_now.0.unwrap(), times_now.1.unwrap());
     let row = format!("default/a#{} active created_at_ms={created} activated_at_ms={activated}", new_claim["fence"]);

@@ -57,15 +57,15 @@ fn h03_data_is_readable_by_its_owner_alone_whatever_the_umask() {
         let server = Server::start_command(dir.path(), under);
         server.client().put("/v1/pools/ns/warm", &json!({})).expect(201);
         let data = dir.path().join("data");
-        is_private(&data, &["hotpool.redb", "lock"]);
+        is_private(&data, &["lock", "log-000000000001", "store"]);
         assert_eq!(server.stop().code(), Some(0));
         // A file that was set aside is written again.
-        std::fs::rename(data.join("hotpool.redb"), data.join("hotpool.redb.unsynced")).unwrap();
-        set_mode(&data.join("hotpool.redb.unsynced"), 0o644);
+        std::fs::rename(data.join("log-000000000001"), data.join("log-000000000001.unsynced")).unwrap();
+        set_mode(&data.join("log-000000000001.unsynced"), 0o644);
         let under = through_sh(&format!("umask {umask}"), &command(dir.path(), &[], &[]), dir.path());
         let server = Server::start_command(dir.path(), under);
         server.client().get("/v1/pools/ns/warm").expect(200);
-        is_private(&data, &["hotpool.redb", "lock"]);
+        is_private(&data, &["lock", "log-000000000001", "store"]);
         assert_eq!(warnings(dir.path()), [""; 0]);
     }
 }
@@ -91,7 +91,7 @@ fn h03_an_open_directory_is_restricted_if_it_has_only_the_services_files() {
     let dir = TempDir::new().unwrap();
     wide(dir.path());
     let server = Server::start(dir.path());
-    is_private(&dir.path().join("data"), &["hotpool.redb", "lock"]);
+    is_private(&dir.path().join("data"), &["lock", "log-000000000001", "store"]);
     assert_eq!(server.stop().code(), Some(0));
     assert_eq!(warnings(dir.path()), [""; 0]);
 }
@@ -104,8 +104,9 @@ fn h03_a_directory_with_other_files_is_unchanged_and_warned_about_once() {
     std::fs::write(data.join("notes"), "mine").unwrap();
     set_mode(&data.join("notes"), 0o644);
     let server = Server::start(dir.path());
-    let left: Vec<_> =
-        [("hotpool.redb", 0o600), ("lock", 0o600), ("notes", 0o644)].map(|(n, m)| (n.to_owned(), m)).into();
+    let left: Vec<_> = [("lock", 0o600), ("log-000000000001", 0o600), ("notes", 0o644), ("store", 0o600)]
+        .map(|(n, m)| (n.to_owned(), m))
+        .into();
     assert_eq!((mode(&data), modes(&data)), (0o755, left));
     assert_eq!(server.stop().code(), Some(0));
     let warned = warnings(dir.path());
@@ -119,13 +120,13 @@ fn h03_a_link_to_the_directory_is_followed_and_one_in_it_is_not() {
     let (data, real, file) = (dir.path().join("data"), dir.path().join("real"), dir.path().join("file"));
     std::fs::rename(&data, &real).unwrap();
     std::os::unix::fs::symlink(&real, &data).unwrap();
-    std::fs::rename(real.join("hotpool.redb"), &file).unwrap();
-    std::os::unix::fs::symlink(&file, real.join("hotpool.redb")).unwrap();
+    std::fs::rename(real.join("log-000000000001"), &file).unwrap();
+    std::os::unix::fs::symlink(&file, real.join("log-000000000001")).unwrap();
     let server = Server::start(dir.path());
     assert_eq!((mode(&real), mode(&file)), (0o700, 0o644), "what lies elsewhere is left alone");
     assert_eq!(server.stop().code(), Some(0));
     let warned = warnings(dir.path());
-    assert!(matches!(&warned[..], [one] if one.contains("hotpool.redb") && one.contains("0644")), "{warned:?}");
+    assert!(matches!(&warned[..], [one] if one.contains("log-000000000001") && one.contains("0644")), "{warned:?}");
 }
 
 #[test]

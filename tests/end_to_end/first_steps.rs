@@ -191,11 +191,11 @@ fn the_address_may_precede_the_command() {
     run(&["--addr", "h:x", "pools", "ls"]).failed(64, &["must be http://HOST:PORT"]);
     run(&["--addr", &address, "serve"]).failed(64, &["--addr"]);
     run(&["--timeout-ms", "9", "completions", "bash"]).failed(64, &["--timeout-ms"]);
-    run(&["--addr", &address, "store", "inspect", "redb:/nowhere"]).failed(64, &["--addr"]);
-    run(&["-o", "json", "store", "inspect", "redb:/nowhere"]).failed(1, &["{\"error\":"]);
+    run(&["--addr", &address, "store", "inspect", "file:/nowhere"]).failed(64, &["--addr"]);
+    run(&["-o", "json", "store", "inspect", "file:/nowhere"]).failed(1, &["{\"error\":"]);
     // Read-only commands create nothing.
     let empty = TempDir::new().unwrap();
-    let url = format!("redb:{}", empty.path().display());
+    let url = format!("file:{}", empty.path().display());
     run(&["store", "inspect", &url]).failed(1, &["there is no store in this directory"]);
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
 }
@@ -346,14 +346,14 @@ fn a_data_directory_may_be_given_where_it_is_unused() {
     assert!(log.contains("--data-dir is not used") && log.contains("memory:"), "{log}");
     assert_eq!(server.stop().code(), Some(0));
     assert!(!data.exists());
-    // On its own it means redb:DIR, whatever the file says.
+    // On its own it means file:DIR, whatever the file says.
     let file = dir.path().join("hotpool.toml");
     std::fs::write(&file, "[store]\nurl = \"memory:\"\n").unwrap();
     let arguments = ["--config", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
     let server = Server::start_with(dir.path(), &arguments, &[]);
-    assert!(server.welcome[0].contains(&format!("(store: redb:{})", data.display())), "{:?}", server.welcome);
+    assert!(server.welcome[0].contains(&format!("(store: file:{})", data.display())), "{:?}", server.welcome);
     drop(server);
-    let (code, text_output) = rejected(dir.path(), &["--store", "redb:/a", "--data-dir", "/b"], &[]);
+    let (code, text_output) = rejected(dir.path(), &["--store", "file:/a", "--data-dir", "/b"], &[]);
     assert_eq!(code, Some(64), "{text_output}");
 }
 

@@ -89,7 +89,7 @@ fn a_second_service_on_the_same_directory_is_rejected() {
     let other = TempDir::new().unwrap();
     let data = dir.path().join("data");
     let data = data.to_str().unwrap();
-    let ended = command(other.path(), &["--store", &format!("redb:{data}")], &[]).output().unwrap();
+    let ended = command(other.path(), &["--store", &format!("file:{data}")], &[]).output().unwrap();
     assert_eq!(ended.status.code(), Some(1));
     let text_output = std::fs::read_to_string(other.path().join("log")).unwrap();
     assert!(text_output.contains(data), "{text_output}");
@@ -181,7 +181,7 @@ fn wrong_usage_and_configuration_exit_with_64() {
     }
     for (arguments, parts) in [
         (&["--store", "redis://127.0.0.1/x"][..], "must be a number"),
-        (&["--store", "redb:y", "--data-dir", "x"], "--data-dir"),
+        (&["--store", "file:y", "--data-dir", "x"], "--data-dir"),
         (&["--listen", "0.0.0.0:0"], "--insecure"),
         (&["--listen", "nowhere"], "--listen"),
         (&["--resp-listen", "0.0.0.0:0"], "server.resp_listen"),

@@ -3,80 +3,70 @@
 use std::path::Path;
 use std::process::Command;
 
-use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::{ShardKey, Store, StoreError};
-use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::failed_syncs::{open, try_open};
+use super::model_disk::ModelDisk;
 use super::{
-    A, Applied, B, C, Duplicate, Gap, apply, chunk, copied, dir, install, is, load, one, opened, rows, state, unusable,
+    A, Applied, B, C, Duplicate, Gap, apply, chunk, dir, install, is, load, one, opened, rows, state, unusable,
 };
 
-/// Function that changes a value, or removes it.
-type Change = Box<dyn FnOnce(Vec<u8>) -> Option<Vec<u8>>>;
-type ChunkKey = (u64, u16, u64, u64, u32);
-const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const CHUNKS: TableDefinition<'_, ChunkKey, &[u8]> = TableDefinition::new("chunks");
-const BASES: TableDefinition<'_, (u64, u16), &[u8]> = TableDefinition::new("bases");
+/// Function that changes a frame of the log.
+type Change = Box<dyn FnOnce(&mut [u8])>;
+const SEGMENT: &str = "log-000000000001";
+/// Size of a frame's header, in bytes.
+const FRAME_HEADER_BYTES: usize = 48;
+/// Size of a record's header, in bytes.
 const HEADER_BYTES: usize = 56;
+/// Offset of the first record's body in a frame, in bytes.
+const BODY: usize = FRAME_HEADER_BYTES + HEADER_BYTES;
 
-fn database(dir: &Path) -> Database {
-    Database::open(dir.join("hotpool.redb")).unwrap()
-}
-
-pub(super) fn log_len(dir: &Path) -> u64 {
-    database(dir).begin_read().unwrap().open_table(LOG).unwrap().len().unwrap()
-}
-
-pub(super) fn chunks_len(dir: &Path) -> u64 {
-    database(dir).begin_read().unwrap().open_table(CHUNKS).unwrap().len().unwrap()
-}
-
-/// Changes the value of one key; `None` removes it.
-fn alter<K: redb::Key + 'static>(
-    dir: &Path,
-    table: TableDefinition<'_, K, &'static [u8]>,
-    key: impl for<'a> std::borrow::Borrow<K::SelfType<'a>> + Copy,
-    change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>,
-) {
-    let db = database(dir);
-    let write = db.begin_write().unwrap();
-    {
-        let mut table = write.open_table(table).unwrap();
-        let old = table.remove(key).unwrap().expect("the row exists").value().to_vec();
-        if let Some(new) = change(old) {
-            table.insert(key, new.as_slice()).unwrap();
-        }
+/// Ranges of the frames in a segment, in bytes.
+fn frames(segment: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while segment.get(at..at + 4).is_some_and(|magic| magic == b"hpl2") {
+        let length = u32::from_le_bytes(segment[at + 4..at + 8].try_into().unwrap()) as usize;
+        let end = at + (FRAME_HEADER_BYTES + length).next_multiple_of(8);
+        frames.push(at..end);
+        at = end;
     }
-    write.commit().unwrap();
+    frames
 }
 
-/// Changes the byte at an offset.
-fn other_byte(at: usize) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
-    move |mut blob| {
-        blob[at] ^= 0x20;
-        Some(blob)
-    }
+/// Changes the frame with this number.
+fn alter(disk: &ModelDisk, sequence: usize, change: impl FnOnce(&mut [u8])) {
+    disk.alter(SEGMENT, |segment| {
+        let frame = frames(segment)[sequence - 1].clone();
+        change(&mut segment[frame]);
+    });
 }
 
-/// Creates a log of 0 = A and B, 1 = A and C, 2 = B. B has a base from position 3 on, then 3 = B, 4 = A, B.
-async fn three_shards(dir: &Path) {
-    let store = opened(dir).await;
+/// Changes the byte at an offset in a frame.
+fn other_byte(at: usize) -> impl FnOnce(&mut [u8]) {
+    move |frame| frame[at] ^= 0x20
+}
+
+/// Creates a log of 1 = A and B, 2 = A and C, 3 = B, 4 and 5 = base of B, 6 = B, 7 = A and B, 8 = D.
+async fn three_shards(disk: &ModelDisk) {
+    let store = open(disk).await;
     assert_eq!(apply(&store, &[rows(A, 0, 1, "a0"), rows(B, 0, 1, "b0")]).await, [Applied; 2]);
     assert_eq!(apply(&store, &[rows(A, 1, 2, "a1"), rows(C, 0, 1, "c0")]).await, [Applied; 2]);
     assert_eq!(one(&store, rows(B, 1, 2, "b1")).await, Applied);
-    assert_eq!(one(&store, chunk(B, 1, 0, "[b]")).await, Applied);
-    assert_eq!(one(&store, install(B, 2, 1, 1, "[f]")).await, Applied);
+    assert_eq!(one(&store, chunk(B, 1, 0, "b0")).await, Applied);
+    assert_eq!(one(&store, install(B, 2, 1, 1, "b1")).await, Applied);
     assert_eq!(one(&store, rows(B, 2, 3, "b2")).await, Applied);
     assert_eq!(apply(&store, &[rows(A, 2, 3, "a2"), rows(B, 3, 4, "b3")]).await, [Applied; 2]);
+    assert_eq!(one(&store, rows(ShardKey { pool: 8, shard: 1 }, 0, 1, "d0")).await, Applied);
 }
 
 /// Results of a load: `None` for a shard as `three_shards` created it, otherwise the error.
-async fn complaints(dir: &Path) -> [Option<String>; 3] {
-    let store = opened(dir).await;
+async fn complaints(disk: &ModelDisk) -> [Option<String>; 3] {
+    let store = open(disk).await;
     let found = load(&store, &[A, B, C]).await;
-    let sound = [(A, 3, "a0a1a2"), (B, 4, "[b][f]b2b3"), (C, 1, "c0")];
+    let sound = [(A, 3, "a0a1a2"), (B, 4, "b0b1b2b3"), (C, 1, "c0")];
     sound.map(|(shard, at, rows)| match &found[&shard] {
         (Err(why), _) => Some(why.to_string()),
         (Ok(found), read) => {
@@ -88,39 +78,39 @@ async fn complaints(dir: &Path) -> [Option<String>; 3] {
 
 #[tokio::test]
 async fn s06_damaged_rows_make_only_their_shard_unreadable_until_a_snapshot() {
-    let dir = dir();
-    three_shards(dir.path()).await;
-    assert_eq!(complaints(dir.path()).await, [None, None, None]);
-    // The rows of A in the entry that A and C share.
-    alter(dir.path(), LOG, 1, other_byte(HEADER_BYTES));
-    let [a, b, c] = complaints(dir.path()).await;
+    let disk = ModelDisk::default();
+    three_shards(&disk).await;
+    assert_eq!(complaints(&disk).await, [None, None, None]);
+    // The rows of A in the frame that A and C share.
+    alter(&disk, 2, other_byte(BODY));
+    let [a, b, c] = complaints(&disk).await;
     assert_eq!((b, c), (None, None));
-    assert_eq!(a.unwrap(), "damaged record at log position 1: the checksum of the rows does not match");
+    assert_eq!(a.unwrap(), "damaged frame 2 of the log: the checksum of the rows does not match");
 
-    let store = opened(dir.path()).await;
+    let store = open(&disk).await;
     assert!(load(&store, &[A]).await[&A].0.is_err());
     assert_eq!(one(&store, rows(A, 3, 4, "x")).await, Gap, "refused, so not ours");
     assert_eq!(one(&store, install(A, 3, 1, 0, "a0a1a2")).await, Applied);
     assert_eq!(one(&store, rows(A, 3, 4, "a3")).await, Applied);
     assert_eq!(state(&store, A).await, is(4, "a0a1a2a3"));
     drop(store);
-    assert_eq!(state(&opened(dir.path()).await, A).await, is(4, "a0a1a2a3"));
+    assert_eq!(state(&open(&disk).await, A).await, is(4, "a0a1a2a3"));
 }
 
 /// Changes the header of the first record and corrects its checksum.
-fn other_header(at: usize, value: u8) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
-    move |mut blob| {
-        blob[at] = value;
-        let sum = xxh3_64(&blob[..HEADER_BYTES - 8]);
-        blob[HEADER_BYTES - 8..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
-        Some(blob)
+fn other_header(at: usize, value: u8) -> impl FnOnce(&mut [u8]) {
+    move |frame| {
+        let record = &mut frame[FRAME_HEADER_BYTES..];
+        record[at] = value;
+        let sum = xxh3_64(&record[..HEADER_BYTES - 8]);
+        record[HEADER_BYTES - 8..HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
     }
 }
 
 #[tokio::test]
 async fn s06_an_unknown_version_or_a_gap_between_batches_makes_only_its_shard_unreadable() {
-    let made = dir();
-    three_shards(made.path()).await;
+    let made = ModelDisk::default();
+    three_shards(&made).await;
     // Offset 0 is the version, 1 the kind, 20 the `from` of the batch.
     let changes = [
         (0, 2, "record version 2 is unknown; this program reads version 1"),
@@ -128,35 +118,34 @@ async fn s06_an_unknown_version_or_a_gap_between_batches_makes_only_its_shard_un
         (20, 2, "it leads from 2 to 2, the state is at 1"),
     ];
     for (at, value, expected) in changes {
-        let dir = copied(made.path());
-        alter(dir.path(), LOG, 1, other_header(at, value));
-        let why = format!("damaged record at log position 1: {expected}");
-        assert_eq!(complaints(dir.path()).await, [Some(why), None, None]);
+        let disk = made.copy();
+        alter(&disk, 2, other_header(at, value));
+        let why = format!("damaged frame 2 of the log: {expected}");
+        assert_eq!(complaints(&disk).await, [Some(why), None, None]);
     }
 }
 
 #[tokio::test]
 async fn s06_a_damaged_header_makes_every_shard_unreadable_that_could_be_concerned() {
-    let changes: [(&str, Change); 6] = [
-        ("header", Box::new(other_byte(3))),
-        ("second header", Box::new(other_byte(HEADER_BYTES + 2 + 10))),
-        ("cut short", Box::new(|blob| Some(blob[..blob.len() - 1].to_vec()))),
-        ("nothing", Box::new(|_| Some(vec![]))),
-        ("junk", Box::new(|_| Some(vec![0xff; 300]))),
-        ("missing", Box::new(|_| None)),
+    let changes: [(&str, Change); 5] = [
+        ("header of the frame", Box::new(other_byte(9))),
+        ("length of the frame", Box::new(|frame| frame[4..8].copy_from_slice(&[0xff; 4]))),
+        ("header of the first record", Box::new(other_byte(FRAME_HEADER_BYTES + 3))),
+        ("zeros", Box::new(|frame| frame.fill(0))),
+        ("junk", Box::new(|frame| frame.fill(0xff))),
     ];
-    let made = dir();
-    three_shards(made.path()).await;
+    let made = ModelDisk::default();
+    three_shards(&made).await;
     for (name, change) in changes {
-        let dir = copied(made.path());
-        alter(dir.path(), LOG, 1, change);
-        let [a, b, c] = complaints(dir.path()).await;
+        let disk = made.copy();
+        alter(&disk, 2, change);
+        let [a, b, c] = complaints(&disk).await;
         assert_eq!(b, None, "{name}: the base of B lies above it");
         for why in [a, c] {
-            assert!(why.as_ref().is_some_and(|why| why.contains("log position 1: ")), "{name}: {why:?}");
+            assert!(why.as_ref().is_some_and(|why| why.contains("frame 2 of the log: ")), "{name}: {why:?}");
         }
         // An unknown shard could have been in it too. A snapshot puts it above the damage.
-        let store = opened(dir.path()).await;
+        let store = open(&disk).await;
         let new = ShardKey { pool: 9, shard: 3 };
         assert!(load(&store, &[new]).await[&new].0.is_err(), "{name}");
         assert_eq!(one(&store, rows(new, 0, 1, "x")).await, Gap, "{name}");
@@ -164,135 +153,213 @@ async fn s06_a_damaged_header_makes_every_shard_unreadable_that_could_be_concern
         for (shard, at) in [(A, 3), (C, 1)] {
             assert_eq!(one(&store, install(shard, at, 1, 0, "repaired")).await, Applied, "{name}");
         }
-        // The other log entries are removed, the damaged one stays as long as the file.
-        for n in 0..8 {
-            assert_eq!(one(&store, rows(new, n + 1, n + 2, "n")).await, Applied, "{name}");
+        // The log may lose the damaged frame; that there was one is remembered.
+        let large = "n".repeat(700_000);
+        for n in 1..9 {
+            assert_eq!(one(&store, rows(new, n, n + 1, &large)).await, Applied, "{name}");
+            for (shard, at) in [(A, 3), (C, 1)] {
+                assert_eq!(one(&store, install(shard, at, n + 1, 0, "repaired")).await, Applied, "{name}");
+            }
         }
+        for shard in [new, B, ShardKey { pool: 8, shard: 1 }] {
+            assert_eq!(one(&store, install(shard, 9, 20, 0, "last")).await, Applied, "{name}");
+        }
+        assert_eq!(one(&store, rows(new, 9, 10, "!")).await, Applied, "{name}");
         drop(store);
-        let store = opened(dir.path()).await;
-        assert_eq!(state(&store, new).await, is(9, "nnnnnnnnn"), "{name}");
+        assert!(!disk.names().contains(&SEGMENT.to_owned()), "{name}: {:?}", disk.names());
+        let store = open(&disk).await;
+        assert_eq!(state(&store, new).await, is(10, "last!"), "{name}");
         let other = ShardKey { pool: 9, shard: 4 };
-        let still = load(&store, &[other]).await[&other].0.is_err();
-        assert!(still || name == "missing", "{name}: what may have held its rows is kept");
+        assert!(load(&store, &[other]).await[&other].0.is_err(), "{name}: its rows may have been there");
         assert_eq!(state(&store, A).await, is(3, "repaired"), "{name}");
     }
 }
 
 #[tokio::test]
+async fn s06_a_shard_whose_next_record_follows_has_lost_nothing_in_an_unreadable_frame() {
+    let disk = ModelDisk::default();
+    three_shards(&disk).await;
+    // Frame 3 is of B alone, before its base; A goes on in frame 7 from where frame 2 ended. C does not go on.
+    alter(&disk, 3, |frame| frame.fill(0));
+    let [a, b, c] = complaints(&disk).await;
+    assert_eq!((a, b), (None, None));
+    assert_eq!(c.unwrap(), "damaged frame 3 of the log: the frame is missing");
+}
+
+#[tokio::test]
+async fn s06_a_lost_segment_is_noticed() {
+    let made = ModelDisk::default();
+    let store = open(&made).await;
+    let large = "l".repeat(700_000);
+    assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
+    for n in 0..5 {
+        assert_eq!(one(&store, rows(B, n, n + 1, &large)).await, Applied);
+    }
+    assert_eq!(one(&store, rows(C, 0, 1, "c")).await, Applied);
+    drop(store);
+    let names: Vec<_> = made.names().into_iter().filter(|name| name.starts_with("log-")).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    for name in &names[..2] {
+        let disk = made.copy();
+        disk.lose(name);
+        let store = open(&disk).await;
+        let found = load(&store, &[A, B]).await;
+        assert!(found[&B].0.is_err(), "{name}: {:?}", found[&B].0);
+        assert!(found[&A].0.is_err(), "{name}: it may have had a second record there");
+    }
+    let disk = made.copy();
+    made.names().iter().filter(|name| name.starts_with("log")).for_each(|name| disk.lose(name));
+    let message = unusable(try_open(&disk));
+    assert!(message.contains("there is no log beside it"), "{message}");
+    let disk = made.copy();
+    disk.lose("store");
+    let message = unusable(try_open(&disk));
+    assert!(message.contains("is the log of a store, but there is no file store"), "{message}");
+}
+
+#[tokio::test]
+async fn s06_a_frame_that_was_swapped_for_an_older_one_is_noticed() {
+    let disk = ModelDisk::default();
+    let store = open(&disk).await;
+    assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
+    let mut old = Vec::new();
+    let other = disk.copy();
+    assert_eq!(one(&open(&other).await, install(A, 1, 7, 0, "x")).await, Applied);
+    other.alter(SEGMENT, |segment| old = segment[frames(segment)[1].clone()].to_vec());
+    assert_eq!(one(&store, install(A, 1, 1, 0, "b")).await, Applied);
+    assert_eq!(one(&store, rows(B, 0, 1, "c")).await, Applied);
+    drop(store);
+    // A valid frame of this store with the right number, which the next one does not follow.
+    disk.alter(SEGMENT, |segment| {
+        let frame = frames(segment)[1].clone();
+        assert_eq!(frame.len(), old.len());
+        segment[frame].copy_from_slice(&old);
+    });
+    let store = open(&disk).await;
+    let why = load(&store, &[A]).await.remove(&A).unwrap().0.unwrap_err();
+    assert_eq!(why.to_string(), "damaged frame 2 of the log: it is another frame");
+}
+
+#[tokio::test]
 async fn s06_damaged_chunks_and_bases_make_only_their_shard_unreadable() {
-    let key: ChunkKey = (B.pool, B.shard, 1, 1, 0);
-    let made = dir();
-    three_shards(made.path()).await;
-    for number in 0..3 {
-        let dir = copied(made.path());
-        let expected = match number {
-            0 => {
-                alter(dir.path(), CHUNKS, key, other_byte(HEADER_BYTES + 1));
-                "damaged chunk: number 0: the checksum of the rows does not match"
-            }
-            1 => {
-                alter(dir.path(), CHUNKS, key, |_| None);
-                "damaged chunk: number 0: it is another chunk"
-            }
-            _ => {
-                alter(dir.path(), BASES, (B.pool, B.shard), other_byte(HEADER_BYTES));
-                "damaged base: the checksum of the rows does not match"
-            }
-        };
-        assert_eq!(complaints(dir.path()).await, [None, Some(expected.to_owned()), None]);
-        let store = opened(dir.path()).await;
+    let made = ModelDisk::default();
+    three_shards(&made).await;
+    let changes: [(usize, Change, &str); 4] = [
+        (4, Box::new(other_byte(BODY + 1)), "damaged chunk: number 0: the checksum of the rows does not match"),
+        (4, Box::new(other_header(28, 5)), "damaged chunk: 1 of 2 are present"),
+        (5, Box::new(other_byte(BODY + 1)), "damaged chunk: number 1: the checksum of the rows does not match"),
+        (5, Box::new(other_byte(BODY + 3 + HEADER_BYTES)), "damaged base: the checksum of the rows does not match"),
+    ];
+    for (sequence, change, expected) in changes {
+        let disk = made.copy();
+        alter(&disk, sequence, change);
+        assert_eq!(complaints(&disk).await, [None, Some(expected.to_owned()), None]);
+        let store = open(&disk).await;
         assert_eq!(one(&store, rows(B, 4, 5, "x")).await, Gap);
         assert_eq!(one(&store, install(B, 9, 1, 0, "repaired")).await, Applied);
         assert_eq!(state(&store, B).await, is(9, "repaired"));
+        drop(store);
+        assert_eq!(state(&open(&disk).await, B).await, is(9, "repaired"));
     }
 }
 
 #[tokio::test]
-async fn s06_a_file_damaged_anywhere_is_rejected_or_read_and_never_panics() {
-    let made = dir();
-    three_shards(made.path()).await;
-    let sound = std::fs::read(made.path().join("hotpool.redb")).unwrap();
-    let dir = dir();
+async fn s06_a_log_damaged_anywhere_is_read_as_it_was_or_refused_and_never_panics() {
+    let made = ModelDisk::default();
+    three_shards(&made).await;
     let (mut refused, mut read) = (0, 0);
-    for round in 0..200_u64 {
-        let mut bytes = sound.clone();
+    for round in 0..400_u64 {
+        let disk = made.copy();
         let random = |n: u64| xxh3_64(&[round.to_le_bytes(), n.to_le_bytes()].concat());
-        // The header, then the used pages.
-        let end = if round % 4 == 0 { 320 } else { bytes.iter().rposition(|b| *b != 0).unwrap() + 1 };
-        for n in 0..=(round % 8) {
-            let at = usize::try_from(random(n) % end as u64).unwrap();
-            bytes[at] = random(n + 100).to_le_bytes()[0];
-        }
-        std::fs::write(dir.path().join("hotpool.redb"), &bytes).unwrap();
-        match RedbStore::open(dir.path()) {
-            Err(_) => refused += 1,
-            Ok(store) => {
-                let sink = Box::new(|_, _: &[u8]| ());
-                let _ = store.load(vec![A, B, C], sink).await;
-                read += 1;
+        disk.alter(SEGMENT, |segment| {
+            // The last frame may count as unfinished.
+            let end = frames(segment).last().unwrap().start;
+            for n in 0..=(round % 8) {
+                let at = usize::try_from(random(n) % end as u64).unwrap();
+                segment[at] = random(n + 100).to_le_bytes()[0];
             }
+        });
+        for complaint in complaints(&disk).await {
+            *if complaint.is_some() { &mut refused } else { &mut read } += 1;
         }
     }
-    assert!(refused > 0 && read > 0, "both occur: {refused} {read}");
+    assert!(refused > 100 && read > 100, "both occur: {refused} {read}");
+}
+
+#[tokio::test]
+async fn s06_a_damaged_record_of_the_store_is_refused() {
+    let made = ModelDisk::default();
+    three_shards(&made).await;
+    let mut length = 0;
+    made.alter("store", |bytes| length = bytes.len());
+    for at in 0..length - 1 {
+        let disk = made.copy();
+        disk.alter("store", |bytes| bytes[at] ^= 1);
+        let message = unusable(try_open(&disk));
+        assert!(message.starts_with("disk/store "), "{message}");
+    }
 }
 
 #[tokio::test]
 async fn s10_foreign_files_are_rejected_and_not_changed() {
     let dir = dir();
     std::fs::write(dir.path().join("letter.txt"), "dear").unwrap();
-    let message = unusable(RedbStore::open(dir.path()));
-    assert!(message.contains("holds letter.txt and no hotpool.redb"), "{message}");
+    let message = unusable(FileStore::open(dir.path()));
+    assert!(message.contains("holds letter.txt and no file store"), "{message}");
     assert!(message.contains(&dir.path().display().to_string()), "{message}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is added");
 
     let file = dir.path().join("letter.txt");
-    let message = unusable(RedbStore::open(&file));
+    let message = unusable(FileStore::open(&file));
     assert!(message.contains("cannot create the data directory"), "{message}");
-    let message = unusable(RedbStore::open(Path::new("/proc/hotpool")));
+    let message = unusable(FileStore::open(Path::new("/proc/hotpool")));
     assert!(message.contains("/proc/hotpool"), "{message}");
 
     let dir = super::dir();
-    let path = dir.path().join("hotpool.redb");
+    let path = dir.path().join("store");
     for junk in [&b""[..], b"x", &[7; 5000]] {
         std::fs::write(&path, junk).unwrap();
-        let message = unusable(RedbStore::open(dir.path()));
-        assert!(message.contains("is not a hotpool store"), "{message}");
+        let message = unusable(FileStore::open(dir.path()));
+        assert!(message.contains("was not written by hotpool"), "{message}");
         assert_eq!(std::fs::read(&path).unwrap(), junk);
     }
-    std::fs::remove_file(&path).unwrap();
-    drop(Database::create(&path).unwrap());
-    let message = unusable(RedbStore::open(dir.path()));
-    assert!(message.contains("was not written by hotpool"), "{message}");
 }
 
 #[tokio::test]
 async fn s07_another_format_is_rejected() {
     let dir = dir();
     drop(opened(dir.path()).await);
-    let db = database(dir.path());
-    let write = db.begin_write().unwrap();
-    write.open_table(META).unwrap().insert("format", 2).unwrap();
-    write.commit().unwrap();
-    drop(db);
-    let message = unusable(RedbStore::open(dir.path()));
-    assert!(message.contains("has format 2; this program reads format 1"), "{message}");
+    std::fs::write(dir.path().join("store"), "{\"format\":3,\"news\":1}\n0\n").unwrap();
+    let message = unusable(FileStore::open(dir.path()));
+    assert!(message.contains("has format 3; this program reads format 2"), "{message}");
+
+    let old = super::dir();
+    for name in ["hotpool.redb", "hotpool.redb.unsynced"] {
+        std::fs::write(old.path().join(name), "redb").unwrap();
+        let message = unusable(FileStore::open(old.path()));
+        assert!(message.contains(&format!("holds {name}, a store in the format of an earlier version")), "{message}");
+        assert_eq!(std::fs::read_dir(old.path()).unwrap().count(), 1, "nothing is added");
+        std::fs::remove_file(old.path().join(name)).unwrap();
+    }
 }
 
 #[tokio::test]
 async fn a_crash_during_the_creation_does_not_block_the_next_one() {
     let dir = dir();
-    std::fs::write(dir.path().join("hotpool.redb.new"), "half").unwrap();
+    for name in ["store.new", "log.new", "log-000000000001"] {
+        std::fs::write(dir.path().join(name), [0; 100]).unwrap();
+    }
     std::fs::write(dir.path().join("lock"), "4711").unwrap();
     let store = opened(&dir.path().join(".")).await;
     assert_eq!(one(&store, rows(A, 0, 1, "a")).await, Applied);
-    assert!(!dir.path().join("hotpool.redb.new").exists());
+    assert!(!dir.path().join("store.new").exists() && !dir.path().join("log.new").exists());
 }
 
 #[tokio::test]
 async fn a_second_open_fails_while_the_first_is_open() {
     let dir = dir();
     let store = opened(dir.path()).await;
-    let message = unusable(RedbStore::open(dir.path()));
+    let message = unusable(FileStore::open(dir.path()));
     let pid = std::process::id();
     assert_eq!(
         message,
@@ -342,7 +409,7 @@ async fn on_a_full_disk(dir: &Path) {
     assert_eq!(one(&store, chunk(B, 1, 0, "b")).await, Applied);
     let rows_a = "a".repeat(100_000);
     let mut at = 0;
-    rlimit::setrlimit(rlimit::Resource::FSIZE, 4 << 20, unlimited.1).unwrap();
+    rlimit::setrlimit(rlimit::Resource::FSIZE, 3 << 20, unlimited.1).unwrap();
     let unavailable = loop {
         match store.apply(vec![rows(A, at, at + 1, &rows_a)]).await {
             Ok(outcomes) => assert_eq!(outcomes, [Applied]),
@@ -351,7 +418,7 @@ async fn on_a_full_disk(dir: &Path) {
         at += 1;
     };
     assert!(
-        matches!(&unavailable, StoreError::Unavailable(message) if message.contains("hotpool.redb")),
+        matches!(&unavailable, StoreError::Unavailable(message) if message.contains("cannot write the log")),
         "{unavailable:?}"
     );
     assert!(at > 5, "some batches were stored before");

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hotpool::persist::store::redb::RedbStore;
+use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -149,7 +149,7 @@ impl Shard {
 
 struct Run {
     dir: TempDir,
-    store: Option<RedbStore>,
+    store: Option<FileStore>,
     shards: Vec<Shard>,
     last: Vec<WriteBatch>,
 }

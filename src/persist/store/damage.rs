@@ -6,8 +6,8 @@ pub enum ShardDamage {
     /// Damaged record of the snapshot that the shard starts from.
     #[error("damaged base: {0}")]
     Base(DamagedRecord),
-    /// Damaged record of the log, with its position.
-    #[error("damaged record at log position {0}: {1}")]
+    /// Damaged record of the log, with the number of its frame.
+    #[error("damaged frame {0} of the log: {1}")]
     Log(u64, DamagedRecord),
     /// Damaged chunk of a snapshot, with its number.
     #[error("damaged chunk: number {0}: {1}")]
@@ -15,9 +15,6 @@ pub enum ShardDamage {
     /// Number of the chunks that are present, and the number of all.
     #[error("damaged chunk: {0} of {1} are present")]
     MissingChunks(u32, u32),
-    /// Table of chunks that the database finds corrupted, in its words.
-    #[error("damaged chunk: {0}")]
-    CorruptedChunks(String),
     /// Key of a Redis server with damaged rows.
     #[error("{0}: {1}")]
     Key(String, DamagedRecord),
@@ -60,18 +57,21 @@ pub enum DamagedRecord {
         /// Sequence number of the state read so far.
         at: u64,
     },
-    /// Absent entry of the log.
-    #[error("the entry is missing")]
+    /// Absent frame of the log.
+    #[error("the frame is missing")]
     Missing,
+    /// Frame that the next one does not follow.
+    #[error("it is another frame")]
+    OtherFrame,
+    /// Damage that an earlier start found, in its words.
+    #[error("{0}")]
+    Earlier(String),
     /// Chunk in the place of another.
     #[error("it is another chunk")]
     OtherChunk,
     /// Size of a base's body in bytes, which is that of no base.
     #[error("{0} bytes are not the body of a base")]
     BaseSize(usize),
-    /// Base in the place of another shard's, with the index of its shard and the uid of its pool.
-    #[error("it names shard {0} of pool {1}")]
-    OtherShard(u16, u64),
     /// Field of a Redis hash that is not a row.
     #[error("the field {0:?} is not a row")]
     Field(String),

@@ -27,9 +27,9 @@ use crate::model::{Fence, Millis, Seq};
 
 mod damage;
 mod data_dir;
+pub mod file;
 pub mod inspect;
 pub mod memory;
-pub mod redb;
 #[cfg(feature = "redis")]
 pub mod redis;
 

@@ -256,7 +256,7 @@ impl Config {
         self.log.format = log.unwrap_or(self.log.format);
         self.store.standby |= standby;
         match (store, data_dir) {
-            (None, Some(dir)) if !matches!(self.store.url, StoreUrl::Redis(_)) => self.store.url = StoreUrl::Redb(dir),
+            (None, Some(dir)) if !matches!(self.store.url, StoreUrl::Redis(_)) => self.store.url = StoreUrl::File(dir),
             (store, dir) => {
                 self.store.url = store.unwrap_or_else(|| std::mem::take(&mut self.store.url));
                 self.store.data_dir = dir.unwrap_or_else(|| std::mem::take(&mut self.store.data_dir));

@@ -128,8 +128,8 @@ impl StoreConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum StoreUrl {
-    /// Embedded store in a directory, `redb:DIR`.
-    Redb(PathBuf),
+    /// Embedded store in a directory, `file:DIR`; `redb:DIR` means the same.
+    File(PathBuf),
     /// No store, `memory:`: nothing is kept.
     Memory,
     /// Redis in one of its forms, as in `redis://host:6379`.
@@ -140,7 +140,7 @@ const DATA_DIR: &str = "./hotpool-data";
 
 impl Default for StoreUrl {
     fn default() -> Self {
-        Self::Redb(DATA_DIR.into())
+        Self::File(DATA_DIR.into())
     }
 }
 
@@ -149,11 +149,11 @@ impl FromStr for StoreUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
-            Some(("redb", "")) => Err("redb: needs a directory, as in redb:./hotpool-data".to_owned()),
-            Some(("redb", dir)) => Ok(Self::Redb(dir.into())),
+            Some(("file" | "redb", "")) => Err("file: needs a directory, as in file:./hotpool-data".to_owned()),
+            Some(("file" | "redb", dir)) => Ok(Self::File(dir.into())),
             Some(("memory", "")) => Ok(Self::Memory),
             Some((scheme, _)) if scheme.starts_with("redis") => text.parse().map(Self::Redis),
-            _ => Err(format!("must be redb:DIR, memory: or one of {FORMS}")),
+            _ => Err(format!("must be file:DIR, memory: or one of {FORMS}")),
         }
     }
 }
@@ -175,7 +175,7 @@ impl Serialize for StoreUrl {
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Redb(dir) => write!(f, "redb:{}", dir.display()),
+            Self::File(dir) => write!(f, "file:{}", dir.display()),
             Self::Memory => f.write_str("memory:"),
             Self::Redis(url) => url.fmt(f),
         }

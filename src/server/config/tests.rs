@@ -116,12 +116,12 @@ fn variables_override_the_file_and_flags_override_both() {
     assert_eq!(config.store.url, StoreUrl::Memory);
     assert_eq!(config.server.max_connections, 7);
     let flags = ConfigOverrides {
-        store: Some(StoreUrl::Redb("d".into())),
+        store: Some(StoreUrl::File("d".into())),
         log: Some(LogFormat::Json),
         ..ConfigOverrides::default()
     };
     let config = load(Some("hotpool.toml"), &environment, flags).unwrap();
-    assert_eq!(config.store.url, StoreUrl::Redb("d".into()));
+    assert_eq!(config.store.url, StoreUrl::File("d".into()));
     assert_eq!(config.log.format, LogFormat::Json);
 }
 
@@ -238,10 +238,11 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn store_urls_are_parsed() {
-    for good in ["redb:./hotpool-data", "redb:/var/lib/hotpool", "memory:", "redis://h:6379"] {
+    for good in ["file:./hotpool-data", "file:/var/lib/hotpool", "memory:", "redis://h:6379"] {
         assert_eq!(good.parse::<StoreUrl>().unwrap().to_string(), good);
     }
-    for bad in ["", "redb:", "memory:x", "redis://", "file:/x", "hotpool-data"] {
+    assert_eq!("redb:/var/lib/hotpool".parse(), Ok(StoreUrl::File("/var/lib/hotpool".into())));
+    for bad in ["", "file:", "redb:", "memory:x", "redis://", "files:/x", "hotpool-data"] {
         assert!(bad.parse::<StoreUrl>().is_err(), "{bad}");
     }
 }

@@ -10,25 +10,30 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{StoreError, file};
 
-/// File of the embedded store.
-pub(super) const STORE: &str = "hotpool.redb";
-/// Temporary name under which that file is created, so that a crash leaves no partial file.
-pub(super) const STORE_NEW: &str = "hotpool.redb.new";
-/// Name of that file after a sync of it failed.
-pub(super) const STORE_UNSYNCED: &str = "hotpool.redb.unsynced";
+/// Record of the embedded store.
+pub(super) const STORE: &str = "store";
+/// Temporary name under which that file is written, so that a crash leaves no partial file.
+pub(super) const STORE_NEW: &str = "store.new";
+/// Files of the embedded store of earlier versions, which cannot be read any more.
+const OLD_STORES: [&str; 2] = ["hotpool.redb", "hotpool.redb.unsynced"];
 const LOCK: &str = "lock";
 /// Id of the directory, for a store that processes of other directories use too.
 const NODE: &str = "node-id";
 /// Temporary name under which the id is written, so that a crash leaves no partial file.
 const NODE_NEW: &str = "node-id.new";
-/// Names of all files that the service puts into a data directory.
-const OWN_FILES: [&str; 6] = [STORE, STORE_NEW, STORE_UNSYNCED, LOCK, NODE, NODE_NEW];
+/// Names of the files that the service puts into a data directory, apart from the log.
+const OWN_FILES: [&str; 5] = [STORE, STORE_NEW, LOCK, NODE, NODE_NEW];
 
 /// Whether the service puts a file of this name into a data directory.
 pub(super) fn is_ours(name: &OsStr) -> bool {
-    OWN_FILES.iter().any(|own| name == *own)
+    OWN_FILES.iter().any(|own| name == *own) || name.to_str().is_some_and(file::is_log_file)
+}
+
+/// Name of a store of an earlier version in the directory, if there is one.
+pub(super) fn old_store(dir: &Path) -> Option<&'static str> {
+    OLD_STORES.into_iter().find(|name| dir.join(name).exists())
 }
 
 /// Creates the directory if it is missing, for its owner alone.
@@ -83,6 +88,11 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// Draws the id of a new directory or store.
+pub(super) fn new_id() -> Uuid {
+    Uuid::now_v7()
+}
+
 /// Creates and locks the directory, and reads its id or writes a new one.
 pub(super) fn lock_and_identify(dir: &Path) -> Result<(File, String), StoreError> {
     create(dir)?;
@@ -95,7 +105,7 @@ pub(super) fn lock_and_identify(dir: &Path) -> Result<(File, String), StoreError
             Err(_) => Err(StoreError::Unusable(format!("{} does not hold a UUID: {id:?}", path.display()))),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let id = Uuid::now_v7().to_string();
+            let id = new_id().to_string();
             let write = |mut file: File| file.write_all(id.as_bytes()).and_then(|()| file.sync_all());
             let mut options = OpenOptions::new();
             let file = open_private(options.write(true).create(true).truncate(true), &dir.join(NODE_NEW));

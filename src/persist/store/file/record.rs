@@ -1,16 +1,16 @@
-//! Encoding of a batch on disk: a fixed header, then the body. Pure.
+//! Encoding of a batch in a frame: a fixed header, then the body. Pure.
 //!
 //! Little endian: `version u8 | kind u8 | pool u64 | shard u16 | epoch u64 | from u64 | to u64 | body length u32 |
 //! xxh3-64 of the body | xxh3-64 of the header so far`, then the body. The header has a checksum of its own, so
 //! that a record with a damaged body still names its shard, and that shard alone is unreadable. Only where a header is
-//! damaged is it unknown which shards it and the rest of its blob concern.
+//! damaged is it unknown which shards it and the rest of its frame concern.
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::{DamagedRecord, ShardKey};
 
 /// Version of a record's layout. The header keeps its shape in every version, so that a record names its shard to
-/// programs that cannot read its body; a change of the header is a change of [`super::disk::FORMAT`].
+/// programs that cannot read its body; a change of the header is a change of [`super::ownership::FORMAT`].
 pub(super) const VERSION: u8 = 1;
 /// Size of the header, in bytes.
 pub(super) const HEADER_BYTES: usize = 56;
@@ -26,7 +26,7 @@ pub(super) enum RecordKind {
     Drop = 2,
     /// Chunk of a generation: `from` is the generation, `to` the number.
     Part = 3,
-    /// Base of a shard: `from` is the generation, `to` the sequence number of the state.
+    /// Base of a shard: `from` is the generation, `to` the sequence number of the state, and the body the number of chunks.
     Base = 4,
 }
 
@@ -37,6 +37,8 @@ pub(super) struct DiskRecord<'a> {
     pub(super) epoch: u64,
     pub(super) from: u64,
     pub(super) to: u64,
+    /// Offset in the contents of the frame, in bytes.
+    pub(super) offset: usize,
     version: u8,
     kind: u8,
     body_checksum: u64,
@@ -69,8 +71,8 @@ pub(super) fn write(
 }
 
 impl<'a> DiskRecord<'a> {
-    /// Splits the first record off.
-    fn split(blob: &'a [u8]) -> Result<(Self, &'a [u8]), DamagedRecord> {
+    /// Splits the first record off, which is at `offset` in its frame.
+    fn split(blob: &'a [u8], offset: usize) -> Result<(Self, &'a [u8]), DamagedRecord> {
         let Some((header, rest)) = blob.split_first_chunk::<HEADER_BYTES>() else {
             return Err(DamagedRecord::Header(blob.len(), HEADER_BYTES));
         };
@@ -87,6 +89,7 @@ impl<'a> DiskRecord<'a> {
             epoch: u64_at(header, 12),
             from: u64_at(header, 20),
             to: u64_at(header, 28),
+            offset,
             version: header[0],
             kind: header[1],
             body_checksum: u64_at(header, 40),
@@ -100,7 +103,7 @@ impl<'a> DiskRecord<'a> {
     /// # Errors
     /// Damage of the header or the body.
     pub(super) fn read_single(blob: &'a [u8], kind: RecordKind) -> Result<Self, DamagedRecord> {
-        let (record, rest) = Self::split(blob)?;
+        let (record, rest) = Self::split(blob, 0)?;
         if !rest.is_empty() {
             return Err(DamagedRecord::Trailing(rest.len()));
         }
@@ -108,9 +111,16 @@ impl<'a> DiskRecord<'a> {
         Ok(record)
     }
 
-    /// Whether the record drops its shard.
-    pub(super) fn is_drop(&self) -> bool {
-        self.kind == RecordKind::Drop as u8
+    /// Kind of the record; none if this build does not know it.
+    pub(super) fn kind(&self) -> Option<RecordKind> {
+        [RecordKind::Rows, RecordKind::Drop, RecordKind::Part, RecordKind::Base]
+            .into_iter()
+            .find(|kind| *kind as u8 == self.kind)
+    }
+
+    /// Size of the record, in bytes.
+    pub(super) const fn len(&self) -> usize {
+        HEADER_BYTES + self.body.len()
     }
 
     /// Checks and returns the body.
@@ -131,15 +141,16 @@ impl<'a> DiskRecord<'a> {
     }
 }
 
-/// Iterator over the records of a blob, which ends after an error because the start of the next record is unknown.
+/// Iterator over the records of a frame, which ends after an error because the start of the next record is unknown.
 pub(super) struct DiskRecords<'a> {
     rest: Option<&'a [u8]>,
+    offset: usize,
 }
 
 impl<'a> DiskRecords<'a> {
-    /// Creates an iterator over a blob with at least one record.
-    pub(super) fn new(blob: &'a [u8]) -> Self {
-        Self { rest: Some(blob) }
+    /// Creates an iterator over the contents of a frame, which holds at least one record.
+    pub(super) const fn new(contents: &'a [u8]) -> Self {
+        Self { rest: Some(contents), offset: 0 }
     }
 }
 
@@ -147,15 +158,23 @@ impl<'a> Iterator for DiskRecords<'a> {
     type Item = Result<DiskRecord<'a>, DamagedRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let split = DiskRecord::split(self.rest.take()?);
+        let split = DiskRecord::split(self.rest.take()?, self.offset);
         Some(split.map(|(record, rest)| {
             self.rest = (!rest.is_empty()).then_some(rest);
+            self.offset += record.len();
             record
         }))
     }
 }
 
-/// Number at an offset that is in range.
+/// Number of four bytes at an offset that is in range.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+/// Number of eight bytes at an offset that is in range.
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0; 8];
     number.copy_from_slice(&bytes[at..at + 8]);
