@@ -1,11 +1,19 @@
 //! Rounds of a writer: the limits of one call, and what happens to batches that it does not answer.
 
-use std::sync::{Arc, Mutex};
+use std::io::{Read as _, Write as _};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, ready};
 use hotpool::clock::Clock;
 use hotpool::persist::journal::{Journal, Outbox};
 use hotpool::persist::row::{RowFrames, RowKind, ShardRow, decode_shard, put_deletion};
-use hotpool::persist::store::{ShardKey, SharedStore, Store as _, WriteKind};
+use hotpool::persist::store::{
+    FenceSpan, LoadedShard, OwnershipRecord, RowSink, ShardKey, SharedStore, Store, StoreError, WriteBatch, WriteKind,
+    WriteOutcome,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use uuid::Uuid;
 
 use crate::gated_store::GatedStore;
@@ -135,4 +143,135 @@ async fn s17_a_shard_that_is_restarted_while_it_is_dropped_counts_as_dropped() {
     a.restart(0);
     assert!(a.wait_dropped().await);
     assert!(!a.wait_drained().await, "nothing is left to be loaded");
+}
+
+/// Store whose disk is waited for on the thread of the writer, if that may block, and that notes how it was called.
+struct BlockingStore {
+    /// Waited for by each call that blocks.
+    disk: Mutex<mpsc::Receiver<()>>,
+    calls: Arc<Mutex<Vec<(&'static str, usize)>>>,
+}
+
+impl BlockingStore {
+    fn note(&self, call: &'static str, batches: &[WriteBatch]) -> Vec<WriteOutcome> {
+        self.calls.lock().unwrap().push((call, batches.len()));
+        vec![WriteOutcome::Ok; batches.len()]
+    }
+}
+
+impl Store for BlockingStore {
+    fn kind(&self) -> &'static str {
+        "blocking"
+    }
+
+    fn keeps_rows(&self) -> bool {
+        true
+    }
+
+    fn take_over(&self, _owner: Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>> {
+        unreachable!("the journal alone uses the store")
+    }
+
+    fn raise_fence_ceiling(&self, _span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
+        unreachable!("the journal alone uses the store")
+    }
+
+    fn load(&self, _shards: Vec<ShardKey>, _sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>> {
+        unreachable!("the journal alone uses the store")
+    }
+
+    fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
+        ready(Ok(self.note("elsewhere", &batches))).boxed()
+    }
+
+    fn apply_blocking(&self, batches: &[WriteBatch]) -> Option<Result<Vec<WriteOutcome>, StoreError>> {
+        let outcomes = self.note("here", batches);
+        self.disk.lock().unwrap().recv_timeout(Duration::from_secs(20)).expect("the disk ends its sync");
+        Some(Ok(outcomes))
+    }
+
+    fn snapshot_candidate(&self) -> Option<ShardKey> {
+        None
+    }
+}
+
+/// Starts a journal on such a store. Returns what ends one sync, and the calls.
+fn blocking_journal() -> (Arc<Journal>, mpsc::Sender<()>, Arc<Mutex<Vec<(&'static str, usize)>>>) {
+    let ((disk, ended), calls) = (mpsc::channel(), Arc::<Mutex<Vec<_>>>::default());
+    let store = BlockingStore { disk: Mutex::new(ended), calls: Arc::clone(&calls) };
+    let journal = Journal::new(Arc::new(store), Clock::manual());
+    run(&journal);
+    (journal, disk, calls)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_who_is_alone_has_its_round_written_at_once_and_several_share_one() {
+    let (journal, disk, calls) = blocking_journal();
+    let (a, b) = (Outbox::new(&journal, A, 0), Outbox::new(&journal, B, 0));
+    for seq in 1..=3 {
+        disk.send(()).unwrap();
+        hand(&a, seq, 1);
+        all_stored(std::slice::from_ref(&a), seq).await;
+    }
+    assert_eq!(*calls.lock().unwrap(), [("here", 1); 3], "alone");
+    // Others come while a round is being written.
+    hand(&a, 4, 1);
+    until("the round is begun", async || calls.lock().unwrap().len() == 4).await;
+    hand(&a, 5, 1);
+    hand(&b, 1, 1);
+    disk.send(()).unwrap();
+    all_stored(std::slice::from_ref(&a), 5).await;
+    all_stored(std::slice::from_ref(&b), 1).await;
+    assert_eq!(calls.lock().unwrap()[4..], [("elsewhere", 2)], "in company");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_only_thread_of_a_runtime_waits_for_no_disk() {
+    let (journal, _disk, calls) = blocking_journal();
+    let a = Outbox::new(&journal, A, 0);
+    hand(&a, 1, 1);
+    all_stored(std::slice::from_ref(&a), 1).await;
+    assert_eq!(*calls.lock().unwrap(), [("elsewhere", 1)]);
+}
+
+#[test]
+fn a_disk_that_stalls_holds_up_no_connection() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for _ in 0..50 {
+        let _entered = runtime.enter();
+        let (journal, disk, calls) = blocking_journal();
+        let a = Outbox::new(&journal, A, 0);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        // A connection whose first byte begins a durable call, and whose others are echoed.
+        let outbox = Arc::clone(&a);
+        let connection = runtime.spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut byte = [0];
+            connection.read_exact(&mut byte).await.unwrap();
+            hand(&outbox, 1, 1);
+            while connection.read_exact(&mut byte).await.is_ok() {
+                connection.write_all(&byte).await.unwrap();
+            }
+        });
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.write_all(b"!").unwrap();
+        while calls.lock().unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(*calls.lock().unwrap(), [("here", 1)], "a worker waits for the disk");
+        for byte in *b"ping" {
+            client.write_all(&[byte]).unwrap();
+            let mut echo = [0];
+            client.read_exact(&mut echo).expect("an answer while the disk stalls");
+            assert_eq!(echo, [byte]);
+        }
+        disk.send(()).unwrap();
+        drop(client);
+        runtime.block_on(connection).unwrap();
+        runtime.block_on(all_stored(std::slice::from_ref(&a), 1));
+    }
 }

@@ -17,6 +17,7 @@ mod lag;
 mod lease;
 mod lease_deadline;
 mod outbox;
+mod pacing;
 mod snapshot;
 mod writer;
 

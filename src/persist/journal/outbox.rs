@@ -28,6 +28,11 @@ pub trait RowSource: Send + Sync {
     /// Called when the store moved on, here or in an outbox that [`Outbox::notify_also`] named, and when replies may leave again.
     fn on_progress(&self);
 
+    /// Called instead of [`Self::on_progress`] by a thread that may do what follows from the progress itself.
+    fn run_on_progress(&self) {
+        self.on_progress();
+    }
+
     /// All rows from cursor `from` on, about `bytes` of them, and the next cursor. None: the source is gone.
     fn snapshot_rows(&self, from: u32, bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>>;
 }
@@ -287,6 +292,12 @@ impl Outbox {
     pub(super) fn notify_source(&self) {
         if let Some(source) = self.source() {
             source.on_progress();
+        }
+    }
+
+    pub(super) fn run_source(&self) {
+        if let Some(source) = self.source() {
+            source.run_on_progress();
         }
     }
 

@@ -1,23 +1,27 @@
 //! Writes rows to the store: gather a round, apply it, notify the shards.
 //!
 //! One round takes what every shard of the partition has appended and applies it in one call, so that many replies share one
-//! commit. The next round starts as soon as the last one is back, but the writer first yields while more rows keep coming:
-//! callers whose replies the last commit released send their next requests at once, and a commit that starts without them
-//! would make them wait for two.
+//! commit. The next round starts as soon as the last one is back. If there is company, the writer first yields while more rows
+//! keep coming: callers whose replies the last commit released send their next requests at once, and a commit that starts
+//! without them would make them wait for two. A caller who is alone waits for nobody ([`RoundPacing`]).
 
 use std::collections::HashSet;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
+use tokio::runtime::RuntimeFlavor;
 use tokio::time::{Sleep, sleep};
 
+use super::pacing::RoundPacing;
 use super::snapshot::SnapshotQueue;
 use super::{Journal, Outbox, PendingRows, StoreFault, WriterPartition};
 use crate::metrics::{StoreWriteResult, metrics};
 use crate::model::Seq;
-use crate::persist::store::{ShardKey, WriteBatch, WriteKind, WriteOutcome};
+use crate::persist::store::{ShardKey, StoreError, WriteBatch, WriteKind, WriteOutcome};
 
 /// Longest time for which the writer yields to gather more rows.
 const GATHER_NS_MAX: u64 = 400_000;
@@ -111,17 +115,58 @@ impl InFlightBatch {
     }
 }
 
+/// Whether this thread may wait for the disk: the runtime has others for everybody else.
+fn may_block() -> bool {
+    tokio::runtime::Handle::try_current().is_ok_and(|runtime| {
+        runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
+    })
+}
+
+/// Makes the runtime wake a worker that sleeps. Only workers look for events of connections and timers, each when it has
+/// nothing else to do, so one that sleeps otherwise would not notice them while this one waits for the disk. (A task that
+/// wakes itself is queued again, and tokio wakes a worker for what is in a queue. The woken one finds the queue empty, because
+/// this worker goes on at once.)
+async fn wake_another_worker() {
+    let mut is_queued = false;
+    poll_fn(|context| {
+        if is_queued {
+            return Poll::Ready(());
+        }
+        is_queued = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 impl Journal {
     /// Runs one writer of [`Journal::writer_count`] for ever, or until another process owns the store.
     pub async fn run(self: Arc<Self>, writer: usize) {
         let mut snapshots = SnapshotQueue::default();
         let mut retries = RetryQueue::default();
+        let mut pacing = RoundPacing::default();
         let partition = &self.partitions[writer];
         while !self.is_fenced() {
             self.wait_for_work(partition, &mut snapshots, &mut retries).await;
+            if pacing.has_company() {
+                self.yield_for_appends(partition).await;
+            }
+            self.poll_due(&mut snapshots, &mut retries).await;
+            let appends = partition.append_count.load(Ordering::Relaxed);
             let batches = self.gather(partition, &mut snapshots, &mut retries);
-            if !batches.is_empty() {
-                self.apply(writer, batches, &mut snapshots, &mut retries).await;
+            if batches.is_empty() {
+                continue;
+            }
+            pacing.begin_round(appends);
+            let writes: Vec<WriteBatch> = batches.iter().map(|batch| batch.write.clone()).collect();
+            let start_ns = self.clock.mono_ns();
+            let answer = self.write_round(writes, &pacing).await;
+            let elapsed_ns = self.clock.mono_ns().saturating_sub(start_ns);
+            metrics().store_write_seconds.record(Duration::from_nanos(elapsed_ns).as_secs_f64());
+            let answered = self.sort_answers(writer, batches, answer, &mut retries);
+            pacing.end_round(partition.append_count.load(Ordering::Relaxed));
+            if let Some((answered, outcomes)) = answered {
+                self.finish_round(answered, &outcomes, &mut snapshots, &pacing);
             }
         }
     }
@@ -141,8 +186,10 @@ impl Journal {
                 () = retries.due() => {}
             }
         }
-        self.yield_for_appends(partition).await;
-        // While rows keep coming nothing waits above: poll the snapshot and the retries once a round.
+    }
+
+    /// Polls the snapshot and the retries once a round: while rows keep coming nothing else waits for them.
+    async fn poll_due(&self, snapshots: &mut SnapshotQueue, retries: &mut RetryQueue) {
         tokio::select! {
             biased;
             () = snapshots.wait_batch(|| self.fresh_generation()) => {}
@@ -214,18 +261,31 @@ impl Journal {
         }
     }
 
-    /// Applies one round. Batches that the store does not answer are left for a later round.
-    async fn apply(
+    /// Writes one round. If a caller is alone and the store can, on this thread: two switches to another one and back would
+    /// take longer than all else besides the disk.
+    async fn write_round(
+        &self,
+        writes: Vec<WriteBatch>,
+        pacing: &RoundPacing,
+    ) -> Result<Vec<WriteOutcome>, StoreError> {
+        if !pacing.has_company() && may_block() {
+            wake_another_worker().await;
+            if let Some(answer) = self.store.apply_blocking(&writes) {
+                return answer;
+            }
+        }
+        self.store.apply(writes).await
+    }
+
+    /// Takes the answers of a round apart. Returns the batches that the store answered, with the outcomes; none if another
+    /// process owns the store. The others are left for a later round.
+    fn sort_answers(
         &self,
         writer: usize,
         batches: Vec<InFlightBatch>,
-        snapshots: &mut SnapshotQueue,
+        answer: Result<Vec<WriteOutcome>, StoreError>,
         retries: &mut RetryQueue,
-    ) {
-        let start_ns = self.clock.mono_ns();
-        let answer = self.store.apply(batches.iter().map(|batch| batch.write.clone()).collect()).await;
-        let now_ns = self.clock.mono_ns();
-        metrics().store_write_seconds.record(Duration::from_nanos(now_ns.saturating_sub(start_ns)).as_secs_f64());
+    ) -> Option<(Vec<InFlightBatch>, Vec<WriteOutcome>)> {
         let (outcomes, fault) = match answer {
             Ok(outcomes) => {
                 let any_unanswered = outcomes.contains(&WriteOutcome::Unanswered);
@@ -236,7 +296,7 @@ impl Journal {
         if outcomes.contains(&WriteOutcome::Fenced) {
             metrics().store_writes(StoreWriteResult::Fenced).increment(1);
             self.mark_fenced();
-            return;
+            return None;
         }
         let (mut answered, mut answers) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
         for (batch, outcome) in batches.into_iter().zip(outcomes) {
@@ -250,7 +310,7 @@ impl Journal {
         }
         if fault.is_some() {
             metrics().store_retries.increment(1);
-            retries.back_off(now_ns);
+            retries.back_off(self.clock.mono_ns());
         } else if retries.batches.is_empty() {
             retries.pause_ms = 0;
         }
@@ -261,10 +321,16 @@ impl Journal {
         {
             tracing::warn!(store = self.store.kind(), error = text, "the store did not accept writes; retrying");
         }
-        self.finish_round(answered, &answers, snapshots);
+        Some((answered, answers))
     }
 
-    fn finish_round(&self, batches: Vec<InFlightBatch>, outcomes: &[WriteOutcome], snapshots: &mut SnapshotQueue) {
+    fn finish_round(
+        &self,
+        batches: Vec<InFlightBatch>,
+        outcomes: &[WriteOutcome],
+        snapshots: &mut SnapshotQueue,
+        pacing: &RoundPacing,
+    ) {
         debug_assert_eq!(batches.len(), outcomes.len(), "one outcome per batch");
         let mut advanced = Vec::with_capacity(batches.len());
         for (batch, &outcome) in batches.into_iter().zip(outcomes) {
@@ -280,7 +346,12 @@ impl Journal {
         // All shards advance before any is notified: a reply may wait for the records of several.
         self.progress.notify_waiters();
         for outbox in advanced {
-            outbox.notify_source();
+            if pacing.has_company() {
+                outbox.notify_source();
+            } else {
+                // The one reply leaves from here: another task would only be one more switch on its way.
+                outbox.run_source();
+            }
             outbox.notify_subscribers();
         }
         if snapshots.is_idle()

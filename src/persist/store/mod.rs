@@ -240,6 +240,11 @@ pub trait Store: Send + Sync + 'static {
     /// per batch, in order. After `Err` any of them may or may not be applied; sending them again is safe.
     fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>>;
 
+    /// Applies batches as [`Self::apply`] does, on this thread, which waits for the disk meanwhile. None: the store cannot.
+    fn apply_blocking(&self, _batches: &[WriteBatch]) -> Option<Result<Vec<WriteOutcome>, StoreError>> {
+        None
+    }
+
     /// Properties of the store such as its owner: names and values for people.
     fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
         ready(Ok(BTreeMap::new())).boxed()

@@ -658,6 +658,12 @@ impl<S: ShardSink> RowSource for ShardHandle<S> {
         self.wake();
     }
 
+    fn run_on_progress(&self) {
+        if self.schedule.wake_needed_for_change() {
+            self.with_work(|work| self.run_inline(&mut None, work));
+        }
+    }
+
     fn snapshot_rows(&self, from: u32, bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
         let (to, snapshot) = oneshot::channel();
         let pushed = self.post(Command::SnapshotRows(from, bytes, to)).is_ok();

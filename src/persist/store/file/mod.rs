@@ -202,6 +202,11 @@ impl Store for FileStore {
         self.blocking(move |shared, owner| shared.apply(owner, &batches))
     }
 
+    fn apply_blocking(&self, batches: &[WriteBatch]) -> Option<Result<Vec<WriteOutcome>, StoreError>> {
+        let owner = *self.owner.lock();
+        Some(self.shared.apply(owner, batches))
+    }
+
     fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
         self.blocking(|shared, _| Ok(shared.state.lock().properties()))
     }
