@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs every test: unit, integration (the loom model among them) and documentation. Needs cargo and, the first time, crates and the Debian
-# packages prometheus, curl, redis-server, redis-tools, nodejs, node-redis, python3-redis and chromium; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
+# packages prometheus, curl, postgresql, redis-server, redis-tools, nodejs, node-redis, python3-redis and chromium; no service, no other network. Works from any directory. Arguments go to the test run: tests/run.sh keys
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,6 +21,8 @@ missing=()
 for tool in promtool:prometheus prometheus:prometheus curl:curl redis-server:redis-server redis-benchmark:redis-tools node:nodejs chromium:chromium; do
     if ! command -v "${tool%:*}" >/dev/null; then missing+=("${tool#*:}"); fi
 done
+# Debian keeps the programs of each version of PostgreSQL out of the path.
+if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then missing+=(postgresql); fi
 if ! /usr/bin/python3 -c 'import redis' 2>/dev/null; then missing+=(python3-redis); fi
 if ! NODE_PATH=/usr/share/nodejs:/usr/lib/nodejs node -e 'require("redis")' 2>/dev/null; then missing+=(node-redis); fi
 if ((${#missing[@]})); then

@@ -147,6 +147,7 @@ impl LoadCommand {
 pub struct CommonArgs {
     /// Target: `inproc`, a scheduler in this process; `http://HOST:PORT`, `grpc://HOST:PORT`,
     /// `grpc-stream://HOST:PORT` or `resp://HOST:PORT[?http=HOST:PORT]` (default: the port below), a service;
+    /// `postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off]`, tables without Hotpool;
     /// `redis-scan://`, `redis-spop://`, `redis-lock://`, `redis-batch://` or `redis-lua://` with
     /// `HOST:PORT[,HOST:PORT...]`, a baseline without Hotpool on a Redis server or cluster (`?concurrent=N`: claims of
     /// one batch handled at a time)

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::RoundTripCounts;
 use super::claim_input::PoolOccupancy;
 use super::grant_checker::GrantViolations;
+use super::processor::ProcessorTimes;
 use super::stats::ClientStats;
 use super::timeline::TimelineSlice;
 
@@ -126,6 +127,12 @@ pub struct LoadReport {
     /// Number of attempts repeated because another client was faster or held the lock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries: Option<u64>,
+    /// Processor time of the harness per granted claim with its release, in microseconds. In process it includes the scheduler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_processor_us_per_claim: Option<f64>,
+    /// Processor time of the servers per granted claim with its release, in microseconds; only if they run on this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_processor_us_per_claim: Option<f64>,
     /// Number of changes that each shard has decided, worker registrations included; empty if unknown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<u64>,
@@ -167,6 +174,8 @@ impl LoadReport {
             round_trips_per_claim: None,
             round_trips_per_release: None,
             retries: None,
+            client_processor_us_per_claim: None,
+            server_processor_us_per_claim: None,
             shards: Vec::new(),
             longest_stall_s: None,
             timeline: Vec::new(),
@@ -199,6 +208,14 @@ impl LoadReport {
         self.round_trips_per_claim = per(trips.claims, self.claims_ok);
         self.round_trips_per_release = per(trips.releases, self.releases_ok);
         self.retries = Some(trips.retries);
+    }
+
+    /// Records what the load cost, from the processor times before and after it.
+    pub fn record_processor_times(&mut self, before: ProcessorTimes, after: ProcessorTimes) {
+        let per_claim = |seconds: f64| (self.claims_ok > 0).then(|| seconds * 1e6 / self.claims_ok as f64);
+        self.client_processor_us_per_claim = per_claim(after.client_s - before.client_s);
+        self.server_processor_us_per_claim =
+            before.server_s.zip(after.server_s).and_then(|(before_s, after_s)| per_claim(after_s - before_s));
     }
 
     /// Returns true if the run found a violation of the service.
@@ -247,6 +264,10 @@ impl LoadReport {
         if let (Some(claim), Some(release)) = (self.round_trips_per_claim, self.round_trips_per_release) {
             counts.add_row(["round trips a claim / release", &format!("{claim:.2} / {release:.2}")]);
             counts.add_row(["retries", &self.retries.unwrap_or(0).to_string()]);
+        }
+        if let Some(client) = self.client_processor_us_per_claim {
+            let server = self.server_processor_us_per_claim.map_or_else(|| "unknown".into(), |us| format!("{us:.1}"));
+            counts.add_row(["processor us a claim and release", &format!("client {client:.1}, server {server}")]);
         }
         counts.add_row(["check", checked]);
         counts.add_row(["  double claims", &faults.double_claims.to_string()]);

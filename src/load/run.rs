@@ -14,6 +14,7 @@ use super::grant_checker::{GrantChecker, GrantViolations};
 use super::load_client::{LoadClient, LoadOperation};
 use super::pacing::StopSignal;
 use super::processes::{self, GeneratorId, GeneratorReport};
+use super::processor::MeasuredServers;
 use super::report::{self, LoadReport};
 use super::scenario::{RedisFailover, WorkerChurn};
 use super::stats::{self, ClientStats};
@@ -94,7 +95,8 @@ pub async fn run(
     // The time comes first, so that pools sort by age; the end is random.
     let run = uuid::Uuid::now_v7().simple().to_string();
     let target = LoadTarget::open(url, store, &run).await?;
-    let measured = measure(&target, plan, arrivals, &run, stop).await;
+    let servers = MeasuredServers::listening_at(&url.addresses());
+    let measured = measure(&target, plan, arrivals, &run, &servers, stop).await;
     let removed = target.remove().await.with_context(|| format!("the pool load/{run} was not removed"));
     target.close().await;
     let mut report = measured?;
@@ -108,18 +110,22 @@ async fn measure(
     plan: RunPlan,
     arrivals: ArrivalModel,
     run: &str,
+    servers: &MeasuredServers,
     stop: &Arc<StopSignal>,
 ) -> Result<LoadReport> {
     target.create(&plan.fleet).await.context("cannot create the pool")?;
     register(target, plan.fleet, stop).await?;
+    let before = servers.times();
     let (result, resolved) = if plan.processes > 1 {
         let timeline = LoadTimeline::new(Instant::now(), plan.duration, plan.clients);
         processes::merge_reports(processes::run_generators(run, plan.processes, stop).await?, timeline)
     } else {
         (drive_load(target, &plan, arrivals, &format!("{}.", run_tag(run)), stop).await?, 0)
     };
+    let after = servers.times();
     let mut report = LoadReport::new(plan.command, run, plan.parameters);
     report.record_stats(&result.stats, result.elapsed);
+    report.record_processor_times(before, after);
     if result.saw_functions {
         report.record_warm_ratio(&result.stats);
     }

@@ -1,8 +1,10 @@
-//! Servers that a comparison starts and stops: a Redis Cluster, and the service from the binary beside this one.
+//! Servers that a comparison starts and stops: a Redis Cluster, PostgreSQL, and the service from the binary beside this one.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -145,6 +147,93 @@ pub async fn bytes_read(hosts: &[String]) -> Result<Vec<u64>> {
     Ok(all)
 }
 
+/// PostgreSQL server with an empty database, killed when dropped.
+pub struct PostgresServer {
+    /// Address of the server, as `HOST:PORT`. Its user and its database are called `postgres`.
+    pub host: String,
+    _process: ChildGuard,
+    _dir: TempDir,
+}
+
+/// Directory where Debian puts the programs of each version.
+const POSTGRES_VERSIONS: &str = "/usr/lib/postgresql";
+/// User that runs the server if this process runs as root, which PostgreSQL refuses.
+const POSTGRES_USER: &str = "postgres";
+
+/// Directory of the programs of PostgreSQL: the newest version of Debian's packages.
+fn postgres_programs() -> Result<PathBuf> {
+    let versions = std::fs::read_dir(POSTGRES_VERSIONS).into_iter().flatten().flatten();
+    let numbered = versions.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())));
+    let newest = numbered.max_by_key(|(version, _)| *version).map(|(_, path)| path.join("bin"));
+    newest.context("PostgreSQL is not installed; install the Debian package postgresql")
+}
+
+/// User and group, by number, that the server runs as; none if this process may run it itself.
+fn postgres_owner() -> Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd")?;
+    let entry =
+        users.lines().map(|entry| entry.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == POSTGRES_USER);
+    let number = |fields: &[&str], index: usize| fields.get(index)?.parse().ok();
+    let owner = entry.and_then(|fields| Some((number(&fields, 2)?, number(&fields, 3)?)));
+    owner.map(Some).context("PostgreSQL does not run as root, and there is no user called postgres")
+}
+
+impl PostgresServer {
+    /// Starts a server on a directory of its own, with the settings of a new installation, and waits until it serves.
+    ///
+    /// # Errors
+    /// Fails if PostgreSQL is not installed, or does not start in time.
+    pub async fn start() -> Result<Self> {
+        let (programs, owner, dir) = (postgres_programs()?, postgres_owner()?, TempDir::new()?);
+        let (data, port) = (dir.path().join("data"), free_port()?.to_string());
+        if let Some((user, group)) = owner {
+            std::os::unix::fs::chown(dir.path(), Some(user), Some(group))?;
+        }
+        let command = |program: &str| {
+            let mut command = Command::new(programs.join(program));
+            command.current_dir(dir.path()).stdin(Stdio::null());
+            if let Some((user, group)) = owner {
+                command.uid(user).gid(group);
+            }
+            command
+        };
+        let mut create = command("initdb");
+        create.arg("--pgdata").arg(&data).args([
+            "--auth=trust",
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]);
+        let created = tokio::task::spawn_blocking(move || create.output()).await?.context("cannot start initdb")?;
+        if !created.status.success() {
+            bail!("initdb failed: {}", String::from_utf8_lossy(&created.stderr).trim());
+        }
+        let mut serve = command("postgres");
+        serve.arg("-D").arg(&data).args(["-p", &port, "-c", "listen_addresses=127.0.0.1"]);
+        serve.args(["-c", "unix_socket_directories=", "-c", "max_connections=400"]);
+        let log = dir.path().join("log");
+        let child = serve.stdout(Stdio::null()).stderr(File::create(&log)?).spawn().context("cannot start postgres")?;
+        let server = Self { host: format!("127.0.0.1:{port}"), _process: ChildGuard(child), _dir: dir };
+        server.wait_until_ready(&log).await?;
+        Ok(server)
+    }
+
+    async fn wait_until_ready(&self, log: &Path) -> Result<()> {
+        let start = Instant::now();
+        let url = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", &self.host["127.0.0.1:".len()..]);
+        while tokio_postgres::connect(&url, tokio_postgres::NoTls).await.is_err() {
+            if start.elapsed() > START_TIMEOUT {
+                bail!("PostgreSQL is not ready: {}", std::fs::read_to_string(log).unwrap_or_default());
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
+    }
+}
+
 /// Service process, killed when dropped.
 pub struct ServiceProcess {
     /// Address of the HTTP and gRPC listener, as `HOST:PORT`.
@@ -161,21 +250,25 @@ impl ServiceProcess {
     /// # Errors
     /// Fails with the service's log if the binary is missing or does not become ready.
     pub async fn start(store: &str) -> Result<Self> {
-        let binary = std::env::current_exe()?.with_file_name("hotpool");
         let dir = TempDir::new()?;
+        let data = dir.path().join("data");
+        Self::start_in(dir, &["--store", store, "--data-dir", &data.display().to_string()]).await
+    }
+
+    /// Starts the binary beside this one with these options, and waits until it is ready.
+    ///
+    /// # Errors
+    /// Fails like [`Self::start`].
+    pub async fn start_with(options: &[&str]) -> Result<Self> {
+        Self::start_in(TempDir::new()?, options).await
+    }
+
+    async fn start_in(dir: TempDir, options: &[&str]) -> Result<Self> {
+        let binary = std::env::current_exe()?.with_file_name("hotpool");
         let log = dir.path().join("log");
         let mut command = Command::new(&binary);
-        command.args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--resp-listen",
-            "127.0.0.1:0",
-            "--store",
-            store,
-            "--data-dir",
-        ]);
-        command.arg(dir.path().join("data")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--resp-listen", "127.0.0.1:0"]);
+        command.args(options).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
         let mut process = ChildGuard(child);
         let stdout = process.0.stdout.take().context("no output")?;

@@ -1,5 +1,5 @@
-//! Load targets: a scheduler in this process, a service over HTTP, gRPC or RESP, or a Redis baseline, behind one
-//! interface.
+//! Load targets: a scheduler in this process, a service over HTTP, gRPC or RESP, or a baseline in Redis or PostgreSQL,
+//! behind one interface.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::claim_input::{NAMESPACE, PoolOccupancy, TargetPool};
 use super::grant_checker::worker_id;
 use super::grpc::GrpcTargetClient;
 use super::http::{HttpTargetClient, ServiceOrigin};
+use super::postgres::PostgresTarget;
 use super::resp::RespTargetClient;
 use super::stats::TargetError;
 use super::target_client::TargetClient;
@@ -51,6 +52,7 @@ enum TargetKind {
         streams: bool,
     },
     Baseline(BaselineTarget),
+    Postgres(PostgresTarget),
 }
 
 /// Converts a client error to an error of the setup.
@@ -95,6 +97,9 @@ impl LoadTarget {
             TargetUrl::Baseline(url) => {
                 TargetKind::Baseline(BaselineTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
             }
+            TargetUrl::Postgres(url) => {
+                TargetKind::Postgres(PostgresTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
+            }
         };
         Ok(Self { pool: pool.to_owned(), kind })
     }
@@ -114,6 +119,7 @@ impl LoadTarget {
             TargetKind::Http { client, .. } => client.put_pool(&spec).await?,
             TargetKind::Grpc { client, .. } => client.put_pool(&spec).await?,
             TargetKind::Baseline(baseline) => baseline.create(fleet.slots).map(|()| true).map_err(to_anyhow)?,
+            TargetKind::Postgres(postgres) => postgres.create(fleet.slots).await.map(|()| true).map_err(to_anyhow)?,
         };
         if !created {
             bail!("the pool {NAMESPACE}/{} already exists", self.pool);
@@ -141,6 +147,7 @@ impl LoadTarget {
             TargetKind::Http { client, .. } => client.register(workers, slots).await,
             TargetKind::Grpc { client, .. } => client.register(workers, slots).await,
             TargetKind::Baseline(baseline) => baseline.register(workers).await.map_err(to_anyhow),
+            TargetKind::Postgres(postgres) => postgres.register(workers).await.map_err(to_anyhow),
         }
     }
 
@@ -167,6 +174,7 @@ impl LoadTarget {
                 TargetClient::Grpc(GrpcTargetClient::open(authority, &self.pool).await?)
             }
             TargetKind::Baseline(baseline) => TargetClient::Baseline(baseline.client()),
+            TargetKind::Postgres(postgres) => TargetClient::Postgres(postgres.client()),
         })
     }
 
@@ -184,6 +192,7 @@ impl LoadTarget {
             TargetKind::Http { client, .. } => client.counts().await,
             TargetKind::Grpc { client, .. } => client.counts().await,
             TargetKind::Baseline(baseline) => baseline.counts().await.map_err(to_anyhow),
+            TargetKind::Postgres(postgres) => postgres.counts().await.map_err(to_anyhow),
         }
     }
 
@@ -198,7 +207,7 @@ impl LoadTarget {
                 Ok(status.shards.iter().map(|shard| shard.seq).collect())
             }
             TargetKind::Http { client, .. } => client.shards().await,
-            TargetKind::Grpc { .. } | TargetKind::Baseline(_) => Ok(Vec::new()),
+            TargetKind::Grpc { .. } | TargetKind::Baseline(_) | TargetKind::Postgres(_) => Ok(Vec::new()),
         }
     }
 
@@ -213,7 +222,7 @@ impl LoadTarget {
             }
             TargetKind::Http { client, .. } => client.delete_worker(worker).await,
             TargetKind::Grpc { client, .. } => client.delete_worker(worker).await,
-            TargetKind::Baseline(_) => bail!("baselines do not support replacing workers"),
+            TargetKind::Baseline(_) | TargetKind::Postgres(_) => bail!("baselines do not support replacing workers"),
         }
     }
 
@@ -235,6 +244,7 @@ impl LoadTarget {
             TargetKind::Http { client, .. } => client.claims().await,
             TargetKind::Grpc { client, .. } => client.claims().await,
             TargetKind::Baseline(baseline) => baseline.claims().await.map_err(to_anyhow),
+            TargetKind::Postgres(postgres) => postgres.claims().await.map_err(to_anyhow),
         }
     }
 
@@ -243,6 +253,7 @@ impl LoadTarget {
     pub fn round_trips(&self) -> Option<RoundTripCounts> {
         match &self.kind {
             TargetKind::Baseline(baseline) => Some(baseline.round_trips()),
+            TargetKind::Postgres(postgres) => Some(postgres.round_trips()),
             _ => None,
         }
     }
@@ -260,6 +271,7 @@ impl LoadTarget {
             TargetKind::Http { client, .. } => client.delete_pool().await,
             TargetKind::Grpc { client, .. } => client.delete_pool().await,
             TargetKind::Baseline(baseline) => baseline.remove().await.map_err(to_anyhow),
+            TargetKind::Postgres(postgres) => postgres.remove().await.map_err(to_anyhow),
         }
     }
 

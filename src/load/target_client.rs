@@ -5,6 +5,7 @@ use super::claim_input::{BatchAtomicity, ClaimInput, ReceivedGrant};
 use super::grant_checker::worker_ordinal;
 use super::grpc::GrpcTargetClient;
 use super::http::HttpTargetClient;
+use super::postgres::PostgresClient;
 use super::resp::RespTargetClient;
 use super::stats::TargetError;
 use hotpool::model::claim_request::ClaimConstraints;
@@ -29,6 +30,8 @@ pub enum TargetClient {
     Resp(RespTargetClient),
     /// Commands over as many Redis connections as needed.
     Baseline(BaselineClient),
+    /// Statements over as many PostgreSQL connections as needed.
+    Postgres(PostgresClient),
 }
 
 impl TargetClient {
@@ -45,6 +48,7 @@ impl TargetClient {
             Self::Grpc(client) => client.claim(input).await,
             Self::Resp(client) => client.claim(input).await,
             Self::Baseline(client) => client.claim(input).await,
+            Self::Postgres(client) => client.claim(input).await,
         }
     }
 
@@ -73,6 +77,7 @@ impl TargetClient {
             Self::Grpc(client) => client.claim_batch(inputs.collect(), atomicity).await.into_iter().for_each(outcome),
             Self::Resp(client) => client.claim_batch(inputs.collect()).await.into_iter().for_each(outcome),
             Self::Baseline(client) => client.claim_batch(inputs.collect()).await.into_iter().for_each(outcome),
+            Self::Postgres(client) => client.claim_batch(inputs.collect()).await.into_iter().for_each(outcome),
         }
     }
 
@@ -87,6 +92,7 @@ impl TargetClient {
             Self::Grpc(client) => client.release(id, fence).await,
             Self::Resp(client) => client.release(id, fence).await,
             Self::Baseline(client) => client.release(id, fence).await,
+            Self::Postgres(client) => client.release(id, fence).await,
         }
     }
 
@@ -109,6 +115,10 @@ impl TargetClient {
                 client.release_batch(&claims).await.into_iter().for_each(outcome);
             }
             Self::Baseline(client) => {
+                (0..claims.len()).for_each(sending);
+                client.release_batch(&claims).await.into_iter().for_each(outcome);
+            }
+            Self::Postgres(client) => {
                 (0..claims.len()).for_each(sending);
                 client.release_batch(&claims).await.into_iter().for_each(outcome);
             }
@@ -136,6 +146,7 @@ impl TargetClient {
             Self::Grpc(client) => client.find(id).await,
             Self::Resp(client) => client.find(id).await,
             Self::Baseline(client) => client.find(id).await,
+            Self::Postgres(client) => client.find(id).await,
         }
     }
 }

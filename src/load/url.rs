@@ -6,6 +6,7 @@ use hyper::http::uri::Authority;
 use serde::Serialize;
 
 use super::baseline::BaselineUrl;
+use super::postgres::PostgresUrl;
 
 /// Target that a load is sent to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +28,13 @@ pub enum TargetUrl {
     },
     /// Baseline: a claim protocol on Redis without a service.
     Baseline(BaselineUrl),
+    /// Tables in PostgreSQL, without a service.
+    Postgres(PostgresUrl),
 }
 
 fn wrong() -> String {
-    "must be inproc, http://HOST:PORT, grpc://HOST:PORT, grpc-stream://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], or \
-     redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000"
+    "must be inproc, http://HOST:PORT, grpc://HOST:PORT, grpc-stream://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], \
+     postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off], or redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000"
         .to_owned()
 }
 
@@ -42,6 +45,18 @@ fn authority(text: &str) -> Result<Authority, String> {
 }
 
 impl TargetUrl {
+    /// Addresses of the servers, each `HOST:PORT`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        match self {
+            Self::Inproc => Vec::new(),
+            Self::Http(authority) | Self::Grpc(authority) | Self::GrpcStream(authority) => vec![authority.clone()],
+            Self::Resp { address, .. } => vec![address.clone()],
+            Self::Baseline(url) => url.hosts.clone(),
+            Self::Postgres(url) => vec![url.host.clone()],
+        }
+    }
+
     /// Whether the target can only grant whole workers.
     #[must_use]
     pub const fn whole_workers(&self) -> bool {
@@ -61,6 +76,9 @@ impl FromStr for TargetUrl {
         let hosts = rest.strip_suffix('/').unwrap_or(rest);
         if let Some(baseline) = BaselineUrl::read(kind, hosts, query) {
             return Ok(Self::Baseline(baseline));
+        }
+        if let Some(postgres) = PostgresUrl::read(kind, hosts, query) {
+            return Ok(Self::Postgres(postgres));
         }
         let address = authority(hosts)?;
         match (kind, query) {
@@ -90,6 +108,7 @@ impl std::fmt::Display for TargetUrl {
             Self::GrpcStream(authority) => write!(f, "grpc-stream://{authority}"),
             Self::Resp { address, http } => write!(f, "resp://{address}?http={http}"),
             Self::Baseline(baseline) => baseline.fmt(f),
+            Self::Postgres(postgres) => postgres.fmt(f),
         }
     }
 }
@@ -115,6 +134,8 @@ mod tests {
             ("resp://a:1?http=b:2", "resp://a:1?http=b:2"),
             ("redis-spop://a:1", "redis-spop://a:1"),
             ("redis-batch://a:1,b:2/?concurrent=8", "redis-batch://a:1,b:2?concurrent=8"),
+            ("postgres://a:1", "postgres://postgres@a:1/postgres?synchronous_commit=on"),
+            ("postgres://me@[::1]:1/db?synchronous_commit=off", "postgres://me@[::1]:1/db?synchronous_commit=off"),
         ] {
             let url: TargetUrl = text.parse().unwrap();
             assert_eq!(url.to_string(), written, "{text}");
@@ -142,6 +163,10 @@ mod tests {
             "redis-lock://x:1?concurrent=0",
             "redis-lock://x:1?concurrent=1001",
             "redis-lock://x:1?at_once=2",
+            "postgres://x",
+            "postgres://x:1/a-b",
+            "postgres://me:secret@x:1",
+            "postgres://x:1?synchronous_commit=local",
         ] {
             assert!(text.parse::<TargetUrl>().is_err(), "{text}");
         }

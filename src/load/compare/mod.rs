@@ -1,4 +1,4 @@
-//! `compare`: measures Hotpool and the baselines on one machine and one Redis Cluster, in one run of minutes.
+//! `compare`: measures Hotpool and the baselines on one machine, one Redis Cluster and one disk, in one run of minutes.
 //!
 //! Entries of a contest run round robin, in the opposite order in every other round, because the speed of a shared
 //! machine varies. Each figure is the median of the rounds, and each ratio the median of the rounds' ratios. Every
@@ -20,7 +20,7 @@ use super::load_client::LoadOperation;
 use super::pacing::StopSignal;
 use super::report::{EXIT_VIOLATION, LoadReport, MachineSpec};
 use super::run::{ArrivalModel, RunPlan, run};
-use super::servers::{ServiceProcess, TestCluster, bytes_read};
+use super::servers::{PostgresServer, ServiceProcess, TestCluster, bytes_read};
 use super::sweep::{SweepArgs, SweepReport, run_at_rate, sweep};
 use super::url::TargetUrl;
 use hotpool::model::AckLevel;
@@ -71,6 +71,10 @@ pub struct ComparisonRow {
     pub claims_per_s: f64,
     /// Median latency in microseconds, median of the rounds.
     pub p50_us: f64,
+    /// Processor time of the harness per claim and release in microseconds, median of the rounds.
+    pub client_processor_us: f64,
+    /// Processor time of the servers per claim and release in microseconds, median of the rounds; 0 if unknown.
+    pub server_processor_us: f64,
     /// 99th percentile in microseconds, median of the rounds.
     pub p99_us: f64,
     /// Bytes that each master has read from its clients, over all rounds.
@@ -112,7 +116,7 @@ pub struct ComparisonReport {
     pub parameters: CompareArgs,
     /// Machine that ran the harness.
     pub machine: MachineSpec,
-    /// Contests: claims and releases, then a burst.
+    /// Contests: durable on one disk, claims and releases beside Redis, then a burst.
     pub contests: Vec<WorkloadComparison>,
     /// Sweep of the service over RESP, acknowledged from memory.
     pub knee: SweepReport,
@@ -123,6 +127,19 @@ pub struct ComparisonReport {
 }
 
 const SPOP: &str = "redis-spop";
+const RESP_DEEPEST: &str = "hotpool, RESP, 1 024 in flight";
+
+/// Comparison of what is on the disk before it is answered.
+struct DiskComparison {
+    contest: WorkloadComparison,
+    /// Median time of one write and one sync of [`BARE_WRITE_BYTES`] to a file whose bytes are on the disk, in microseconds.
+    bare_p50_us: f64,
+}
+
+/// Size of a bare write, about that of a claim's record, in bytes.
+const BARE_WRITE_BYTES: usize = 300;
+/// Number of bare writes before and after the contest.
+const BARE_WRITES: usize = 2_000;
 
 /// Endpoints of the service and of the cluster that it stores to.
 struct ComparedEndpoints {
@@ -162,6 +179,7 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<Compa
     let masters = own.as_ref().map_or(&args.redis, |cluster| &cluster.hosts).clone();
     let service = ServiceProcess::start(&format!("redis-cluster://{}", masters.join(","))).await?;
     let endpoints = ComparedEndpoints { service, masters };
+    let durable = compare_on_disk(args, stop).await?;
     let pairs = compare_pairs(args, &endpoints, stop).await?;
     let burst = compare_bursts(args, &endpoints, stop).await?;
     let sweep_args = SweepArgs {
@@ -181,12 +199,12 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<Compa
         rate if rate > 0.0 => Some(run_at_rate(&sweep_args, rate / 2.0, args.turn_s * 2.0, stop).await?),
         _ => None,
     };
-    let promises = tables::promises(&pairs, &burst, half_knee.as_ref());
+    let promises = tables::promises(&durable, &pairs, &burst, half_knee.as_ref());
     Ok(ComparisonReport {
         command: "compare",
         parameters: args.clone(),
         machine: MachineSpec::detect(),
-        contests: vec![pairs, burst],
+        contests: vec![durable.contest, pairs, burst],
         knee,
         half_knee,
         promises,
@@ -202,6 +220,54 @@ const fn entry(
     ComparedTarget { name, url, clients, in_flight, operation }
 }
 
+/// Compares claims and releases that are on the disk before they are answered: Hotpool on its embedded store beside a table in
+/// PostgreSQL.
+async fn compare_on_disk(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<DiskComparison> {
+    let postgres = PostgresServer::start().await.context("cannot start PostgreSQL")?;
+    let data = tempfile::TempDir::new()?;
+    let service = ServiceProcess::start_with(&["--store", &format!("file:{}", data.path().display())]).await?;
+    let one = LoadOperation::whole_workers(1);
+    let http = |scheme: &str| parse_url(format!("{scheme}://{}", service.http));
+    let resp = || parse_url(format!("resp://{}?http={}", service.resp, service.http));
+    let table = |setting: &str| parse_url(format!("postgres://{}?synchronous_commit={setting}", postgres.host));
+    let entries = [
+        entry("hotpool, HTTP, 1 client", http("http")?, (1, 1), one),
+        entry("postgres, 1 client", table("on")?, (1, 1), one),
+        entry("unsynced postgres, 1 client", table("off")?, (1, 1), one),
+        entry("hotpool, HTTP, 16 clients", http("http")?, (16, 16), one),
+        entry("hotpool, RESP, 16 clients", resp()?, (16, 16), one),
+        entry("postgres, 16 clients", table("on")?, (16, 16), one),
+        entry("unsynced postgres, 16 clients", table("off")?, (16, 16), one),
+        entry("hotpool, HTTP, 64 clients", http("http")?, (64, 64), one),
+        entry("postgres, 64 clients", table("on")?, (64, 64), one),
+        entry("hotpool, gRPC streams, 1 024 in flight", http("grpc-stream")?, (8, 1_024), one),
+    ];
+    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
+    let about = "Claims and releases on 2 000 workers, on the disk before they are answered unless the row says otherwise: \
+                 Hotpool on its embedded store, and a table in PostgreSQL with `FOR UPDATE SKIP LOCKED`.";
+    let mut bare = bare_writes(data.path())?;
+    let contest = compare_targets("Durable on one disk", about, &entries, fleet, args, &[], stop).await?;
+    bare.extend(bare_writes(data.path())?);
+    let bare_p50_us = median(bare.iter().map(|time| time.as_secs_f64() * 1e6).collect());
+    Ok(DiskComparison { contest, bare_p50_us })
+}
+
+/// Times of writes that are each followed by a sync, to a file of zeros that are on the disk.
+fn bare_writes(dir: &std::path::Path) -> Result<Vec<Duration>> {
+    use std::os::unix::fs::FileExt as _;
+    let file = tempfile::tempfile_in(dir.parent().unwrap_or(dir))?;
+    file.write_all_at(&vec![0; BARE_WRITES * BARE_WRITE_BYTES], 0)?;
+    file.sync_all()?;
+    let record = [0x5a; BARE_WRITE_BYTES];
+    let write = |number: usize| {
+        let start = std::time::Instant::now();
+        file.write_all_at(&record, (number * BARE_WRITE_BYTES) as u64)?;
+        file.sync_data()?;
+        Ok(start.elapsed())
+    };
+    (0..BARE_WRITES).map(write).collect()
+}
+
 /// Compares claims followed by their releases.
 async fn compare_pairs(
     args: &CompareArgs,
@@ -211,7 +277,7 @@ async fn compare_pairs(
     let (one, many) = (LoadOperation::whole_workers(1), LoadOperation::whole_workers(64));
     let redis = |scheme| endpoints.redis(scheme, "");
     let entries = [
-        entry("hotpool, RESP, 1 024 in flight", endpoints.resp()?, (8, 1_024), one),
+        entry(RESP_DEEPEST, endpoints.resp()?, (8, 1_024), one),
         entry("hotpool, RESP, batches of 64, 16 in flight", endpoints.resp()?, (8, 16), many),
         entry("hotpool, HTTP, 64 in flight", endpoints.http("http")?, (64, 64), one),
         entry("hotpool, gRPC, 256 in flight", endpoints.http("grpc")?, (8, 256), one),
@@ -304,6 +370,8 @@ impl ComparisonRow {
             claims_per_s: 0.0,
             p50_us: 0.0,
             p99_us: 0.0,
+            client_processor_us: 0.0,
+            server_processor_us: 0.0,
             master_bytes: Vec::new(),
             turns: Vec::new(),
         }
@@ -322,6 +390,8 @@ impl ComparisonRow {
         self.claims_per_s = of(|report| report.throughput_per_s);
         self.p50_us = of(|report| report.latency_us.p50);
         self.p99_us = of(|report| report.latency_us.p99);
+        self.client_processor_us = of(|report| report.client_processor_us_per_claim.unwrap_or(0.0));
+        self.server_processor_us = of(|report| report.server_processor_us_per_claim.unwrap_or(0.0));
     }
 
     /// Ratio of the busiest master's bytes to the mean.
@@ -345,6 +415,11 @@ impl WorkloadComparison {
     /// Rows whose names begin with `name`.
     fn rows_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ComparisonRow> {
         self.rows.iter().filter(move |row| row.name.starts_with(name))
+    }
+
+    /// Median over the rounds of a figure of the row with this name; 0 without such a row.
+    fn figure(&self, name: &str, figure: fn(&LoadReport) -> f64) -> f64 {
+        median(self.rows.iter().filter(|row| row.name == name).flat_map(|row| row.turns.iter().map(figure)).collect())
     }
 
     /// Median over the rounds of the ratio between two groups of rows, each represented by its best row.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{ComparisonReport, ComparisonRow, PerformanceGoal, SPOP, WorkloadComparison};
+use super::{ComparisonReport, ComparisonRow, DiskComparison, PerformanceGoal, RESP_DEEPEST, SPOP, WorkloadComparison};
 use crate::charts::{self, format_number};
 use crate::html_report::{ReportSection, run_sections, table_row};
 use crate::report::LoadReport;
@@ -14,6 +14,8 @@ impl WorkloadComparison {
             "claims/s",
             "p50 us",
             "p99 us",
+            "client CPU us",
+            "server CPU us",
             "round trips a claim",
             "a release",
             "retries",
@@ -33,37 +35,42 @@ impl WorkloadComparison {
                 format_number(row.claims_per_s),
                 format_number(row.p50_us),
                 format_number(row.p99_us),
+                format_number(row.client_processor_us),
+                if row.server_processor_us > 0.0 { format_number(row.server_processor_us) } else { String::new() },
                 trips(|report| report.round_trips_per_claim),
                 trips(|report| report.round_trips_per_release),
                 sum(|report| report.retries.unwrap_or(0)),
                 sum(|report| report.claims_refused),
                 sum(|report| report.errors),
-                format!("{:.2}", row.imbalance()),
+                if row.master_bytes.is_empty() { String::new() } else { format!("{:.2}", row.imbalance()) },
                 if violated { "VIOLATED" } else { "ok" }.to_owned(),
             ]);
         }
         let bars = |figure: fn(&ComparisonRow) -> f64| {
             self.rows.iter().map(|row| (row.name.to_owned(), figure(row))).collect::<Vec<_>>()
         };
-        let charts = vec![
+        let mut charts = vec![
             charts::bar_chart(
                 "claims granted per second",
                 "claims/s, median of the rounds",
                 &bars(|row| row.claims_per_s),
             )?,
             charts::bar_chart("99th percentile", "us, median of the rounds", &bars(|row| row.p99_us))?,
-            charts::bar_chart(
+        ];
+        if self.rows.iter().any(|row| !row.master_bytes.is_empty()) {
+            charts.push(charts::bar_chart(
                 "load of the fullest master over the mean",
                 "max/mean of bytes read",
                 &bars(ComparisonRow::imbalance),
-            )?,
-        ];
+            )?);
+        }
         Ok(ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, charts })
     }
 }
 
 /// Compares measurements with the performance goals. `half_knee` is `None` if no rate was sustained.
 pub(super) fn promises(
+    durable: &DiskComparison,
     pairs: &WorkloadComparison,
     burst: &WorkloadComparison,
     half_knee: Option<&LoadReport>,
@@ -84,9 +91,26 @@ pub(super) fn promises(
         found,
         held: found > 0.0 && found <= wanted,
     };
+    let beside_postgres = |ours: &str, theirs: &str, wanted: f64| {
+        let found = durable.contest.ratio([ours, theirs], rate, f64::max);
+        at_least(&format!("{ours}: pairs/s over {theirs}"), wanted, found)
+    };
+    let bare_p50_us = durable.bare_p50_us;
+    let lone_p50 = |report: &LoadReport| report.latency_us.p50;
+    let over_disk = durable.contest.figure("hotpool, HTTP, 1 client", lone_p50) / bare_p50_us.max(f64::MIN_POSITIVE);
     // Without a measurement the goal is missed.
     let at_half = |figure: fn(&LoadReport) -> f64| half_knee.map_or(0.0, figure);
     vec![
+        beside_postgres("hotpool, HTTP, 1 client", "postgres, 1 client", 2.0),
+        beside_postgres("hotpool, HTTP, 16 clients", "postgres, 16 clients", 2.5),
+        beside_postgres("hotpool, HTTP, 64 clients", "postgres, 64 clients", 4.0),
+        beside_postgres("hotpool, RESP, 16 clients", "postgres, 16 clients", 6.0),
+        beside_postgres("hotpool, gRPC streams, 1 024 in flight", "postgres, ", 20.0),
+        at_most(
+            &format!("hotpool, HTTP, 1 client: claim p50 over a bare write and sync ({bare_p50_us:.0} us)"),
+            1.55,
+            over_disk,
+        ),
         at_least(
             "durable, RESP with 1 024 in flight: claims/s over redis-spop's best",
             10.0,
@@ -142,8 +166,9 @@ impl ComparisonReport {
         if let Some(report) = &self.half_knee {
             sections.extend(run_sections(&[("RESP at half the knee, acknowledged from memory".to_owned(), report)])?);
         }
-        let first = self.contests.first().and_then(|contest| contest.rows.first()).and_then(|row| row.turns.last());
-        if let Some(report) = first {
+        let rows = self.contests.iter().flat_map(|contest| &contest.rows);
+        let deepest = rows.filter(|row| row.name == RESP_DEEPEST).find_map(|row| row.turns.last());
+        if let Some(report) = deepest {
             sections
                 .extend(run_sections(&[("RESP, durable, 1 024 in flight".to_owned(), report)])?.into_iter().skip(1));
         }

@@ -1,4 +1,4 @@
-//! Baselines on real Redis servers: they pass the same checks as any target, remove all their keys, and take the
+//! Baselines on real Redis and PostgreSQL servers: they pass the same checks as any target, remove all their keys, and take the
 //! documented number of round trips.
 
 use serde_json::Value;
@@ -76,4 +76,32 @@ fn batches_take_the_documented_round_trips() {
         assert_eq!(report["round_trips_per_claim"].as_f64(), Some(claim), "{target}");
     }
     assert_eq!(server.query::<u64>(&["DBSIZE"]), 0, "all keys are removed");
+}
+
+#[test]
+fn a_table_in_postgresql_is_correct_and_takes_one_round_trip() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let server = runtime.block_on(hotpool_load::servers::PostgresServer::start()).unwrap();
+    for setting in ["on", "off"] {
+        let target = format!("postgres://{}?synchronous_commit={setting}", server.host);
+        let alone = bench(&target, &["--clients", "1", "--workers", "200"]);
+        assert_clean(&alone);
+        let figure = |name: &str| alone[name].as_f64().expect("a number");
+        assert_eq!((figure("round_trips_per_claim"), figure("round_trips_per_release")), (1.0, 1.0));
+        assert!(figure("server_processor_us_per_claim") > 0.0 && figure("client_processor_us_per_claim") > 0.0);
+        // Fewer workers than claims in flight.
+        let contended = bench(&target, &["--clients", "16", "--in-flight", "16", "--workers", "8"]);
+        assert_clean(&contended);
+        assert!(contended["claims_refused"].as_u64() > Some(0), "no contention: {contended:#}");
+        assert_clean(&bench(&target, &["--clients", "2", "--batch", "10", "--workers", "100"]));
+    }
+    let left = runtime.block_on(async {
+        let (host, port) = server.host.rsplit_once(':').unwrap();
+        let url = format!("host={host} port={port} user=postgres dbname=postgres");
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let tables = "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'hotpool%'";
+        client.query_one(tables, &[]).await.unwrap().get::<_, i64>(0)
+    });
+    assert_eq!(left, 0, "all tables are removed");
 }
