@@ -145,11 +145,14 @@ async fn s17_a_shard_that_is_restarted_while_it_is_dropped_counts_as_dropped() {
     assert!(!a.wait_drained().await, "nothing is left to be loaded");
 }
 
+/// Calls of a store: on which thread, and with how many batches.
+type StoreCalls = Arc<Mutex<Vec<(&'static str, usize)>>>;
+
 /// Store whose disk is waited for on the thread of the writer, if that may block, and that notes how it was called.
 struct BlockingStore {
     /// Waited for by each call that blocks.
     disk: Mutex<mpsc::Receiver<()>>,
-    calls: Arc<Mutex<Vec<(&'static str, usize)>>>,
+    calls: StoreCalls,
 }
 
 impl BlockingStore {
@@ -196,8 +199,8 @@ impl Store for BlockingStore {
 }
 
 /// Starts a journal on such a store. Returns what ends one sync, and the calls.
-fn blocking_journal() -> (Arc<Journal>, mpsc::Sender<()>, Arc<Mutex<Vec<(&'static str, usize)>>>) {
-    let ((disk, ended), calls) = (mpsc::channel(), Arc::<Mutex<Vec<_>>>::default());
+fn blocking_journal() -> (Arc<Journal>, mpsc::Sender<()>, StoreCalls) {
+    let ((disk, ended), calls) = (mpsc::channel(), StoreCalls::default());
     let store = BlockingStore { disk: Mutex::new(ended), calls: Arc::clone(&calls) };
     let journal = Journal::new(Arc::new(store), Clock::manual());
     run(&journal);
