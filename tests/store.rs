@@ -354,6 +354,35 @@ async fn a_long_log_requests_snapshots_of_the_oldest_shards_and_gets_shorter() {
 }
 
 #[tokio::test]
+async fn a_snapshot_larger_than_the_free_log_is_installed() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    let mib = "m".repeat(1 << 20);
+    for number in 0..70 {
+        assert_eq!(one(&store, chunk(A, 1, number, &mib)).await, Applied);
+        assert_eq!(one(&store, rows(B, number.into(), u64::from(number) + 1, "b")).await, Applied);
+    }
+    assert_eq!(one(&store, install(A, 5, 1, 70, "!")).await, Applied, "all of its chunks are there");
+    assert_eq!(state(&store, A).await.1.len(), (70 << 20) + 1);
+}
+
+#[tokio::test]
+async fn a_shard_of_which_no_snapshot_can_be_had_does_not_keep_others_from_one() {
+    let dir = dir();
+    let store = opened(dir.path()).await;
+    let mib = "m".repeat(1 << 20);
+    assert_eq!(apply(&store, &[rows(A, 0, 1, "a"), rows(B, 0, 1, "b")]).await, [Applied; 2]);
+    for n in 0..66 {
+        assert_eq!(one(&store, rows(C, n, n + 1, &mib)).await, Applied);
+    }
+    assert_eq!(store.snapshot_candidate(), Some(A));
+    store.skip_snapshot(A);
+    assert_eq!(store.snapshot_candidate(), Some(B));
+    assert_eq!(one(&store, rows(A, 1, 2, "a")).await, Applied);
+    assert_eq!(store.snapshot_candidate(), Some(A), "it writes again");
+}
+
+#[tokio::test]
 async fn a_snapshot_that_was_given_up_does_not_hold_the_log_back() {
     let dir = dir();
     let store = opened(dir.path()).await;

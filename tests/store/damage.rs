@@ -287,6 +287,27 @@ async fn s06_a_log_damaged_anywhere_is_read_as_it_was_or_refused_and_never_panic
 }
 
 #[tokio::test]
+async fn s06_a_log_that_is_lost_while_the_store_is_open_is_not_loaded_as_an_older_state() {
+    for keep in [0, 2] {
+        let disk = ModelDisk::default();
+        let store = open(&disk).await;
+        assert_eq!(one(&store, install(A, 1, 1, 0, "base")).await, Applied);
+        for n in 1..5 {
+            assert_eq!(apply(&store, &[rows(A, n, n + 1, "a"), rows(B, n - 1, n, "b")]).await, [Applied; 2]);
+        }
+        disk.alter(SEGMENT, |segment| {
+            let end = frames(segment).get(keep).map_or(0, |frame| frame.start);
+            // The base stays readable.
+            let first = frames(segment)[0].end;
+            segment[end.max(first)..].fill(0);
+        });
+        let found = load(&store, &[A, B]).await;
+        assert!(found.values().all(|(at, _)| at.is_err()), "{keep}: {found:?}");
+        assert_eq!(one(&store, rows(A, 5, 6, "x")).await, Applied, "what was loaded before is still ours");
+    }
+}
+
+#[tokio::test]
 async fn s06_a_damaged_record_of_the_store_is_refused() {
     let made = ModelDisk::default();
     three_shards(&made).await;

@@ -48,10 +48,18 @@ const REGISTER_AT_ONCE: usize = 1_000;
 
 /// Counters of round trips and retries.
 #[derive(Debug, Default)]
-struct RoundTripCounters {
-    claims: AtomicU64,
-    releases: AtomicU64,
-    retries: AtomicU64,
+pub(super) struct RoundTripCounters {
+    pub(super) claims: AtomicU64,
+    pub(super) releases: AtomicU64,
+    pub(super) retries: AtomicU64,
+}
+
+impl RoundTripCounters {
+    /// Counts up to now.
+    pub(super) fn counts(&self) -> RoundTripCounts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RoundTripCounts { claims: read(&self.claims), releases: read(&self.releases), retries: read(&self.retries) }
+    }
 }
 
 /// Round trips of claims and releases, with retries.
@@ -203,9 +211,7 @@ impl BaselineTarget {
     }
 
     pub(super) fn round_trips(&self) -> RoundTripCounts {
-        let RoundTripCounters { claims, releases, retries } = &self.base.trips;
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        RoundTripCounts { claims: read(claims), releases: read(releases), retries: read(retries) }
+        self.base.trips.counts()
     }
 }
 

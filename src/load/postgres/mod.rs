@@ -13,7 +13,7 @@
 mod url;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, Row, Statement};
 
 pub use self::url::{PostgresUrl, SynchronousCommit};
-use super::baseline::RoundTripCounts;
+use super::baseline::{RoundTripCounters, RoundTripCounts};
 use super::claim_input::{ClaimInput, PoolOccupancy, ReceivedGrant};
 use super::http_calls::target_error;
 use super::stats::TargetError;
@@ -31,14 +31,6 @@ use hotpool::model::{ClaimId, Fence};
 const ATTEMPTS_MAX: u32 = 256;
 /// Number of claims or releases of one batch that are sent at a time.
 const BATCH_CONCURRENCY: usize = 16;
-
-/// Counters of one run.
-#[derive(Debug, Default)]
-struct RoundTripCounters {
-    claims: AtomicU64,
-    releases: AtomicU64,
-    retries: AtomicU64,
-}
 
 /// State shared by all clients of a run.
 #[derive(Debug)]
@@ -203,9 +195,7 @@ impl PostgresTarget {
     }
 
     pub(super) fn round_trips(&self) -> RoundTripCounts {
-        let RoundTripCounters { claims, releases, retries } = &self.state.trips;
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        RoundTripCounts { claims: read(claims), releases: read(releases), retries: read(retries) }
+        self.state.trips.counts()
     }
 }
 

@@ -26,7 +26,7 @@ impl SynchronousCommit {
 pub struct PostgresUrl {
     /// Name of the user; `postgres` unless the URL has one.
     pub user: String,
-    /// Server as `HOST:PORT`.
+    /// Address of the server, as `HOST:PORT`.
     pub host: String,
     /// Name of the database; `postgres` unless the URL has one.
     pub database: String,

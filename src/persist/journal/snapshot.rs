@@ -326,7 +326,10 @@ impl SnapshotQueue {
                 self.promote();
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
-            SnapshotBatch::Unavailable => self.finish(),
+            SnapshotBatch::Unavailable => {
+                snapshot.outbox.store().skip_snapshot(snapshot.outbox.key());
+                self.finish();
+            }
         }
     }
 

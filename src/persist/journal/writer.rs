@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -349,15 +350,21 @@ impl Journal {
             if pacing.has_company() {
                 outbox.notify_source();
             } else {
-                // The one reply leaves from here: another task would only be one more switch on its way.
-                outbox.run_source();
+                // The one reply leaves from here: another task would only be one more switch on its way. A panic in what
+                // follows from it must not end the writer.
+                if catch_unwind(AssertUnwindSafe(|| outbox.run_source())).is_err() {
+                    outbox.notify_source();
+                }
             }
             outbox.notify_subscribers();
         }
         if snapshots.is_idle()
-            && let Some(outbox) = self.store.snapshot_candidate().and_then(|key| self.outbox(key))
+            && let Some(key) = self.store.snapshot_candidate()
         {
-            snapshots.begin(outbox, self.fresh_generation(), None);
+            match self.outbox(key) {
+                Some(outbox) => snapshots.begin(outbox, self.fresh_generation(), None),
+                None => self.store.skip_snapshot(key),
+            }
         }
     }
 

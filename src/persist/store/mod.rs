@@ -250,6 +250,9 @@ pub trait Store: Send + Sync + 'static {
         ready(Ok(BTreeMap::new())).boxed()
     }
 
+    /// Notes that no snapshot can be had of the shard that [`Self::snapshot_candidate`] named: its source does not answer.
+    fn skip_snapshot(&self, _shard: ShardKey) {}
+
     /// Shard of which a snapshot would let the store free much space, if there is one.
     fn snapshot_candidate(&self) -> Option<ShardKey>;
 }

@@ -121,7 +121,12 @@ pub(super) fn lock_and_identify(dir: &Path) -> Result<(File, String), StoreError
 pub(super) fn io_error(doing: &str, error: &io::Error) -> StoreError {
     use io::ErrorKind::{FileTooLarge, Interrupted, OutOfMemory, QuotaExceeded, StorageFull, WouldBlock};
     let message = format!("{doing}: {error}");
+    // Too many open files has no kind of its own.
+    let is_out_of_files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
     match error.kind() {
+        _ if is_out_of_files => StoreError::Unavailable(message),
         FileTooLarge | Interrupted | OutOfMemory | QuotaExceeded | StorageFull | WouldBlock => {
             StoreError::Unavailable(message)
         }

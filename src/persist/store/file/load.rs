@@ -70,7 +70,11 @@ impl ShardLoad {
         if let Some((sequence, flaw)) = self.suspect.take() {
             self.fail(ShardDamage::Log(sequence, flaw));
         }
-        self.at
+        // Whatever the reading missed: the index has seen every record.
+        match self.at {
+            Ok(at) if at != self.entry.at => Err(ShardDamage::Log(self.floor(), DamagedRecord::Missing)),
+            at => at,
+        }
     }
 }
 

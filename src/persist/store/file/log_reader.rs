@@ -138,6 +138,9 @@ impl LogReader<'_> {
 
     fn finish(mut self) -> LogExtent {
         let Some(UnconfirmedFrame { frame, header, start, is_whole }) = self.last.take() else {
+            if let Some(limit) = self.limit {
+                (self.visit)(LogItem::Unreadable(limit - 1, DamagedRecord::Missing));
+            }
             return LogExtent { segments: self.segments, end: None };
         };
         let (segment, sequence) = (frame.segment, frame.sequence);

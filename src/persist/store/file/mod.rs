@@ -46,6 +46,7 @@ mod spare_segment;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -115,12 +116,9 @@ impl FileStore {
     /// another version; [`StoreError::Unavailable`] if the disk is full.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let lock = open::lock(dir)?;
-        let is_new = !dir.join(ownership::FILE).exists();
-        let store = Self::with(Arc::new(DirectoryDisk::new(dir)), SegmentSettings::default(), Some(lock))?;
-        if is_new {
-            open::sync_parent(dir)?;
-        }
-        Ok(store)
+        // At each start: the one that created the directory may have died before.
+        open::sync_parent(dir)?;
+        Self::with(Arc::new(DirectoryDisk::new(dir)), SegmentSettings::default(), Some(lock))
     }
 
     /// Opens the store on a disk that nobody else uses, for tests and simulations.
@@ -211,19 +209,31 @@ impl Store for FileStore {
         self.blocking(|shared, _| Ok(shared.state.lock().properties()))
     }
 
+    fn skip_snapshot(&self, shard: ShardKey) {
+        // A store that has failed makes no snapshots.
+        let _ = self.shared.with(|state| {
+            state.index.skip_snapshot(shard);
+            Ok(())
+        });
+    }
+
     fn snapshot_candidate(&self) -> Option<ShardKey> {
         *self.shared.snapshot_candidate.lock()
     }
 }
 
 impl FileShared {
-    /// Runs `work` with the open store, unless a failure ended it.
+    /// Runs `work` with the open store, unless a failure ended it. A panic ends it too: what the index says is in doubt then.
     fn with<T>(&self, work: impl FnOnce(&mut StoreState) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut state = self.state.lock();
         if let Some(broken) = &state.broken {
             return Err(broken.clone());
         }
-        let done = work(&mut state);
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut state))).unwrap_or_else(|_| {
+            let error = panicked();
+            state.broken = Some(error.clone());
+            Err(error)
+        });
         *self.snapshot_candidate.lock() = state.snapshot_candidate();
         done
     }
@@ -267,9 +277,10 @@ impl FileShared {
             Ok((loader, state.record.seed(), first, numbers))
         })?;
         // Writes may go on meanwhile: the segments stay, and frames from now on are not read.
-        let loaded = loader.run(&*self.disk, seed, &numbers, &mut sink);
+        let loaded = catch_unwind(AssertUnwindSafe(|| loader.run(&*self.disk, seed, &numbers, &mut sink)));
         self.with(|state| {
             state.end_load(first);
+            let loaded = loaded.map_err(|_| panicked())?;
             let loaded = loaded.map_err(|error| io_error("cannot read the log", &error))?;
             if state.is_owner(owner) {
                 for loaded in loaded.iter().filter(|loaded| loaded.at.is_ok()) {
@@ -341,6 +352,10 @@ impl StoreState {
 
     fn failed(&mut self, error: AppendError) -> StoreError {
         let error = match error {
+            // No byte of the log is in doubt, and the next call tries again.
+            AppendError::NoSegment(error) => {
+                return StoreError::Unavailable(format!("cannot write the log: {error}"));
+            }
             AppendError::Unwritten(error) => io_error("cannot write the log", &error),
             AppendError::Unsynced(text) => StoreError::Unusable(text),
         };
@@ -397,6 +412,10 @@ fn encode(frame: &mut FrameBuffer, epoch: u64, batch: &WriteBatch) -> (usize, us
         }
     }
     (start, frame.len() - start)
+}
+
+fn panicked() -> StoreError {
+    StoreError::Unusable("the store panicked; restart the service".to_owned())
 }
 
 fn rows(batch: &WriteBatch) -> &[u8] {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::super::data_dir::{self, io_error};
 use super::super::{DamagedRecord, StoreError};
 use super::disk::{DiskFile, StoreDisk};
-use super::frame::{FrameBuffer, FrameHeader, HEADER_BYTES};
+use super::frame::FrameBuffer;
 use super::ownership::{self, StoreRecord};
 use super::scan::scan;
 use super::segment_log::{LogEnd, SegmentLog};
@@ -83,6 +83,13 @@ pub(super) fn open(disk: &Arc<dyn StoreDisk>, settings: SegmentSettings) -> Resu
         record.note_unreadable(&index.unreadable);
         record.write(&**disk)?;
     }
+    if extent.end.is_none() && first != 1 {
+        // Frames were there, or the segments before this one would not have been freed.
+        return Err(StoreError::Unusable(format!(
+            "{} and the segments after it hold no readable frame",
+            segment_name(first)
+        )));
+    }
     let end = extent.end.unwrap_or(LogEnd { segment: first, offset: 0, next_sequence: 1, previous: 0 });
     let free_bytes = free_bytes(&**disk).map_err(failed)?;
     let supply = SegmentSupply::start(Arc::clone(disk), settings, free_bytes).map_err(failed)?;
@@ -106,7 +113,7 @@ fn create(disk: &dyn StoreDisk, settings: SegmentSettings, id: Uuid) -> Result<S
     let failed = |error: io::Error| io_error(&format!("cannot create {}", disk.path(ownership::FILE)), &error);
     // What a crash during the creation left behind is empty.
     for name in disk.list().map_err(failed)?.iter().filter(|name| is_log_file(name)) {
-        if holds_frames(&*disk.open(name).map_err(failed)?).map_err(failed)? {
+        if holds_bytes(&*disk.open(name).map_err(failed)?).map_err(failed)? {
             return Err(StoreError::Unusable(format!(
                 "{} is the log of a store, but there is no file {} beside it",
                 disk.path(name),
@@ -128,10 +135,15 @@ fn create(disk: &dyn StoreDisk, settings: SegmentSettings, id: Uuid) -> Result<S
     Ok(record)
 }
 
-fn holds_frames(file: &dyn DiskFile) -> io::Result<bool> {
-    let mut start = [0; HEADER_BYTES];
-    let length = file.read_at(0, &mut start)?;
-    Ok(FrameHeader::is_at(&start[..length]))
+fn holds_bytes(file: &dyn DiskFile) -> io::Result<bool> {
+    let (mut at, mut block) = (0, vec![0; BLOCK_BYTES]);
+    loop {
+        let length = file.read_at(at, &mut block)?;
+        if length == 0 || block[..length].iter().any(|byte| *byte != 0) {
+            return Ok(length > 0);
+        }
+        at += length as u64;
+    }
 }
 
 /// Writes segments anew of which a sync failed, removes an unfinished one, and returns the numbers of all, in order.

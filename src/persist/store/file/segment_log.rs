@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::disk::{DiskFile, StoreDisk};
-use super::frame::{FrameBuffer, FrameHeader, FrameLink};
+use super::frame::{FrameBuffer, FrameHeader, FrameLink, HEADER_BYTES};
 use super::segments::{LogSegment, segment_name, unsynced_name};
 use super::spare_segment::{SegmentSupply, SpareSegment};
 
@@ -14,6 +14,8 @@ use super::spare_segment::{SegmentSupply, SpareSegment};
 pub(super) enum AppendError {
     /// Write that failed: the frame does not count as written, and the same one may be appended again.
     Unwritten(io::Error),
+    /// Next segment that could not be prepared. The log is as it was.
+    NoSegment(io::Error),
     /// Sync that failed: what it covered may be lost although it is read back. The segment was set aside, and nothing more may
     /// be appended. Description for people.
     Unsynced(String),
@@ -44,6 +46,8 @@ pub(super) struct SegmentLog {
     /// Size of the last segment, in bytes.
     size_bytes: u64,
     end: LogEnd,
+    /// Whether a write at the end failed, which may have left a whole frame there all the same.
+    has_remains: bool,
 }
 
 impl SegmentLog {
@@ -65,7 +69,7 @@ impl SegmentLog {
         );
         let file = disk.open(&segment_name(end.segment))?;
         let size_bytes = file.size_bytes()?;
-        Ok(Self { disk, seed, supply, segments, file, size_bytes, end })
+        Ok(Self { disk, seed, supply, segments, file, size_bytes, end, has_remains: false })
     }
 
     /// Segments, the oldest first.
@@ -93,9 +97,11 @@ impl SegmentLog {
         let link = FrameLink { sequence: self.end.next_sequence, needed_from, previous: self.end.previous };
         let (header, bytes) = frame.seal(link, self.seed);
         if self.end.offset + bytes.len() as u64 > self.size_bytes {
-            self.begin_segment(header).map_err(AppendError::Unwritten)?;
+            self.begin_segment(header).map_err(AppendError::NoSegment)?;
         }
+        self.has_remains = true;
         self.file.write_at(self.end.offset, bytes).map_err(AppendError::Unwritten)?;
+        self.has_remains = false;
         self.sync().map_err(AppendError::Unsynced)?;
         let location = (self.end.segment, self.end.offset);
         self.end.offset += bytes.len() as u64;
@@ -127,6 +133,12 @@ impl SegmentLog {
     /// Goes on in the next segment.
     fn begin_segment(&mut self, header: FrameHeader) -> io::Result<()> {
         let number = self.end.segment + 1;
+        if self.has_remains {
+            // Or a start would find the number of the next frame twice.
+            self.file.write_at(self.end.offset, &[0; HEADER_BYTES])?;
+            self.file.sync()?;
+            self.has_remains = false;
+        }
         let SpareSegment { file, size_bytes } = self.supply.take(number, header.frame_bytes() as u64)?;
         (self.file, self.size_bytes) = (file, size_bytes);
         (self.end.segment, self.end.offset) = (number, 0);

@@ -7,7 +7,7 @@
 //! chunk of its base on, or without a base from its first batch on. So the log ends up with what no shard needs at its
 //! beginning, and a shard that holds it back is asked for a new snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::{DamagedRecord, ShardDamage, ShardKey, WriteBatch, WriteKind, WriteOutcome};
@@ -101,6 +101,11 @@ impl PartialSnapshot {
     fn first(&self) -> Option<LogPosition> {
         self.chunks.values().map(|chunk| chunk.position).min_by_key(|position| position.sequence)
     }
+
+    /// Position of the newest chunk.
+    fn last(&self) -> Option<LogPosition> {
+        self.chunks.values().map(|chunk| chunk.position).max_by_key(|position| position.sequence)
+    }
 }
 
 /// Index of all shards.
@@ -115,6 +120,8 @@ pub(super) struct ShardIndex {
     /// Sequence numbers of frames that could not be read, so that their shards are unknown. They are kept for ever.
     pub(super) unreadable: BTreeMap<u64, DamagedRecord>,
     snapshots: HashMap<ShardKey, PartialSnapshot>,
+    /// Shards of which no snapshot can be had until they write again.
+    skipped: HashSet<ShardKey>,
 }
 
 impl ShardIndex {
@@ -196,6 +203,7 @@ impl ShardIndex {
 
     /// Adds a batch of the log.
     pub(super) fn rows(&mut self, shard: ShardKey, epoch: u64, to: Seq, position: LogPosition) {
+        self.skipped.remove(&shard);
         let entry = self.shards.entry(shard).or_default();
         (entry.epoch, entry.at) = (epoch, to);
         if entry.tail.is_none() {
@@ -258,6 +266,7 @@ impl ShardIndex {
     /// Removes a shard from the index, and its snapshot under way.
     pub(super) fn forget(&mut self, shard: ShardKey) {
         self.snapshots.remove(&shard);
+        self.skipped.remove(&shard);
         let Some(entry) = self.shards.remove(&shard) else { return };
         self.base_bytes -= entry.base.as_ref().map_or(0, BaseSnapshot::bytes);
         if let Some(first) = entry.first() {
@@ -277,15 +286,21 @@ impl ShardIndex {
         }
     }
 
+    /// Notes that no snapshot of the shard can be had: others are asked for one.
+    pub(super) fn skip_snapshot(&mut self, shard: ShardKey) {
+        self.skipped.insert(shard);
+    }
+
     /// Shard that needs the oldest part of the log, once that exceeds its limit. A shard that the owner of `epoch` has not
     /// loaded is skipped, because its rows are unknown, and does not count: one unreadable shard would cause endless
-    /// snapshots of all others. A snapshot that was given up is forgotten when the log comes round to it.
+    /// snapshots of all others. A snapshot that was given up is forgotten once its newest chunk is far behind.
     pub(super) fn snapshot_candidate(&mut self, epoch: u64) -> Option<ShardKey> {
         let limit = LOG_BYTES_FREE + LOG_BYTES_PER_BASE_BYTE * self.base_bytes;
         let end = self.end.offset;
-        self.snapshots.retain(|_, snapshot| snapshot.first().is_some_and(|first| end - first.offset <= limit));
+        self.snapshots.retain(|_, snapshot| snapshot.last().is_some_and(|last| end - last.offset <= LOG_BYTES_FREE));
         let (shard, first) = self.needs.iter().find_map(|(_, shard)| {
-            let entry = self.shards.get(shard).filter(|entry| entry.epoch == epoch && entry.damage.is_none())?;
+            let is_due = |entry: &&ShardIndexEntry| entry.epoch == epoch && entry.damage.is_none();
+            let entry = self.shards.get(shard).filter(is_due).filter(|_| !self.skipped.contains(shard))?;
             Some((*shard, entry.first()?))
         })?;
         (end - first.offset > limit).then_some(shard)

@@ -52,6 +52,15 @@ impl SegmentKeeper {
             self.disk.sync_names()?;
             return Ok(SpareSegment { file, size_bytes: free_bytes });
         }
+        let made = self.create(&name, size_bytes);
+        if made.is_err() {
+            // On a full disk it would take what others need, for nothing.
+            let _ = self.disk.remove(NEW_NAME);
+        }
+        made
+    }
+
+    fn create(&self, name: &str, size_bytes: u64) -> io::Result<SpareSegment> {
         let file = self.disk.create(NEW_NAME)?;
         let block = vec![0; BLOCK_BYTES];
         let mut at = 0;
@@ -61,7 +70,7 @@ impl SegmentKeeper {
             at += bytes;
         }
         file.sync()?;
-        self.disk.rename(NEW_NAME, &name)?;
+        self.disk.rename(NEW_NAME, name)?;
         self.disk.sync_names()?;
         Ok(SpareSegment { file, size_bytes })
     }
@@ -182,11 +191,12 @@ impl SegmentSupply {
     /// Failure of the disk; the next call tries again.
     pub(super) fn take(&mut self, number: u64, frame_bytes: u64) -> io::Result<SpareSegment> {
         let size_bytes = self.settings.segment_bytes(number).max(frame_bytes);
-        if self.requested.take() == Some(number) {
-            let spare = self.receive()?;
-            if spare.size_bytes >= size_bytes {
-                return Ok(spare);
-            }
+        // What failed in the background, perhaps long ago, is tried again.
+        if self.requested.take() == Some(number)
+            && let Ok(spare) = self.receive()
+            && spare.size_bytes >= size_bytes
+        {
+            return Ok(spare);
         }
         match &mut self.upkeep {
             UpkeepRunner::Inline(keeper) => keeper.prepare(number, size_bytes),
