@@ -12,6 +12,8 @@ pub(super) struct RoundPacing {
     taken: u64,
     /// Appends while the last round was being written.
     missed: u64,
+    /// Whether a snapshot is under way, or the store did not take all of the last round.
+    has_other_work: bool,
 }
 
 impl RoundPacing {
@@ -19,6 +21,12 @@ impl RoundPacing {
     pub(super) fn begin_round(&mut self, appends: u64) {
         self.taken = appends - self.begun_at;
         self.begun_at = appends;
+        self.has_other_work = false;
+    }
+
+    /// Notes work of the writer that no caller waits for: it must not run as fast as it can.
+    pub(super) fn note_other_work(&mut self) {
+        self.has_other_work = true;
     }
 
     /// Notes that the round is over.
@@ -28,7 +36,7 @@ impl RoundPacing {
 
     /// Whether the next round is to gather rows first.
     pub(super) const fn has_company(&self) -> bool {
-        self.taken > 1 || self.missed > 0
+        self.taken > 1 || self.missed > 0 || self.has_other_work
     }
 }
 
@@ -53,5 +61,10 @@ mod tests {
         pacing.begin_round(13);
         pacing.end_round(13);
         assert!(!pacing.has_company(), "the other has gone");
+        pacing.note_other_work();
+        assert!(pacing.has_company(), "a snapshot");
+        pacing.begin_round(14);
+        pacing.end_round(14);
+        assert!(!pacing.has_company(), "it is done");
     }
 }

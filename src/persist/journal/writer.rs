@@ -148,9 +148,13 @@ impl Journal {
         let mut pacing = RoundPacing::default();
         let partition = &self.partitions[writer];
         while !self.is_fenced() {
-            self.wait_for_work(partition, &mut snapshots, &mut retries).await;
+            let is_idle = Self::is_idle(partition, &snapshots);
+            self.wait_for_work(partition, is_idle, &mut snapshots, &mut retries).await;
             if pacing.has_company() {
                 self.yield_for_appends(partition).await;
+            } else if !is_idle {
+                // A store that answers at once, as for a gap, must not keep this thread from everybody else.
+                tokio::task::yield_now().await;
             }
             self.poll_due(&mut snapshots, &mut retries).await;
             let appends = partition.append_count.load(Ordering::Relaxed);
@@ -167,19 +171,28 @@ impl Journal {
             let answered = self.sort_answers(writer, batches, answer, &mut retries);
             pacing.end_round(partition.append_count.load(Ordering::Relaxed));
             if let Some((answered, outcomes)) = answered {
+                let is_stored = |outcome| matches!(outcome, WriteOutcome::Ok | WriteOutcome::Duplicate);
+                let all_stored = outcomes.iter().copied().all(is_stored);
                 self.finish_round(answered, &outcomes, &mut snapshots, &pacing);
+                if !all_stored || !snapshots.is_idle() || !retries.batches.is_empty() {
+                    pacing.note_other_work();
+                }
             }
         }
+    }
+
+    fn is_idle(partition: &WriterPartition, snapshots: &SnapshotQueue) -> bool {
+        partition.dirty.is_empty() && partition.drops.is_empty() && !snapshots.has_next()
     }
 
     async fn wait_for_work(
         &self,
         partition: &WriterPartition,
+        is_idle: bool,
         snapshots: &mut SnapshotQueue,
         retries: &mut RetryQueue,
     ) {
         let is_full = retries.is_full();
-        let is_idle = partition.dirty.is_empty() && partition.drops.is_empty() && !snapshots.has_next();
         if is_idle || retries.is_blocking || is_full {
             tokio::select! {
                 () = partition.work.notified(), if !is_full => {}
