@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
 use hotpool::clock::Clock;
-use hotpool::persist::journal::{Journal, Outbox};
+use hotpool::persist::journal::{Journal, Outbox, RowSource};
 use hotpool::persist::row::{RowFrames, RowKind, ShardRow, decode_shard, put_deletion};
 use hotpool::persist::store::{
     FenceSpan, LoadedShard, OwnershipRecord, RowSink, ShardKey, SharedStore, Store, StoreError, WriteBatch, WriteKind,
@@ -148,23 +148,14 @@ async fn s17_a_shard_that_is_restarted_while_it_is_dropped_counts_as_dropped() {
 /// Calls of a store: on which thread, and with how many batches.
 type StoreCalls = Arc<Mutex<Vec<(&'static str, usize)>>>;
 
-/// Store whose disk is waited for on the thread of the writer, if that may block, and that notes how it was called.
-struct BlockingStore {
-    /// Waited for by each call that blocks.
-    disk: Mutex<mpsc::Receiver<()>>,
-    calls: StoreCalls,
+/// Store whose calls a test answers. They name the thread: `here` if the writer's own waits, otherwise `elsewhere`.
+struct AnsweredStore<A> {
+    answer: A,
 }
 
-impl BlockingStore {
-    fn note(&self, call: &'static str, batches: &[WriteBatch]) -> Vec<WriteOutcome> {
-        self.calls.lock().unwrap().push((call, batches.len()));
-        vec![WriteOutcome::Ok; batches.len()]
-    }
-}
-
-impl Store for BlockingStore {
+impl<A: Fn(&'static str, &[WriteBatch]) -> Vec<WriteOutcome> + Send + Sync + 'static> Store for AnsweredStore<A> {
     fn kind(&self) -> &'static str {
-        "blocking"
+        "answered"
     }
 
     fn keeps_rows(&self) -> bool {
@@ -184,13 +175,11 @@ impl Store for BlockingStore {
     }
 
     fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
-        ready(Ok(self.note("elsewhere", &batches))).boxed()
+        ready(Ok((self.answer)("elsewhere", &batches))).boxed()
     }
 
     fn apply_blocking(&self, batches: &[WriteBatch]) -> Option<Result<Vec<WriteOutcome>, StoreError>> {
-        let outcomes = self.note("here", batches);
-        self.disk.lock().unwrap().recv_timeout(Duration::from_secs(20)).expect("the disk ends its sync");
-        Some(Ok(outcomes))
+        Some(Ok((self.answer)("here", batches)))
     }
 
     fn snapshot_candidate(&self) -> Option<ShardKey> {
@@ -198,11 +187,18 @@ impl Store for BlockingStore {
     }
 }
 
-/// Starts a journal on such a store. Returns what ends one sync, and the calls.
+/// Starts a journal on a store that waits for its disk here. Returns what ends one sync, and the calls.
 fn blocking_journal() -> (Arc<Journal>, mpsc::Sender<()>, StoreCalls) {
     let ((disk, ended), calls) = (mpsc::channel(), StoreCalls::default());
-    let store = BlockingStore { disk: Mutex::new(ended), calls: Arc::clone(&calls) };
-    let journal = Journal::new(Arc::new(store), Clock::manual());
+    let (ended, noted) = (Mutex::new(ended), Arc::clone(&calls));
+    let answer = move |thread, batches: &[WriteBatch]| {
+        noted.lock().unwrap().push((thread, batches.len()));
+        if thread == "here" {
+            ended.lock().unwrap().recv_timeout(Duration::from_secs(20)).expect("the disk ends its sync");
+        }
+        vec![WriteOutcome::Ok; batches.len()]
+    };
+    let journal = Journal::new(Arc::new(AnsweredStore { answer }), Clock::manual());
     run(&journal);
     (journal, disk, calls)
 }
@@ -277,4 +273,41 @@ fn a_disk_that_stalls_holds_up_no_connection() {
         runtime.block_on(connection).unwrap();
         runtime.block_on(all_stored(std::slice::from_ref(&a), 1));
     }
+}
+
+/// Shard whose rows are always at hand.
+struct ReadySource;
+
+impl RowSource for ReadySource {
+    fn on_progress(&self) {}
+
+    fn snapshot_rows(&self, _from: u32, _bytes: usize) -> BoxFuture<'static, Option<(Vec<u8>, Option<u32>)>> {
+        ready(Some((vec![0; 100], None))).boxed()
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_takes_no_snapshot_leaves_the_thread_to_others() {
+    // Calls since the test last ran.
+    let calls = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&calls);
+    let answer = move |_, batches: &[WriteBatch]| {
+        let mut calls = counted.lock().unwrap();
+        *calls += 1;
+        // The writer would never end otherwise, and nor would the test.
+        let outcome = if *calls > 1_000 { WriteOutcome::Fenced } else { WriteOutcome::Gap };
+        vec![outcome; batches.len()]
+    };
+    let journal = Journal::new(Arc::new(AnsweredStore { answer }), Clock::manual());
+    run(&journal);
+    let source: Arc<dyn RowSource> = Arc::new(ReadySource);
+    let outbox = Outbox::new(&journal, A, 0);
+    outbox.attach(Arc::downgrade(&source));
+    hand(&outbox, 1, 1);
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+        *calls.lock().unwrap() = 0;
+    }
+    assert!(!journal.is_fenced(), "the writer wrote a thousand rounds while nobody else ran");
+    assert_eq!(outbox.applied_seq(), 0);
 }

@@ -24,7 +24,8 @@ impl RoundPacing {
         self.has_other_work = false;
     }
 
-    /// Notes work of the writer that no caller waits for: it must not run as fast as it can.
+    /// Notes work of the writer that no caller waits for. A store that answers it at once, as for a gap, would otherwise keep
+    /// the thread from everybody else.
     pub(super) fn note_other_work(&mut self) {
         self.has_other_work = true;
     }

@@ -148,13 +148,9 @@ impl Journal {
         let mut pacing = RoundPacing::default();
         let partition = &self.partitions[writer];
         while !self.is_fenced() {
-            let is_idle = Self::is_idle(partition, &snapshots);
-            self.wait_for_work(partition, is_idle, &mut snapshots, &mut retries).await;
+            self.wait_for_work(partition, &mut snapshots, &mut retries).await;
             if pacing.has_company() {
                 self.yield_for_appends(partition).await;
-            } else if !is_idle {
-                // A store that answers at once, as for a gap, must not keep this thread from everybody else.
-                tokio::task::yield_now().await;
             }
             self.poll_due(&mut snapshots, &mut retries).await;
             let appends = partition.append_count.load(Ordering::Relaxed);
@@ -181,18 +177,14 @@ impl Journal {
         }
     }
 
-    fn is_idle(partition: &WriterPartition, snapshots: &SnapshotQueue) -> bool {
-        partition.dirty.is_empty() && partition.drops.is_empty() && !snapshots.has_next()
-    }
-
     async fn wait_for_work(
         &self,
         partition: &WriterPartition,
-        is_idle: bool,
         snapshots: &mut SnapshotQueue,
         retries: &mut RetryQueue,
     ) {
         let is_full = retries.is_full();
+        let is_idle = partition.dirty.is_empty() && partition.drops.is_empty() && !snapshots.has_next();
         if is_idle || retries.is_blocking || is_full {
             tokio::select! {
                 () = partition.work.notified(), if !is_full => {}

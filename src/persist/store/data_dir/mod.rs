@@ -1,5 +1,6 @@
 //! Data directory of a process: the lock that one living process holds, the id, and the permissions of the files.
 
+pub(super) mod log_names;
 mod permissions;
 
 use std::ffi::OsStr;
@@ -10,7 +11,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{StoreError, file};
+use super::StoreError;
 
 /// Record of the embedded store.
 pub(super) const STORE: &str = "store";
@@ -28,7 +29,7 @@ const OWN_FILES: [&str; 5] = [STORE, STORE_NEW, LOCK, NODE, NODE_NEW];
 
 /// Whether the service puts a file of this name into a data directory.
 pub(super) fn is_ours(name: &OsStr) -> bool {
-    OWN_FILES.iter().any(|own| name == *own) || name.to_str().is_some_and(file::is_log_file)
+    OWN_FILES.iter().any(|own| name == *own) || name.to_str().is_some_and(log_names::is_log_file)
 }
 
 /// Name of a store of an earlier version in the directory, if there is one.

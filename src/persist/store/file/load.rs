@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 
+use super::super::data_dir::log_names::segment_name;
 use super::super::{DamagedRecord, LoadedShard, RowSink, ShardDamage, ShardKey};
 use super::disk::{DiskFile, StoreDisk};
 use super::log_reader::{LogFrame, LogItem, read_log};
 use super::record::{DiskRecord, DiskRecords, RecordKind};
-use super::segments::segment_name;
 use super::shard_index::{BaseSnapshot, RecordLocation, ShardIndex, ShardIndexEntry};
 use crate::model::Seq;
 

@@ -5,10 +5,11 @@ use std::io;
 use bytes::Bytes;
 
 use super::super::DamagedRecord;
+use super::super::data_dir::log_names::segment_name;
 use super::disk::StoreDisk;
 use super::frame::{ALIGNMENT, FrameHeader, HEADER_BYTES};
 use super::segment_log::LogEnd;
-use super::segments::{LogSegment, segment_name};
+use super::segments::LogSegment;
 
 /// Part of the log.
 #[derive(Debug)]

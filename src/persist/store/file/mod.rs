@@ -60,7 +60,6 @@ use self::load::ShardLoader;
 use self::ownership::StoreRecord;
 use self::record::RecordKind;
 use self::segment_log::{AppendError, SegmentLog};
-pub(super) use self::segments::is_log_file;
 pub use self::segments::{SegmentSettings, SegmentUpkeep};
 use self::shard_index::{LogPosition, RecordLocation, ShardIndex};
 use super::data_dir::{self, io_error};

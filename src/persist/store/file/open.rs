@@ -7,17 +7,18 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::super::data_dir::log_names::{FREE_NAME, NEW_NAME, SegmentName, is_log_file, segment_name, unsynced_name};
 use super::super::data_dir::{self, io_error};
 use super::super::{DamagedRecord, StoreError};
+use super::StoreState;
 use super::disk::{DiskFile, StoreDisk};
 use super::frame::FrameBuffer;
 use super::ownership::{self, StoreRecord};
 use super::scan::scan;
 use super::segment_log::{LogEnd, SegmentLog};
-use super::segments::{FREE_NAME, LogSegment, NEW_NAME, SegmentName, SegmentSettings, segment_name, unsynced_name};
+use super::segments::{LogSegment, SegmentSettings};
 use super::shard_index::ShardIndex;
 use super::spare_segment::SegmentSupply;
-use super::{StoreState, is_log_file};
 
 /// Size of the blocks in which a segment is copied, in bytes.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -49,10 +50,13 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     data_dir::lock(dir)
 }
 
-/// Syncs the name of a directory that may be new.
+/// Syncs the name of a directory that may be new. If its parent may not be read, the whole file system is synced.
 pub(super) fn sync_parent(dir: &Path) -> Result<(), StoreError> {
-    let sync = || match dir.canonicalize()?.parent() {
-        Some(parent) => Ok(rustix::fs::fsync(File::open(parent)?)?),
+    let sync = || match dir.canonicalize()?.parent().map(File::open) {
+        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Ok(rustix::fs::syncfs(File::open(dir)?)?)
+        }
+        Some(parent) => Ok(rustix::fs::fsync(parent?)?),
         None => Ok(()),
     };
     sync().map_err(|error: io::Error| io_error(&format!("cannot sync the name of {}", dir.display()), &error))
@@ -150,6 +154,9 @@ fn holds_bytes(file: &dyn DiskFile) -> io::Result<bool> {
 fn repair_segments(disk: &dyn StoreDisk) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     let names = disk.list()?;
+    if names.iter().any(|name| name == NEW_NAME) {
+        disk.remove(NEW_NAME)?;
+    }
     for name in names.iter().filter_map(|name| SegmentName::parse(name)) {
         match name {
             SegmentName::Segment(number) => numbers.push(number),
@@ -162,9 +169,6 @@ fn repair_segments(disk: &dyn StoreDisk) -> io::Result<Vec<u64>> {
                 disk.sync_names()?;
             }
         }
-    }
-    if names.iter().any(|name| name == NEW_NAME) && disk.list()?.iter().any(|name| name == NEW_NAME) {
-        disk.remove(NEW_NAME)?;
     }
     numbers.sort_unstable();
     Ok(numbers)

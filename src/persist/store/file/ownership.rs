@@ -1,6 +1,6 @@
 //! The file `store`: what the store is, who owns it, and which frames of its log were unreadable.
 //!
-//! It is replaced as a whole, durably, and rarely: at a takeover, when the ceiling of fences rises, and when damage is found.
+//! The file is replaced as a whole, durably, and rarely: at a takeover, when the ceiling of fences rises, and when damage is found.
 
 use std::collections::BTreeMap;
 use std::io;

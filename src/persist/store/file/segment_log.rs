@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use super::super::data_dir::log_names::{segment_name, unsynced_name};
 use super::disk::{DiskFile, StoreDisk};
 use super::frame::{FrameBuffer, FrameHeader, FrameLink, HEADER_BYTES};
-use super::segments::{LogSegment, segment_name, unsynced_name};
+use super::segments::LogSegment;
 use super::spare_segment::{SegmentSupply, SpareSegment};
 
 /// Failure of an append.
@@ -97,7 +98,7 @@ impl SegmentLog {
         let link = FrameLink { sequence: self.end.next_sequence, needed_from, previous: self.end.previous };
         let (header, bytes) = frame.seal(link, self.seed);
         if self.end.offset + bytes.len() as u64 > self.size_bytes {
-            self.begin_segment(header).map_err(AppendError::NoSegment)?;
+            self.begin_segment(header)?;
         }
         self.has_remains = true;
         self.file.write_at(self.end.offset, bytes).map_err(AppendError::Unwritten)?;
@@ -131,15 +132,16 @@ impl SegmentLog {
     }
 
     /// Goes on in the next segment.
-    fn begin_segment(&mut self, header: FrameHeader) -> io::Result<()> {
+    fn begin_segment(&mut self, header: FrameHeader) -> Result<(), AppendError> {
         let number = self.end.segment + 1;
         if self.has_remains {
             // Or a start would find the number of the next frame twice.
-            self.file.write_at(self.end.offset, &[0; HEADER_BYTES])?;
-            self.file.sync()?;
+            self.file.write_at(self.end.offset, &[0; HEADER_BYTES]).map_err(AppendError::Unwritten)?;
+            self.sync().map_err(AppendError::Unsynced)?;
             self.has_remains = false;
         }
-        let SpareSegment { file, size_bytes } = self.supply.take(number, header.frame_bytes() as u64)?;
+        let SpareSegment { file, size_bytes } =
+            self.supply.take(number, header.frame_bytes() as u64).map_err(AppendError::NoSegment)?;
         (self.file, self.size_bytes) = (file, size_bytes);
         (self.end.segment, self.end.offset) = (number, 0);
         self.segments.push_back(LogSegment { number, first_sequence: header.sequence });

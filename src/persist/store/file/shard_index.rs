@@ -53,6 +53,8 @@ pub(super) struct BaseSnapshot {
     pub(super) at: Seq,
     /// First frame that applies on top of the base.
     pub(super) sequence: u64,
+    /// Position of the first frame with one of the chunks.
+    first: LogPosition,
     /// Chunks in order; the last one holds the rows of the install.
     pub(super) chunks: Arc<[RecordLocation]>,
 }
@@ -60,11 +62,6 @@ pub(super) struct BaseSnapshot {
 impl BaseSnapshot {
     fn bytes(&self) -> u64 {
         self.chunks.iter().map(|chunk| chunk.bytes).sum()
-    }
-
-    /// Position of the first frame with one of the chunks.
-    fn first(&self) -> Option<LogPosition> {
-        self.chunks.iter().map(|chunk| chunk.position).min_by_key(|position| position.sequence)
     }
 }
 
@@ -85,27 +82,19 @@ pub(super) struct ShardIndexEntry {
 impl ShardIndexEntry {
     /// Position from which on the shard needs the log.
     fn first(&self) -> Option<LogPosition> {
-        self.base.as_ref().and_then(BaseSnapshot::first).or(self.tail)
+        self.base.as_ref().map(|base| base.first).or(self.tail)
     }
 }
 
 /// Snapshot under way, whose chunks are durable.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct PartialSnapshot {
     epoch: u64,
     generation: u64,
+    /// Positions of the frames with the oldest and the newest chunk.
+    first: LogPosition,
+    last: LogPosition,
     chunks: BTreeMap<u32, RecordLocation>,
-}
-
-impl PartialSnapshot {
-    fn first(&self) -> Option<LogPosition> {
-        self.chunks.values().map(|chunk| chunk.position).min_by_key(|position| position.sequence)
-    }
-
-    /// Position of the newest chunk.
-    fn last(&self) -> Option<LogPosition> {
-        self.chunks.values().map(|chunk| chunk.position).max_by_key(|position| position.sequence)
-    }
 }
 
 /// Index of all shards.
@@ -131,7 +120,7 @@ impl ShardIndex {
 
     /// Number of the first frame that is needed.
     pub(super) fn needed_from(&self) -> u64 {
-        let snapshots = self.snapshots.values().filter_map(PartialSnapshot::first).map(|position| position.sequence);
+        let snapshots = self.snapshots.values().map(|snapshot| snapshot.first.sequence);
         let shards = self.needs.first().map(|&(sequence, _)| sequence);
         snapshots.chain(shards).min().unwrap_or(self.end.sequence)
     }
@@ -216,10 +205,16 @@ impl ShardIndex {
 
     /// Adds a chunk of a snapshot, with its epoch and generation.
     pub(super) fn chunk(&mut self, shard: ShardKey, id: (u64, u64), number: u32, record: RecordLocation) {
-        let snapshot = self.snapshots.entry(shard).or_default();
+        let (epoch, generation) = id;
+        let begin = || {
+            let position = record.position;
+            PartialSnapshot { epoch, generation, first: position, last: position, chunks: BTreeMap::new() }
+        };
+        let snapshot = self.snapshots.entry(shard).or_insert_with(begin);
         if (snapshot.epoch, snapshot.generation) != id {
-            *snapshot = PartialSnapshot { epoch: id.0, generation: id.1, ..PartialSnapshot::default() };
+            *snapshot = begin();
         }
+        snapshot.last = record.position;
         snapshot.chunks.insert(number, record);
     }
 
@@ -232,13 +227,10 @@ impl ShardIndex {
         at: Seq,
         position: LogPosition,
     ) -> bool {
-        let chunks: Arc<[RecordLocation]> = self
-            .partial_snapshot(shard, id)
-            .map(|snapshot| snapshot.chunks.range(..parts))
-            .into_iter()
-            .flatten()
-            .map(|(_, chunk)| *chunk)
-            .collect();
+        let snapshot = self.partial_snapshot(shard, id);
+        let first = snapshot.map_or(position, |snapshot| snapshot.first);
+        let chunks = snapshot.into_iter().flat_map(|snapshot| snapshot.chunks.range(..parts));
+        let chunks: Arc<[RecordLocation]> = chunks.map(|(_, chunk)| *chunk).collect();
         self.forget(shard);
         let (found, (epoch, generation)) = (chunks.len() as u32, id);
         if found != parts {
@@ -246,7 +238,7 @@ impl ShardIndex {
             self.set(shard, ShardIndexEntry { epoch, at, tail: Some(position), damage, base: None });
             return false;
         }
-        let base = Some(BaseSnapshot { epoch, generation, at, sequence: position.sequence + 1, chunks });
+        let base = Some(BaseSnapshot { epoch, generation, at, sequence: position.sequence + 1, first, chunks });
         self.set(shard, ShardIndexEntry { epoch, at, base, ..ShardIndexEntry::default() });
         true
     }
@@ -297,7 +289,7 @@ impl ShardIndex {
     pub(super) fn snapshot_candidate(&mut self, epoch: u64) -> Option<ShardKey> {
         let limit = LOG_BYTES_FREE + LOG_BYTES_PER_BASE_BYTE * self.base_bytes;
         let end = self.end.offset;
-        self.snapshots.retain(|_, snapshot| snapshot.last().is_some_and(|last| end - last.offset <= LOG_BYTES_FREE));
+        self.snapshots.retain(|_, snapshot| end - snapshot.last.offset <= LOG_BYTES_FREE);
         let (shard, first) = self.needs.iter().find_map(|(_, shard)| {
             let is_due = |entry: &&ShardIndexEntry| entry.epoch == epoch && entry.damage.is_none();
             let entry = self.shards.get(shard).filter(is_due).filter(|_| !self.skipped.contains(shard))?;

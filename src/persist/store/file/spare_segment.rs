@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use super::super::data_dir::log_names::{FREE_NAME, NEW_NAME, segment_name};
 use super::disk::{DiskFile, StoreDisk};
-use super::segments::{FREE_NAME, NEW_NAME, SegmentSettings, SegmentUpkeep, segment_name};
+use super::segments::{SegmentSettings, SegmentUpkeep};
 
 /// Size of the blocks in which zeros are written, in bytes.
 const BLOCK_BYTES: usize = 1 << 20;
