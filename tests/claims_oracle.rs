@@ -20,6 +20,8 @@ use driver::{Driver, Faults};
 use tokio::runtime::Builder;
 
 const SEEDS: u64 = 2_000;
+/// Number of seeds of which some evict claims within a tenant, unless pools are deleted all the time.
+const SEEDS_COVERING: u64 = 500;
 const TIME_MAX: Duration = Duration::from_secs(30);
 /// Time after which a seed hangs.
 const SEED_MAX: Duration = Duration::from_secs(30);
@@ -41,7 +43,7 @@ fn run(faults: Faults, threads: usize) {
     silence_injected_faults();
     let only = std::env::var("HOTPOOL_SEED").ok().map(|seed| seed.parse().expect("HOTPOOL_SEED is a number"));
     let seeds = only.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
-    let (begun, mut done) = (Instant::now(), 0);
+    let (begun, mut done, mut own_evictions) = (Instant::now(), 0, 0);
     for seed in seeds {
         let mut runtime = match threads {
             0 => Builder::new_current_thread(),
@@ -53,20 +55,22 @@ fn run(faults: Faults, threads: usize) {
             for _ in 0..ROUNDS {
                 driver.round().await;
             }
-            driver.end().await;
+            driver.end().await
         };
         let task = async { tokio::time::timeout(SEED_MAX, task).await.expect("every call is answered") };
         let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(task)));
-        if let Err(panic) = ran {
+        own_evictions += ran.unwrap_or_else(|panic| {
             println!("HOTPOOL_SEED={seed}");
             std::panic::resume_unwind(panic);
-        }
+        });
         done += 1;
         if begun.elapsed() > TIME_MAX {
             break;
         }
     }
-    println!("{done} seeds");
+    println!("{done} seeds, {own_evictions} evictions within a tenant seen");
+    let covers = done >= SEEDS_COVERING && faults != Faults::PanicsAndDeletions;
+    assert!(own_evictions > 0 || !covers, "no claim was evicted for another one of its tenant");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hotpool::clock::Clock;
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
-use hotpool::model::request_error::RequestError;
+use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimSpec, ClaimView, PlacementPolicy, PoolMode, PoolName, PoolSpec,
     Quota, ResourceRequirements, WorkerCapacity, WorkerId, WorkerSpec, WorkerView,
@@ -20,7 +20,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
 
 use crate::late_store::LateStore;
-use crate::oracle::{Oracle, Outcome, Usage, cpu_of, leaves_doubt};
+use crate::oracle::{Oracle, Outcome, Usage, cpu_of, leaves_doubt, priority_of};
 
 /// Real time after which a round has not come to rest.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SETTLING: Duration = Duration::from_millis(2);
 /// Milliseconds of engine time that pass until a round has come to rest, at most: no claim's wait or reservation ends.
 const STEPS_MAX: usize = 2_000;
+/// Milliseconds of them that pass as fast as steps are made.
+const UNPACED_STEPS: usize = 100;
+/// Engine time of one step in which it passes: more than the interval at which claims that wait for long are looked
+/// after. All of a seed together end no reservation.
+const PASS: Duration = Duration::from_millis(300);
+/// Number of kinds of steps.
+const STEP_KINDS: usize = 12;
 /// Panics of one seed: fewer than a shard survives in a minute of the manual clock.
 const PANICS_MAX: usize = 4;
 const TENANTS: [&str; 2] = ["t0", "t1"];
@@ -57,6 +64,8 @@ enum RoundStep {
     Resize,
     Leave,
     SetQuota,
+    /// Engine time in which claims that wait are looked after.
+    Pass,
     DeletePool,
     Panic,
     DelayStore,
@@ -64,8 +73,10 @@ enum RoundStep {
 
 impl Faults {
     /// Shares of the steps in a round.
-    const fn step_weights(self) -> [(RoundStep, u32); 11] {
-        use RoundStep::{Batch, Claim, Confirm, DelayStore, DeletePool, Gang, Leave, Panic, Release, Resize, SetQuota};
+    const fn step_weights(self) -> [(RoundStep, u32); STEP_KINDS] {
+        use RoundStep::{
+            Batch, Claim, Confirm, DelayStore, DeletePool, Gang, Leave, Panic, Pass, Release, Resize, SetQuota,
+        };
         let [deletions, panics, delays] = match self {
             Self::None => [3, 0, 0],
             Self::PanicsAndLateStore => [3, 3, 3],
@@ -73,11 +84,11 @@ impl Faults {
         };
         let faults = [(DeletePool, deletions), (Panic, panics), (DelayStore, delays)];
         let claims = [(Claim, 42), (Batch, 5), (Gang, 5)];
-        let others = [(Release, 18), (Confirm, 4), (Resize, 6), (Leave, 10), (SetQuota, 3)];
+        let others = [(Release, 18), (Confirm, 4), (Resize, 6), (Leave, 10), (SetQuota, 5)];
         let [claim, batch, gang] = claims;
         let [release, confirm, resize, leave, quota] = others;
         let [deletion, panic, delay] = faults;
-        [claim, batch, gang, release, confirm, resize, leave, quota, deletion, panic, delay]
+        [claim, batch, gang, release, confirm, resize, leave, quota, (Pass, 6), deletion, panic, delay]
     }
 }
 
@@ -119,11 +130,14 @@ pub struct Driver {
     calls: Vec<Call>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     oracle: Oracle,
-    weights: [(RoundStep, u32); 11],
+    weights: [(RoundStep, u32); STEP_KINDS],
     panics_left: usize,
     /// Largest quota of claims of each tenant since the last comparison; none: unlimited.
     limits: BTreeMap<&'static str, Option<u64>>,
     used: BTreeMap<String, Usage>,
+    /// Number of comparisons that saw a claim evicted while a claim of its tenant waited for quota with a higher priority,
+    /// and none for capacity.
+    own_evictions: usize,
 }
 
 fn name(pool: &str) -> PoolName {
@@ -157,6 +171,7 @@ impl Driver {
             panics_left,
             limits: TENANTS.map(|tenant| (tenant, None)).into(),
             used: BTreeMap::new(),
+            own_evictions: 0,
         };
         for pool in 0..POOLS.len() {
             driver.put_pool(pool).await;
@@ -200,6 +215,7 @@ impl Driver {
                 RoundStep::Resize => self.begin_resize(),
                 RoundStep::Leave => self.leave_call(),
                 RoundStep::SetQuota => self.set_quota().await,
+                RoundStep::Pass => self.pass_time(),
                 RoundStep::DeletePool if deleted.is_none() => deleted = Some(self.begin_deletion()),
                 RoundStep::DeletePool => {}
                 RoundStep::Panic => self.panic_shard(),
@@ -209,6 +225,7 @@ impl Driver {
                 tokio::task::yield_now().await;
             }
         }
+        self.pass_time();
         self.come_to_rest().await;
         if let Some(pool) = deleted {
             self.put_pool(pool).await;
@@ -233,7 +250,11 @@ impl Driver {
             3 => (PoolChoice::One(name("b")), false),
             _ => (PoolChoice::One(name("s")), true),
         };
-        let priority = if self.random.random_bool(0.3) { self.random.random_range(1..3) } else { 0 };
+        let priority = if self.random.random_bool(if wait_ms > 0 { 0.6 } else { 0.3 }) {
+            self.random.random_range(1..3)
+        } else {
+            0
+        };
         let preemptible = priority == 0 && self.random.random_bool(0.5);
         let resources = if is_shared { cpu(self.random.random_range(1..=8) * 500) } else { cpu(0) };
         let spec = ClaimSpec { resources, priority, preemptible, ..ClaimSpec::default() };
@@ -360,6 +381,12 @@ impl Driver {
         }
     }
 
+    fn pass_time(&self) {
+        self.clock.advance(PASS);
+        self.clock.tick();
+        self.scheduler.inject_queue_tick();
+    }
+
     async fn set_quota(&mut self) {
         // The catalog waits for the store.
         self.hurry_store();
@@ -442,6 +469,10 @@ impl Driver {
             for _ in 0..8 {
                 tokio::task::yield_now().await;
             }
+            // Other threads need real time for what engine time waits for: it must not be used up before.
+            if steps > UNPACED_STEPS {
+                tokio::time::sleep(SETTLING).await;
+            }
             let finished = self.finished();
             let busy = self.calls.iter().any(|call| !call.is_waiting() && !call.task.is_finished());
             // A call that was just answered by another thread is about to end.
@@ -498,11 +529,27 @@ impl Driver {
             *limit = self.scheduler.get_quota("ns", Some(tenant)).unwrap().quota.claims;
         }
         self.used = charged;
+        self.own_evictions += usize::from(self.has_own_eviction(&views));
         self.oracle.adopt(&views);
         for call in self.calls.iter().filter(|call| call.is_waiting()) {
             call.claimed().iter().for_each(|id| self.oracle.begin_claim(id));
         }
         Ok(())
+    }
+
+    /// Whether a claim was evicted that only a claim of its own tenant can have had evicted: with a higher priority, and
+    /// kept back by its quota.
+    fn has_own_eviction(&self, views: &[ClaimView]) -> bool {
+        let ids = TENANTS.iter().flat_map(|tenant| KEYS.map(|key| ClaimId::new("ns", tenant, key).expect("a name")));
+        let queued: Vec<_> = ids.filter_map(|id| self.scheduler.keys().queued_claim(&id)).collect();
+        let is_for_quota = |exhausted: &ExhaustionReason| matches!(exhausted, ExhaustionReason::Quota(_));
+        let mut evicted = views.iter().filter(|view| view.evicted);
+        queued.iter().all(|(_, exhausted)| is_for_quota(exhausted))
+            && evicted.any(|view| {
+                queued
+                    .iter()
+                    .any(|(claim, _)| claim.id.owner() == view.id.owner() && claim.priority > priority_of(view))
+            })
     }
 
     /// Checks that no claim waits while a worker fits that nobody holds, and its quota allows it (Q05). Pools with
@@ -543,8 +590,9 @@ impl Driver {
         page.map(|page| page.items).map_err(|error| format!("claims cannot be listed: {error:?}"))
     }
 
-    /// Ends everything and checks that nothing is left.
-    pub async fn end(mut self) {
+    /// Ends everything and checks that nothing is left. Returns the number of comparisons that saw an eviction within a
+    /// tenant.
+    pub async fn end(mut self) -> usize {
         for call in std::mem::take(&mut self.calls) {
             self.abort(&call);
         }
@@ -560,6 +608,7 @@ impl Driver {
             assert_eq!(idle as usize, workers, "{} at the end", pool.name);
         }
         assert!(self.scheduler.stop().await, "everything is stored");
+        self.own_evictions
     }
 
     async fn come_to_rest_empty(&mut self) {

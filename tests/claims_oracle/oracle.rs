@@ -216,3 +216,7 @@ fn key_of(id: &ClaimId) -> Key {
 pub fn cpu_of(view: &ClaimView) -> u64 {
     view.spec.as_ref().map_or(0, |spec| spec.resources.cpu_milli)
 }
+
+pub fn priority_of(view: &ClaimView) -> u16 {
+    view.spec.as_ref().map_or(0, |spec| spec.priority)
+}
