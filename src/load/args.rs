@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::compare::CompareArgs;
+use super::echo::EchoArgs;
 use super::pack::args::PackArgs;
 use super::processes::GeneratorId;
 use super::run_scenarios::RunArgs;
@@ -51,6 +52,8 @@ pub enum HarnessCommand {
     Sweep(SweepArgs),
     /// Compare the service with Redis-only baselines on a Redis Cluster, in under ten minutes
     Compare(CompareArgs),
+    /// Serve bare HTTP, gRPC and RESP, which show what the edges allow on this machine: load them as `echo+http://HOST:PORT`
+    Echo(EchoArgs),
     /// Pack a list of requests onto a list of workers, and report how much was allocated
     Pack(PackArgs),
 }
@@ -65,7 +68,7 @@ impl HarnessCommand {
             Self::Load(load) => load.check(),
             Self::Sweep(sweep) => sweep.check(),
             Self::Pack(pack) => pack.check(),
-            Self::Run(_) | Self::Compare(_) => Ok(()),
+            Self::Run(_) | Self::Compare(_) | Self::Echo(_) => Ok(()),
         }
     }
 
@@ -84,14 +87,14 @@ impl HarnessCommand {
         self.report()?.html.as_deref()
     }
 
-    /// Report options; none for `pack`, which has no HTML report.
+    /// Report options; none for `pack`, which has no HTML report, and `echo`.
     const fn report(&self) -> Option<&ReportArgs> {
         match self {
             Self::Load(load) => Some(&load.common().report),
             Self::Run(run) => Some(&run.report),
             Self::Sweep(sweep) => Some(&sweep.report),
             Self::Compare(compare) => Some(&compare.report),
-            Self::Pack(_) => None,
+            Self::Pack(_) | Self::Echo(_) => None,
         }
     }
 }
@@ -150,7 +153,7 @@ pub struct CommonArgs {
     /// `postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off]`, tables without Hotpool;
     /// `redis-scan://`, `redis-spop://`, `redis-lock://`, `redis-batch://` or `redis-lua://` with
     /// `HOST:PORT[,HOST:PORT...]`, a baseline without Hotpool on a Redis server or cluster (`?concurrent=N`: claims of
-    /// one batch handled at a time)
+    /// one batch handled at a time); or `echo+` and the URL of a service, a bare server of `hotpool-load echo`
     #[arg(long, default_value = "inproc", value_name = "URL")]
     pub target: TargetUrl,
     /// Store of the in-process scheduler, as for `hotpool serve --store` [default: memory:]
@@ -336,6 +339,7 @@ mod tests {
             "sweep --shards 3",
             "sweep --p99-ms 0",
             "compare --rounds 0",
+            "echo --workers 0",
             "pack --nodes x",
             "pack --nodes x --requests y --policy random",
             "pack --nodes x --requests y --shards 3",

@@ -23,6 +23,7 @@ pub mod claim_input;
 pub mod compare;
 pub mod disruptions;
 pub mod driver;
+pub mod echo;
 pub mod grant_checker;
 mod grpc;
 pub mod html_report;

@@ -87,6 +87,7 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
             write(compare.report_md.as_deref(), || Ok(text.into_bytes()))?;
             Ok(report.exit_code())
         }
+        HarnessCommand::Echo(echo) => runtime.block_on(load::echo::serve(echo, &stop)).map(|()| 0),
         HarnessCommand::Pack(_) => Ok(0), // above
     }
 }

@@ -1,4 +1,5 @@
-//! Servers that a comparison starts and stops: a Redis Cluster, PostgreSQL, and the service from the binary beside this one.
+//! Servers that a comparison starts and stops: a Redis Cluster, PostgreSQL, the service from the binary beside this one, and bare
+//! servers.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -12,8 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use tempfile::TempDir;
 
+use super::claim_input::TargetPool;
 use super::resp_pipeline::{RespPipeline, WriteMode};
 use super::stats::TargetError;
+use super::url::TargetUrl;
 
 /// Longest wait for a server to start or change.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -269,23 +272,64 @@ impl ServiceProcess {
         let mut command = Command::new(&binary);
         command.args(["serve", "--listen", "127.0.0.1:0", "--resp-listen", "127.0.0.1:0"]);
         command.args(options).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
-        let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut process = ChildGuard(child);
-        let stdout = process.0.stdout.take().context("no output")?;
-        let read = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            BufReader::new(stdout).read_line(&mut line).map(|_| line)
-        });
-        let line = tokio::time::timeout(START_TIMEOUT, read)
-            .await
-            .context("the service did not become ready in time")???;
-        let after = |scheme: &str| {
-            let (_, rest) = line.split_once(scheme)?;
-            rest.split_whitespace().next().map(str::to_owned)
-        };
-        let Some((http, resp)) = after("http://").zip(after("redis://")) else {
+        let (process, addresses) = start_listening(&mut command).await?;
+        let Some((http, resp)) = addresses else {
             bail!("the service is not ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
         };
         Ok(Self { http, resp, _process: process, _dir: dir })
+    }
+}
+
+/// Starts a program and reads the addresses of its HTTP and its RESP listener from its first output, if it has them.
+async fn start_listening(command: &mut Command) -> Result<(ChildGuard, Option<(String, String)>)> {
+    let name = command.get_program().display().to_string();
+    let mut process = ChildGuard(command.spawn().with_context(|| format!("cannot start {name}"))?);
+    let stdout = process.0.stdout.take().context("no output")?;
+    let read = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).map(|_| line)
+    });
+    let line = tokio::time::timeout(START_TIMEOUT, read).await;
+    let line = line.with_context(|| format!("{name} did not become ready in time"))???;
+    let after = |scheme: &str| {
+        let (_, rest) = line.split_once(scheme)?;
+        rest.split_whitespace().next().map(str::to_owned)
+    };
+    Ok((process, after("http://").zip(after("redis://"))))
+}
+
+/// Process with bare servers, killed when dropped.
+pub struct EchoProcess {
+    http: String,
+    resp: String,
+    _process: ChildGuard,
+}
+
+impl EchoProcess {
+    /// Starts bare servers that grant from this fleet, and write to a log if there is one.
+    ///
+    /// # Errors
+    /// Fails if they do not become ready.
+    pub async fn start(fleet: &TargetPool, log: Option<&Path>) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["echo", "--workers", &fleet.workers.to_string(), "--slots", &fleet.slots.max(1).to_string()]);
+        if let Some(log) = log {
+            command.arg("--log").arg(log);
+        }
+        let (process, addresses) = start_listening(command.stdin(Stdio::null()).stdout(Stdio::piped())).await?;
+        let (http, resp) = addresses.context("the bare servers are not ready")?;
+        Ok(Self { http, resp, _process: process })
+    }
+
+    /// URL of the server for a scheme of the service.
+    ///
+    /// # Errors
+    /// The scheme is none of the service.
+    pub fn url(&self, scheme: &str) -> Result<TargetUrl> {
+        let (address, query) = match scheme {
+            "resp" => (&self.resp, format!("?http={}", self.http)),
+            _ => (&self.http, String::new()),
+        };
+        format!("echo+{scheme}://{address}{query}").parse().map_err(anyhow::Error::msg)
     }
 }

@@ -2,6 +2,7 @@
 //! behind one interface.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
@@ -53,6 +54,11 @@ enum TargetKind {
     },
     Baseline(BaselineTarget),
     Postgres(PostgresTarget),
+    /// Bare server, which has no pool: only claims and releases reach it.
+    Echo {
+        service: Box<Self>,
+        workers: AtomicU32,
+    },
 }
 
 /// Converts a client error to an error of the setup.
@@ -61,6 +67,36 @@ fn to_anyhow(failure: TargetError) -> anyhow::Error {
 }
 
 impl TargetKind {
+    async fn open(url: &TargetUrl, store: Option<&StoreUrl>, pool: &str) -> Result<Self> {
+        Ok(match url {
+            TargetUrl::Inproc => {
+                let url = store.cloned().unwrap_or(StoreUrl::Memory);
+                let settings = config::StoreConfig { url, ..config::StoreConfig::default() };
+                let store = service::open_store(settings).await.context("cannot open the store")?;
+                let scheduler = Scheduler::new(store, SchedulerSettings::default());
+                scheduler.start().await.context("cannot start the scheduler")?;
+                Self::Inproc(scheduler)
+            }
+            TargetUrl::Http(authority) => Self::http(authority, pool, None).await?,
+            TargetUrl::Resp { address, http } => Self::http(http, pool, Some(address.clone())).await?,
+            TargetUrl::Grpc(authority) | TargetUrl::GrpcStream(authority) => {
+                let client = Box::new(GrpcTargetClient::open(authority, pool).await?);
+                Self::Grpc { authority: authority.clone(), client, streams: matches!(url, TargetUrl::GrpcStream(_)) }
+            }
+            // Keys of the run's claims begin with the same tag.
+            TargetUrl::Baseline(url) => {
+                Self::Baseline(BaselineTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
+            }
+            TargetUrl::Postgres(url) => {
+                Self::Postgres(PostgresTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
+            }
+            TargetUrl::Echo(service) => {
+                let service = Box::new(Box::pin(Self::open(service, store, pool)).await?);
+                Self::Echo { service, workers: AtomicU32::new(0) }
+            }
+        })
+    }
+
     async fn http(authority: &str, pool: &str, resp: Option<String>) -> Result<Self> {
         let origin = Arc::new(ServiceOrigin::new(authority, pool)?);
         let client = Arc::new(HttpTargetClient::open(Arc::clone(&origin), false).await?);
@@ -74,33 +110,7 @@ impl LoadTarget {
     /// # Errors
     /// Fails if the store cannot be opened or the address does not respond.
     pub async fn open(url: &TargetUrl, store: Option<&StoreUrl>, pool: &str) -> Result<Self> {
-        let kind = match url {
-            TargetUrl::Inproc => {
-                let url = store.cloned().unwrap_or(StoreUrl::Memory);
-                let settings = config::StoreConfig { url, ..config::StoreConfig::default() };
-                let store = service::open_store(settings).await.context("cannot open the store")?;
-                let scheduler = Scheduler::new(store, SchedulerSettings::default());
-                scheduler.start().await.context("cannot start the scheduler")?;
-                TargetKind::Inproc(scheduler)
-            }
-            TargetUrl::Http(authority) => TargetKind::http(authority, pool, None).await?,
-            TargetUrl::Resp { address, http } => TargetKind::http(http, pool, Some(address.clone())).await?,
-            TargetUrl::Grpc(authority) | TargetUrl::GrpcStream(authority) => {
-                let client = Box::new(GrpcTargetClient::open(authority, pool).await?);
-                TargetKind::Grpc {
-                    authority: authority.clone(),
-                    client,
-                    streams: matches!(url, TargetUrl::GrpcStream(_)),
-                }
-            }
-            // Keys of the run's claims begin with the same tag.
-            TargetUrl::Baseline(url) => {
-                TargetKind::Baseline(BaselineTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
-            }
-            TargetUrl::Postgres(url) => {
-                TargetKind::Postgres(PostgresTarget::open(url, run_tag(pool)).await.map_err(to_anyhow)?)
-            }
-        };
+        let kind = TargetKind::open(url, store, pool).await?;
         Ok(Self { pool: pool.to_owned(), kind })
     }
 
@@ -120,6 +130,7 @@ impl LoadTarget {
             TargetKind::Grpc { client, .. } => client.put_pool(&spec).await?,
             TargetKind::Baseline(baseline) => baseline.create(fleet.slots).map(|()| true).map_err(to_anyhow)?,
             TargetKind::Postgres(postgres) => postgres.create(fleet.slots).await.map(|()| true).map_err(to_anyhow)?,
+            TargetKind::Echo { .. } => true,
         };
         if !created {
             bail!("the pool {NAMESPACE}/{} already exists", self.pool);
@@ -148,6 +159,10 @@ impl LoadTarget {
             TargetKind::Grpc { client, .. } => client.register(workers, slots).await,
             TargetKind::Baseline(baseline) => baseline.register(workers).await.map_err(to_anyhow),
             TargetKind::Postgres(postgres) => postgres.register(workers).await.map_err(to_anyhow),
+            TargetKind::Echo { workers: registered, .. } => {
+                registered.fetch_add(workers.len() as u32, Ordering::Relaxed);
+                Ok(())
+            }
         }
     }
 
@@ -156,7 +171,11 @@ impl LoadTarget {
     /// # Errors
     /// Fails if the service does not accept a connection.
     pub async fn connect(&self, multiplexing: ConnectionSharing) -> Result<TargetClient> {
-        Ok(match &self.kind {
+        let kind = match &self.kind {
+            TargetKind::Echo { service, .. } => service,
+            kind => kind,
+        };
+        Ok(match kind {
             // Every client gets a pool name of its own: clones of one name would contend for its reference count.
             TargetKind::Inproc(scheduler) => TargetClient::Inproc { scheduler: scheduler.clone(), pool: self.name()? },
             TargetKind::Http { client, resp: Some(address), .. } => {
@@ -175,6 +194,7 @@ impl LoadTarget {
             }
             TargetKind::Baseline(baseline) => TargetClient::Baseline(baseline.client()),
             TargetKind::Postgres(postgres) => TargetClient::Postgres(postgres.client()),
+            TargetKind::Echo { .. } => bail!("a bare server answers like a service only"),
         })
     }
 
@@ -193,6 +213,10 @@ impl LoadTarget {
             TargetKind::Grpc { client, .. } => client.counts().await,
             TargetKind::Baseline(baseline) => baseline.counts().await.map_err(to_anyhow),
             TargetKind::Postgres(postgres) => postgres.counts().await.map_err(to_anyhow),
+            TargetKind::Echo { workers, .. } => {
+                let total = workers.load(Ordering::Relaxed).into();
+                Ok(PoolOccupancy { total, idle: total, busy: 0 })
+            }
         }
     }
 
@@ -207,7 +231,9 @@ impl LoadTarget {
                 Ok(status.shards.iter().map(|shard| shard.seq).collect())
             }
             TargetKind::Http { client, .. } => client.shards().await,
-            TargetKind::Grpc { .. } | TargetKind::Baseline(_) | TargetKind::Postgres(_) => Ok(Vec::new()),
+            TargetKind::Grpc { .. } | TargetKind::Baseline(_) | TargetKind::Postgres(_) | TargetKind::Echo { .. } => {
+                Ok(Vec::new())
+            }
         }
     }
 
@@ -222,7 +248,9 @@ impl LoadTarget {
             }
             TargetKind::Http { client, .. } => client.delete_worker(worker).await,
             TargetKind::Grpc { client, .. } => client.delete_worker(worker).await,
-            TargetKind::Baseline(_) | TargetKind::Postgres(_) => bail!("baselines do not support replacing workers"),
+            TargetKind::Baseline(_) | TargetKind::Postgres(_) | TargetKind::Echo { .. } => {
+                bail!("baselines do not support replacing workers")
+            }
         }
     }
 
@@ -245,6 +273,7 @@ impl LoadTarget {
             TargetKind::Grpc { client, .. } => client.claims().await,
             TargetKind::Baseline(baseline) => baseline.claims().await.map_err(to_anyhow),
             TargetKind::Postgres(postgres) => postgres.claims().await.map_err(to_anyhow),
+            TargetKind::Echo { .. } => Ok(0),
         }
     }
 
@@ -272,6 +301,7 @@ impl LoadTarget {
             TargetKind::Grpc { client, .. } => client.delete_pool().await,
             TargetKind::Baseline(baseline) => baseline.remove().await.map_err(to_anyhow),
             TargetKind::Postgres(postgres) => postgres.remove().await.map_err(to_anyhow),
+            TargetKind::Echo { .. } => Ok(()),
         }
     }
 

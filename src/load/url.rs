@@ -30,11 +30,17 @@ pub enum TargetUrl {
     Baseline(BaselineUrl),
     /// Tables in PostgreSQL, without a service.
     Postgres(PostgresUrl),
+    /// Bare server that answers like a service at this URL.
+    Echo(Box<Self>),
 }
+
+/// Prefix of the URL of a bare server.
+const ECHO: &str = "echo+";
 
 fn wrong() -> String {
     "must be inproc, http://HOST:PORT, grpc://HOST:PORT, grpc-stream://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], \
-     postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off], or redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000"
+     postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off], or redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000, \
+     or echo+ and the URL of a service"
         .to_owned()
 }
 
@@ -54,6 +60,7 @@ impl TargetUrl {
             Self::Resp { address, .. } => vec![address.clone()],
             Self::Baseline(url) => url.hosts.clone(),
             Self::Postgres(url) => vec![url.host.clone()],
+            Self::Echo(url) => url.addresses(),
         }
     }
 
@@ -70,6 +77,14 @@ impl FromStr for TargetUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "inproc" {
             return Ok(Self::Inproc);
+        }
+        if let Some(service) = text.strip_prefix(ECHO) {
+            return match service.parse()? {
+                url @ (Self::Http(_) | Self::Grpc(_) | Self::GrpcStream(_) | Self::Resp { .. }) => {
+                    Ok(Self::Echo(Box::new(url)))
+                }
+                _ => Err(wrong()),
+            };
         }
         let (kind, rest) = text.split_once("://").ok_or_else(wrong)?;
         let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
@@ -109,6 +124,7 @@ impl std::fmt::Display for TargetUrl {
             Self::Resp { address, http } => write!(f, "resp://{address}?http={http}"),
             Self::Baseline(baseline) => baseline.fmt(f),
             Self::Postgres(postgres) => postgres.fmt(f),
+            Self::Echo(service) => write!(f, "{ECHO}{service}"),
         }
     }
 }
@@ -134,6 +150,8 @@ mod tests {
             ("resp://a:1?http=b:2", "resp://a:1?http=b:2"),
             ("redis-spop://a:1", "redis-spop://a:1"),
             ("redis-batch://a:1,b:2/?concurrent=8", "redis-batch://a:1,b:2?concurrent=8"),
+            ("echo+http://a:1", "echo+http://a:1"),
+            ("echo+resp://a:1?http=b:2", "echo+resp://a:1?http=b:2"),
             ("postgres://a:1", "postgres://postgres@a:1/postgres?synchronous_commit=on"),
             ("postgres://me@[::1]:1/db?synchronous_commit=off", "postgres://me@[::1]:1/db?synchronous_commit=off"),
         ] {
@@ -163,6 +181,9 @@ mod tests {
             "redis-lock://x:1?concurrent=0",
             "redis-lock://x:1?concurrent=1001",
             "redis-lock://x:1?at_once=2",
+            "echo+inproc",
+            "echo+echo+http://a:1",
+            "echo+postgres://a:1",
             "postgres://x",
             "postgres://x:1/a-b",
             "postgres://me:secret@x:1",

@@ -20,7 +20,7 @@ use super::load_client::LoadOperation;
 use super::pacing::StopSignal;
 use super::report::{EXIT_VIOLATION, LoadReport, MachineSpec};
 use super::run::{ArrivalModel, RunPlan, run};
-use super::servers::{PostgresServer, ServiceProcess, TestCluster, bytes_read};
+use super::servers::{EchoProcess, PostgresServer, ServiceProcess, TestCluster, bytes_read};
 use super::sweep::{SweepArgs, SweepReport, run_at_rate, sweep};
 use super::url::TargetUrl;
 use hotpool::model::AckLevel;
@@ -54,6 +54,14 @@ struct ComparedTarget {
     clients: usize,
     in_flight: usize,
     operation: LoadOperation,
+    /// Entry that shows what the edge and the disk allow, if there is one.
+    limit: Option<&'static str>,
+}
+
+impl ComparedTarget {
+    fn limited_by(self, limit: &'static str) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
 }
 
 /// Results of one entry over all rounds.
@@ -77,6 +85,10 @@ pub struct ComparisonRow {
     pub server_processor_us: f64,
     /// 99th percentile in microseconds, median of the rounds.
     pub p99_us: f64,
+    /// Name of the entry with a bare server that shows what the edge and the disk allow, if there is one.
+    pub limit: Option<&'static str>,
+    /// Claims granted per second over those of the limit, median of the rounds.
+    pub of_limit: Option<f64>,
     /// Bytes that each master has read from its clients, over all rounds.
     pub master_bytes: Vec<u64>,
     /// Report of each round in order.
@@ -128,6 +140,8 @@ pub struct ComparisonReport {
 
 const SPOP: &str = "redis-spop";
 const RESP_DEEPEST: &str = "hotpool, RESP, 1 024 in flight";
+const STREAMS_DEEPEST: &str = "hotpool, gRPC streams, 1 024 in flight";
+const BARE_STREAMS_DEEPEST: &str = "bare gRPC streams, 1 024 in flight";
 
 /// Comparison of what is on the disk before it is answered.
 struct DiskComparison {
@@ -217,7 +231,7 @@ const fn entry(
     (clients, in_flight): (usize, usize),
     operation: LoadOperation,
 ) -> ComparedTarget {
-    ComparedTarget { name, url, clients, in_flight, operation }
+    ComparedTarget { name, url, clients, in_flight, operation, limit: None }
 }
 
 /// Compares claims and releases that are on the disk before they are answered: Hotpool on its embedded store beside a table in
@@ -230,25 +244,32 @@ async fn compare_on_disk(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<D
     let http = |scheme: &str| parse_url(format!("{scheme}://{}", service.http));
     let resp = || parse_url(format!("resp://{}?http={}", service.resp, service.http));
     let table = |setting: &str| parse_url(format!("postgres://{}?synchronous_commit={setting}", postgres.host));
+    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
+    let bare = EchoProcess::start(&fleet, Some(&data.path().join("echo.log"))).await?;
     let entries = [
-        entry("hotpool, HTTP, 1 client", http("http")?, (1, 1), one),
+        entry("hotpool, HTTP, 1 client", http("http")?, (1, 1), one).limited_by("bare HTTP, 1 client"),
+        entry("bare HTTP, 1 client", bare.url("http")?, (1, 1), one),
         entry("postgres, 1 client", table("on")?, (1, 1), one),
         entry("unsynced postgres, 1 client", table("off")?, (1, 1), one),
-        entry("hotpool, HTTP, 16 clients", http("http")?, (16, 16), one),
-        entry("hotpool, RESP, 16 clients", resp()?, (16, 16), one),
+        entry("hotpool, HTTP, 16 clients", http("http")?, (16, 16), one).limited_by("bare HTTP, 16 clients"),
+        entry("bare HTTP, 16 clients", bare.url("http")?, (16, 16), one),
+        entry("hotpool, RESP, 16 clients", resp()?, (16, 16), one).limited_by("bare RESP, 16 clients"),
+        entry("bare RESP, 16 clients", bare.url("resp")?, (16, 16), one),
         entry("postgres, 16 clients", table("on")?, (16, 16), one),
         entry("unsynced postgres, 16 clients", table("off")?, (16, 16), one),
-        entry("hotpool, HTTP, 64 clients", http("http")?, (64, 64), one),
+        entry("hotpool, HTTP, 64 clients", http("http")?, (64, 64), one).limited_by("bare HTTP, 64 clients"),
+        entry("bare HTTP, 64 clients", bare.url("http")?, (64, 64), one),
         entry("postgres, 64 clients", table("on")?, (64, 64), one),
-        entry("hotpool, gRPC streams, 1 024 in flight", http("grpc-stream")?, (8, 1_024), one),
+        entry(STREAMS_DEEPEST, http("grpc-stream")?, (8, 1_024), one).limited_by(BARE_STREAMS_DEEPEST),
+        entry(BARE_STREAMS_DEEPEST, bare.url("grpc-stream")?, (8, 1_024), one),
     ];
-    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
     let about = "Claims and releases on 2 000 workers, on the disk before they are answered unless the row says otherwise: \
-                 Hotpool on its embedded store, and a table in PostgreSQL with `FOR UPDATE SKIP LOCKED`.";
-    let mut bare = bare_writes(data.path())?;
+                 Hotpool on its embedded store, a table in PostgreSQL with `FOR UPDATE SKIP LOCKED`, and bare servers, \
+                 which write and sync as many bytes and decide nothing.";
+    let mut bare_times = bare_writes(data.path())?;
     let contest = compare_targets("Durable on one disk", about, &entries, fleet, args, &[], stop).await?;
-    bare.extend(bare_writes(data.path())?);
-    let bare_p50_us = median(bare.iter().map(|time| time.as_secs_f64() * 1e6).collect());
+    bare_times.extend(bare_writes(data.path())?);
+    let bare_p50_us = median(bare_times.iter().map(|time| time.as_secs_f64() * 1e6).collect());
     Ok(DiskComparison { contest, bare_p50_us })
 }
 
@@ -276,12 +297,22 @@ async fn compare_pairs(
 ) -> Result<WorkloadComparison> {
     let (one, many) = (LoadOperation::whole_workers(1), LoadOperation::whole_workers(64));
     let redis = |scheme| endpoints.redis(scheme, "");
+    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
+    let bare = EchoProcess::start(&fleet, None).await?;
     let entries = [
-        entry(RESP_DEEPEST, endpoints.resp()?, (8, 1_024), one),
-        entry("hotpool, RESP, batches of 64, 16 in flight", endpoints.resp()?, (8, 16), many),
-        entry("hotpool, HTTP, 64 in flight", endpoints.http("http")?, (64, 64), one),
-        entry("hotpool, gRPC, 256 in flight", endpoints.http("grpc")?, (8, 256), one),
-        entry("hotpool, gRPC streams, 1 024 in flight", endpoints.http("grpc-stream")?, (8, 1_024), one),
+        entry(RESP_DEEPEST, endpoints.resp()?, (8, 1_024), one).limited_by("bare RESP, 1 024 in flight"),
+        entry("bare RESP, 1 024 in flight", bare.url("resp")?, (8, 1_024), one),
+        entry("hotpool, RESP, batches of 64, 16 in flight", endpoints.resp()?, (8, 16), many)
+            .limited_by("bare RESP, batches of 64, 16 in flight"),
+        entry("bare RESP, batches of 64, 16 in flight", bare.url("resp")?, (8, 16), many),
+        entry("hotpool, HTTP, 64 in flight", endpoints.http("http")?, (64, 64), one)
+            .limited_by("bare HTTP, 64 in flight"),
+        entry("bare HTTP, 64 in flight", bare.url("http")?, (64, 64), one),
+        entry("hotpool, gRPC, 256 in flight", endpoints.http("grpc")?, (8, 256), one)
+            .limited_by("bare gRPC, 256 in flight"),
+        entry("bare gRPC, 256 in flight", bare.url("grpc")?, (8, 256), one),
+        entry(STREAMS_DEEPEST, endpoints.http("grpc-stream")?, (8, 1_024), one).limited_by(BARE_STREAMS_DEEPEST),
+        entry(BARE_STREAMS_DEEPEST, bare.url("grpc-stream")?, (8, 1_024), one),
         entry("redis-spop, 16 in flight", redis(SPOP)?, (1, 16), one),
         entry("redis-spop, 64 in flight", redis(SPOP)?, (1, 64), one),
         entry("redis-spop, 256 in flight", redis(SPOP)?, (1, 256), one),
@@ -292,8 +323,8 @@ async fn compare_pairs(
         entry("redis-lock, 16 in flight", redis("redis-lock")?, (1, 16), one),
         entry("redis-batch, batches of 64, 4 in flight", redis("redis-batch")?, (1, 4), many),
     ];
-    let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
-    let about = "Claims and releases on 2 000 workers, acknowledged durably, as fast as replies arrive.";
+    let about = "Claims and releases on 2 000 workers, acknowledged durably, as fast as replies arrive. Bare servers store and \
+                 decide nothing.";
     compare_targets("Claims and releases", about, &entries, fleet, args, &endpoints.masters, stop).await
 }
 
@@ -306,15 +337,18 @@ async fn compare_bursts(
     let params = ClaimParams { slots: 1, ..ClaimParams::default() };
     let hundred = LoadOperation { params, ..LoadOperation::whole_workers(100) };
     let redis = |scheme, query| endpoints.redis(scheme, query);
+    let fleet = TargetPool { workers: 40, slots: 10, shards: 16, ack: AckLevel::Durable };
+    let bare = EchoProcess::start(&fleet, None).await?;
     let entries = [
-        entry("hotpool, RESP", endpoints.resp()?, (1, 1), hundred),
-        entry("hotpool, HTTP", endpoints.http("http")?, (1, 1), hundred),
+        entry("hotpool, RESP", endpoints.resp()?, (1, 1), hundred).limited_by("bare RESP"),
+        entry("bare RESP", bare.url("resp")?, (1, 1), hundred),
+        entry("hotpool, HTTP", endpoints.http("http")?, (1, 1), hundred).limited_by("bare HTTP"),
+        entry("bare HTTP", bare.url("http")?, (1, 1), hundred),
         entry("redis-lock, one by one", redis("redis-lock", "")?, (1, 1), hundred),
         entry("redis-lock, 100 at a time", redis("redis-lock", "?concurrent=100")?, (1, 1), hundred),
         entry("redis-batch, one worker at a time", redis("redis-batch", "")?, (1, 1), hundred),
         entry("redis-batch, eight workers at a time", redis("redis-batch", "?concurrent=8")?, (1, 1), hundred),
     ];
-    let fleet = TargetPool { workers: 40, slots: 10, shards: 16, ack: AckLevel::Durable };
     let about = "A hundred claims at once on 40 workers with ten slots each, acknowledged durably: the time until all \
                  are granted.";
     compare_targets("A burst", about, &entries, fleet, args, &endpoints.masters, stop).await
@@ -339,7 +373,7 @@ async fn compare_targets(
             if stop.is_requested() {
                 anyhow::bail!("interrupted");
             }
-            let ComparedTarget { name, url, clients, in_flight, operation } = &entries[index];
+            let ComparedTarget { name, url, clients, in_flight, operation, .. } = &entries[index];
             let bytes_before = bytes_read(hosts).await?;
             let plan = RunPlan {
                 command: "compare",
@@ -357,7 +391,9 @@ async fn compare_targets(
         }
     }
     rows.iter_mut().for_each(ComparisonRow::summarize);
-    Ok(WorkloadComparison { name, about: about.to_owned(), rows })
+    let mut contest = WorkloadComparison { name, about: about.to_owned(), rows };
+    contest.relate_to_limits();
+    Ok(contest)
 }
 
 impl ComparisonRow {
@@ -372,6 +408,8 @@ impl ComparisonRow {
             p99_us: 0.0,
             client_processor_us: 0.0,
             server_processor_us: 0.0,
+            limit: entry.limit,
+            of_limit: None,
             master_bytes: Vec::new(),
             turns: Vec::new(),
         }
@@ -415,6 +453,14 @@ impl WorkloadComparison {
     /// Rows whose names begin with `name`.
     fn rows_named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ComparisonRow> {
         self.rows.iter().filter(move |row| row.name.starts_with(name))
+    }
+
+    /// Relates each row that has a limit to it.
+    fn relate_to_limits(&mut self) {
+        let rate = |report: &LoadReport| report.throughput_per_s;
+        let relate = |row: &ComparisonRow| Some(self.ratio([row.name, row.limit?], rate, f64::max));
+        let related: Vec<Option<f64>> = self.rows.iter().map(relate).collect();
+        self.rows.iter_mut().zip(related).for_each(|(row, of_limit)| row.of_limit = of_limit);
     }
 
     /// Median over the rounds of a figure of the row with this name; 0 without such a row.
@@ -469,12 +515,16 @@ mod tests {
                 clients: 1,
                 in_flight: 1,
                 operation: LoadOperation::whole_workers(1),
+                limit: (name == "a").then_some("b, 2"),
             };
             ComparisonRow { turns: rates.map(report).to_vec(), ..ComparisonRow::new(&entry) }
         };
         let rows = vec![row("a", [10.0, 30.0, 8.0]), row("b, 1", [1.0, 1.0, 1.0]), row("b, 2", [0.5, 2.0, 4.0])];
-        let contest = WorkloadComparison { name: "x", about: String::new(), rows };
+        let mut contest = WorkloadComparison { name: "x", about: String::new(), rows };
         assert_eq!(contest.ratio(["a", "b"], |report| report.throughput_per_s, f64::max), 10.0);
+        contest.relate_to_limits();
+        let of_limit: Vec<_> = contest.rows.iter().map(|row| row.of_limit).collect();
+        assert_eq!(of_limit, [Some(15.0), None, None]);
         assert_eq!(contest.ratio(["a", "c"], |report| report.throughput_per_s, f64::max), 0.0, "no row is named c");
     }
 }

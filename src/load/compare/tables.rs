@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 
-use super::{ComparisonReport, ComparisonRow, DiskComparison, PerformanceGoal, RESP_DEEPEST, SPOP, WorkloadComparison};
+use super::{
+    ComparisonReport, ComparisonRow, DiskComparison, PerformanceGoal, RESP_DEEPEST, SPOP, STREAMS_DEEPEST,
+    WorkloadComparison,
+};
 use crate::charts::{self, format_number};
 use crate::html_report::{ReportSection, run_sections, table_row};
 use crate::report::LoadReport;
@@ -12,6 +15,7 @@ impl WorkloadComparison {
         let mut table = vec![table_row([
             "",
             "claims/s",
+            "of its limit",
             "p50 us",
             "p99 us",
             "client CPU us",
@@ -33,6 +37,7 @@ impl WorkloadComparison {
             table.push(vec![
                 row.name.to_owned(),
                 format_number(row.claims_per_s),
+                row.of_limit.map_or_else(String::new, format_number),
                 format_number(row.p50_us),
                 format_number(row.p99_us),
                 format_number(row.client_processor_us),
@@ -105,7 +110,7 @@ pub(super) fn promises(
         beside_postgres("hotpool, HTTP, 16 clients", "postgres, 16 clients", 2.5),
         beside_postgres("hotpool, HTTP, 64 clients", "postgres, 64 clients", 4.0),
         beside_postgres("hotpool, RESP, 16 clients", "postgres, 16 clients", 6.0),
-        beside_postgres("hotpool, gRPC streams, 1 024 in flight", "postgres, ", 20.0),
+        beside_postgres(STREAMS_DEEPEST, "postgres, ", 20.0),
         at_most(
             &format!("hotpool, HTTP, 1 client: claim p50 over a bare write and sync ({bare_p50_us:.0} us)"),
             1.55,

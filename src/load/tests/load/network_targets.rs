@@ -1,4 +1,5 @@
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 use crate::server::fresh;
 
@@ -20,4 +21,45 @@ fn the_harness_loads_a_service_over_http_and_grpc() {
             assert!(report["claims_ok"].as_u64() > Some(0), "{report:#}");
         }
     }
+}
+
+#[test]
+fn bare_servers_answer_every_edge_and_write_a_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, log) = (dir.path().join("report.json"), dir.path().join("log"));
+    for options in [&[][..], &["--log", log.to_str().unwrap()]] {
+        let mut bare = Command::new(env!("CARGO_BIN_EXE_hotpool-load"));
+        let mut bare = bare.args(["echo", "--workers", "100"]).args(options).stdout(Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(bare.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let words: Vec<&str> = ready.split_whitespace().collect();
+        let [_, http, resp] = words[..] else { panic!("{ready}") };
+        let (http, resp) = (&http["http://".len()..], &resp["redis://".len()..]);
+        for target in [
+            format!("echo+http://{http}"),
+            format!("echo+grpc://{http}"),
+            format!("echo+grpc-stream://{http}"),
+            format!("echo+resp://{resp}?http={http}"),
+        ] {
+            for shape in [&["--clients", "2"][..], &["--clients", "2", "--in-flight", "8", "--batch", "8"]] {
+                // Unary gRPC has no batch there.
+                if target.contains("grpc") && shape.contains(&"--batch") {
+                    continue;
+                }
+                let mut command = Command::new(env!("CARGO_BIN_EXE_hotpool-load"));
+                command.args(["bench", "--target", &target, "--duration-s", "0.3", "--workers", "100"]).args(shape);
+                let output = command.arg("--report-json").arg(&file).output().unwrap();
+                assert!(output.status.success(), "{target} {shape:?}: {}", String::from_utf8_lossy(&output.stderr));
+                let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+                for field in ["errors", "double_claims", "old_fences", "unknown_workers", "leaked"] {
+                    assert_eq!(report[field], 0, "{target}: {field} in {report:#}");
+                }
+                assert!(report["claims_ok"].as_u64() > Some(0), "{report:#}");
+                assert_eq!(report["claims_ok"], report["releases_ok"], "{target}");
+            }
+        }
+        bare.kill().unwrap();
+        bare.wait().unwrap();
+    }
+    assert!(std::fs::read(&log).unwrap().starts_with(&[0x5a; 300]), "records are in the log");
 }
