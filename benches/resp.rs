@@ -1,7 +1,9 @@
 //! RESP listener compared with Redis under an independent load generator: `redis-benchmark` alternates between `CLAIM`
 //! here and `SPOP` on Redis, `RELEASE` here and `SADD` there. A `CLAIM` and its reply are longer than those of `SPOP`,
-//! which costs the generator time, so Redis also serves requests of that length: an `MGET` of four values. Prints the
-//! figures in docs/BENCHMARKS.md; `-- rounds=5 claims=1000000 store=URL` sets rounds, claims, and the store.
+//! which costs the generator time. So Redis also serves requests of that length, an `MGET` of four values, and a bare
+//! server answers `CLAIM` with as many bytes as the service and decides nothing: what the generator and the protocol
+//! allow. Prints the figures in docs/BENCHMARKS.md; `-- rounds=5 claims=1000000 store=URL` sets rounds, claims, and the
+//! store. The bare server is `hotpool-load echo`, so build that first: `cargo build --release`.
 
 mod processor;
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
@@ -9,7 +11,9 @@ mod processor;
 mod servers;
 mod service;
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -81,6 +85,28 @@ fn fill_redis(redis: &servers::Server, members: usize) {
     let _: () = redis.query(&["MSET", "b", "000000012345", "c", "12345678", "d", "w123456"]);
 }
 
+/// Bare server, killed when dropped.
+struct BareServer(Child);
+
+impl BareServer {
+    fn start(port: u16) -> Self {
+        let binary = Path::new(env!("CARGO_BIN_EXE_hotpool")).with_file_name("hotpool-load");
+        let mut command = Command::new(binary);
+        command.args(["echo", "--resp-listen", &format!("127.0.0.1:{port}")]).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("hotpool-load is built: cargo build --release");
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
+        Self(child)
+    }
+}
+
+impl Drop for BareServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
@@ -99,7 +125,7 @@ fn print(pair: &str, pipeline: usize, rounds: &[(GeneratorRun, GeneratorRun)]) {
         .fold((f64::MAX, 0.0_f64), |(least, most), r| (least.min(r), most.max(r)));
     let (per_s, p50_ms, p99_ms, us) = (of(|f| f.per_s), of(|f| f.p50_ms), of(|f| f.p99_ms), of(|f| f.server_us));
     println!(
-        "{pair:<16} -P {pipeline:<2} {:>9.0}/s vs. {:>9.0}/s, ratio {ratio:.2} ({least:.2} to {most:.2}); p50 {:.3} vs. {:.3} ms, p99 {:.3} vs. {:.3} ms; server us a request {:.2} vs. {:.2}",
+        "{pair:<18} -P {pipeline:<2} {:>9.0}/s vs. {:>9.0}/s, ratio {ratio:.2} ({least:.2} to {most:.2}); p50 {:.3} vs. {:.3} ms, p99 {:.3} vs. {:.3} ms; server us a request {:.2} vs. {:.2}",
         per_s.0, per_s.1, p50_ms.0, p50_ms.1, p99_ms.0, p99_ms.1, us.0, us.1
     );
 }
@@ -117,6 +143,7 @@ fn main() {
     for pipeline in [1, 16] {
         let requests = if pipeline == 1 { claims / 4 } else { claims };
         let (mut claims_spop, mut claims_mget, mut releases_sadd) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut claims_bare, mut bare_spop) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             // A new service each time, as Redis is flushed: the claims of a deleted pool are remembered for a while.
             let port = servers::free_port();
@@ -126,13 +153,22 @@ fn main() {
             let on_hotpool = |command: &[&str]| run(server.child.id(), port, requests, pipeline, command);
             let on_redis = |command: &[&str]| run(redis.pid(), redis.port, requests, pipeline, command);
             let spop = on_redis(&["SPOP", "idle"]);
-            let claim = on_hotpool(&["CLAIM", "bench/hot", "KEY", "__rand_int__"]);
+            let command = ["CLAIM", "bench/hot", "KEY", "__rand_int__"];
+            let claim = on_hotpool(&command);
             claims_spop.push((claim, spop));
+            let bare_port = servers::free_port();
+            let bare_server = BareServer::start(bare_port);
+            let bare = run(bare_server.0.id(), bare_port, requests, pipeline, &command);
+            drop(bare_server);
+            claims_bare.push((claim, bare));
+            bare_spop.push((bare, spop));
             claims_mget.push((claim, on_redis(&["MGET", "__rand_int__", "b", "c", "d"])));
             let sadd = on_redis(&["SADD", "idle", "__rand_int__"]);
             releases_sadd.push((on_hotpool(&["RELEASE", "bench", "__rand_int__", "*"]), sadd));
         }
         print("CLAIM / SPOP", pipeline, &claims_spop);
+        print("CLAIM / bare CLAIM", pipeline, &claims_bare);
+        print("bare CLAIM / SPOP", pipeline, &bare_spop);
         print("CLAIM / MGET", pipeline, &claims_mget);
         print("RELEASE / SADD", pipeline, &releases_sadd);
     }

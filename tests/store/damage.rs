@@ -264,6 +264,51 @@ async fn s06_damaged_chunks_and_bases_make_only_their_shard_unreadable() {
 }
 
 #[tokio::test]
+async fn s06_a_block_that_the_disk_cannot_read_stops_its_shard_and_no_other() {
+    let made = ModelDisk::default();
+    let store = open(&made).await;
+    let large = |word: &str| word.repeat(9_000);
+    assert_eq!(one(&store, rows(A, 0, 1, &large("a"))).await, Applied);
+    assert_eq!(one(&store, rows(B, 0, 1, &large("b"))).await, Applied);
+    assert_eq!(one(&store, chunk(C, 1, 0, &large("c"))).await, Applied);
+    assert_eq!(one(&store, install(C, 1, 1, 1, "c")).await, Applied);
+    drop(store);
+    let mut found = Vec::new();
+    made.alter(SEGMENT, |segment| found = frames(segment));
+    let blocks_of = |frame: &std::ops::Range<usize>| frame.start.next_multiple_of(4_096)..frame.end / 4_096 * 4_096;
+    for (shard, frame, why) in [
+        (A, &found[0], "damaged frame 1 of the log: the checksum of the rows does not match"),
+        (B, &found[1], "damaged frame 2 of the log: the checksum of the rows does not match"),
+        (C, &found[2], "damaged chunk: number 0: the checksum of the rows does not match"),
+    ] {
+        let disk = made.copy();
+        let block = blocks_of(frame);
+        // A's frame begins with the segment: its header must stay readable.
+        disk.lose_part(SEGMENT, block.start.max(4_096)..block.end);
+        let loaded = load(&open(&disk).await, &[A, B, C]).await;
+        for (other, (at, _)) in &loaded {
+            match *other == shard {
+                true => assert_eq!(at.as_ref().unwrap_err().to_string(), why),
+                false => assert_eq!(at, &Ok(1), "{other:?} has nothing there"),
+            }
+        }
+    }
+    // Acknowledged frames may have been in a block after the last frame that is found.
+    let last = found.last().unwrap();
+    for lost in [last.start..last.end, last.end + 8_192..last.end + 8_193, 0..usize::MAX] {
+        let disk = made.copy();
+        disk.lose_part(SEGMENT, lost.clone());
+        match try_open(&disk).unwrap_err() {
+            StoreError::Unavailable(message) | StoreError::Unusable(message) => {
+                let expected = if lost.start == 0 { "Input/output error" } else { "where the log may go on" };
+                assert!(message.contains(expected), "{lost:?}: {message}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn s06_a_log_damaged_anywhere_is_read_as_it_was_or_refused_and_never_panics() {
     let made = ModelDisk::default();
     three_shards(&made).await;

@@ -65,6 +65,25 @@ fn append(path: &Path) -> Commit {
     })
 }
 
+/// The store of this project: one shard, one batch a call.
+fn file_store(path: &Path) -> Commit {
+    use hotpool::persist::store::file::FileStore;
+    use hotpool::persist::store::{ShardKey, Store as _, WriteBatch, WriteKind, WriteOutcome};
+    std::fs::create_dir(path).unwrap();
+    let store = FileStore::open(path).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(store.take_over(uuid::Uuid::from_u128(1))).unwrap();
+    let shard = ShardKey { pool: 1, shard: 0 };
+    let mut position = 0;
+    Box::new(move |value| {
+        let kind = WriteKind::Rows(bytes::Bytes::copy_from_slice(value));
+        let batch = WriteBatch { shard, from: position, to: position + 1, kind };
+        let outcomes = store.apply_blocking(&[batch]).unwrap().unwrap();
+        assert_eq!(outcomes, [WriteOutcome::Ok]);
+        position += 1;
+    })
+}
+
 fn redb(path: &Path) -> Commit {
     const LOG: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("log");
     let db = redb::Database::create(path).unwrap();
@@ -133,6 +152,7 @@ fn main() {
             ("bare", bare(&path("bare")), vec![]),
             ("direct", direct(&path("direct")), vec![]),
             ("append", append(&path("append")), vec![]),
+            ("hotpool", file_store(&path("hotpool")), vec![]),
             ("redb", redb(&path("redb")), vec![]),
             ("raft-engine", raft_engine(&path("raft-engine")), vec![]),
             ("fjall", fjall(&path("fjall")), vec![]),

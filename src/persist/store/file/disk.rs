@@ -166,3 +166,60 @@ impl DiskFile for File {
         Ok(rustix::fs::fdatasync(self)?)
     }
 }
+
+/// Unit in which a disk loses what it held, in bytes.
+const BLOCK_BYTES: usize = 4_096;
+
+/// Bytes of a file, with zeros for what the disk cannot read.
+#[derive(Debug)]
+pub(super) struct SalvagedBytes {
+    pub(super) bytes: Vec<u8>,
+    /// Offset in the file of the last block that cannot be read, if there is one, and the error.
+    pub(super) unreadable: Option<(u64, io::Error)>,
+}
+
+/// Reads so many bytes at an offset, fewer at the end of the file. A block that the disk cannot read is damage of what it
+/// held, like bytes that have changed: it must not cost the shards that have nothing in it.
+///
+/// # Errors
+/// Failure of the disk other than that it cannot read some of the blocks.
+pub(super) fn salvage(file: &dyn DiskFile, offset: u64, length: usize) -> io::Result<SalvagedBytes> {
+    let mut bytes = vec![0; length];
+    match file.read_at(offset, &mut bytes) {
+        Ok(read) => {
+            bytes.truncate(read);
+            return Ok(SalvagedBytes { bytes, unreadable: None });
+        }
+        Err(error) if is_media_error(&error) => {}
+        Err(error) => return Err(error),
+    }
+    let end = file.size_bytes()?.saturating_sub(offset).min(length as u64) as usize;
+    bytes.clear();
+    bytes.resize(end, 0);
+    let (mut start, mut read_any, mut unreadable) = (0, false, None);
+    while start < end {
+        let to_boundary = BLOCK_BYTES - (offset as usize + start) % BLOCK_BYTES;
+        let block = start..end.min(start + to_boundary);
+        match file.read_at(offset + start as u64, &mut bytes[block.clone()]) {
+            Ok(_) => read_any = true,
+            Err(error) if is_media_error(&error) => {
+                bytes[block.clone()].fill(0);
+                unreadable = Some((offset + start as u64, error));
+            }
+            Err(error) => return Err(error),
+        }
+        start = block.end;
+    }
+    match unreadable {
+        // That is no bad block but a disk that is gone.
+        Some((_, error)) if !read_any => Err(error),
+        unreadable => Ok(SalvagedBytes { bytes, unreadable }),
+    }
+}
+
+/// Whether the disk or the file system says that it has lost what it should read.
+fn is_media_error(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error)
+        .is_some_and(|errno| [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA].contains(&errno))
+}

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::super::DamagedRecord;
 use super::super::data_dir::log_names::segment_name;
-use super::disk::StoreDisk;
+use super::disk::{SalvagedBytes, StoreDisk, salvage};
 use super::frame::{ALIGNMENT, FrameHeader, HEADER_BYTES};
 use super::segment_log::LogEnd;
 use super::segments::LogSegment;
@@ -57,7 +57,8 @@ struct UnconfirmedFrame {
 /// end of the log: one call of the store is written and synced before the next begins.
 ///
 /// # Errors
-/// Failure of the disk.
+/// Failure of the disk. Without a limit also a block after the last frame that the disk cannot read: it may hold frames that
+/// were acknowledged.
 pub(super) fn read_log(
     disk: &dyn StoreDisk,
     seed: u64,
@@ -65,13 +66,21 @@ pub(super) fn read_log(
     limit: Option<u64>,
     visit: &mut dyn FnMut(LogItem),
 ) -> io::Result<LogExtent> {
-    let mut reader = LogReader { seed, limit, last: None, first_sequence: None, segments: Vec::new(), visit };
+    let mut reader =
+        LogReader { seed, limit, last: None, first_sequence: None, unreadable: None, segments: Vec::new(), visit };
     for &number in numbers {
         let file = disk.open(&segment_name(number))?;
-        let mut bytes = vec![0; usize::try_from(file.size_bytes()?).map_err(io::Error::other)?];
-        let length = file.read_at(0, &mut bytes)?;
-        bytes.truncate(length);
+        let length = usize::try_from(file.size_bytes()?).map_err(io::Error::other)?;
+        let SalvagedBytes { bytes, unreadable } = salvage(&*file, 0, length)?;
+        if let Some((offset, error)) = unreadable {
+            tracing::error!(file = disk.path(&segment_name(number)), offset, %error, "a block of the log cannot be read");
+            reader.unreadable = Some((number, offset));
+        }
         reader.read_segment(number, &Bytes::from(bytes));
+    }
+    if let Some((number, offset)) = reader.unreadable_after_end() {
+        let file = disk.path(&segment_name(number));
+        return Err(io::Error::other(format!("{file} cannot be read at byte {offset}, where the log may go on")));
     }
     Ok(reader.finish())
 }
@@ -82,6 +91,8 @@ struct LogReader<'a> {
     last: Option<UnconfirmedFrame>,
     /// Number of the first frame that was found.
     first_sequence: Option<u64>,
+    /// Segment and offset of the last block that cannot be read.
+    unreadable: Option<(u64, u64)>,
     segments: Vec<LogSegment>,
     visit: &'a mut dyn FnMut(LogItem),
 }
@@ -135,6 +146,13 @@ impl LogReader<'_> {
             (self.visit)(LogItem::Frame(frame));
             (self.visit)(LogItem::Unreadable(next.sequence - 1, DamagedRecord::Missing));
         }
+    }
+
+    /// Segment and offset of a block that cannot be read, if frames may be missing there that nothing else shows to be: what
+    /// comes before a frame is known to be missing, and so is what comes before the limit.
+    fn unreadable_after_end(&self) -> Option<(u64, u64)> {
+        let end = self.last.as_ref().map(|last| (last.frame.segment, last.start));
+        self.unreadable.filter(|unreadable| self.limit.is_none() && Some(*unreadable) > end)
     }
 
     fn finish(mut self) -> LogExtent {
