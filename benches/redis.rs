@@ -145,6 +145,9 @@ async fn durable(cluster: &Cluster) {
     }
 }
 
+/// Workers for claims that are never released, more than can be claimed in the time.
+const CLAIMS_ALONE_MAX: usize = 2_500_000;
+
 /// Alternates the workload of [`baseline`] at its best with durable claims: the speed of the host varies, so only
 /// neighbours compare.
 async fn alone(cluster: &Cluster) {
@@ -159,7 +162,7 @@ async fn alone(cluster: &Cluster) {
         baseline_cost.print(&format!("{round}: SPOP and versioned rows, the better of 16 and 64 clients"));
         flush(cluster);
         let dir = TempDir::new().expect("a directory");
-        let scheduler = scheduler(open(&cluster.url(), &dir), 16, AckLevel::Durable, 1_000_000).await;
+        let scheduler = scheduler(open(&cluster.url(), &dir), 16, AckLevel::Durable, CLAIMS_ALONE_MAX).await;
         wait_for_store(&scheduler).await;
         let cost = ClaimCost::measure(cluster, claims(&scheduler, 1_024, Duration::from_secs(3))).await;
         cost.print(&format!("{round}: durable claims alone, in process, 16 shards, 1024 in flight"));
@@ -175,7 +178,7 @@ async fn alone(cluster: &Cluster) {
 
 /// Sends one request on a connection, and reads the whole response.
 async fn send(sender: &mut http1::SendRequest<Full<Bytes>>, method: Method, path: &str, body: String) -> StatusCode {
-    let request = Request::builder().method(method).uri(path).header(HOST, "bench").body(Full::new(body.into()));
+    let request = Request::builder().method(method).uri(path).header(HOST, "localhost").body(Full::new(body.into()));
     sender.ready().await.expect("a connection");
     let response = sender.send_request(request.expect("a request")).await.expect("a response");
     let status = response.status();

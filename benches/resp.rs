@@ -57,7 +57,7 @@ fn run(pid: u32, port: u16, requests: usize, pipeline: usize, command: &[&str]) 
 
 async fn send(http: &Http, method: Method, url: String, body: String) {
     let request =
-        Request::builder().method(method).uri(url.as_str()).header(HOST, "bench").body(Full::new(body.into()));
+        Request::builder().method(method).uri(url.as_str()).header(HOST, "localhost").body(Full::new(body.into()));
     let response = http.request(request.expect("a request")).await.expect("the service responds");
     let status = response.status();
     let body = response.into_body().collect().await.expect("a complete response").to_bytes();
@@ -82,7 +82,7 @@ fn fill_redis(redis: &servers::Server, members: usize) {
         let _: i64 = redis.query(&words);
     }
     // Values as long as the reply to a claim: a key, a fence, a worker.
-    let _: () = redis.query(&["MSET", "b", "000000012345", "c", "12345678", "d", "w123456"]);
+    let _: () = redis.query(&["MSET", "b", "000000012345", "c", "1234567812345678", "d", "w123456"]);
 }
 
 /// Bare server, killed when dropped.
@@ -96,6 +96,7 @@ impl BareServer {
         let mut child = command.spawn().expect("hotpool-load is built: cargo build --release");
         let mut ready = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut ready).expect("a ready line");
+        assert!(ready.starts_with("echo "), "hotpool-load of this version is built: cargo build --release");
         Self(child)
     }
 }

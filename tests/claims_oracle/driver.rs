@@ -30,9 +30,18 @@ const SETTLING: Duration = Duration::from_millis(2);
 const STEPS_MAX: usize = 2_000;
 /// Milliseconds of them that pass as fast as steps are made.
 const UNPACED_STEPS: usize = 100;
-/// Engine time of one step in which it passes: more than the interval at which claims that wait for long are looked
-/// after. All of a seed together end no reservation.
-const PASS: Duration = Duration::from_millis(300);
+/// Engine time of one step in which it passes, and of the end of a round: the interval at which claims that wait for long
+/// are looked after, and the longest step of the clock.
+const PASS: Duration = Duration::from_millis(250);
+/// Calls of a round at most.
+const CALLS_MAX: usize = 13;
+/// Time after which a reservation of the pools ends by itself.
+const RESERVE: Duration = Duration::from_millis(30_000);
+const _: () = assert!(
+    crate::ROUNDS * (CALLS_MAX + 1) * PASS.as_millis() as usize + (crate::ROUNDS + 1) * STEPS_MAX
+        < RESERVE.as_millis() as usize,
+    "no reservation ends by time"
+);
 /// Number of kinds of steps.
 const STEP_KINDS: usize = 12;
 /// Panics of one seed: fewer than a shard survives in a minute of the manual clock.
@@ -201,7 +210,7 @@ impl Driver {
 
     /// Begins some calls one after another, waits until nothing is under way, and compares.
     pub async fn round(&mut self) {
-        let calls = self.random.random_range(4..14);
+        let calls = self.random.random_range(4..=CALLS_MAX);
         let mut deleted = None;
         let weights = self.weights;
         for _ in 0..calls {
@@ -537,8 +546,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether a claim was evicted that only a claim of its own tenant can have had evicted: with a higher priority, and
-    /// kept back by its quota.
+    /// Whether a claim is evicted, a claim of its tenant with a higher priority waits for quota, and none waits for
+    /// capacity. Mostly the one was evicted for the other; some were for a claim that has left since.
     fn has_own_eviction(&self, views: &[ClaimView]) -> bool {
         let ids = TENANTS.iter().flat_map(|tenant| KEYS.map(|key| ClaimId::new("ns", tenant, key).expect("a name")));
         let queued: Vec<_> = ids.filter_map(|id| self.scheduler.keys().queued_claim(&id)).collect();

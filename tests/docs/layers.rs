@@ -35,7 +35,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("use dashmap", &["src/admission/key/", "src/persist/journal/mod.rs", "src/admission/tenant/directory.rs"]),
     ("api::http", &["src/api/http/"]),
     ("use axum", &["src/api/http/"]),
-    ("use tonic", &["src/api/grpc/", "src/load/grpc"]),
+    ("use tonic", &["src/api/grpc/", "src/load/grpc", "src/load/echo/grpc.rs"]),
     ("use ractor", &["src/shard/", "src/scheduler/mod.rs", "src/scheduler/recovery.rs"]),
     ("metrics::counter!", &["src/metrics/"]),
     ("metrics::gauge!", &["src/metrics/"]),

@@ -65,7 +65,8 @@ fn append(path: &Path) -> Commit {
     })
 }
 
-/// The store of this project: one shard, one batch a call.
+/// The store of this project: one shard, one batch a call. It never gets a snapshot, so its segments are new ones, which a thread
+/// of its own prepares meanwhile.
 fn file_store(path: &Path) -> Commit {
     use hotpool::persist::store::file::FileStore;
     use hotpool::persist::store::{ShardKey, Store as _, WriteBatch, WriteKind, WriteOutcome};

@@ -25,12 +25,12 @@ const TOGETHER_MAX: usize = 1_024;
 /// Largest number of such groups of one stream that wait for the log.
 const GROUPS_MAX: usize = 64;
 
-/// Answers one call.
+/// Answers a call, unary or of a stream.
 pub(super) async fn answer(request: hyper::Request<Incoming>, state: Arc<EchoState>) -> hyper::Response<Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
     match method.as_str() {
         "ClaimStream" => Grpc::new(ProstCodec::default()).streaming(EchoStream(state), request).await,
-        "TakeClaim" => Grpc::new(ProstCodec::default()).unary(EchoCalls(state), request).await,
+        "TakeClaim" => Grpc::new(ProstCodec::default()).unary(EchoClaims(state), request).await,
         "ReleaseClaim" => Grpc::new(ProstCodec::default()).unary(EchoReleases(state), request).await,
         _ => Status::unimplemented("claims and releases only").into_http(),
     }
@@ -53,7 +53,7 @@ fn claim(state: &EchoState, key: String) -> TakeClaimResponse {
     TakeClaimResponse { claim: Some(claim), created: true }
 }
 
-/// Claim stream.
+/// Claims and releases of one stream.
 struct EchoStream(Arc<EchoState>);
 
 impl StreamingService<ClaimStreamRequest> for EchoStream {
@@ -88,23 +88,24 @@ fn respond(state: &EchoState, call: ClaimStreamRequest) -> ClaimStreamResponse {
     ClaimStreamResponse { id: call.id, outcome }
 }
 
-/// Unary claims.
-struct EchoCalls(Arc<EchoState>);
+/// Claims that are unary calls.
+struct EchoClaims(Arc<EchoState>);
 
-impl UnaryService<TakeClaimRequest> for EchoCalls {
+impl UnaryService<TakeClaimRequest> for EchoClaims {
     type Response = TakeClaimResponse;
     type Future = BoxFuture<'static, Result<Response<TakeClaimResponse>, Status>>;
 
     fn call(&mut self, request: Request<TakeClaimRequest>) -> Self::Future {
         let state = Arc::clone(&self.0);
         Box::pin(async move {
+            let response = claim(&state, request.into_inner().key.unwrap_or_default());
             state.append(1).await;
-            Ok(Response::new(claim(&state, request.into_inner().key.unwrap_or_default())))
+            Ok(Response::new(response))
         })
     }
 }
 
-/// Unary releases.
+/// Releases that are unary calls.
 struct EchoReleases(Arc<EchoState>);
 
 impl UnaryService<ReleaseClaimRequest> for EchoReleases {
@@ -114,8 +115,8 @@ impl UnaryService<ReleaseClaimRequest> for EchoReleases {
     fn call(&mut self, request: Request<ReleaseClaimRequest>) -> Self::Future {
         let state = Arc::clone(&self.0);
         Box::pin(async move {
-            state.append(1).await;
             state.release(request.into_inner().fence);
+            state.append(1).await;
             Ok(Response::new(ReleaseClaimResponse::default()))
         })
     }

@@ -3,9 +3,10 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Either, Full};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode};
@@ -15,12 +16,21 @@ use tokio::net::TcpListener;
 
 use super::{EchoState, grpc};
 
+/// Longest body of a request that is read, in bytes.
+const BODY_BYTES_MAX: usize = 16 << 20;
+/// Pause after a connection that could not be accepted.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 type EchoBody = Either<Full<Bytes>, tonic::body::Body>;
 
 /// Accepts connections for ever.
 pub(super) async fn serve(listener: TcpListener, state: Arc<EchoState>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No more connections can be open.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let state = Arc::clone(&state);
         tokio::spawn(async move {
@@ -36,7 +46,8 @@ async fn answer(request: Request<Incoming>, state: Arc<EchoState>) -> Result<Res
         return Ok(grpc::answer(request, state).await.map(Either::Right));
     }
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body = Limited::new(body, BODY_BYTES_MAX).collect().await;
+    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let (status, records, answer) = match parts.uri.path() {
         "/v1/claims" => (StatusCode::CREATED, 1, claim(&state)),
         "/v1/claims:batch" => {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -26,7 +27,8 @@ struct NextRound {
 
 pub(super) struct EchoLog {
     file: File,
-    position: Mutex<u64>,
+    /// Offset of the next round, which only its writer changes.
+    offset_bytes: AtomicU64,
     next: Mutex<NextRound>,
 }
 
@@ -38,20 +40,22 @@ impl EchoLog {
             file.write_all_at(&zeros, offset)?;
         }
         file.sync_all()?;
-        Ok(Self { file, position: Mutex::new(0), next: Mutex::default() })
+        Ok(Self { file, offset_bytes: AtomicU64::new(0), next: Mutex::default() })
     }
 
     /// Writes so many records with one write, and syncs them.
     fn write(&self, records: usize) {
         let bytes = vec![0x5a; records * RECORD_BYTES];
-        let mut position = self.position.lock();
-        if *position + bytes.len() as u64 > FILE_BYTES {
-            *position = 0;
+        let mut offset = self.offset_bytes.load(Ordering::Relaxed);
+        if offset + bytes.len() as u64 > FILE_BYTES {
+            offset = 0;
         }
-        // A limit that is not durable is none.
-        self.file.write_all_at(&bytes, *position).expect("the log is writable");
-        self.file.sync_data().expect("the log can be synced");
-        *position += bytes.len() as u64;
+        if let Err(error) = self.file.write_all_at(&bytes, offset).and_then(|()| self.file.sync_data()) {
+            // What is answered and not on the disk is no limit of anything.
+            eprintln!("error: the log cannot be written: {error}");
+            std::process::exit(1);
+        }
+        self.offset_bytes.store(offset + bytes.len() as u64, Ordering::Relaxed);
     }
 }
 

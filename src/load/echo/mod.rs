@@ -23,16 +23,16 @@ use super::pacing::StopSignal;
 /// Options of the `echo` subcommand.
 #[derive(Debug, Clone, Args)]
 pub struct EchoArgs {
-    /// Address of HTTP and gRPC
+    /// Address on which HTTP and gRPC are served
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     pub listen: String,
-    /// Address of RESP
+    /// Address on which RESP is served
     #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
     pub resp_listen: String,
-    /// Workers that are granted
+    /// Workers that are granted; as many as the load has
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=WORKERS_MAX))]
     pub workers: u32,
-    /// Claims that a worker is granted to at a time
+    /// Claims that a worker is granted to at a time; as many as the slots of the load's workers
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub slots: u32,
     /// File to which each claim and release is written and synced before it is answered [default: none]
@@ -49,7 +49,10 @@ const WORKERS_MAX: i64 = (1 << WORKER_BITS) - 1;
 /// Workers that can be granted.
 struct EchoWorkers {
     ids: Vec<String>,
+    /// Workers to be granted next, each as often as it has free slots.
     free: Vec<u32>,
+    /// Number of workers in `free` at first, and at most.
+    slots: usize,
     last: Fence,
 }
 
@@ -61,11 +64,9 @@ struct EchoState {
 
 impl EchoState {
     fn open(args: &EchoArgs) -> Result<Self> {
-        let workers = EchoWorkers {
-            ids: (0..args.workers).map(worker_id).collect(),
-            free: (0..args.slots).flat_map(|_| 0..args.workers).collect(),
-            last: FIRST_GRANT,
-        };
+        let free: Vec<u32> = (0..args.slots).flat_map(|_| 0..args.workers).collect();
+        let workers =
+            EchoWorkers { ids: (0..args.workers).map(worker_id).collect(), slots: free.len(), free, last: FIRST_GRANT };
         let log = args.log.as_deref().map(EchoLog::create).transpose().context("cannot create the log")?;
         Ok(Self { workers: Mutex::new(workers), log })
     }
@@ -82,7 +83,7 @@ impl EchoState {
     fn release(&self, fence: Fence) {
         let mut workers = self.workers.lock();
         let worker = (fence & ((1 << WORKER_BITS) - 1)) as u32;
-        if (worker as usize) < workers.ids.len() {
+        if (worker as usize) < workers.ids.len() && workers.free.len() < workers.slots {
             workers.free.push(worker);
         }
     }

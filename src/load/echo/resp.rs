@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::EchoState;
+use super::http::ACCEPT_PAUSE;
 
 /// Space for what a client sends at once, in bytes; it grows for a longer command.
 const READ_BYTES: usize = 64 << 10;
@@ -20,7 +21,10 @@ type CommandWords<'a> = SmallVec<[&'a [u8]; 16]>;
 /// Accepts connections for ever.
 pub(super) async fn serve(listener: TcpListener, state: Arc<EchoState>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let state = Arc::clone(&state);
         // The peer may break the connection.
@@ -89,7 +93,7 @@ fn read_command(input: &[u8]) -> Option<(CommandWords<'_>, usize)> {
     let mut words = CommandWords::new();
     for _ in 0..read_header(input, &mut length)? {
         let bytes = read_header(input, &mut length)?;
-        words.push(input.get(length..length + bytes)?);
+        words.push(input.get(length..length.checked_add(bytes)?)?);
         length += bytes + b"\r\n".len();
     }
     (length <= input.len()).then_some((words, length))

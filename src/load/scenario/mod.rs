@@ -314,9 +314,13 @@ impl LoadScenario {
         let what = match url {
             TargetUrl::Resp { .. } if gang => "does not support gangs",
             TargetUrl::Resp { .. } if queues => "replies in order, so a queued claim would block those behind it",
-            TargetUrl::Baseline(_) | TargetUrl::Postgres(_) if gang => "does not support gangs",
-            TargetUrl::Baseline(_) | TargetUrl::Postgres(_) if queues => "does not support wait_ms",
-            TargetUrl::Baseline(_) | TargetUrl::Postgres(_) if self.churn.is_some() => "does not support churn",
+            TargetUrl::Baseline(_) | TargetUrl::Postgres(_) | TargetUrl::Echo(_) if gang => "does not support gangs",
+            TargetUrl::Baseline(_) | TargetUrl::Postgres(_) | TargetUrl::Echo(_) if queues => {
+                "does not support wait_ms"
+            }
+            TargetUrl::Baseline(_) | TargetUrl::Postgres(_) | TargetUrl::Echo(_) if self.churn.is_some() => {
+                "does not support churn"
+            }
             TargetUrl::Baseline(url) if self.pool.slots > 0 && url.whole_workers() => "grants whole workers only",
             _ => return None,
         };
