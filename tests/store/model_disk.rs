@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hotpool::persist::store::file::{DiskFile, StoreDisk};
@@ -81,8 +80,6 @@ struct DiskState {
     unsynced_names: Vec<NameChange>,
     /// Error of the next call of this kind.
     fault: Option<(DiskCall, Errno)>,
-    /// Part of a file that cannot be read, in bytes.
-    unreadable: Option<(usize, Range<usize>)>,
     /// Calls after which the power fails, and the seed of what survives.
     power: Option<(usize, u64)>,
     /// StoreDisk that a power failure left.
@@ -207,13 +204,6 @@ impl ModelDisk {
         file.durable.clone_from(&file.visible);
     }
 
-    /// Makes a part of a file unreadable, in bytes.
-    pub fn lose_part(&self, name: &str, part: Range<usize>) {
-        let mut state = self.state();
-        let id = state.id_of(name).expect("the file exists");
-        state.unreadable = Some((id, part));
-    }
-
     /// Removes a file behind the back of the store, durably.
     pub fn lose(&self, name: &str) {
         let mut state = self.state();
@@ -228,7 +218,6 @@ impl ModelDisk {
             files: state.files.clone(),
             names: state.names.clone(),
             durable_names: state.durable_names.clone(),
-            unreadable: state.unreadable.clone(),
             ..DiskState::default()
         };
         Self { state: Arc::new(Mutex::new(copy)) }
@@ -298,10 +287,6 @@ impl DiskFile for ModelFile {
         let state = self.disk.state();
         let rest = state.files[self.id].visible.get(offset as usize..).unwrap_or_default();
         let length = rest.len().min(into.len());
-        let (start, end) = (offset as usize, offset as usize + length);
-        if state.unreadable.as_ref().is_some_and(|(id, part)| *id == self.id && start < part.end && part.start < end) {
-            return Err(Errno::IO.into());
-        }
         into[..length].copy_from_slice(&rest[..length]);
         Ok(length)
     }

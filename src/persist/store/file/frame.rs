@@ -4,10 +4,10 @@
 //! frame before u64 | xxh3-64 of the contents | xxh3-64 of the header so far`, then the contents, which are records
 //! ([`super::record`]), then zeros up to a multiple of [`ALIGNMENT`].
 //!
-//! Sequence numbers grow by one in the whole life of a store, so what a segment held before it was used again is recognized
-//! by its lower numbers. Each header names the checksum of the header before it. So a frame shows that all frames before it
+//! Sequence numbers grow by one in the whole life of a store. Each header names the checksum of the header before it. So a frame shows that all frames before it
 //! were written, and one that cannot be read is damage if another follows, and otherwise the unfinished end of the log.
-//! Checksums are seeded with the id of the store, so that nobody can put the bytes of a frame into a row.
+//! Checksums are seeded with the id of the store, so that nobody can put the bytes of a frame into a row, and those of headers
+//! with the number of the segment too: what a file held as an earlier segment is no frame of this one.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -20,7 +20,7 @@ const CHECKSUMMED_BYTES: usize = HEADER_BYTES - 8;
 /// Alignment of frames in a segment, in bytes.
 pub(super) const ALIGNMENT: usize = 8;
 /// First bytes of a frame.
-const MAGIC: u32 = u32::from_le_bytes(*b"hpl2");
+const MAGIC: u32 = u32::from_le_bytes(*b"hpl3");
 
 /// Header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,15 +38,19 @@ pub(super) struct FrameHeader {
     content_checksum: u64,
 }
 
+fn header_checksum(header: &[u8], seed: u64, segment: u64) -> u64 {
+    xxh3_64_with_seed(&header[..CHECKSUMMED_BYTES], seed.wrapping_add(segment))
+}
+
 impl FrameHeader {
-    /// Reads a header, if there is one.
-    pub(super) fn decode(bytes: &[u8], seed: u64) -> Option<Self> {
+    /// Reads a header of a segment, if there is one.
+    pub(super) fn decode(bytes: &[u8], seed: u64, segment: u64) -> Option<Self> {
         let header = bytes.first_chunk::<HEADER_BYTES>()?;
         if !Self::is_at(header) {
             return None;
         }
         let checksum = u64_at(header, CHECKSUMMED_BYTES);
-        if checksum != xxh3_64_with_seed(&header[..CHECKSUMMED_BYTES], seed) {
+        if checksum != header_checksum(header, seed, segment) {
             return None;
         }
         Some(Self {
@@ -78,6 +82,8 @@ impl FrameHeader {
 /// Position of a frame among the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FrameLink {
+    /// Number of the segment.
+    pub(super) segment: u64,
     /// Number of the frame.
     pub(super) sequence: u64,
     /// Number of the oldest frame that is needed.
@@ -116,12 +122,17 @@ impl FrameBuffer {
         self.bytes.len()
     }
 
+    /// Size of the whole frame, in bytes.
+    pub(super) const fn frame_bytes(&self) -> usize {
+        self.bytes.len().next_multiple_of(ALIGNMENT)
+    }
+
     /// Completes the header, and returns it with the bytes of the frame.
     ///
     /// # Panics
     /// If the contents are 4 GiB or more.
     pub(super) fn seal(&mut self, link: FrameLink, seed: u64) -> (FrameHeader, &[u8]) {
-        let FrameLink { sequence, needed_from, previous } = link;
+        let FrameLink { segment, sequence, needed_from, previous } = link;
         let content_bytes = self.bytes.len() - HEADER_BYTES;
         let length = u32::try_from(content_bytes).expect("bounded by the size of a call");
         let content_checksum = xxh3_64_with_seed(&self.bytes[HEADER_BYTES..], seed);
@@ -131,7 +142,7 @@ impl FrameBuffer {
         self.bytes[16..24].copy_from_slice(&needed_from.to_le_bytes());
         self.bytes[24..32].copy_from_slice(&previous.to_le_bytes());
         self.bytes[32..40].copy_from_slice(&content_checksum.to_le_bytes());
-        let checksum = xxh3_64_with_seed(&self.bytes[..CHECKSUMMED_BYTES], seed);
+        let checksum = header_checksum(&self.bytes, seed, segment);
         self.bytes[CHECKSUMMED_BYTES..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
         let header = FrameHeader { sequence, needed_from, previous, content_bytes, checksum, content_checksum };
         self.bytes.resize(header.frame_bytes(), 0);
@@ -143,7 +154,7 @@ impl FrameBuffer {
 mod tests {
     use super::*;
 
-    const LINK: FrameLink = FrameLink { sequence: 7, needed_from: 2, previous: 9 };
+    const LINK: FrameLink = FrameLink { segment: 4, sequence: 7, needed_from: 2, previous: 9 };
 
     #[test]
     fn a_frame_is_read_as_it_was_sealed() {
@@ -153,9 +164,10 @@ mod tests {
             let (header, bytes) = buffer.seal(LINK, 3);
             assert_eq!(bytes.len() % ALIGNMENT, 0);
             assert_eq!(bytes.len(), header.frame_bytes());
-            assert_eq!(FrameHeader::decode(bytes, 3), Some(header));
+            assert_eq!(FrameHeader::decode(bytes, 3, 4), Some(header));
             assert!(header.matches(&bytes[HEADER_BYTES..HEADER_BYTES + contents.len()], 3));
-            assert_eq!(FrameHeader::decode(bytes, 4), None, "another store");
+            assert_eq!(FrameHeader::decode(bytes, 4, 4), None, "another store");
+            assert_eq!(FrameHeader::decode(bytes, 3, 5), None, "another segment");
         }
     }
 
@@ -167,7 +179,7 @@ mod tests {
         for at in 0..HEADER_BYTES {
             let mut changed = bytes.clone();
             changed[at] ^= 0x10;
-            assert_eq!(FrameHeader::decode(&changed, 3), None, "byte {at}");
+            assert_eq!(FrameHeader::decode(&changed, 3, 4), None, "byte {at}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::data_dir::log_names::segment_name;
 use super::super::{DamagedRecord, LoadedShard, RowSink, ShardDamage, ShardKey};
-use super::disk::{DiskFile, StoreDisk, salvage};
+use super::disk::{DiskFile, StoreDisk};
 use super::log_reader::{LogFrame, LogItem, read_log};
 use super::record::{DiskRecord, DiskRecords, RecordKind};
 use super::shard_index::{BaseSnapshot, RecordLocation, ShardIndex, ShardIndexEntry};
@@ -208,9 +208,9 @@ fn read_chunk(
     chunk: RecordLocation,
     sink: &mut RowSink,
 ) -> io::Result<Result<(), DamagedRecord>> {
-    let length = usize::try_from(chunk.bytes).map_err(io::Error::other)?;
-    let bytes = salvage(file, chunk.offset, length)?.bytes;
-    let rows = DiskRecord::read_single(&bytes, RecordKind::Part).and_then(|record| {
+    let mut bytes = vec![0; usize::try_from(chunk.bytes).map_err(io::Error::other)?];
+    let length = file.read_at(chunk.offset, &mut bytes)?;
+    let rows = DiskRecord::read_single(&bytes[..length], RecordKind::Part).and_then(|record| {
         let is_due = (record.epoch, record.from, record.to) == (base.epoch, base.generation, u64::from(number));
         if is_due { Ok((record.shard, record.body(RecordKind::Part)?)) } else { Err(DamagedRecord::OtherChunk) }
     });

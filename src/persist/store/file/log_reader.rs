@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::super::DamagedRecord;
 use super::super::data_dir::log_names::segment_name;
-use super::disk::{SalvagedBytes, StoreDisk, salvage};
+use super::disk::StoreDisk;
 use super::frame::{ALIGNMENT, FrameHeader, HEADER_BYTES};
 use super::segment_log::LogEnd;
 use super::segments::LogSegment;
@@ -57,8 +57,7 @@ struct UnconfirmedFrame {
 /// end of the log: one call of the store is written and synced before the next begins.
 ///
 /// # Errors
-/// Failure of the disk. Without a limit also a block after the last frame that the disk cannot read: it may hold frames that
-/// were acknowledged.
+/// Failure of the disk.
 pub(super) fn read_log(
     disk: &dyn StoreDisk,
     seed: u64,
@@ -66,21 +65,16 @@ pub(super) fn read_log(
     limit: Option<u64>,
     visit: &mut dyn FnMut(LogItem),
 ) -> io::Result<LogExtent> {
-    let mut reader =
-        LogReader { seed, limit, last: None, first_sequence: None, unreadable: None, segments: Vec::new(), visit };
+    let mut reader = LogReader { seed, limit, last: None, first_sequence: None, segments: Vec::new(), visit };
     for &number in numbers {
         let file = disk.open(&segment_name(number))?;
-        let length = usize::try_from(file.size_bytes()?).map_err(io::Error::other)?;
-        let SalvagedBytes { bytes, unreadable } = salvage(&*file, 0, length)?;
-        if let Some((offset, error)) = unreadable {
-            tracing::error!(file = disk.path(&segment_name(number)), offset, %error, "a block of the log cannot be read");
-            reader.unreadable = Some((number, offset));
-        }
+        let mut bytes = vec![0; usize::try_from(file.size_bytes()?).map_err(io::Error::other)?];
+        let length = file.read_at(0, &mut bytes).map_err(|error| {
+            let path = disk.path(&segment_name(number));
+            io::Error::new(error.kind(), format!("{path} cannot be read: {error}"))
+        })?;
+        bytes.truncate(length);
         reader.read_segment(number, &Bytes::from(bytes));
-    }
-    if let Some((number, offset)) = reader.unreadable_after_end() {
-        let file = disk.path(&segment_name(number));
-        return Err(io::Error::other(format!("{file} cannot be read at byte {offset}, where the log may go on")));
     }
     Ok(reader.finish())
 }
@@ -91,8 +85,6 @@ struct LogReader<'a> {
     last: Option<UnconfirmedFrame>,
     /// Number of the first frame that was found.
     first_sequence: Option<u64>,
-    /// Segment and offset of the last block that cannot be read.
-    unreadable: Option<(u64, u64)>,
     segments: Vec<LogSegment>,
     visit: &'a mut dyn FnMut(LogItem),
 }
@@ -100,7 +92,7 @@ struct LogReader<'a> {
 impl LogReader<'_> {
     fn read_segment(&mut self, number: u64, bytes: &Bytes) {
         let mut offset = 0;
-        while let Some((start, header)) = self.find_header(bytes, offset) {
+        while let Some((start, header)) = self.find_header(number, bytes, offset) {
             if self.limit.is_some_and(|limit| header.sequence >= limit) {
                 return;
             }
@@ -119,13 +111,12 @@ impl LogReader<'_> {
         }
     }
 
-    /// Next header at or after an offset that belongs to a later frame than the last. What a segment held before it was used
-    /// again has lower numbers. A frame that is not whole may be the remains of a call that failed, whose frame was written
+    /// Next header at or after an offset that belongs to a later frame than the last. A frame that is not whole may be the remains of a call that failed, whose frame was written
     /// again in the next segment because another one did not fit here.
-    fn find_header(&self, bytes: &[u8], offset: usize) -> Option<(usize, FrameHeader)> {
+    fn find_header(&self, segment: u64, bytes: &[u8], offset: usize) -> Option<(usize, FrameHeader)> {
         let expected = self.last.as_ref().map_or(0, |last| last.frame.sequence + u64::from(last.is_whole));
         (offset..bytes.len().saturating_sub(HEADER_BYTES - 1)).step_by(ALIGNMENT).find_map(|at| {
-            let header = FrameHeader::decode(&bytes[at..], self.seed)?;
+            let header = FrameHeader::decode(&bytes[at..], self.seed, segment)?;
             (header.sequence >= expected).then_some((at, header))
         })
     }
@@ -146,13 +137,6 @@ impl LogReader<'_> {
             (self.visit)(LogItem::Frame(frame));
             (self.visit)(LogItem::Unreadable(next.sequence - 1, DamagedRecord::Missing));
         }
-    }
-
-    /// Segment and offset of a block that cannot be read, if frames may be missing there that nothing else shows to be: what
-    /// comes before a frame is known to be missing, and so is what comes before the limit.
-    fn unreadable_after_end(&self) -> Option<(u64, u64)> {
-        let end = self.last.as_ref().map(|last| (last.frame.segment, last.start));
-        self.unreadable.filter(|unreadable| self.limit.is_none() && Some(*unreadable) > end)
     }
 
     fn finish(mut self) -> LogExtent {

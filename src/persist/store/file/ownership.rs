@@ -15,7 +15,7 @@ use super::disk::StoreDisk;
 use crate::model::Fence;
 
 /// Version of the files, stored in the file. Any other is rejected.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 /// Name of the file.
 pub(super) const FILE: &str = data_dir::STORE;
 /// Temporary name under which it is written, so that a crash leaves no partial file.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::data_dir::log_names::{segment_name, unsynced_name};
 use super::disk::{DiskFile, StoreDisk};
-use super::frame::{FrameBuffer, FrameHeader, FrameLink, HEADER_BYTES};
+use super::frame::{FrameBuffer, FrameLink, HEADER_BYTES};
 use super::segments::LogSegment;
 use super::spare_segment::{SegmentSupply, SpareSegment};
 
@@ -95,11 +95,13 @@ impl SegmentLog {
     /// # Errors
     /// [`AppendError`]; the log is as it was.
     pub(super) fn append(&mut self, frame: &mut FrameBuffer, needed_from: u64) -> Result<(u64, u64), AppendError> {
-        let link = FrameLink { sequence: self.end.next_sequence, needed_from, previous: self.end.previous };
-        let (header, bytes) = frame.seal(link, self.seed);
-        if self.end.offset + bytes.len() as u64 > self.size_bytes {
-            self.begin_segment(header)?;
+        let frame_bytes = frame.frame_bytes() as u64;
+        if self.end.offset + frame_bytes > self.size_bytes {
+            self.begin_segment(frame_bytes)?;
         }
+        let LogEnd { segment, next_sequence, previous, .. } = self.end;
+        let (header, bytes) =
+            frame.seal(FrameLink { segment, sequence: next_sequence, needed_from, previous }, self.seed);
         self.has_remains = true;
         self.file.write_at(self.end.offset, bytes).map_err(AppendError::Unwritten)?;
         self.has_remains = false;
@@ -131,8 +133,8 @@ impl SegmentLog {
         })
     }
 
-    /// Goes on in the next segment.
-    fn begin_segment(&mut self, header: FrameHeader) -> Result<(), AppendError> {
+    /// Goes on in the next segment, which has space for a frame of this size.
+    fn begin_segment(&mut self, frame_bytes: u64) -> Result<(), AppendError> {
         let number = self.end.segment + 1;
         if self.has_remains {
             // Or a start would find the number of the next frame twice.
@@ -141,10 +143,10 @@ impl SegmentLog {
             self.has_remains = false;
         }
         let SpareSegment { file, size_bytes } =
-            self.supply.take(number, header.frame_bytes() as u64).map_err(AppendError::NoSegment)?;
+            self.supply.take(number, frame_bytes).map_err(AppendError::NoSegment)?;
         (self.file, self.size_bytes) = (file, size_bytes);
         (self.end.segment, self.end.offset) = (number, 0);
-        self.segments.push_back(LogSegment { number, first_sequence: header.sequence });
+        self.segments.push_back(LogSegment { number, first_sequence: self.end.next_sequence });
         Ok(())
     }
 
