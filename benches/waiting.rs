@@ -3,6 +3,9 @@
 //! as the others. Prints the figures in docs/BENCHMARKS.md; `-- wake bytes contention deadline quota fairness`
 //! selects some, `plot=FILE.svg` draws the last.
 
+#[allow(dead_code, unused_imports, reason = "shared with the harness, which uses all of it")]
+#[path = "../src/load/charts/mod.rs"]
+mod charts;
 #[path = "fleet/resident.rs"]
 mod resident;
 
@@ -21,9 +24,11 @@ use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec,
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use hotpool::shard::ShardOutcome;
-use plotters::prelude::*;
 use tokio::sync::mpsc;
 
+use self::charts::{
+    AxisUnit, ChartAxis, ChartSeries, ChartSize, ChartTone, LineChart, LineStroke, side_by_side, standalone,
+};
 use self::resident::resident_bytes;
 
 /// Allocator that sums up the live bytes while counting is on.
@@ -355,36 +360,30 @@ fn jain(steps: &[[usize; TENANTS]]) -> (f64, [f64; TENANTS]) {
     (sum * sum / (TENANTS as f64 * squares), mean)
 }
 
-fn plot(
-    file: &str,
-    by_share: &[[usize; TENANTS]],
-    arrival: &[[usize; TENANTS]],
-) -> Result<(), Box<dyn std::error::Error>> {
-    let root = SVGBackend::new(file, (900, 360)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let panels = root.split_evenly((1, 2));
-    for (panel, (title, steps)) in panels.iter().zip([("by share", by_share), ("by arrival", arrival)]) {
-        let mut chart = ChartBuilder::on(panel)
-            .caption(title, ("sans-serif", 18))
-            .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(44)
-            .build_cartesian_2d(0.0..STEPS as f64 * STEP_MS as f64 / 1e3, 0.0..100.0)?;
-        chart.configure_mesh().x_desc("seconds").y_desc("workers held, of 100").draw()?;
-        for tenant in (0..TENANTS).rev() {
-            let (colour, width) = if tenant == 0 { (RED, 2) } else { (BLUE, 1) };
-            let line = steps.iter().enumerate().step_by(5);
-            let line = line.map(|(step, held)| (step as f64 * STEP_MS as f64 / 1e3, held[tenant] as f64));
-            let drawn = chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
-            let label = if tenant == 0 { "sends 1,000 a second" } else { "nine that send 10 a second" };
-            if tenant <= 1 {
-                drawn.label(label).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour));
-            }
-        }
-        chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
-    }
-    root.present()?;
-    Ok(())
+fn plot(file: &str, by_share: &[[usize; TENANTS]], arrival: &[[usize; TENANTS]]) -> std::io::Result<()> {
+    let chart = |(title, steps): (&str, &[[usize; TENANTS]])| {
+        let second = |step: usize| step as f64 * STEP_MS as f64 / 1e3;
+        let line = |tenant: usize| {
+            let (name, tone, stroke) = match tenant {
+                0 => ("1,000/s", ChartTone::Resp, LineStroke::Solid),
+                1 => ("nine, 10/s", ChartTone::Http, LineStroke::Thin),
+                _ => ("", ChartTone::Http, LineStroke::Thin),
+            };
+            let points = steps.iter().enumerate().step_by(5).map(|(step, held)| (second(step), held[tenant] as f64));
+            ChartSeries { name: name.into(), tone, stroke, points: points.collect() }
+        };
+        let chart = LineChart {
+            title: title.into(),
+            x: ChartAxis::from_zero("seconds", AxisUnit::Number, [second(STEPS as usize)].into_iter()),
+            y: ChartAxis::from_zero("workers held, of 100", AxisUnit::Number, [100.0].into_iter()),
+            series: (0..TENANTS).rev().map(line).collect(),
+            marks: Vec::new(),
+            size: ChartSize::SMALL,
+        };
+        chart.draw()
+    };
+    let charts = [("Ten tenants by share", by_share), ("By arrival", arrival)].map(chart);
+    std::fs::write(file, standalone(&side_by_side(&charts)))
 }
 
 async fn fairness(file: Option<&str>) {

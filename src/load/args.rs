@@ -50,7 +50,7 @@ pub enum HarnessCommand {
     Run(RunArgs),
     /// Find the highest rate that a target sustains
     Sweep(SweepArgs),
-    /// Compare the service with Redis-only baselines on a Redis Cluster, in under ten minutes
+    /// Compare the service with PostgreSQL, designs on a Redis Cluster, and bare servers, in under ten minutes
     Compare(CompareArgs),
     /// Serve bare HTTP, gRPC and RESP, which show what the edges allow on this machine: load them as `echo+http://HOST:PORT`
     Echo(EchoArgs),
@@ -81,14 +81,9 @@ impl HarnessCommand {
         }
     }
 
-    /// File for the HTML report, if one was requested.
-    #[must_use]
-    pub fn report_html(&self) -> Option<&Path> {
-        self.report()?.html.as_deref()
-    }
-
     /// Report options; none for `pack`, which has no HTML report, and `echo`.
-    const fn report(&self) -> Option<&ReportArgs> {
+    #[must_use]
+    pub const fn report(&self) -> Option<&ReportArgs> {
         match self {
             Self::Load(load) => Some(&load.common().report),
             Self::Run(run) => Some(&run.report),
@@ -191,6 +186,9 @@ pub struct ReportArgs {
     /// Write the report to this file as one HTML page with charts
     #[arg(long = "report-html", value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write each chart to this directory as SVG
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
 }
 
 /// Options of the `bench` subcommand.

@@ -40,6 +40,7 @@ pub mod report;
 mod resp;
 mod resp_pipeline;
 pub mod run;
+pub mod run_report;
 pub mod run_scenarios;
 pub mod scenario;
 pub mod servers;

@@ -1,5 +1,5 @@
-//! `hotpool-load`: loads an in-process scheduler, a service or a Redis baseline and checks every answer; or packs a
-//! trace.
+//! `hotpool-load`: loads an in-process scheduler, a service or a baseline and checks every answer; packs a trace; or
+//! serves bare edges.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,9 +8,10 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use hotpool_load as load;
-use hotpool_load::args::{HarnessArgs, HarnessCommand};
-use hotpool_load::html_report::{ReportSection, run_sections, to_html, to_markdown};
-use hotpool_load::report::{EXIT_USAGE, LoadReport};
+use hotpool_load::args::{HarnessArgs, HarnessCommand, ReportArgs};
+use hotpool_load::html_report::ReportPage;
+use hotpool_load::report::{EXIT_USAGE, TerminalText};
+use hotpool_load::run_report::{NamedRun, run_page};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -39,7 +40,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
-    let (json, html) = (args.command.report_json(), args.command.report_html());
+    let (json, pictures) = (args.command.report_json(), args.command.report());
+    let terminal = TerminalText::detect();
     if let HarnessCommand::Pack(pack) = &args.command {
         let report = load::pack::run(pack)?;
         println!("{}", report.table());
@@ -56,35 +58,37 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
                 return Ok(0);
             }
             let mut report = runtime.block_on(load::run_load(load, &stop))?;
-            let name = load.common().target.to_string();
-            let written = write_json(json, &report).and_then(|()| write_runs(html, &[(name, &report)]));
+            let target = &load.common().target;
+            let named = NamedRun { name: target.edge_name(), tone: target.tone(), report: &report };
+            let page =
+                run_page(&format!("{} of {}", report.command, target.edge_name()), &[named], report.parameters.clone());
+            let written = write_json(json, &report).and_then(|()| write_page(pictures, &page));
             report.failures.extend(written.err().map(|error| format!("{error:#}")));
-            println!("{}", report.table());
+            println!("{}", report.table(terminal));
             Ok(report.exit_code())
         }
         HarnessCommand::Run(run) => {
             let outcomes = runtime.block_on(load::run_scenarios::run_scenarios(run, &stop))?;
-            println!("{}", outcomes.table());
+            println!("{}", outcomes.table(terminal));
             write_json(json, &outcomes)?;
-            write_runs(html, &outcomes.reports())?;
+            write_page(pictures, &outcomes.page(serde_json::to_value(run)?))?;
             Ok(outcomes.exit_code())
         }
         HarnessCommand::Sweep(sweep) => {
             let report = runtime.block_on(load::sweep::sweep(sweep, &stop))?;
-            let sections = [report.section()?];
-            println!("{}", to_markdown("hotpool-load sweep", &sections));
+            let page = report.page();
+            println!("{}", page.to_terminal());
             write_json(json, &report)?;
-            write_page(html, &sections)?;
+            write_page(pictures, &page)?;
             Ok(report.exit_code())
         }
         HarnessCommand::Compare(compare) => {
             let report = runtime.block_on(load::compare::compare(compare, &stop))?;
-            let sections = report.sections()?;
-            let text = to_markdown("hotpool-load compare", &sections);
-            println!("{text}");
+            let page = report.page();
+            println!("{}", page.to_terminal());
             write_json(json, &report)?;
-            write_page(html, &sections)?;
-            write(compare.report_md.as_deref(), || Ok(text.into_bytes()))?;
+            write_page(pictures, &page)?;
+            write(compare.report_md.as_deref(), || Ok(page.to_markdown().into_bytes()))?;
             Ok(report.exit_code())
         }
         HarnessCommand::Echo(echo) => runtime.block_on(load::echo::serve(echo, &stop)).map(|()| 0),
@@ -101,13 +105,14 @@ fn write_json(file: Option<&Path>, report: &impl serde::Serialize) -> anyhow::Re
     write(file, || Ok(serde_json::to_vec_pretty(report)?))
 }
 
-fn write_runs(file: Option<&Path>, runs: &[(String, &LoadReport)]) -> anyhow::Result<()> {
-    if file.is_none() {
-        return Ok(());
+/// Writes a report as a page, and its charts as files of their own, where that was requested.
+fn write_page(pictures: Option<&ReportArgs>, page: &ReportPage) -> anyhow::Result<()> {
+    let Some(ReportArgs { html, plot, .. }) = pictures else { return Ok(()) };
+    write(html.as_deref(), || Ok(page.to_html().into_bytes()))?;
+    let Some(dir) = plot else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    for (name, svg) in page.to_files() {
+        write(Some(&dir.join(name)), || Ok(svg.into_bytes()))?;
     }
-    write_page(file, &run_sections(runs)?)
-}
-
-fn write_page(file: Option<&Path>, sections: &[ReportSection]) -> anyhow::Result<()> {
-    write(file, || Ok(to_html("hotpool-load", sections).into_bytes()))
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::RoundTripCounts;
 use super::claim_input::PoolOccupancy;
 use super::grant_checker::GrantViolations;
+use super::html_report::fold;
 use super::processor::ProcessorTimes;
 use super::stats::ClientStats;
 use super::timeline::TimelineSlice;
@@ -20,6 +22,29 @@ use super::timeline::TimelineSlice;
 pub const EXIT_VIOLATION: u8 = 2;
 /// Exit code of an invalid command line.
 pub const EXIT_USAGE: u8 = 64;
+
+/// Number of slices in a sparkline at most.
+const SPARKLINE_MAX: usize = 44;
+
+/// Characters that a terminal shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TerminalText {
+    /// No terminal, or one of which nothing more is known.
+    Ascii,
+    /// Terminal with a Unicode locale.
+    Unicode,
+}
+
+impl TerminalText {
+    /// Finds out what the standard output shows.
+    #[must_use]
+    pub fn detect() -> Self {
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().filter_map(|name| std::env::var(name).ok());
+        let locale = locale.filter(|value| !value.is_empty()).map(|value| value.to_ascii_lowercase()).next();
+        let is_unicode = locale.is_some_and(|value| value.contains("utf-8") || value.contains("utf8"));
+        if is_unicode && std::io::stdout().is_terminal() { Self::Unicode } else { Self::Ascii }
+    }
+}
 
 /// Percentiles in microseconds, with three significant digits; all 0 if nothing was recorded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +69,16 @@ impl LatencySummary {
         let at = |quantile| us(histogram.value_at_quantile(quantile));
         Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: us(histogram.max()) }
     }
+}
+
+/// Quantiles of a latency curve.
+const CURVE_QUANTILES: [f64; 12] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999];
+
+/// Microseconds at each quantile that has at least one value above it.
+fn latency_curve_us(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+    let is_resolved = |quantile: &f64| histogram.len() as f64 * (1.0 - quantile) >= 1.0;
+    let at = |quantile: f64| (quantile, histogram.value_at_quantile(quantile) as f64 / 1_000.0);
+    CURVE_QUANTILES.into_iter().filter(is_resolved).map(at).collect()
 }
 
 /// Machine that ran the harness.
@@ -103,6 +138,9 @@ pub struct LoadReport {
     pub throughput_per_s: f64,
     /// Latency of granted claims.
     pub latency_us: LatencySummary,
+    /// Latency of granted claims at more quantiles, each with its microseconds; those that the number of claims resolves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub latency_curve_us: Vec<(f64, f64)>,
     /// Number of releases that succeeded.
     pub releases_ok: u64,
     /// Latency of successful releases.
@@ -164,6 +202,7 @@ impl LoadReport {
             error_messages: BTreeMap::new(),
             throughput_per_s: 0.0,
             latency_us: LatencySummary::default(),
+            latency_curve_us: Vec::new(),
             releases_ok: 0,
             release_latency_us: LatencySummary::default(),
             pacing_us: None,
@@ -193,6 +232,7 @@ impl LoadReport {
         self.error_messages.clone_from(&stats.messages);
         self.throughput_per_s = ratio(stats.claims_ok, self.duration_s);
         self.latency_us = LatencySummary::from_histogram(&stats.claims);
+        self.latency_curve_us = latency_curve_us(&stats.claims);
         self.releases_ok = stats.releases_ok;
         self.release_latency_us = LatencySummary::from_histogram(&stats.releases);
     }
@@ -240,9 +280,19 @@ impl LoadReport {
         ExitCode::from(self.exit_code())
     }
 
-    /// Formats the report as a table for people.
+    /// Claims granted over time in one row of a terminal, as bars of block characters; none without a timeline.
+    fn sparkline(&self) -> Option<String> {
+        const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+        let rates: Vec<f64> =
+            self.timeline.iter().map(|slice| slice.claims_ok as f64 / slice.length_s.max(f64::MIN_POSITIVE)).collect();
+        let max = rates.iter().copied().fold(0.0, f64::max);
+        let block = |rate: &f64| BLOCKS[((rate / max * 7.0).round() as usize).min(7)];
+        (max > 0.0).then(|| rates.iter().take(SPARKLINE_MAX).map(block).collect())
+    }
+
+    /// Formats the report as a table for people, which fits a terminal.
     #[must_use]
-    pub fn table(&self) -> String {
+    pub fn table(&self, terminal: TerminalText) -> String {
         let mut counts = Table::new();
         counts.load_preset(presets::NOTHING);
         let faults = &self.faults;
@@ -258,6 +308,9 @@ impl LoadReport {
         counts.add_row(["claims ok / refused", &format!("{} / {}", self.claims_ok, self.claims_refused)]);
         counts.add_row(["errors", &self.errors.to_string()]);
         counts.add_row(["throughput", &format!("{:.0} claims/s", self.throughput_per_s)]);
+        if let Some(sparkline) = self.sparkline().filter(|_| terminal == TerminalText::Unicode) {
+            counts.add_row(["over time", &sparkline]);
+        }
         if let Some(warm) = self.warm_ratio {
             counts.add_row(["warm", &format!("{:.2} %", warm * 100.0)]);
         }
@@ -292,12 +345,14 @@ impl LoadReport {
         for column in latencies.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+        let (counts, latencies) = (counts.trim_fmt(), latencies.trim_fmt());
         let mut out = format!("{} of load/{}\n{counts}\n\n{latencies}\n", self.command, self.run);
         for (message, count) in &self.error_messages {
-            let _ = write!(out, "\nerror x {count}: {message}"); // a string takes everything
+            // A string takes everything.
+            let _ = write!(out, "\n{}", fold(&format!("error x {count}: {message}")));
         }
         for failure in &self.failures {
-            let _ = write!(out, "\nfailed: {failure}");
+            let _ = write!(out, "\n{}", fold(&format!("failed: {failure}")));
         }
         out.trim_end().to_owned()
     }
@@ -383,12 +438,38 @@ mod tests {
     }
 
     #[test]
+    fn the_table_fits_a_terminal_and_draws_the_rate_where_it_can() {
+        let mut report = report();
+        let slice = |claims_ok| TimelineSlice {
+            t_s: 1.0,
+            length_s: 1.0,
+            claims_ok,
+            claims_refused: 0,
+            errors: 0,
+            latency_us: LatencySummary::default(),
+        };
+        report.timeline = (0..70).map(slice).collect();
+        report.failures.push("a reason of many words, ".repeat(9));
+        let text = report.table(TerminalText::Unicode);
+        assert!(text.lines().all(|row| row.chars().count() <= 80), "{text}");
+        assert!(text.contains("▁▁▁▁▁▂▂▂▂▂") && !report.table(TerminalText::Ascii).contains('▁'), "{text}");
+    }
+
+    #[test]
+    fn the_latency_curve_ends_where_values_do() {
+        let curve = report().latency_curve_us;
+        assert_eq!(curve.last().map(|(quantile, _)| *quantile), Some(0.99), "one of 100 claims is above it");
+        assert!(curve.is_sorted_by_key(|(_, us)| *us), "{curve:?}");
+    }
+
+    #[test]
     fn the_table_names_violations() {
         let mut report = report();
-        assert!(report.table().contains("ok"));
+        let text = |report: &LoadReport| report.table(TerminalText::Ascii);
+        assert!(text(&report).contains("ok"));
         report.faults.double_claims = 3;
         report.error_messages.insert("slow down".into(), 7);
-        let table = report.table();
+        let table = text(&report);
         assert!(table.contains("VIOLATED") && table.contains("error x 7: slow down"), "{table}");
     }
 }

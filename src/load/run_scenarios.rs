@@ -1,6 +1,6 @@
 //! `run`: runs scenarios against targets, one after the other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +9,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{ReportArgs, parse_positive};
+use super::html_report::{ReportPage, ReportSection, fold, table_row};
 use super::pacing::StopSignal;
-use super::report::{EXIT_VIOLATION, LoadReport};
+use super::report::{EXIT_VIOLATION, LoadReport, TerminalText};
 use super::run::{ArrivalModel, RunPlan, run};
+use super::run_report::{NamedRun, run_page};
 use super::scenario::{LoadScenario, ScenarioError};
 use super::url::TargetUrl;
 use hotpool::server::config::StoreUrl;
@@ -74,20 +76,43 @@ impl ScenarioRunReport {
         codes.max_by_key(|code| (*code == EXIT_VIOLATION, *code)).unwrap_or(1)
     }
 
-    /// Reports, each named after its scenario and target.
+    /// Report for people as one page. Runs are named after scenario and edge, and after the address where that is not enough.
     #[must_use]
-    pub fn reports(&self) -> Vec<(String, &LoadReport)> {
-        let named = |run: &'_ ScenarioOutcome| format!("{} on {}", run.scenario, run.target);
-        self.runs.iter().filter_map(|run| Some((named(run), run.report.as_ref()?))).collect()
+    pub fn page(&self, parameters: serde_json::Value) -> ReportPage {
+        let short = |run: &ScenarioOutcome| {
+            let stem = Path::new(&run.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let url = run.target.parse::<TargetUrl>().unwrap_or(TargetUrl::Inproc);
+            (format!("{stem}, {}", url.edge_name()), url.tone())
+        };
+        let names: Vec<String> = self.runs.iter().map(|run| short(run).0).collect();
+        let is_unique = |name: &String| names.iter().filter(|other| *other == name).count() == 1;
+        let named = |run: &'_ ScenarioOutcome| {
+            let (name, tone) = short(run);
+            let name = if is_unique(&name) { name } else { format!("{name}, {}", run.target) };
+            (name, tone)
+        };
+        let runs = self.runs.iter().filter_map(|run| {
+            let ((name, tone), report) = (named(run), run.report.as_ref()?);
+            Some(NamedRun { name, tone, report })
+        });
+        let runs: Vec<NamedRun<'_>> = runs.collect();
+        let skipped: Vec<Vec<String>> =
+            self.runs.iter().filter_map(|run| Some(vec![named(run).0, run.skipped.clone()?])).collect();
+        let mut page = run_page("Scenarios", &runs, parameters);
+        if !skipped.is_empty() {
+            let table = std::iter::once(table_row(["", "reason"])).chain(skipped).collect();
+            page.sections.push(ReportSection { title: "Skipped".into(), table, ..ReportSection::default() });
+        }
+        page
     }
 
     /// Formats all outcomes as text for the terminal.
     #[must_use]
-    pub fn table(&self) -> String {
+    pub fn table(&self, terminal: TerminalText) -> String {
         let section = |run: &ScenarioOutcome| {
             let text = match (&run.report, &run.skipped) {
-                (Some(report), _) => report.table(),
-                (None, Some(reason)) => format!("skipped: {reason}"),
+                (Some(report), _) => report.table(terminal),
+                (None, Some(reason)) => fold(&format!("skipped: {reason}")),
                 (None, None) => String::new(),
             };
             format!("== {} on {}\n{text}\n", run.scenario, run.target)

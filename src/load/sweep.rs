@@ -10,16 +10,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use maud::Markup;
 use serde::Serialize;
 
 use super::args::{AckArg, ReportArgs, parse_positive};
-use super::charts::{self, format_number};
+use super::charts::{
+    AxisUnit, ChartAxis, ChartMark, ChartSeries, ChartSize, LineChart, LineStroke, MarkValue, format_number, format_us,
+};
 use super::claim_input::TargetPool;
-use super::html_report::{ReportSection, table_row};
+use super::html_report::{ReportChart, ReportPage, ReportSection, ReportVerdict, table_row};
 use super::load_client::LoadOperation;
 use super::pacing::{self, StopSignal};
 use super::report::{EXIT_VIOLATION, LatencySummary, LoadReport, MachineSpec};
 use super::run::{ArrivalModel, RunPlan, run};
+use super::run_report::NOTHING_WRONG;
 use super::url::TargetUrl;
 use hotpool::limits::SHARDS_MAX;
 use hotpool::server::config::StoreUrl;
@@ -120,11 +124,29 @@ impl SweepReport {
         if self.violated { EXIT_VIOLATION } else { u8::from(self.knee_per_s == 0.0) }
     }
 
-    /// Converts the result to a report section.
-    ///
-    /// # Errors
-    /// Fails if the chart cannot be drawn.
-    pub fn section(&self) -> Result<ReportSection> {
+    /// Report for people as one page.
+    #[must_use]
+    pub fn page(&self) -> ReportPage {
+        let edge = self.parameters.target.edge_name();
+        let bound = format_us(self.parameters.p99_ms * 1e3);
+        let text = match self.knee_per_s {
+            _ if self.violated => format!("The check failed: {edge} granted a worker twice, or lost one."),
+            0.0 => format!(
+                "{edge} sustained no rate: the 99th percentile was above {bound}, or less than 95 % was granted."
+            ),
+            knee => {
+                let knee = format_number(knee);
+                format!("{edge} sustained {knee} claims/s with a 99th percentile of at most {bound}. {NOTHING_WRONG}")
+            }
+        };
+        let verdict = ReportVerdict { is_good: self.exit_code() == 0, text };
+        let parameters = serde_json::to_value(&self.parameters).unwrap_or_default();
+        ReportPage { title: format!("Sweep of {edge}"), verdict, sections: vec![self.section()], parameters }
+    }
+
+    /// Section with the steps and the latency at each rate.
+    #[must_use]
+    pub fn section(&self) -> ReportSection {
         let mut table = vec![table_row(["rate/s", "granted/s", "p50 us", "p99 us", "p99.9 us", "sustained"])];
         for step in &self.steps {
             let LatencySummary { p50, p99, p999, .. } = step.latency_us;
@@ -132,22 +154,50 @@ impl SweepReport {
             cells.push(if step.sustained { "yes" } else { "no" }.to_owned());
             table.push(cells);
         }
-        let over_rate = |figure: fn(&SweepStep) -> f64| {
-            self.steps.iter().map(|step| (step.rate_per_s, figure(step))).collect::<Vec<_>>()
-        };
-        let lines = [
-            ("p50".to_owned(), over_rate(|step| step.latency_us.p50)),
-            ("p99".to_owned(), over_rate(|step| step.latency_us.p99)),
-            ("p99.9".to_owned(), over_rate(|step| step.latency_us.p999)),
-        ];
-        let title = format!("latency over rate, {}", self.parameters.target);
-        let chart = charts::line_chart(&title, ["claims/s offered", "us"], &lines)?;
         let text = format!(
-            "The knee is at {} claims/s: beyond it the 99th percentile is above {} ms, or less than 95 % is granted.",
+            "The knee is at {} claims/s: beyond it the 99th percentile is above {} ms, or less than 95 % is granted. Hollow \
+             points are the 99th percentiles of tries that failed; each was repeated once.",
             format_number(self.knee_per_s),
             self.parameters.p99_ms
         );
-        Ok(ReportSection { title: "Knee".into(), text, table, charts: vec![chart] })
+        let charts = vec![ReportChart { name: "latency-by-rate", picture: self.chart() }];
+        ReportSection { title: "Knee".into(), text, table, charts, ..ReportSection::default() }
+    }
+
+    fn chart(&self) -> Markup {
+        let tone = self.parameters.target.tone();
+        let over_rate = |sustained: bool, figure: fn(&LatencySummary) -> f64| -> Vec<(f64, f64)> {
+            let steps = self.steps.iter().filter(|step| step.sustained == sustained);
+            steps.map(|step| (step.rate_per_s, figure(&step.latency_us))).collect()
+        };
+        let line = |name: &str, stroke, points| ChartSeries { name: name.into(), tone, stroke, points };
+        let series = vec![
+            line("p50", LineStroke::Solid, over_rate(true, |latency| latency.p50)),
+            line("p99", LineStroke::Thin, over_rate(true, |latency| latency.p99)),
+            line("p99.9", LineStroke::Dashed, over_rate(true, |latency| latency.p999)),
+            line("", LineStroke::Hollow, over_rate(false, |latency| latency.p99)),
+        ];
+        let bound_us = self.parameters.p99_ms * 1e3;
+        let mut marks =
+            vec![ChartMark { text: format!("bound {}", format_us(bound_us)), value: MarkValue::Y(bound_us) }];
+        if self.knee_per_s > 0.0 {
+            let text = format!("knee {}/s", format_number(self.knee_per_s));
+            marks.push(ChartMark { text, value: MarkValue::X(self.knee_per_s) });
+        }
+        let points = || series.iter().flat_map(|series| &series.points);
+        LineChart {
+            title: format!("Latency by rate, {}", self.parameters.target.edge_name()),
+            x: ChartAxis::logarithmic("claims/s offered", AxisUnit::Number, points().map(|point| point.0)),
+            y: ChartAxis::logarithmic(
+                "latency from the time that was due",
+                AxisUnit::Microseconds,
+                points().map(|point| point.1).chain([bound_us]),
+            ),
+            series,
+            marks,
+            size: ChartSize::LARGE,
+        }
+        .draw()
     }
 }
 

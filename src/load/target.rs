@@ -249,7 +249,7 @@ impl LoadTarget {
             TargetKind::Http { client, .. } => client.delete_worker(worker).await,
             TargetKind::Grpc { client, .. } => client.delete_worker(worker).await,
             TargetKind::Baseline(_) | TargetKind::Postgres(_) | TargetKind::Echo { .. } => {
-                bail!("baselines do not support replacing workers")
+                bail!("only a scheduler can replace workers")
             }
         }
     }

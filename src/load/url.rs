@@ -6,7 +6,8 @@ use hyper::http::uri::Authority;
 use serde::Serialize;
 
 use super::baseline::BaselineUrl;
-use super::postgres::PostgresUrl;
+use super::charts::ChartTone;
+use super::postgres::{PostgresUrl, SynchronousCommit};
 
 /// Target that a load is sent to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +40,7 @@ const ECHO: &str = "echo+";
 
 fn wrong() -> String {
     "must be inproc, http://HOST:PORT, grpc://HOST:PORT, grpc-stream://HOST:PORT, resp://HOST:PORT[?http=HOST:PORT], \
-     postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off], or redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000, \
+     postgres://[USER@]HOST:PORT[/DATABASE][?synchronous_commit=on|off], redis-scan, -spop, -lock, -batch or -lua://HOST:PORT[,HOST:PORT...][?concurrent=N] with N from 1 to 1000, \
      or echo+ and the URL of a service"
         .to_owned()
 }
@@ -61,6 +62,39 @@ impl TargetUrl {
             Self::Baseline(url) => url.hosts.clone(),
             Self::Postgres(url) => vec![url.host.clone()],
             Self::Echo(url) => url.addresses(),
+        }
+    }
+
+    /// Name of the edge or of the design, without addresses.
+    #[must_use]
+    pub fn edge_name(&self) -> String {
+        match self {
+            Self::Inproc => "in process".to_owned(),
+            Self::Http(_) => "HTTP".to_owned(),
+            Self::Grpc(_) => "gRPC".to_owned(),
+            Self::GrpcStream(_) => "gRPC streams".to_owned(),
+            Self::Resp { .. } => "RESP".to_owned(),
+            Self::Baseline(url) => url.kind.into_str().to_owned(),
+            Self::Postgres(url) => match url.synchronous_commit {
+                SynchronousCommit::On => "PostgreSQL".to_owned(),
+                SynchronousCommit::Off => "PostgreSQL without sync".to_owned(),
+            },
+            Self::Echo(service) => format!("bare {}", service.edge_name()),
+        }
+    }
+
+    /// Colour of the edge in charts.
+    #[must_use]
+    pub const fn tone(&self) -> ChartTone {
+        match self {
+            Self::Inproc => ChartTone::Ink,
+            Self::Http(_) => ChartTone::Http,
+            Self::Grpc(_) => ChartTone::Grpc,
+            Self::GrpcStream(_) => ChartTone::GrpcStream,
+            Self::Resp { .. } => ChartTone::Resp,
+            Self::Baseline(_) => ChartTone::Redis,
+            Self::Postgres(_) => ChartTone::Postgres,
+            Self::Echo(_) => ChartTone::Bare,
         }
     }
 

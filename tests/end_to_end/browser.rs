@@ -1,6 +1,7 @@
 //! Real Chromium: what pages of other sites can do to a service, and whether the service's own page works.
 
 mod attacker;
+#[allow(dead_code, reason = "shared with the tests of the harness, which use all of it")]
 mod devtools;
 
 use serde_json::{Value, json};

@@ -15,6 +15,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{AckArg, ReportArgs, parse_positive};
+use super::charts::ChartTone;
 use super::claim_input::{ClaimParams, TargetPool};
 use super::load_client::LoadOperation;
 use super::pacing::StopSignal;
@@ -245,7 +246,8 @@ async fn compare_on_disk(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<D
     let resp = || parse_url(format!("resp://{}?http={}", service.resp, service.http));
     let table = |setting: &str| parse_url(format!("postgres://{}?synchronous_commit={setting}", postgres.host));
     let fleet = TargetPool { workers: 2_000, slots: 0, shards: 16, ack: AckLevel::Durable };
-    let bare = EchoProcess::start(&fleet, Some(&data.path().join("echo.log"))).await?;
+    let bare_dir = tempfile::TempDir::new()?;
+    let bare = EchoProcess::start(&fleet, Some(&bare_dir.path().join("log"))).await?;
     let entries = [
         entry("hotpool, HTTP, 1 client", http("http")?, (1, 1), one).limited_by("bare HTTP, 1 client"),
         entry("bare HTTP, 1 client", bare.url("http")?, (1, 1), one),
@@ -264,7 +266,7 @@ async fn compare_on_disk(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<D
         entry(BARE_STREAMS_DEEPEST, bare.url("grpc-stream")?, (8, 1_024), one),
     ];
     let about = "Claims and releases on 2 000 workers, on the disk before they are answered unless the row says otherwise: \
-                 Hotpool on its embedded store, a table in PostgreSQL with `FOR UPDATE SKIP LOCKED`, and bare servers, \
+                 Hotpool on its embedded store, a table in PostgreSQL with FOR UPDATE SKIP LOCKED, and bare servers, \
                  which write and sync as many bytes and decide nothing.";
     let mut bare_times = bare_writes(data.path())?;
     let contest = compare_targets("Durable on one disk", about, &entries, fleet, args, &[], stop).await?;
@@ -374,6 +376,8 @@ async fn compare_targets(
                 anyhow::bail!("interrupted");
             }
             let ComparedTarget { name, url, clients, in_flight, operation, .. } = &entries[index];
+            // Bare servers do not use the cluster.
+            let hosts = if matches!(url, TargetUrl::Echo(_)) { &[] } else { hosts };
             let bytes_before = bytes_read(hosts).await?;
             let plan = RunPlan {
                 command: "compare",
@@ -432,6 +436,11 @@ impl ComparisonRow {
         self.server_processor_us = of(|report| report.server_processor_us_per_claim.unwrap_or(0.0));
     }
 
+    /// Colour of the target's edge.
+    fn tone(&self) -> ChartTone {
+        self.target.parse().map_or(ChartTone::Ink, |url: TargetUrl| url.tone())
+    }
+
     /// Ratio of the busiest master's bytes to the mean.
     fn imbalance(&self) -> f64 {
         let mean = self.master_bytes.iter().sum::<u64>() as f64 / self.master_bytes.len().max(1) as f64;
@@ -458,7 +467,14 @@ impl WorkloadComparison {
     /// Relates each row that has a limit to it.
     fn relate_to_limits(&mut self) {
         let rate = |report: &LoadReport| report.throughput_per_s;
-        let relate = |row: &ComparisonRow| Some(self.ratio([row.name, row.limit?], rate, f64::max));
+        let names: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
+        let is_known = |row: &ComparisonRow| row.limit.is_none_or(|limit| names.contains(&limit));
+        assert!(self.rows.iter().all(is_known), "each limit is a row: {names:?}");
+        let relate = |row: &ComparisonRow| {
+            let limit = self.rows.iter().find(|limit| Some(limit.name) == row.limit)?;
+            let pairs = row.turns.iter().zip(&limit.turns);
+            Some(median(pairs.map(|(own, limit)| rate(own) / rate(limit).max(f64::MIN_POSITIVE)).collect()))
+        };
         let related: Vec<Option<f64>> = self.rows.iter().map(relate).collect();
         self.rows.iter_mut().zip(related).for_each(|(row, of_limit)| row.of_limit = of_limit);
     }

@@ -1,19 +1,19 @@
 //! Tables of a comparison: measurements against goals, as sections of a report.
 
-use anyhow::Result;
-
 use super::{
     ComparisonReport, ComparisonRow, DiskComparison, PerformanceGoal, RESP_DEEPEST, SPOP, STREAMS_DEEPEST,
     WorkloadComparison,
 };
-use crate::charts::{self, format_number};
-use crate::html_report::{ReportSection, run_sections, table_row};
+use crate::charts::{BarChart, ChartBar, ChartTone, format_number};
+use crate::html_report::{ReportChart, ReportPage, ReportSection, ReportVerdict, table_row};
 use crate::report::LoadReport;
+use crate::run_report::{NOTHING_WRONG, NamedRun, describe_violations, run_sections};
 
 impl WorkloadComparison {
-    fn section(&self) -> Result<ReportSection> {
+    fn section(&self) -> ReportSection {
         let mut table = vec![table_row([
             "",
+            "check",
             "claims/s",
             "of its limit",
             "p50 us",
@@ -26,7 +26,6 @@ impl WorkloadComparison {
             "refused",
             "errors",
             "masters max/mean",
-            "check",
         ])];
         for row in &self.rows {
             let last = row.turns.last();
@@ -36,6 +35,7 @@ impl WorkloadComparison {
             let violated = row.turns.iter().any(LoadReport::has_violations);
             table.push(vec![
                 row.name.to_owned(),
+                if violated { "VIOLATED" } else { "ok" }.to_owned(),
                 format_number(row.claims_per_s),
                 row.of_limit.map_or_else(String::new, format_number),
                 format_number(row.p50_us),
@@ -48,28 +48,27 @@ impl WorkloadComparison {
                 sum(|report| report.claims_refused),
                 sum(|report| report.errors),
                 if row.master_bytes.is_empty() { String::new() } else { format!("{:.2}", row.imbalance()) },
-                if violated { "VIOLATED" } else { "ok" }.to_owned(),
             ]);
         }
-        let bars = |figure: fn(&ComparisonRow) -> f64| {
-            self.rows.iter().map(|row| (row.name.to_owned(), figure(row))).collect::<Vec<_>>()
+        let bars = |name: &'static str, title: &str, unit: &str, figure: fn(&ComparisonRow) -> f64| {
+            let rows = self.rows.iter().map(|row| ChartBar {
+                name: row.name.to_owned(),
+                tone: row.tone(),
+                value: figure(row),
+            });
+            let chart = BarChart { title: title.to_owned(), unit: unit.to_owned(), bars: rows.collect() };
+            ReportChart { name, picture: chart.draw() }
         };
         let mut charts = vec![
-            charts::bar_chart(
-                "claims granted per second",
-                "claims/s, median of the rounds",
-                &bars(|row| row.claims_per_s),
-            )?,
-            charts::bar_chart("99th percentile", "us, median of the rounds", &bars(|row| row.p99_us))?,
+            bars("rate", "Claims granted", "claims/s, median of the rounds", |row| row.claims_per_s),
+            bars("p99", "99th percentile of claims", "microseconds, median of the rounds", |row| row.p99_us),
         ];
         if self.rows.iter().any(|row| !row.master_bytes.is_empty()) {
-            charts.push(charts::bar_chart(
-                "load of the fullest master over the mean",
-                "max/mean of bytes read",
-                &bars(ComparisonRow::imbalance),
-            )?);
+            let title = "Load of the fullest master over the mean";
+            charts.push(bars("masters", title, "max/mean of bytes read", ComparisonRow::imbalance));
         }
-        Ok(ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, charts })
+        let terminal_columns = Some(&["claims/s", "of its limit", "p50 us", "p99 us", "check"][..]);
+        ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, terminal_columns, charts }
     }
 }
 
@@ -98,7 +97,8 @@ pub(super) fn promises(
     };
     let beside_postgres = |ours: &str, theirs: &str, wanted: f64| {
         let found = durable.contest.ratio([ours, theirs], rate, f64::max);
-        at_least(&format!("{ours}: pairs/s over {theirs}"), wanted, found)
+        let beside = theirs.strip_suffix(", ").map_or_else(|| theirs.to_owned(), |name| format!("the best of {name}"));
+        at_least(&format!("{ours}: pairs/s over {beside}"), wanted, found)
     };
     let bare_p50_us = durable.bare_p50_us;
     let lone_p50 = |report: &LoadReport| report.latency_us.p50;
@@ -148,35 +148,48 @@ pub(super) fn promises(
 }
 
 impl ComparisonReport {
-    /// Converts the comparison to report sections.
-    ///
-    /// # Errors
-    /// Fails if a chart cannot be drawn.
-    pub fn sections(&self) -> Result<Vec<ReportSection>> {
-        let mut table = vec![table_row(["what", "goal", "measured", "met"])];
+    /// Report for people as one page.
+    #[must_use]
+    pub fn page(&self) -> ReportPage {
+        let held = self.promises.iter().filter(|goal| goal.held).count();
+        let goals = format!("Hotpool reached {held} of {} goals.", self.promises.len());
+        let reports = self.contests.iter().flat_map(|contest| &contest.rows);
+        let violated = reports.flat_map(|row| row.turns.iter().map(|turn| (row.name, turn)));
+        let violated = violated.chain(self.half_knee.iter().map(|report| ("RESP at half the knee", report)));
+        let text = match violated.into_iter().find_map(|(name, turn)| Some((name, describe_violations(turn)?))) {
+            Some((name, violations)) => format!("The check failed. {name}: {violations}."),
+            None if self.knee.violated => "The check of the sweep failed.".to_owned(),
+            None => format!("{goals} {NOTHING_WRONG}"),
+        };
+        let verdict = ReportVerdict { is_good: self.exit_code() == 0, text };
+        let parameters = serde_json::to_value(&self.parameters).unwrap_or_default();
+        ReportPage { title: "Comparison".into(), verdict, sections: self.sections(), parameters }
+    }
+
+    fn sections(&self) -> Vec<ReportSection> {
+        let mut table = vec![table_row(["what", "met", "goal", "measured"])];
         for PerformanceGoal { what, wanted, found, held } in &self.promises {
-            table.push(vec![
-                what.clone(),
-                wanted.clone(),
-                format_number(*found),
-                if *held { "yes" } else { "no" }.to_owned(),
-            ]);
+            let met = if *held { "yes" } else { "no" };
+            table.push(vec![what.clone(), met.to_owned(), wanted.clone(), format_number(*found)]);
         }
-        let text = format!("Medians of {} rounds; ratios are medians of the rounds' ratios.", self.parameters.rounds);
-        let mut sections = vec![ReportSection { title: "Goals".into(), text, table, charts: Vec::new() }];
-        for contest in &self.contests {
-            sections.push(contest.section()?);
-        }
-        sections.push(self.knee.section()?);
-        if let Some(report) = &self.half_knee {
-            sections.extend(run_sections(&[("RESP at half the knee, acknowledged from memory".to_owned(), report)])?);
-        }
+        let text = match self.parameters.rounds {
+            1 => "Figures of one round.".to_owned(),
+            rounds => format!("Medians of {rounds} rounds; ratios are medians of the rounds' ratios."),
+        };
+        let mut sections = vec![ReportSection { title: "Goals".into(), text, table, ..ReportSection::default() }];
+        sections.extend(self.contests.iter().map(WorkloadComparison::section));
+        sections.push(self.knee.section());
         let rows = self.contests.iter().flat_map(|contest| &contest.rows);
         let deepest = rows.filter(|row| row.name == RESP_DEEPEST).find_map(|row| row.turns.last());
-        if let Some(report) = deepest {
-            sections
-                .extend(run_sections(&[("RESP, durable, 1 024 in flight".to_owned(), report)])?.into_iter().skip(1));
-        }
-        Ok(sections)
+        let runs = [
+            ("RESP at half the knee, acknowledged from memory", self.half_knee.as_ref()),
+            ("RESP, durable, 1 024 in flight", deepest),
+        ];
+        let named = |(name, report): (&str, Option<_>)| {
+            Some(NamedRun { name: name.to_owned(), tone: ChartTone::Resp, report: report? })
+        };
+        let runs: Vec<NamedRun<'_>> = runs.into_iter().filter_map(named).collect();
+        sections.extend(run_sections(&runs));
+        sections
     }
 }

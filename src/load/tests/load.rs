@@ -5,8 +5,13 @@ mod baselines;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
 #[path = "../../../tests/end_to_end/client.rs"]
 mod client;
+#[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]
+#[path = "../../../tests/end_to_end/browser/devtools.rs"]
+mod devtools;
 #[path = "load/network_targets.rs"]
 mod network_targets;
+#[path = "load/pages.rs"]
+mod pages;
 #[path = "load/scenarios.rs"]
 mod scenarios;
 #[allow(dead_code, reason = "shared with the tests over sockets, which use all of it")]

@@ -8,6 +8,13 @@ use tempfile::TempDir;
 
 use crate::server::{Running, until};
 
+/// Colours that the reader of a page prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColorScheme {
+    Light,
+    Dark,
+}
+
 pub struct Browser {
     to: ChildStdin,
     from: BufReader<ChildStdout>,
@@ -72,6 +79,26 @@ impl Browser {
             }
             self.events.push(response);
         }
+    }
+
+    /// Records the requests of all pages from now on.
+    pub fn watch_requests(&mut self) {
+        self.call("Network.enable", &json!({}));
+    }
+
+    /// Returns the addresses that pages have requested.
+    pub fn requests(&self) -> Vec<String> {
+        let requests = self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        requests.map(|event| event["params"]["request"]["url"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// Gives pages a width, and the reader's preference of colours.
+    pub fn emulate(&mut self, width_px: u32, scheme: ColorScheme) {
+        let metrics = json!({"width": width_px, "height": 1_000, "deviceScaleFactor": 1, "mobile": false});
+        self.call("Emulation.setDeviceMetricsOverride", &metrics);
+        let value = if scheme == ColorScheme::Dark { "dark" } else { "light" };
+        let features = json!([{"name": "prefers-color-scheme", "value": value}]);
+        self.call("Emulation.setEmulatedMedia", &json!({"features": features}));
     }
 
     /// Opens a page, and waits until its scripts have started.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::server::Server;
 use crate::servers::Server as Redis;
-use crate::{load, report};
+use crate::{load, pages, report};
 
 fn files() -> Vec<String> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/load");
@@ -82,7 +82,8 @@ fn scenarios_on_many_targets_share_one_page() {
     assert_eq!(skipped.len(), 4, "{skipped:#?}");
     run.iter().for_each(|run| assert_clean_run(run));
     let html = std::fs::read_to_string(html_path).expect("a page");
-    assert!(html.matches("<svg").count() > 2 * run.len() && html.contains("shard 0"));
+    assert!(html.matches("<svg").count() > 2 * run.len() && html.contains("Changes decided by each shard"));
+    pages::check(Path::new(html_path));
 }
 
 #[test]
@@ -150,21 +151,27 @@ fn a_sweep_finds_a_knee() {
         let tries = steps.iter().filter(|step| &step["rate_per_s"] == rate).count();
         assert_eq!(tries, 2, "an unsustained rate is tried once more: {report:#}");
     }
-    assert!(std::fs::read_to_string(html_path).expect("a page").contains("latency over rate"));
+    assert!(std::fs::read_to_string(html_path).expect("a page").contains("Latency by rate"));
+    pages::check(Path::new(html_path));
 }
 
 #[test]
 fn a_comparison_starts_its_servers_and_writes_its_tables() {
     let dir = tempfile::tempdir().expect("a directory");
     let [html_path, tables] = ["page.html", "tables.md"].map(|name| dir.path().join(name).display().to_string());
+    let plots = dir.path().join("plots").display().to_string();
     let args = ["compare", "--rounds", "1", "--turn-s", "0.2", "--report-html", &html_path, "--report-md", &tables];
-    let report = report(&args);
+    let report = report(&[&args[..], &["--plot", &plots]].concat());
     assert_eq!(report["promises"].as_array().map(Vec::len), Some(14));
     for contest in report["contests"].as_array().expect("contests") {
         let masters = if contest["name"] == "Durable on one disk" { 0 } else { 3 };
         for row in contest["rows"].as_array().expect("rows") {
             assert!(row["claims_per_s"].as_f64() > Some(0.0), "{row:#}");
+            let is_bare = row["name"].as_str().is_some_and(|name| name.starts_with("bare"));
+            let masters = if is_bare { 0 } else { masters };
             assert_eq!(row["master_bytes"].as_array().map(Vec::len), Some(masters));
+            let is_limited = row["name"].as_str().is_some_and(|name| name.starts_with("hotpool"));
+            assert_eq!(row["of_limit"].as_f64().is_some_and(|of_limit| of_limit > 0.0), is_limited, "{row:#}");
         }
     }
     let tables = std::fs::read_to_string(tables).expect("tables");
@@ -177,10 +184,13 @@ fn a_comparison_starts_its_servers_and_writes_its_tables() {
         "redis-lua",
         "hotpool, RESP",
         "Knee",
-        "| what | goal |",
+        "| what | met | goal |",
     ] {
         assert!(tables.contains(word), "{word} in {tables}");
     }
+    pages::check(Path::new(&html_path));
+    let chart = Path::new(&plots).join("knee-latency-by-rate.svg");
+    assert!(std::fs::read_to_string(chart).expect("a chart").starts_with("<svg xmlns"));
     assert!(!tables.contains("VIOLATED"), "{tables}");
     let html = std::fs::read_to_string(html_path).expect("a page");
     assert!(html.contains("<svg") && !html.contains("<script") && !html.contains("src="));
