@@ -115,7 +115,7 @@ impl ScenarioRunReport {
                 (None, Some(reason)) => fold(&format!("skipped: {reason}")),
                 (None, None) => String::new(),
             };
-            format!("== {} on {}\n{text}\n", run.scenario, run.target)
+            format!("{}\n{text}\n", fold(&format!("== {} on {}", run.scenario, run.target)))
         };
         self.runs.iter().map(section).collect()
     }

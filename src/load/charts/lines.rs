@@ -123,8 +123,9 @@ impl LineChart {
                 text class="title" x="2" y="16" { (self.title) }
                 text class="muted" x="2" y="33" { (self.y.label) }
                 (self.draw_axes(&frame))
-                @for mark in &self.marks { (self.draw_mark(mark, &frame)) }
                 @for series in &self.series { (self.draw_series(series, &frame)) }
+                // Their texts must be read across lines.
+                @for mark in &self.marks { (self.draw_mark(mark, &frame)) }
                 @for (series, y) in self.name_positions(&frame) {
                     (self.draw_leader(series, y, &frame))
                     text class=(format!("name {}", series.tone.class())) x=(round(frame.right + 5.0)) y=(round(y + 4.0)) {
