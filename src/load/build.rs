@@ -6,16 +6,20 @@ use std::process::Command;
 fn main() {
     // Sources from elsewhere than a clone have no commit.
     println!("cargo::rerun-if-changed=build.rs");
-    for input in ["../../.git/logs/HEAD", "../../src"] {
-        if Path::new(input).exists() {
+    // A linked working tree keeps its log elsewhere.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"]);
+    for input in ["../../src", "../../Cargo.lock", log.as_deref().unwrap_or_default()] {
+        if !input.is_empty() && Path::new(input).exists() {
             println!("cargo::rerun-if-changed={input}");
         }
     }
-    let described =
-        Command::new("git").args(["describe", "--always", "--dirty=, changed", "--abbrev=12", "--exclude=*"]).output();
-    if let Ok(output) = described
-        && output.status.success()
-    {
-        println!("cargo::rustc-env=HOTPOOL_COMMIT={}", String::from_utf8_lossy(&output.stdout).trim());
+    if let Some(commit) = git(&["describe", "--always", "--dirty=, changed", "--abbrev=12", "--exclude=*"]) {
+        println!("cargo::rustc-env=HOTPOOL_COMMIT={commit}");
     }
+}
+
+/// Output of a command of git; none if there is no git or no clone.
+fn git(words: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(words).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -1,6 +1,7 @@
 //! Reports for people: sections of text, tables and charts, as one page without scripts and without other files, as
 //! Markdown, or as text for a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
@@ -15,7 +16,7 @@ pub const TERMINAL_COLUMNS: u16 = 80;
 
 /// Style sheet of a page, beside that of its charts.
 const PAGE_STYLE: &str = "\
-:root{--good:#00805d;--bad:#b3261e}@media(prefers-color-scheme:dark){:root{--good:#2bc59a;--bad:#ff8a80}}\
+:root{--good:#00805d;--bad:#b3261e}@media screen and (prefers-color-scheme:dark){:root{--good:#2bc59a;--bad:#ff8a80}}\
 *{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;max-width:1560px;margin:0 auto;\
 padding:24px clamp(14px,3vw,48px);background:var(--paper);color:var(--ink);overflow-wrap:anywhere}\
 h1{font-size:1.6rem;line-height:1.2;margin:0 0 .6em}h2{font-size:1.2rem;margin:2.2em 0 .5em}p{max-width:78ch;margin:.6em 0}\
@@ -28,7 +29,7 @@ th{color:var(--muted);font-weight:600;vertical-align:bottom;white-space:normal}t
 td.long{white-space:normal;text-align:left;min-width:16em}td.good{color:var(--good);font-weight:600}td.bad{color:var(--bad);font-weight:700}\
 details{margin:2.4em 0 0;color:var(--muted)}summary{cursor:pointer}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px}dd{margin:0}\
 pre{white-space:pre-wrap;font-size:13px}\
-@media print{details::details-content{content-visibility:visible;block-size:auto}.charts svg,tr{break-inside:avoid}}";
+@media print{h2{break-after:avoid}details::details-content{content-visibility:visible;block-size:auto}.charts svg,tr{break-inside:avoid}}";
 
 /// Rules for a table that does not fit: each row becomes a card.
 const CARD_STYLE: &str = "thead{display:none}table,tbody{display:block}tbody{display:grid;\
@@ -163,10 +164,17 @@ impl ReportPage {
             let title: String = section.title.chars().map(word).collect();
             let words: Vec<&str> = title.split('-').filter(|word| !word.is_empty()).collect();
             let title = words.join("-");
-            let file = |chart: &ReportChart| (format!("{title}-{}.svg", chart.name), standalone(&chart.picture));
+            let file = |chart: &ReportChart| (format!("{title}-{}", chart.name), standalone(&chart.picture));
             section.charts.iter().map(file).collect::<Vec<_>>()
         };
-        self.sections.iter().flat_map(of).collect()
+        // Titles may differ in what a file name leaves out.
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let numbered = |(name, svg): (String, String)| {
+            let count = seen.entry(name.clone()).or_default();
+            *count += 1;
+            (if *count == 1 { format!("{name}.svg") } else { format!("{name}-{count}.svg") }, svg)
+        };
+        self.sections.iter().flat_map(of).map(numbered).collect()
     }
 
     /// Renders the report as Markdown, without the charts.
@@ -231,7 +239,7 @@ fn draw_section(section: &ReportSection) -> Markup {
     let table = section.filled_table();
     let class = |cell: &str| match cell {
         "ok" | "yes" => "good",
-        "VIOLATED" | "no" => "bad",
+        "VIOLATED" | "not finished" | "no" => "bad",
         sentence if sentence.chars().count() > NUMBER_CHARS_MAX => "long",
         _ => "",
     };
@@ -240,11 +248,16 @@ fn draw_section(section: &ReportSection) -> Markup {
         @if !section.text.is_empty() { p { (with_whole_numbers(&section.text)) } }
         @if let Some((head, rows)) = table.split_first() {
             div class=(table_class(head.len())) {
-                table {
-                    thead { tr { @for cell in head { th { (cell) } } } }
-                    tbody {
+                // Roles, because rows that are cards lose those of their elements.
+                table role="table" {
+                    thead { tr role="row" { @for cell in head { th role="columnheader" scope="col" { (cell) } } } }
+                    tbody role="rowgroup" {
                         @for row in rows {
-                            tr { @for (label, cell) in head.iter().zip(row) { td class=(class(cell)) data-label=(label) { (cell) } } }
+                            tr role="row" {
+                                @for (label, cell) in head.iter().zip(row) {
+                                    td role="cell" class=(class(cell)) data-label=(label) { (cell) }
+                                }
+                            }
                         }
                     }
                 }
@@ -337,7 +350,7 @@ mod tests {
         assert!(
             html.contains("<title>a&lt;b</title>") && html.contains("&lt;b&gt;&amp;") && html.contains("&lt;y&gt;")
         );
-        assert!(html.contains("class=\"verdict bad\"") && html.contains("<td class=\"good\" data-label=\"check\">ok"));
+        assert!(html.contains("class=\"verdict bad\"") && html.contains("class=\"good\" data-label=\"check\">ok"));
         assert!(!html.contains(">empty<"), "columns without a value are left out");
         for external in ["<script", "src=", "@import", "url(", "http://", "https://"] {
             assert!(!html.contains(external), "{external}");

@@ -61,7 +61,7 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
             let target = &load.common().target;
             let named = NamedRun { name: target.edge_name(), tone: target.tone(), report: &report };
             let page =
-                run_page(&format!("{} of {}", report.command, target.edge_name()), &[named], report.parameters.clone());
+                run_page(&format!("{}: {}", report.command, target.edge_name()), &[named], report.parameters.clone());
             let written = write_json(json, &report).and_then(|()| write_page(pictures, &page));
             report.failures.extend(written.err().map(|error| format!("{error:#}")));
             println!("{}", report.table(terminal));

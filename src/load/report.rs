@@ -283,11 +283,24 @@ impl LoadReport {
     /// Claims granted over time in one row of a terminal, as bars of block characters; none without a timeline.
     fn sparkline(&self) -> Option<String> {
         const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-        let rates: Vec<f64> =
-            self.timeline.iter().map(|slice| slice.claims_ok as f64 / slice.length_s.max(f64::MIN_POSITIVE)).collect();
+        let slices = self.full_slices();
+        let rate = |slices: &[TimelineSlice]| {
+            let length_s: f64 = slices.iter().map(|slice| slice.length_s).sum();
+            slices.iter().map(|slice| slice.claims_ok).sum::<u64>() as f64 / length_s.max(f64::MIN_POSITIVE)
+        };
+        let rates: Vec<f64> = slices.chunks(slices.len().div_ceil(SPARKLINE_MAX).max(1)).map(rate).collect();
         let max = rates.iter().copied().fold(0.0, f64::max);
         let block = |rate: &f64| BLOCKS[((rate / max * 7.0).round() as usize).min(7)];
-        (max > 0.0).then(|| rates.iter().take(SPARKLINE_MAX).map(block).collect())
+        (max > 0.0).then(|| rates.iter().map(block).collect())
+    }
+
+    /// Slices of the timeline without a short one at its end, in which only the last answers came in.
+    #[must_use]
+    pub fn full_slices(&self) -> &[TimelineSlice] {
+        match &self.timeline[..] {
+            [before @ .., previous, last] if last.length_s < previous.length_s / 2.0 => &self.timeline[..=before.len()],
+            all => all,
+        }
     }
 
     /// Formats the report as a table for people, which fits a terminal.
@@ -452,7 +465,7 @@ mod tests {
         report.failures.push("a reason of many words, ".repeat(9));
         let text = report.table(TerminalText::Unicode);
         assert!(text.lines().all(|row| row.chars().count() <= 80), "{text}");
-        assert!(text.contains("▁▁▁▁▁▂▂▂▂▂") && !report.table(TerminalText::Ascii).contains('▁'), "{text}");
+        assert!(text.contains("▁▁▁▂▂▂▂") && !report.table(TerminalText::Ascii).contains('▁'), "{text}");
     }
 
     #[test]

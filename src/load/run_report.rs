@@ -25,6 +25,8 @@ pub struct NamedRun<'a> {
 const DISTRIBUTIONS_MAX: usize = 8;
 /// Number of shards up to which each has a bar.
 const SHARD_BARS_MAX: usize = 4;
+/// Number of shards up to which each has a point of its own.
+const SHARD_POINTS_MAX: usize = 128;
 /// Statement that a check found nothing.
 pub const NOTHING_WRONG: &str = "Every answer was checked, and none was wrong.";
 
@@ -39,28 +41,38 @@ pub fn run_page(title: &str, runs: &[NamedRun<'_>], parameters: serde_json::Valu
 pub fn describe_violations(report: &LoadReport) -> Option<String> {
     let faults = &report.faults;
     let counts = [
-        (faults.double_claims, "workers were granted twice"),
-        (faults.old_fences, "fences did not grow"),
-        (faults.unknown_workers, "grants named unknown workers"),
-        (report.leaked.unwrap_or(0), "workers were not given back"),
+        ("grants of a worker that was held", faults.double_claims),
+        ("fences that did not grow", faults.old_fences),
+        ("grants of unknown workers", faults.unknown_workers),
+        ("workers missing or not idle at the end", report.leaked.unwrap_or(0)),
     ];
     let found: Vec<String> =
-        counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        counts.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what}: {count}")).collect();
     (!found.is_empty()).then(|| found.join(", "))
 }
 
-fn run_verdict(runs: &[NamedRun<'_>]) -> ReportVerdict {
-    let violated = runs.iter().find_map(|run| Some((run, describe_violations(run.report)?)));
-    if let Some((run, violations)) = violated {
-        return ReportVerdict { is_good: false, text: format!("The check failed. {}: {violations}.", run.name) };
+/// Describes what is wrong with a run or missing from it; none if every answer was checked and right.
+#[must_use]
+pub fn describe_problem(name: &str, report: &LoadReport) -> Option<String> {
+    if let Some(violations) = describe_violations(report) {
+        return Some(format!("The check failed. {name}: {violations}."));
     }
-    if let Some(run) = runs.iter().find(|run| run.report.exit_code() != 0) {
-        let reason = match run.report.failures.first() {
-            Some(failure) => failure.clone(),
-            None if run.report.interrupted => "it was interrupted".to_owned(),
-            None => "no claim was granted".to_owned(),
-        };
-        return ReportVerdict { is_good: false, text: format!("{} is not complete: {reason}.", run.name) };
+    let reason = match report.failures.first() {
+        Some(failure) => failure.clone(),
+        None if report.interrupted => "interrupted".to_owned(),
+        None if report.claims_ok == 0 => "no claim was granted".to_owned(),
+        None if report.leaked.is_none() => "not every request was answered, so the check is not finished".to_owned(),
+        None => return None,
+    };
+    Some(format!("{name} is not complete: {reason}."))
+}
+
+fn run_verdict(runs: &[NamedRun<'_>]) -> ReportVerdict {
+    // Violations come before what is only missing.
+    let worst =
+        runs.iter().filter_map(|run| Some((run.report.has_violations(), describe_problem(&run.name, run.report)?)));
+    if let Some((_, text)) = worst.min_by_key(|(is_violated, _)| !is_violated) {
+        return ReportVerdict { is_good: false, text };
     }
     let rate = |run: &NamedRun<'_>| format!("{} claims/s", format_number(run.report.throughput_per_s));
     let p99 = |run: &NamedRun<'_>| format_us(run.report.latency_us.p99);
@@ -91,12 +103,16 @@ fn run_verdict(runs: &[NamedRun<'_>]) -> ReportVerdict {
     let sum = |figure: fn(&LoadReport) -> u64| runs.iter().map(|run| figure(run.report)).sum::<u64>();
     let (refused, errors) = (sum(|report| report.claims_refused), sum(|report| report.errors));
     if refused > 0 {
-        let _ = write!(text, " {} claims were refused for lack of capacity.", format_count(refused));
+        let _ = write!(text, " Refused for lack of capacity: {}.", format_count(refused));
     }
     if errors > 0 {
-        let _ = write!(text, " {} requests failed.", format_count(errors));
+        let _ = write!(text, " Failed requests: {}.", format_count(errors));
     }
-    if !runs.is_empty() {
+    // Several processes each check what they got themselves.
+    let is_shared = |run: &NamedRun<'_>| run.report.parameters["processes"].as_u64() > Some(1);
+    if runs.iter().any(is_shared) {
+        text.push_str(" Every process checked its own grants, and none was wrong.");
+    } else if !runs.is_empty() {
         let _ = write!(text, " {NOTHING_WRONG}");
     }
     ReportVerdict { is_good: !runs.is_empty(), text }
@@ -105,6 +121,9 @@ fn run_verdict(runs: &[NamedRun<'_>]) -> ReportVerdict {
 /// Sections that compare runs side by side, then show each over time.
 #[must_use]
 pub fn run_sections(runs: &[NamedRun<'_>]) -> Vec<ReportSection> {
+    if runs.is_empty() {
+        return Vec::new();
+    }
     let mut table = vec![table_row([
         "",
         "check",
@@ -115,7 +134,7 @@ pub fn run_sections(runs: &[NamedRun<'_>]) -> Vec<ReportSection> {
         "p99 us",
         "p99.9 us",
         "max us",
-        "round trips a claim",
+        "round trips per claim",
     ])];
     for NamedRun { name, report, .. } in runs {
         let LatencySummary { p50, p99, p999, max, .. } = report.latency_us;
@@ -150,7 +169,11 @@ pub fn run_sections(runs: &[NamedRun<'_>]) -> Vec<ReportSection> {
 /// Outcome of the check of a run as a cell of a table.
 #[must_use]
 pub fn check_cell(report: &LoadReport) -> &'static str {
-    if report.has_violations() { "VIOLATED" } else { "ok" }
+    match report.leaked {
+        _ if report.has_violations() => "VIOLATED",
+        None => "not finished",
+        Some(_) => "ok",
+    }
 }
 
 /// Latency at each percentile.
@@ -168,7 +191,10 @@ fn distribution(runs: &[NamedRun<'_>]) -> Option<maud::Markup> {
     let values = series.iter().flat_map(|series| &series.points).map(|(_, us)| *us).collect::<Vec<_>>();
     (!series.is_empty()).then(|| {
         LineChart {
-            title: "Distribution of latencies".into(),
+            title: match runs.len() {
+                0..=DISTRIBUTIONS_MAX => "Distribution of latencies".into(),
+                all => format!("Distribution of latencies, the first {DISTRIBUTIONS_MAX} of {all} runs"),
+            },
             x: ChartAxis::percentiles("percentile of claims"),
             y: ChartAxis::logarithmic("latency", AxisUnit::Microseconds, values.into_iter()),
             series,
@@ -194,14 +220,14 @@ fn timeline_section(run: &NamedRun<'_>) -> ReportSection {
         charts.push(ReportChart { name: "rate-over-time", picture: rate_over_time(report, *tone) });
         charts.push(ReportChart { name: "latency-over-time", picture: latency_over_time(report, *tone) });
     }
-    let mut text = report.failures.join("; ");
+    let mut text: String = report.failures.iter().map(|failure| format!("{failure}. ")).collect();
     if let Some(stall) = report.longest_stall_s {
         let _ = write!(text, "Longest time without a granted claim: {stall:.2} s. ");
     }
     if report.shards.len() > 1 {
         let mean = report.shards.iter().sum::<u64>() as f64 / report.shards.len() as f64;
         let max = report.shards.iter().max().map_or(0.0, |max| *max as f64);
-        let _ = write!(text, "Changes decided by shard: max/mean {:.3}.", max / mean.max(1.0));
+        let _ = write!(text, "Changes decided by shard: max/mean {:.3}.", max / mean.max(f64::MIN_POSITIVE));
         charts.push(ReportChart { name: "shards", picture: spread_over_shards(&report.shards, mean, *tone) });
     }
     ReportSection { title: name.clone(), text, charts, ..ReportSection::default() }
@@ -209,10 +235,7 @@ fn timeline_section(run: &NamedRun<'_>) -> ReportSection {
 
 /// Points of a figure over time.
 fn over_time(report: &LoadReport, figure: impl Fn(&TimelineSlice) -> f64) -> Vec<(f64, f64)> {
-    // What is left at the end, while the last answers come in, is no rate.
-    let full = report.timeline.iter().map(|slice| slice.length_s).fold(0.0, f64::max) / 2.0;
-    let slices = report.timeline.iter().filter(|slice| slice.length_s >= full);
-    slices.map(|slice| (slice.t_s, figure(slice))).collect()
+    report.full_slices().iter().map(|slice| (slice.t_s, figure(slice))).collect()
 }
 
 fn time_axis(report: &LoadReport) -> ChartAxis {
@@ -272,12 +295,14 @@ fn spread_over_shards(shards: &[u64], mean: f64, tone: ChartTone) -> maud::Marku
         let bars = shards.iter().enumerate().map(bar).collect();
         return BarChart { title: "Changes decided by each shard".into(), unit: "changes".into(), bars }.draw();
     }
+    // So many circles would be most of the page.
+    let stroke = if shards.len() > SHARD_POINTS_MAX { LineStroke::Thin } else { LineStroke::Hollow };
     let points: Vec<(f64, f64)> = (0..).zip(shards).map(|(n, changes)| (f64::from(n), *changes as f64)).collect();
     LineChart {
         title: "Changes decided by each shard".into(),
         x: ChartAxis::from_zero("shard", AxisUnit::Number, points.iter().map(|point| point.0)),
         y: ChartAxis::from_zero("changes", AxisUnit::Number, points.iter().map(|point| point.1)),
-        series: vec![ChartSeries { name: String::new(), tone, stroke: LineStroke::Hollow, points }],
+        series: vec![ChartSeries { name: String::new(), tone, stroke, points }],
         marks: vec![ChartMark { text: "mean".into(), value: MarkValue::Y(mean) }],
         size: ChartSize::SMALL,
     }
@@ -310,12 +335,20 @@ mod tests {
         fast.errors = 3;
         let text = run_verdict(&[named("a", &slow), named("b", &fast)]).text;
         assert!(
-            text.starts_with("2 runs: at most 4 000 claims/s (b); ") && text.contains(" 3 requests failed."),
+            text.starts_with("2 runs: at most 4 000 claims/s (b); ") && text.contains(" Failed requests: 3."),
             "{text}"
         );
         fast.faults.double_claims = 2;
         let verdict = run_verdict(&[named("a", &slow), named("b", &fast)]);
-        assert_eq!((verdict.is_good, &*verdict.text), (false, "The check failed. b: 2 workers were granted twice."));
+        assert_eq!(
+            (verdict.is_good, &*verdict.text),
+            (false, "The check failed. b: grants of a worker that was held: 2.")
+        );
+        fast.faults.double_claims = 0;
+        fast.leaked = None;
+        let verdict = run_verdict(&[named("a", &slow), named("b", &fast)]);
+        assert!(!verdict.is_good && verdict.text.starts_with("b is not complete: not every request"), "{verdict:?}");
+        assert_eq!(check_cell(&fast), "not finished");
         let empty = report(0);
         let verdict = run_verdict(&[named("a", &empty)]);
         assert_eq!((verdict.is_good, &*verdict.text), (false, "a is not complete: no claim was granted."));

@@ -88,7 +88,7 @@ impl ScenarioRunReport {
         let is_unique = |name: &String| names.iter().filter(|other| *other == name).count() == 1;
         let named = |run: &'_ ScenarioOutcome| {
             let (name, tone) = short(run);
-            let name = if is_unique(&name) { name } else { format!("{name}, {}", run.target) };
+            let name = if is_unique(&name) { name } else { format!("{} on {}", run.scenario, run.target) };
             (name, tone)
         };
         let runs = self.runs.iter().filter_map(|run| {

@@ -115,13 +115,15 @@ pub struct SweepReport {
     pub steps: Vec<SweepStep>,
     /// True if any measurement found a violation.
     pub violated: bool,
+    /// True if a signal ended the sweep early.
+    pub interrupted: bool,
 }
 
 impl SweepReport {
     /// Exit code: [`EXIT_VIOLATION`], otherwise 1 if no rate was sustained, otherwise 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        if self.violated { EXIT_VIOLATION } else { u8::from(self.knee_per_s == 0.0) }
+        if self.violated { EXIT_VIOLATION } else { u8::from(self.knee_per_s == 0.0 || self.interrupted) }
     }
 
     /// Report for people as one page.
@@ -130,18 +132,19 @@ impl SweepReport {
         let edge = self.parameters.target.edge_name();
         let bound = format_us(self.parameters.p99_ms * 1e3);
         let text = match self.knee_per_s {
-            _ if self.violated => format!("The check failed: {edge} granted a worker twice, or lost one."),
-            0.0 => format!(
-                "{edge} sustained no rate: the 99th percentile was above {bound}, or less than 95 % was granted."
-            ),
+            _ if self.violated => "The check failed: a grant was wrong, or capacity was lost.".to_owned(),
+            _ if self.interrupted => "The sweep is not complete: interrupted.".to_owned(),
+            0.0 => "No rate was sustained, not even the first.".to_owned(),
             knee => {
                 let knee = format_number(knee);
-                format!("{edge} sustained {knee} claims/s with a 99th percentile of at most {bound}. {NOTHING_WRONG}")
+                format!(
+                    "Sustained ({edge}): {knee} claims/s, with a 99th percentile of at most {bound}. {NOTHING_WRONG}"
+                )
             }
         };
         let verdict = ReportVerdict { is_good: self.exit_code() == 0, text };
         let parameters = serde_json::to_value(&self.parameters).unwrap_or_default();
-        ReportPage { title: format!("Sweep of {edge}"), verdict, sections: vec![self.section()], parameters }
+        ReportPage { title: format!("Sweep: {edge}"), verdict, sections: vec![self.section()], parameters }
     }
 
     /// Section with the steps and the latency at each rate.
@@ -154,11 +157,14 @@ impl SweepReport {
             cells.push(if step.sustained { "yes" } else { "no" }.to_owned());
             table.push(cells);
         }
+        let bound = format_us(self.parameters.p99_ms * 1e3);
+        let knee = match self.knee_per_s {
+            0.0 => "No rate was sustained".to_owned(),
+            knee => format!("The knee is at {} claims/s", format_number(knee)),
+        };
         let text = format!(
-            "The knee is at {} claims/s: beyond it the 99th percentile is above {} ms, or less than 95 % is granted. Hollow \
-             points are the 99th percentiles of tries that failed; each was repeated once.",
-            format_number(self.knee_per_s),
-            self.parameters.p99_ms
+            "{knee}. A rate is sustained if at least 95 % of it is granted, nothing fails, and the 99th percentile is at most \
+             {bound}. A rate that failed was tried once more. Hollow points are the 99th percentiles of tries that failed."
         );
         let charts = vec![ReportChart { name: "latency-by-rate", picture: self.chart() }];
         ReportSection { title: "Knee".into(), text, table, charts, ..ReportSection::default() }
@@ -189,7 +195,7 @@ impl SweepReport {
             title: format!("Latency by rate, {}", self.parameters.target.edge_name()),
             x: ChartAxis::logarithmic("claims/s offered", AxisUnit::Number, points().map(|point| point.0)),
             y: ChartAxis::logarithmic(
-                "latency from the time that was due",
+                "latency from the intended send time",
                 AxisUnit::Microseconds,
                 points().map(|point| point.1).chain([bound_us]),
             ),
@@ -213,6 +219,7 @@ pub async fn sweep(args: &SweepArgs, stop: &Arc<StopSignal>) -> Result<SweepRepo
         knee_per_s: 0.0,
         steps: Vec::new(),
         violated: false,
+        interrupted: false,
     };
     let (mut rate, mut ceiling) = (args.from, None);
     for _ in 0..DOUBLINGS_MAX {
@@ -246,7 +253,9 @@ impl SweepReport {
         let report = run_at_rate(&self.parameters, rate, self.parameters.step_s, stop).await?;
         let fast_enough = report.latency_us.p99 <= self.parameters.p99_ms * 1_000.0;
         let enough_granted = report.throughput_per_s >= GRANTED_MIN * rate && report.claims_refused == 0;
-        let sustained = fast_enough && enough_granted && report.errors == 0 && report.failures.is_empty();
+        let is_complete = report.failures.is_empty() && !report.interrupted;
+        let sustained = fast_enough && enough_granted && report.errors == 0 && is_complete;
+        self.interrupted |= report.interrupted;
         self.violated |= report.has_violations();
         if sustained {
             self.knee_per_s = self.knee_per_s.max(rate);

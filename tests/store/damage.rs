@@ -5,10 +5,11 @@ use std::process::Command;
 
 use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::{ShardKey, Store, StoreError};
+use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::failed_syncs::{open, try_open};
-use super::model_disk::ModelDisk;
+use super::model_disk::{DiskCall, ModelDisk};
 use super::{
     A, Applied, B, C, Duplicate, Gap, apply, chunk, dir, install, is, load, one, opened, rows, state, unusable,
 };
@@ -286,6 +287,21 @@ async fn s06_frames_of_an_earlier_use_of_a_segment_are_not_the_log() {
     disk.names().into_iter().filter(|name| name.starts_with("log-") && *name != live).for_each(|name| disk.lose(&name));
     let message = unusable(try_open(&disk));
     assert!(message.contains("hold no readable frame"), "{message}");
+}
+
+#[tokio::test]
+async fn s06_a_file_that_cannot_be_read_is_named_and_refuses_the_store() {
+    let disk = ModelDisk::default();
+    three_shards(&disk).await;
+    let record = disk.copy();
+    record.fail(DiskCall::Read, Errno::IO);
+    assert!(unusable(try_open(&record)).contains("disk/store"), "the record");
+    let store = open(&disk).await;
+    disk.fail(DiskCall::Read, Errno::IO);
+    let sink = Box::new(|_: ShardKey, _: &[u8]| {});
+    let error = store.load(vec![A, B, C], sink).await.unwrap_err();
+    assert!(error.text().contains("disk/log-000000000001: "), "{}", error.text());
+    assert_eq!(state(&store, A).await, is(3, "a0a1a2"), "the next read succeeds");
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskCall {
     Create,
+    Read,
     Write,
     Sync,
     Rename,
@@ -284,7 +285,10 @@ impl DiskFile for ModelFile {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let state = self.disk.state();
+        let mut state = self.disk.state();
+        if let Some((_, errno)) = state.fault.take_if(|(call, _)| *call == DiskCall::Read) {
+            return Err(errno.into());
+        }
         let rest = state.files[self.id].visible.get(offset as usize..).unwrap_or_default();
         let length = rest.len().min(into.len());
         into[..length].copy_from_slice(&rest[..length]);

@@ -29,20 +29,23 @@ pub struct ChartAxis {
 
 /// Factors of a power of ten at which ticks stand.
 const STEPS: [f64; 3] = [1.0, 2.0, 5.0];
-/// Number of intervals between ticks at most on a linear axis.
-const INTERVALS_MAX: f64 = 5.0;
+/// Numbers of intervals between ticks that are tried on a linear axis.
+const INTERVALS: [f64; 4] = [4.0, 5.0, 6.0, 7.0];
 /// Number of decades from which on a logarithmic axis has ticks at powers of ten only.
 const DECADES_DENSE: f64 = 2.5;
 /// Percentiles with a tick.
 const PERCENTILES: [f64; 6] = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999];
 
 impl ChartAxis {
-    /// Linear axis from zero to a round number above all values.
+    /// Linear axis from zero to the least round number above all values.
     #[must_use]
     pub fn from_zero(label: &str, unit: AxisUnit, values: impl Iterator<Item = f64>) -> Self {
-        let max = values.filter(|value| value.is_finite()).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
-        let step = round_up(max / INTERVALS_MAX);
-        let count = (max / step).ceil().max(1.0);
+        let max = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
+        let max = if max > 0.0 { max } else { 1.0 };
+        let steps = INTERVALS.map(|intervals| round_up(max / intervals));
+        let end = |step: f64| (max / step * 0.999_999).ceil() * step;
+        let step = steps.into_iter().min_by(|one, two| end(*one).total_cmp(&end(*two))).unwrap_or(max);
+        let count = (end(step) / step).round().max(1.0);
         let ticks = (0..=count as usize).map(|n| n as f64 * step).map(|value| (value, format_tick(value, unit)));
         Self { label: label.to_owned(), scale: AxisScale::Linear, range: (0.0, count * step), ticks: ticks.collect() }
     }
@@ -140,10 +143,12 @@ mod tests {
     #[test]
     fn linear_axes_begin_at_zero_and_end_at_a_round_number() {
         let axis = ChartAxis::from_zero("x", AxisUnit::Number, [3.0, 12_345.0].into_iter());
-        assert_eq!(texts(&axis), ["0", "5 k", "10 k", "15 k"]);
-        assert_eq!((axis.position(0.0), axis.position(7_500.0), axis.position(15_001.0)), (Some(0.0), Some(0.5), None));
-        let empty = ChartAxis::from_zero("x", AxisUnit::Number, std::iter::empty());
-        assert!(empty.ticks.len() > 1, "{empty:?}");
+        assert_eq!(texts(&axis), ["0", "2 k", "4 k", "6 k", "8 k", "10 k", "12 k", "14 k"]);
+        assert_eq!((axis.position(0.0), axis.position(7_000.0), axis.position(14_001.0)), (Some(0.0), Some(0.5), None));
+        let ticks = |max: f64| ChartAxis::from_zero("x", AxisUnit::Number, [max].into_iter()).ticks;
+        let ends = [10.05, 100.0, 1_023.0, 3.0].map(|max| ticks(max).last().unwrap().0);
+        assert_eq!(ends, [12.0, 100.0, 1_200.0, 3.0], "little is left empty");
+        assert_eq!(texts(&ChartAxis::from_zero("x", AxisUnit::Number, [0.0].into_iter())), ["0", "0.5", "1"]);
     }
 
     #[test]

@@ -178,7 +178,9 @@ impl LineChart {
             }),
             MarkValue::Y(value) => self.y.position(value).map(|at| {
                 let y = frame.y(at);
-                (frame.left, frame.right, y, y, (frame.left + 4.0, ""), y - 4.0)
+                // Under the line where the label of the axis is above it.
+                let text_y = if y - frame.top < 14.0 { y + 13.0 } else { y - 4.0 };
+                (frame.left, frame.right, y, y, (frame.left + 4.0, ""), text_y)
             }),
         };
         html! {

@@ -67,16 +67,22 @@ pub fn format_count(count: u64) -> String {
 #[must_use]
 pub fn format_us(us: f64) -> String {
     match us {
-        us if us < 1e3 => format!("{} us", format_number(us)),
-        us if us < 1e6 => format!("{} ms", format_number(us / 1e3)),
-        us => format!("{} s", format_number(us / 1e6)),
+        us if us < 1e3 => format!("{} us", without_zeros(us)),
+        us if us < 1e6 => format!("{} ms", without_zeros(us / 1e3)),
+        us => format!("{} s", without_zeros(us / 1e6)),
     }
+}
+
+fn without_zeros(value: f64) -> String {
+    let digits = format_number(value);
+    if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.').to_owned() } else { digits }
 }
 
 /// Formats a number for people: three significant digits, thousands separated.
 #[must_use]
 pub fn format_number(value: f64) -> String {
     match value.abs() {
+        _ if !value.is_finite() => "-".to_owned(),
         below_ten if below_ten < 10.0 => format!("{value:.2}"),
         below_hundred if below_hundred < 100.0 => format!("{value:.1}"),
         _ if value < 0.0 => format!("-{}", format_count(-value.round() as u64)),
@@ -90,10 +96,10 @@ mod tests {
 
     #[test]
     fn numbers_have_three_digits_and_grouped_thousands() {
-        let formatted = [0.0, 1.234, 12.34, 123.4, 12_345.6, 1_234_567.0].map(format_number);
-        assert_eq!(formatted, ["0.00", "1.23", "12.3", "123", "12 346", "1 234 567"]);
+        let formatted = [0.0, 1.234, 12.34, 123.4, 12_345.6, 1_234_567.0, f64::INFINITY].map(format_number);
+        assert_eq!(formatted, ["0.00", "1.23", "12.3", "123", "12 346", "1 234 567", "-"]);
         assert_eq!([0, 999, 1_000].map(format_count), ["0", "999", "1 000"]);
-        assert_eq!([2.0, 1_234.0, 5e6].map(format_us), ["2.00 us", "1.23 ms", "5.00 s"]);
+        assert_eq!([2.0, 1_234.0, 5e6].map(format_us), ["2 us", "1.23 ms", "5 s"]);
     }
 
     #[test]

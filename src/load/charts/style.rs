@@ -45,8 +45,8 @@ impl ChartTone {
 /// Style sheet of a chart. A page has it once, a file of its own in itself.
 pub const CHART_STYLE: &str = "\
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c1c1e;--muted:#5b5b62;--grid:#dedee3;--http:#0072b2;--grpc:#00805d;\
---stream:#a83f86;--resp:#c24e00;--redis:#946000;--postgres:#6a51a3;--bare:#808087}\
-@media(prefers-color-scheme:dark){:root{--paper:#16171a;--ink:#ececef;--muted:#a9a9b2;--grid:#35363c;--http:#56b4e9;\
+--stream:#a83f86;--resp:#c24e00;--redis:#946000;--postgres:#6a51a3;--bare:#6c6c74}\
+@media screen and (prefers-color-scheme:dark){:root{--paper:#16171a;--ink:#ececef;--muted:#a9a9b2;--grid:#35363c;--http:#56b4e9;\
 --grpc:#2bc59a;--stream:#e58bc4;--resp:#ff8f57;--redis:#e5ab3d;--postgres:#b9a5e6;--bare:#92929b}}\
 .chart{font:12px system-ui,sans-serif;background:var(--paper)}.chart text{fill:var(--ink)}.chart .title{font-size:14px;font-weight:600}\
 .chart .muted{fill:var(--muted)}.chart .grid{stroke:var(--grid)}.chart .end{text-anchor:end}.chart .middle{text-anchor:middle}\

@@ -21,6 +21,7 @@ use super::load_client::LoadOperation;
 use super::pacing::StopSignal;
 use super::report::{EXIT_VIOLATION, LoadReport, MachineSpec};
 use super::run::{ArrivalModel, RunPlan, run};
+use super::run_report::describe_problem;
 use super::servers::{EchoProcess, PostgresServer, ServiceProcess, TestCluster, bytes_read};
 use super::sweep::{SweepArgs, SweepReport, run_at_rate, sweep};
 use super::url::TargetUrl;
@@ -210,6 +211,7 @@ pub async fn compare(args: &CompareArgs, stop: &Arc<StopSignal>) -> Result<Compa
         report: ReportArgs::default(),
     };
     let knee = sweep(&sweep_args, stop).await?;
+    anyhow::ensure!(!stop.is_requested(), "interrupted");
     let half_knee = match knee.knee_per_s {
         rate if rate > 0.0 => Some(run_at_rate(&sweep_args, rate / 2.0, args.turn_s * 2.0, stop).await?),
         _ => None,
@@ -473,7 +475,9 @@ impl WorkloadComparison {
         let relate = |row: &ComparisonRow| {
             let limit = self.rows.iter().find(|limit| Some(limit.name) == row.limit)?;
             let pairs = row.turns.iter().zip(&limit.turns);
-            Some(median(pairs.map(|(own, limit)| rate(own) / rate(limit).max(f64::MIN_POSITIVE)).collect()))
+            let ratios: Vec<f64> = pairs.map(|(own, limit)| rate(own) / rate(limit)).collect();
+            // A bare server that grants nothing limits nothing.
+            ratios.iter().all(|ratio| ratio.is_finite()).then(|| median(ratios))
         };
         let related: Vec<Option<f64>> = self.rows.iter().map(relate).collect();
         self.rows.iter_mut().zip(related).for_each(|(row, of_limit)| row.of_limit = of_limit);
@@ -499,13 +503,22 @@ impl WorkloadComparison {
 }
 
 impl ComparisonReport {
-    /// Exit code: [`EXIT_VIOLATION`] if a target double-claimed or lost a worker, otherwise 0. Missed goals are not
-    /// failures of the run.
+    /// Exit code: [`EXIT_VIOLATION`] if a target double-claimed or lost a worker, 1 if a turn is not complete, otherwise 0.
+    /// Missed goals are not failures of the run.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        let reports = self.contests.iter().flat_map(|contest| &contest.rows).flat_map(|row| &row.turns);
-        let violated = reports.chain(&self.half_knee).any(LoadReport::has_violations) || self.knee.violated;
-        if violated { EXIT_VIOLATION } else { 0 }
+        let turns = || self.turns().map(|(_, turn)| turn);
+        match self.knee.violated || turns().any(LoadReport::has_violations) {
+            true => EXIT_VIOLATION,
+            false => u8::from(turns().any(|turn| describe_problem("", turn).is_some())),
+        }
+    }
+
+    /// All turns, each with the name of its entry.
+    fn turns(&self) -> impl Iterator<Item = (&str, &LoadReport)> {
+        let rows = self.contests.iter().flat_map(|contest| &contest.rows);
+        let turns = rows.flat_map(|row| row.turns.iter().map(|turn| (row.name, turn)));
+        turns.chain(self.half_knee.iter().map(|report| ("RESP at half the knee", report)))
     }
 }
 

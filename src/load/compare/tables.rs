@@ -7,7 +7,10 @@ use super::{
 use crate::charts::{BarChart, ChartBar, ChartTone, format_number};
 use crate::html_report::{ReportChart, ReportPage, ReportSection, ReportVerdict, table_row};
 use crate::report::LoadReport;
-use crate::run_report::{NOTHING_WRONG, NamedRun, describe_violations, run_sections};
+use crate::run_report::{NOTHING_WRONG, NamedRun, check_cell, describe_problem, run_sections};
+
+/// Name of the chart of what each master read, which servers without masters are left out of.
+const MASTERS: &str = "masters";
 
 impl WorkloadComparison {
     fn section(&self) -> ReportSection {
@@ -20,8 +23,8 @@ impl WorkloadComparison {
             "p99 us",
             "client CPU us",
             "server CPU us",
-            "round trips a claim",
-            "a release",
+            "round trips per claim",
+            "per release",
             "retries",
             "refused",
             "errors",
@@ -32,10 +35,10 @@ impl WorkloadComparison {
             let trips =
                 |figure: fn(&LoadReport) -> Option<f64>| last.and_then(figure).map_or_else(String::new, format_number);
             let sum = |figure: fn(&LoadReport) -> u64| row.turns.iter().map(figure).sum::<u64>().to_string();
-            let violated = row.turns.iter().any(LoadReport::has_violations);
+            let worst = row.turns.iter().map(check_cell).find(|check| *check != "ok").unwrap_or("ok");
             table.push(vec![
                 row.name.to_owned(),
-                if violated { "VIOLATED" } else { "ok" }.to_owned(),
+                worst.to_owned(),
                 format_number(row.claims_per_s),
                 row.of_limit.map_or_else(String::new, format_number),
                 format_number(row.p50_us),
@@ -44,18 +47,18 @@ impl WorkloadComparison {
                 if row.server_processor_us > 0.0 { format_number(row.server_processor_us) } else { String::new() },
                 trips(|report| report.round_trips_per_claim),
                 trips(|report| report.round_trips_per_release),
-                sum(|report| report.retries.unwrap_or(0)),
+                match last.and_then(|report| report.retries) {
+                    Some(_) => sum(|report| report.retries.unwrap_or(0)),
+                    None => String::new(),
+                },
                 sum(|report| report.claims_refused),
                 sum(|report| report.errors),
                 if row.master_bytes.is_empty() { String::new() } else { format!("{:.2}", row.imbalance()) },
             ]);
         }
         let bars = |name: &'static str, title: &str, unit: &str, figure: fn(&ComparisonRow) -> f64| {
-            let rows = self.rows.iter().map(|row| ChartBar {
-                name: row.name.to_owned(),
-                tone: row.tone(),
-                value: figure(row),
-            });
+            let measured = self.rows.iter().filter(|row| name != MASTERS || !row.master_bytes.is_empty());
+            let rows = measured.map(|row| ChartBar { name: row.name.to_owned(), tone: row.tone(), value: figure(row) });
             let chart = BarChart { title: title.to_owned(), unit: unit.to_owned(), bars: rows.collect() };
             ReportChart { name, picture: chart.draw() }
         };
@@ -65,7 +68,7 @@ impl WorkloadComparison {
         ];
         if self.rows.iter().any(|row| !row.master_bytes.is_empty()) {
             let title = "Load of the fullest master over the mean";
-            charts.push(bars("masters", title, "max/mean of bytes read", ComparisonRow::imbalance));
+            charts.push(bars(MASTERS, title, "max/mean of bytes read", ComparisonRow::imbalance));
         }
         let terminal_columns = Some(&["claims/s", "of its limit", "p50 us", "p99 us", "check"][..]);
         ReportSection { title: self.name.to_owned(), text: self.about.clone(), table, terminal_columns, charts }
@@ -153,11 +156,10 @@ impl ComparisonReport {
     pub fn page(&self) -> ReportPage {
         let held = self.promises.iter().filter(|goal| goal.held).count();
         let goals = format!("Hotpool reached {held} of {} goals.", self.promises.len());
-        let reports = self.contests.iter().flat_map(|contest| &contest.rows);
-        let violated = reports.flat_map(|row| row.turns.iter().map(|turn| (row.name, turn)));
-        let violated = violated.chain(self.half_knee.iter().map(|report| ("RESP at half the knee", report)));
-        let text = match violated.into_iter().find_map(|(name, turn)| Some((name, describe_violations(turn)?))) {
-            Some((name, violations)) => format!("The check failed. {name}: {violations}."),
+        let problems =
+            self.turns().filter_map(|(name, turn)| Some((turn.has_violations(), describe_problem(name, turn)?)));
+        let text = match problems.min_by_key(|(is_violated, _)| !is_violated) {
+            Some((_, problem)) => problem,
             None if self.knee.violated => "The check of the sweep failed.".to_owned(),
             None => format!("{goals} {NOTHING_WRONG}"),
         };

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Either, Full, Limited};
@@ -14,24 +13,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpListener;
 
-use super::{EchoState, grpc};
+use super::{EchoState, grpc, next_connection};
 
 /// Longest body of a request that is read, in bytes.
 const BODY_BYTES_MAX: usize = 16 << 20;
-/// Pause after a connection that could not be accepted.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 type EchoBody = Either<Full<Bytes>, tonic::body::Body>;
 
 /// Accepts connections for ever.
 pub(super) async fn serve(listener: TcpListener, state: Arc<EchoState>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // No more connections can be open.
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let _ = stream.set_nodelay(true);
+        let stream = next_connection(&listener).await;
         let state = Arc::clone(&state);
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request| answer(request, Arc::clone(&state)));

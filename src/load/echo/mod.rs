@@ -9,12 +9,13 @@ mod resp;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use hotpool::model::Fence;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use self::log::EchoLog;
 use super::grant_checker::worker_id;
@@ -40,6 +41,8 @@ pub struct EchoArgs {
     pub log: Option<PathBuf>,
 }
 
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bits of a fence that name its worker.
 const WORKER_BITS: u32 = 20;
 /// Number of the first grant, which gives fences as many digits as those of the service.
@@ -93,6 +96,17 @@ impl EchoState {
         if self.log.is_some() && records > 0 {
             log::append(self, records).await;
         }
+    }
+}
+
+/// Accepts the next connection, after a pause whenever no more can be open.
+async fn next_connection(listener: &TcpListener) -> TcpStream {
+    loop {
+        if let Ok((stream, _)) = listener.accept().await {
+            let _ = stream.set_nodelay(true);
+            return stream;
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 

@@ -8,8 +8,7 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::EchoState;
-use super::http::ACCEPT_PAUSE;
+use super::{EchoState, next_connection};
 
 /// Space for what a client sends at once, in bytes; it grows for a longer command.
 const READ_BYTES: usize = 64 << 10;
@@ -21,11 +20,7 @@ type CommandWords<'a> = SmallVec<[&'a [u8]; 16]>;
 /// Accepts connections for ever.
 pub(super) async fn serve(listener: TcpListener, state: Arc<EchoState>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let _ = stream.set_nodelay(true);
+        let stream = next_connection(&listener).await;
         let state = Arc::clone(&state);
         // The peer may break the connection.
         tokio::spawn(async move { drop(serve_connection(stream, &state).await) });

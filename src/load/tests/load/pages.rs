@@ -38,6 +38,8 @@ pub fn check(file: &Path) {
         for width_px in WIDTHS_PX {
             browser.emulate(width_px, scheme);
             browser.open(&url);
+            // What is folded must fit too.
+            browser.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; }), 0");
             for (what, expression) in [("outside", OUTSIDE), ("clipped", CLIPPED), ("overlapping", OVERLAPPING)] {
                 let found = browser.evaluate(expression);
                 assert_eq!(found, serde_json::json!([]), "{what} at {width_px} px in {scheme:?}");
@@ -50,5 +52,6 @@ pub fn check(file: &Path) {
     assert_ne!(background, "rgb(255, 255, 255)", "the dark scheme has a dark page");
     assert_eq!(browser.complaints(), Vec::<String>::new());
     let requests = browser.requests();
+    assert!(requests.contains(&url), "requests are recorded: {requests:?}");
     assert!(requests.iter().all(|request| *request == url || request.starts_with("data:")), "{requests:?}");
 }

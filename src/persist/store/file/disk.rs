@@ -139,6 +139,11 @@ impl StoreDisk for DirectoryDisk {
     }
 }
 
+/// Names the file of an error.
+pub(super) fn in_file<'a>(disk: &'a dyn StoreDisk, name: &'a str) -> impl Fn(io::Error) -> io::Error + 'a {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", disk.path(name)))
+}
+
 impl DiskFile for File {
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())

@@ -4,10 +4,11 @@
 //! frame before u64 | xxh3-64 of the contents | xxh3-64 of the header so far`, then the contents, which are records
 //! ([`super::record`]), then zeros up to a multiple of [`ALIGNMENT`].
 //!
-//! Sequence numbers grow by one in the whole life of a store. Each header names the checksum of the header before it. So a frame shows that all frames before it
-//! were written, and one that cannot be read is damage if another follows, and otherwise the unfinished end of the log.
-//! Checksums are seeded with the id of the store, so that nobody can put the bytes of a frame into a row, and those of headers
-//! with the number of the segment too: what a file held as an earlier segment is no frame of this one.
+//! Sequence numbers grow by one in the whole life of a store. Each header names the checksum of the header before it. So a
+//! frame shows that all frames before it were written, and one that cannot be read is damage if another follows, and
+//! otherwise the unfinished end of the log. Checksums are seeded with the id of the store, so that nobody can put the bytes
+//! of a frame into a row, and those of headers with the number of the segment too: what a file held as an earlier segment is
+//! no frame of this one.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

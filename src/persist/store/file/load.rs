@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::super::data_dir::log_names::segment_name;
 use super::super::{DamagedRecord, LoadedShard, RowSink, ShardDamage, ShardKey};
-use super::disk::{DiskFile, StoreDisk};
+use super::disk::{DiskFile, StoreDisk, in_file};
 use super::log_reader::{LogFrame, LogItem, read_log};
 use super::record::{DiskRecord, DiskRecords, RecordKind};
 use super::shard_index::{BaseSnapshot, RecordLocation, ShardIndex, ShardIndexEntry};
@@ -190,7 +190,8 @@ impl ShardLoader {
                         file
                     }
                 };
-                if let Err(flaw) = read_chunk(&*file, &base, number, *chunk, sink)? {
+                let read = read_chunk(&*file, &base, number, *chunk, sink);
+                if let Err(flaw) = read.map_err(in_file(disk, &segment_name(chunk.segment)))? {
                     load.fail(ShardDamage::Chunk(number, flaw));
                     break;
                 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::super::DamagedRecord;
 use super::super::data_dir::log_names::segment_name;
-use super::disk::StoreDisk;
+use super::disk::{StoreDisk, in_file};
 use super::frame::{ALIGNMENT, FrameHeader, HEADER_BYTES};
 use super::segment_log::LogEnd;
 use super::segments::LogSegment;
@@ -69,10 +69,7 @@ pub(super) fn read_log(
     for &number in numbers {
         let file = disk.open(&segment_name(number))?;
         let mut bytes = vec![0; usize::try_from(file.size_bytes()?).map_err(io::Error::other)?];
-        let length = file.read_at(0, &mut bytes).map_err(|error| {
-            let path = disk.path(&segment_name(number));
-            io::Error::new(error.kind(), format!("{path} cannot be read: {error}"))
-        })?;
+        let length = file.read_at(0, &mut bytes).map_err(in_file(disk, &segment_name(number)))?;
         bytes.truncate(length);
         reader.read_segment(number, &Bytes::from(bytes));
     }
@@ -111,8 +108,8 @@ impl LogReader<'_> {
         }
     }
 
-    /// Next header at or after an offset that belongs to a later frame than the last. A frame that is not whole may be the remains of a call that failed, whose frame was written
-    /// again in the next segment because another one did not fit here.
+    /// Next header at or after an offset that belongs to a later frame than the last. A frame that is not whole may be the
+    /// remains of a call that failed, whose frame was written again in the next segment because another one did not fit here.
     fn find_header(&self, segment: u64, bytes: &[u8], offset: usize) -> Option<(usize, FrameHeader)> {
         let expected = self.last.as_ref().map_or(0, |last| last.frame.sequence + u64::from(last.is_whole));
         (offset..bytes.len().saturating_sub(HEADER_BYTES - 1)).step_by(ALIGNMENT).find_map(|at| {

@@ -11,7 +11,7 @@ use super::super::data_dir::log_names::{FREE_NAME, NEW_NAME, SegmentName, is_log
 use super::super::data_dir::{self, io_error};
 use super::super::{DamagedRecord, StoreError};
 use super::StoreState;
-use super::disk::{DiskFile, StoreDisk};
+use super::disk::{DiskFile, StoreDisk, in_file};
 use super::frame::FrameBuffer;
 use super::ownership::{self, StoreRecord};
 use super::scan::scan;
@@ -180,7 +180,7 @@ fn copy_unsynced(disk: &dyn StoreDisk, number: u64) -> io::Result<()> {
     let to = disk.create(NEW_NAME)?;
     let (mut at, mut block) = (0, vec![0; BLOCK_BYTES]);
     loop {
-        let length = from.read_at(at, &mut block)?;
+        let length = from.read_at(at, &mut block).map_err(in_file(disk, &unsynced_name(number)))?;
         if length == 0 {
             break;
         }

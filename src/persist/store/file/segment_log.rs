@@ -93,7 +93,7 @@ impl SegmentLog {
     /// offset there, in bytes.
     ///
     /// # Errors
-    /// [`AppendError`]; the log is as it was.
+    /// [`AppendError`]; the frame is none of the log.
     pub(super) fn append(&mut self, frame: &mut FrameBuffer, needed_from: u64) -> Result<(u64, u64), AppendError> {
         let frame_bytes = frame.frame_bytes() as u64;
         if self.end.offset + frame_bytes > self.size_bytes {
