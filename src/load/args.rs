@@ -30,8 +30,8 @@ const OPEN_LOOP_IN_FLIGHT: usize = 100_000;
 /// Load generator for Hotpool that checks every answer; also packs traces.
 ///
 /// Exit code: 0 success; 2 the service granted one worker twice, lowered a fence or lost capacity; 64 invalid command
-/// line; 1 any other failure: no claim was granted, requests were not answered, the service was unreachable, the run
-/// was interrupted, or a scenario is invalid.
+/// line; 1 any other failure: no claim was granted, requests were not answered by the end, the service was unreachable,
+/// the run was interrupted, or a scenario is invalid. Requests that failed are counted, and are no failure of the run.
 #[derive(Debug, Parser)]
 #[command(name = "hotpool-load", version)]
 pub struct HarnessArgs {

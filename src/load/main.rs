@@ -47,6 +47,7 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
         println!("{}", report.table());
         return write_json(json, &report).map(|()| 0);
     }
+    prepare_outputs(json, pictures)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let _inside = runtime.enter();
     let stop = load::stop_on_signal()?;
@@ -96,6 +97,19 @@ fn run(args: &HarnessArgs) -> anyhow::Result<u8> {
     }
 }
 
+/// Checks that reports can be written, before there is anything to write.
+fn prepare_outputs(json: Option<&Path>, pictures: Option<&ReportArgs>) -> anyhow::Result<()> {
+    let html = pictures.and_then(|pictures| pictures.html.as_deref());
+    for file in json.into_iter().chain(html) {
+        let opened = std::fs::File::options().create(true).append(true).open(file);
+        opened.with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    match pictures.and_then(|pictures| pictures.plot.as_deref()) {
+        Some(dir) => std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display())),
+        None => Ok(()),
+    }
+}
+
 fn write(file: Option<&Path>, bytes: impl FnOnce() -> anyhow::Result<Vec<u8>>) -> anyhow::Result<()> {
     let Some(file) = file else { return Ok(()) };
     std::fs::write(file, bytes()?).with_context(|| format!("cannot write {}", file.display()))
@@ -110,7 +124,6 @@ fn write_page(pictures: Option<&ReportArgs>, page: &ReportPage) -> anyhow::Resul
     let Some(ReportArgs { html, plot, .. }) = pictures else { return Ok(()) };
     write(html.as_deref(), || Ok(page.to_html().into_bytes()))?;
     let Some(dir) = plot else { return Ok(()) };
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     for (name, svg) in page.to_files() {
         write(Some(&dir.join(name)), || Ok(svg.into_bytes()))?;
     }

@@ -254,8 +254,12 @@ impl LoadReport {
     pub fn record_processor_times(&mut self, before: ProcessorTimes, after: ProcessorTimes) {
         let per_claim = |seconds: f64| (self.claims_ok > 0).then(|| seconds * 1e6 / self.claims_ok as f64);
         self.client_processor_us_per_claim = per_claim(after.client_s - before.client_s);
-        self.server_processor_us_per_claim =
-            before.server_s.zip(after.server_s).and_then(|(before_s, after_s)| per_claim(after_s - before_s));
+        // A server that ended meanwhile has taken its time with it.
+        let server_s = before.server_s.zip(after.server_s).map(|(before_s, after_s)| after_s - before_s);
+        self.server_processor_us_per_claim = match server_s {
+            Some(used_s) if used_s > 0.0 => per_claim(used_s),
+            _ => None,
+        };
     }
 
     /// Returns true if the run found a violation of the service.
@@ -318,6 +322,9 @@ impl LoadReport {
         };
         let text = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
         counts.add_row(["duration", &format!("{:.3} s", self.duration_s)]);
+        if self.interrupted {
+            counts.add_row(["interrupted", "yes: the run is not complete"]);
+        }
         counts.add_row(["claims ok / refused", &format!("{} / {}", self.claims_ok, self.claims_refused)]);
         counts.add_row(["errors", &self.errors.to_string()]);
         counts.add_row(["throughput", &format!("{:.0} claims/s", self.throughput_per_s)]);
@@ -466,6 +473,18 @@ mod tests {
         let text = report.table(TerminalText::Unicode);
         assert!(text.lines().all(|row| row.chars().count() <= 80), "{text}");
         assert!(text.contains("▁▁▁▂▂▂▂") && !report.table(TerminalText::Ascii).contains('▁'), "{text}");
+    }
+
+    #[test]
+    fn a_server_that_ended_has_no_processor_time() {
+        let times = |server_s| ProcessorTimes { client_s: 1.0, server_s };
+        let of = |before, after| {
+            let mut report = report();
+            report.record_processor_times(times(before), times(after));
+            report.server_processor_us_per_claim
+        };
+        assert_eq!(of(Some(1.0), Some(2.0)), Some(10_000.0));
+        assert_eq!([of(Some(2.0), Some(1.0)), of(Some(2.0), Some(0.0)), of(None, Some(1.0))], [None; 3]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use hotpool::persist::store::file::FileStore;
+use hotpool::persist::store::file::{FileStore, StoreDisk as _};
 use hotpool::persist::store::{ShardKey, Store, StoreError};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
@@ -287,6 +287,68 @@ async fn s06_frames_of_an_earlier_use_of_a_segment_are_not_the_log() {
     disk.names().into_iter().filter(|name| name.starts_with("log-") && *name != live).for_each(|name| disk.lose(&name));
     let message = unusable(try_open(&disk));
     assert!(message.contains("hold no readable frame"), "{message}");
+}
+
+#[tokio::test]
+async fn s06_a_log_that_has_lost_its_end_is_refused() {
+    let made = ModelDisk::default();
+    three_shards(&made).await;
+    let store = open(&made).await;
+    load(&store, &[A, B, C]).await;
+    assert_eq!(one(&store, rows(C, 1, 2, "c1")).await, Applied);
+    // As a service that stops does.
+    store.resign().await.unwrap();
+    drop(store);
+    let mut found = Vec::new();
+    made.alter(SEGMENT, |segment| found = frames(segment));
+    for lost in [1, 3, found.len()] {
+        for cut in [false, true] {
+            let disk = made.copy();
+            disk.alter(SEGMENT, |segment| {
+                let start = found[found.len() - lost].start;
+                if cut { segment.truncate(start) } else { segment[start..].fill(0) }
+            });
+            let message = unusable(try_open(&disk).map(drop));
+            let expected =
+                format!("{SEGMENT} ends with frame {}, and frame {} was on the disk", found.len() - lost, found.len());
+            assert!(message.contains(&expected), "{lost} {cut}: {message}");
+        }
+    }
+    // After a crash the frame that was being written may be incomplete. It was not acknowledged.
+    let store = open(&made).await;
+    load(&store, &[A, B, C]).await;
+    assert_eq!(one(&store, rows(C, 2, 3, "c2")).await, Applied);
+    drop(store);
+    made.alter(SEGMENT, |segment| {
+        let last = frames(segment).pop().unwrap();
+        segment[last.end - 9..].fill(0);
+    });
+    assert_eq!(state(&open(&made).await, C).await, is(2, "c0c1"));
+}
+
+#[tokio::test]
+async fn s06_a_lost_last_segment_is_refused() {
+    let made = ModelDisk::default();
+    let store = open(&made).await;
+    let large = "l".repeat(700_000);
+    for n in 0..6 {
+        assert_eq!(one(&store, rows(A, n, n + 1, &large)).await, Applied);
+    }
+    drop(store);
+    // A thread of the service prepares the next one once the last is more than half full.
+    made.create("log-000000000004").unwrap().write_at(0, &[0; 1 << 20]).unwrap();
+    assert_eq!(state(&open(&made.copy()).await, A).await.0, 6, "which is what a start expects");
+    let last = "log-000000000003";
+    for zeroed in [false, true] {
+        let disk = made.copy();
+        if zeroed {
+            disk.alter(last, |segment| segment.fill(0))
+        } else {
+            disk.lose(last)
+        }
+        let message = unusable(try_open(&disk).map(drop));
+        assert!(message.contains(&format!("{last} has no readable frame, and log-")), "{zeroed}: {message}");
+    }
 }
 
 #[tokio::test]

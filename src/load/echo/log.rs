@@ -34,7 +34,7 @@ pub(super) struct EchoLog {
 
 impl EchoLog {
     pub(super) fn create(path: &Path) -> std::io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
         let zeros = vec![0; 1 << 20];
         for offset in (0..FILE_BYTES).step_by(zeros.len()) {
             file.write_all_at(&zeros, offset)?;

@@ -36,7 +36,7 @@ pub struct EchoArgs {
     /// Claims that a worker is granted to at a time; as many as the slots of the load's workers
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub slots: u32,
-    /// File to which each claim and release is written and synced before it is answered [default: none]
+    /// File to which each claim and release is written and synced before it is answered; it must not exist [default: none]
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 }
@@ -70,7 +70,12 @@ impl EchoState {
         let free: Vec<u32> = (0..args.slots).flat_map(|_| 0..args.workers).collect();
         let workers =
             EchoWorkers { ids: (0..args.workers).map(worker_id).collect(), slots: free.len(), free, last: FIRST_GRANT };
-        let log = args.log.as_deref().map(EchoLog::create).transpose().context("cannot create the log")?;
+        let log = args
+            .log
+            .as_deref()
+            .map(EchoLog::create)
+            .transpose()
+            .context("cannot create the log, which must not exist")?;
         Ok(Self { workers: Mutex::new(workers), log })
     }
 

@@ -227,7 +227,8 @@ pub trait Store: Send + Sync + 'static {
         ready(Ok(RenewalOutcome::Renewed)).boxed()
     }
 
-    /// Ends the lease early, so that the next owner need not wait. No reply may leave afterwards.
+    /// Gives the store up: ends the lease early, so that the next owner need not wait, and notes what the next start should know.
+    /// No reply may leave afterwards.
     fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         ready(Ok(())).boxed()
     }

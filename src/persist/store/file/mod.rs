@@ -4,7 +4,7 @@
 //!
 //! | name | content |
 //! |---|---|
-//! | `store` | id, format, owner, epoch and fences; replaced as a whole |
+//! | `store` | id, format, owner, epoch, fences, and the last frame that was on the disk; replaced as a whole |
 //! | `log-000000000001`, ... | segments of the log, without a gap; the last one is written, or prepared |
 //! | `log.free` | segment that is no longer needed, until the next one is made of it |
 //! | `log-000000000001.unsynced` | segment of which a sync failed, until the next start has written it anew |
@@ -191,6 +191,18 @@ impl Store for FileStore {
         self.blocking(move |shared, owner| shared.raise_fence_ceiling(owner, span))
     }
 
+    /// Notes where the log ends: the next start can tell then whether it lost its end since.
+    fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.blocking(|shared, owner| {
+            shared.with(|state| {
+                if !state.is_owner(owner) {
+                    return Ok(());
+                }
+                state.replace_record(&*shared.disk, state.record.clone())
+            })
+        })
+    }
+
     fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>> {
         self.blocking(move |shared, owner| shared.load(owner, shards, sink))
     }
@@ -326,6 +338,7 @@ impl StoreState {
     }
 
     fn replace_record(&mut self, disk: &dyn StoreDisk, record: StoreRecord) -> Result<(), StoreError> {
+        let record = StoreRecord { synced_frame: self.log.next_sequence() - 1, ..record };
         record.write(disk)?;
         self.record = record;
         Ok(())

@@ -82,6 +82,7 @@ pub(super) fn open(disk: &Arc<dyn StoreDisk>, settings: SegmentSettings) -> Resu
     let mut index = ShardIndex::default();
     index.unreadable.extend(remembered);
     let (extent, index) = scan(&**disk, record.seed(), &numbers, index).map_err(failed)?;
+    check_end(&**disk, &record, &numbers, extent.end)?;
     let is_new = |sequence: &u64| !record.unreadable.contains_key(sequence);
     if index.unreadable.keys().any(is_new) {
         record.note_unreadable(&index.unreadable);
@@ -110,6 +111,36 @@ pub(super) fn open(disk: &Arc<dyn StoreDisk>, settings: SegmentSettings) -> Resu
         loading_from: std::collections::BTreeMap::new(),
         broken: None,
     })
+}
+
+/// Checks that the log ends where it may. What a crash leaves unfinished is the last frame, which nothing else knew of.
+///
+/// # Errors
+/// The end of the log is lost, and with it what was acknowledged.
+fn check_end(
+    disk: &dyn StoreDisk,
+    record: &StoreRecord,
+    numbers: &[u64],
+    end: Option<LogEnd>,
+) -> Result<(), StoreError> {
+    let lost = |what: String| {
+        let advice = "its last records are lost: restore a backup, or choose another directory";
+        Err(StoreError::Unusable(format!("{what}; {advice}")))
+    };
+    let (segment, last) = end.map_or((numbers[0], 0), |end| (end.segment, end.next_sequence - 1));
+    if last < record.synced_frame {
+        let path = disk.path(&segment_name(segment));
+        return lost(format!("{path} ends with frame {last}, and frame {} was on the disk", record.synced_frame));
+    }
+    // The segment after the last one is prepared; the one after that is not before a frame is in it.
+    match numbers.iter().find(|&&number| number > segment + 1) {
+        Some(&later) => lost(format!(
+            "{} has no readable frame, and {} was made after it",
+            disk.path(&segment_name(segment + 1)),
+            segment_name(later)
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Creates an empty store: its first segment, and then its record.

@@ -38,6 +38,8 @@ pub(super) struct StoreRecord {
     pub(super) epoch: u64,
     pub(super) fence_ceiling: Fence,
     pub(super) fence_floor: Fence,
+    /// Number of the last frame that was on the disk when this record was written: a log that ends before it has lost its end.
+    pub(super) synced_frame: u64,
     /// Sequence numbers of frames that could not be read, with the reason: unknown shards may have records there.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) unreadable: BTreeMap<u64, String>,
@@ -73,6 +75,7 @@ impl StoreRecord {
             epoch: 0,
             fence_ceiling: 0,
             fence_floor: 0,
+            synced_frame: 0,
             unreadable: BTreeMap::new(),
         }
     }
