@@ -38,7 +38,7 @@ td{display:flex;justify-content:space-between;gap:12px;padding:3px 0;border:0}td
 td:first-child{font-weight:600}td:first-child::before{content:none}td.long{min-width:0}td:empty{display:none}";
 
 /// Classes of tables, each with the width of a page in pixels up to which its rows are cards.
-const TABLE_CLASSES: [(&str, u32); 3] = [("narrow", 700), ("medium", 1_040), ("wide", 1_440)];
+const TABLE_CLASSES: [(&str, u32); 3] = [("narrow", 700), ("medium", 860), ("wide", 1_440)];
 
 /// Longest cell that is a number or a word, in characters.
 const NUMBER_CHARS_MAX: usize = 20;
