@@ -10,9 +10,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::charts::{CHART_STYLE, standalone};
 use super::report::MachineSpec;
-
-/// Number of columns of a terminal.
-pub const TERMINAL_COLUMNS: u16 = 80;
+use super::terminal::{TERMINAL_COLUMNS, fold};
 
 /// Style sheet of a page, beside that of its charts.
 const PAGE_STYLE: &str = "\
@@ -296,26 +294,6 @@ fn machine_rows() -> Vec<(&'static str, String)> {
         ("Harness", format!("hotpool-load {}, commit {commit}", env!("CARGO_PKG_VERSION"))),
         ("Date", httpdate::fmt_http_date(SystemTime::now())),
     ]
-}
-
-/// Folds text into rows that fit a terminal.
-#[must_use]
-pub fn fold(text: &str) -> String {
-    let mut out = String::new();
-    let mut length = 0;
-    for word in text.split_whitespace() {
-        let word_length = word.chars().count();
-        if length > 0 && length + 1 + word_length > TERMINAL_COLUMNS as usize {
-            out.push('\n');
-            length = 0;
-        } else if length > 0 {
-            out.push(' ');
-            length += 1;
-        }
-        out.push_str(word);
-        length += word_length;
-    }
-    out
 }
 
 /// Converts literals to the cells of a row.

@@ -48,6 +48,7 @@ pub mod stats;
 pub mod sweep;
 pub mod target;
 pub mod target_client;
+pub mod terminal;
 pub mod timeline;
 pub mod trace;
 pub mod url;

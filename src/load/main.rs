@@ -10,8 +10,9 @@ use clap::error::ErrorKind;
 use hotpool_load as load;
 use hotpool_load::args::{HarnessArgs, HarnessCommand, ReportArgs};
 use hotpool_load::html_report::ReportPage;
-use hotpool_load::report::{EXIT_USAGE, TerminalText};
+use hotpool_load::report::EXIT_USAGE;
 use hotpool_load::run_report::{NamedRun, run_page};
+use hotpool_load::terminal::TerminalText;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -9,12 +9,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{ReportArgs, parse_positive};
-use super::html_report::{ReportPage, ReportSection, fold, table_row};
+use super::html_report::{ReportPage, ReportSection, table_row};
 use super::pacing::StopSignal;
-use super::report::{EXIT_VIOLATION, LoadReport, TerminalText};
+use super::report::{EXIT_VIOLATION, LoadReport};
 use super::run::{ArrivalModel, RunPlan, run};
 use super::run_report::{NamedRun, run_page};
 use super::scenario::{LoadScenario, ScenarioError};
+use super::terminal::{TerminalText, fold};
 use super::url::TargetUrl;
 use hotpool::server::config::StoreUrl;
 

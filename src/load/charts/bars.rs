@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::style::ChartTone;
-use super::{format_number, text_width};
+use super::{draw_frame, format_number, text_width};
 
 /// Bar of a chart.
 #[derive(Debug, Clone)]
@@ -45,23 +45,20 @@ impl BarChart {
         let max = values().fold(0.0, f64::max).max(f64::MIN_POSITIVE);
         let texts = values().map(|value| text_width(&format_number(value)));
         let longest = WIDTH - texts.fold(0.0, f64::max) - 10.0;
-        html! {
-            svg class="chart" viewBox=(format!("0 0 {WIDTH} {height}")) role="img" aria-label=(self.title) {
-                text class="title" x="2" y="16" { (self.title) }
-                text class="muted" x="2" y="33" { (self.unit) }
-                @for (number, bar) in self.bars.iter().enumerate() {
-                    @let top = TITLE + ROW * number as f64;
-                    @let length = (bar.value.max(0.0) / max * longest).max(1.0);
-                    g {
-                        title { (bar.name) }
-                        text x="2" y=(top + 12.0) { (shortened(&bar.name)) }
-                        rect class=(format!("bar {}", bar.tone.class())) x="2" y=(top + 17.0) rx="1.5"
-                            width=(format!("{length:.1}")) height=(BAR) {}
-                        text class="muted" x=(format!("{:.1}", length + 7.0)) y=(top + 27.0) { (format_number(bar.value)) }
-                    }
+        let content = html! {
+            @for (number, bar) in self.bars.iter().enumerate() {
+                @let top = TITLE + ROW * number as f64;
+                @let length = (bar.value.max(0.0) / max * longest).max(1.0);
+                g {
+                    title { (bar.name) }
+                    text x="2" y=(top + 12.0) { (shortened(&bar.name)) }
+                    rect class=(format!("bar {}", bar.tone.class())) x="2" y=(top + 17.0) rx="1.5"
+                        width=(format!("{length:.1}")) height=(BAR) {}
+                    text class="muted" x=(format!("{:.1}", length + 7.0)) y=(top + 27.0) { (format_number(bar.value)) }
                 }
             }
-        }
+        };
+        draw_frame("chart", (WIDTH, height), [&self.title, &self.unit], &content)
     }
 }
 

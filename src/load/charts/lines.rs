@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::axis::ChartAxis;
 use super::style::ChartTone;
-use super::{bold_width, text_width};
+use super::{bold_width, draw_frame, text_width};
 
 /// Width and height of a chart, in units of its text, which has 12.
 #[derive(Debug, Clone, Copy)]
@@ -118,22 +118,19 @@ impl LineChart {
             top: TOP,
             bottom: height - BOTTOM,
         };
-        html! {
-            svg class=(self.size.class()) viewBox=(format!("0 0 {width} {height}")) role="img" aria-label=(self.title) {
-                text class="title" x="2" y="16" { (self.title) }
-                text class="muted" x="2" y="33" { (self.y.label) }
-                (self.draw_axes(&frame))
-                @for series in &self.series { (self.draw_series(series, &frame)) }
-                // Their texts must be read across lines.
-                @for mark in &self.marks { (self.draw_mark(mark, &frame)) }
-                @for (series, y) in self.name_positions(&frame) {
-                    (self.draw_leader(series, y, &frame))
-                    text class=(format!("name {}", series.tone.class())) x=(round(frame.right + 5.0)) y=(round(y + 4.0)) {
-                        (series.name)
-                    }
+        let content = html! {
+            (self.draw_axes(&frame))
+            @for series in &self.series { (self.draw_series(series, &frame)) }
+            // Their texts must be read across lines.
+            @for mark in &self.marks { (self.draw_mark(mark, &frame)) }
+            @for (series, y) in self.name_positions(&frame) {
+                (self.draw_leader(series, y, &frame))
+                text class=(format!("name {}", series.tone.class())) x=(round(frame.right + 5.0)) y=(round(y + 4.0)) {
+                    (series.name)
                 }
             }
-        }
+        };
+        draw_frame(self.size.class(), (width, height), [&self.title, &self.y.label], &content)
     }
 
     fn draw_axes(&self, frame: &PlotFrame) -> Markup {

@@ -7,7 +7,7 @@ mod bars;
 mod lines;
 mod style;
 
-use maud::{Markup, PreEscaped};
+use maud::{Markup, PreEscaped, html};
 
 pub use axis::{AxisUnit, ChartAxis, percentile_value};
 pub use bars::{BarChart, ChartBar};
@@ -27,6 +27,17 @@ fn bold_width(text: &str) -> f64 {
 
 fn text_width(text: &str) -> f64 {
     text.chars().count() as f64 * CHARACTER_WIDTH
+}
+
+/// Picture with a title and, under it, what its values are.
+fn draw_frame(class: &str, (width, height): (f64, f64), [title, label]: [&str; 2], content: &Markup) -> Markup {
+    html! {
+        svg class=(class) viewBox=(format!("0 0 {width} {height}")) role="img" aria-label=(title) {
+            text class="title" x="2" y="16" { (title) }
+            text class="muted" x="2" y="33" { (label) }
+            (content)
+        }
+    }
 }
 
 /// Charts of the small size beside each other, as one.
