@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use hotpool::admission::key::PendingClaim;
 use hotpool::admission::queue::{QueuedClaim, WaitState};
 use hotpool::admission::tenant::{ChargeRank, TenantDirectory};
-use hotpool::clock::Clock;
+use hotpool::environment::Clock;
 use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, Quota, WorkerId, WorkerSpec};
 use hotpool::persist::store::memory::MemoryStore;

@@ -8,8 +8,8 @@
 //! admission | shard   who may have a claim, in which order and where | runs one engine, carries out its effects
 //! engine   pure: one shard's workers, claims and placement
 //! persist | events   rows, journal, stores, catalog, fences | what watchers of a pool see
-//! client, metrics, clock   typed client of the HTTP API, every metric, time
-//! model, limits   the nouns and their checks, bounds
+//! client, metrics, environment   typed client of the HTTP API, every metric, what is handed in
+//! model, limits, collections   the nouns and their checks, bounds, hash maps
 //! ```
 //!
 //! Imports point down this picture; `tests/docs.rs` holds them to it, with the exceptions that it lists. [`engine`]
@@ -25,6 +25,8 @@
 //!
 #![doc = concat!("```\n", include_str!("../docs/examples/embed.rs"), "```")]
 #![warn(missing_docs)]
+// What is taken from outside the state of the process is handed in ([`environment::Environment`]).
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 // What only tests, benches and the harness use is reached through the feature `internals`.
 #![cfg_attr(not(all(feature = "internals", feature = "cli")), allow(dead_code, unused_imports))]
 
@@ -42,12 +44,15 @@ mod api;
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
-pub mod clock;
+pub mod collections;
+#[doc(hidden)]
+pub mod coverage;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod engine;
 #[cfg(not(feature = "internals"))]
 mod engine;
+pub mod environment;
 pub mod events;
 pub mod limits;
 pub mod metrics;

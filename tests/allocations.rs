@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use hotpool::clock::Clock;
+use hotpool::environment::Clock;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::persist::store::memory::MemoryStore;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};

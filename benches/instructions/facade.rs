@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hotpool::clock::Clock;
+use hotpool::environment::Clock;
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{

@@ -186,7 +186,7 @@ impl ClaimDispatcher {
             }
             ShardEvent::StaleUnread { id, fence, reply } => self.discard_reply(id, *fence, *reply),
             ShardEvent::ClaimFound { id, holder: None } => {
-                self.keys.vacate_poisoned(id, from.shard, |write| self.environment.is_stored(write));
+                self.keys.vacate_poisoned(id, from.shard, |write| self.services.is_stored(write));
             }
             ShardEvent::ClaimFound { id, holder: Some((handle, spec)) } => {
                 self.keys.note_answer(id, from.shard);
@@ -235,7 +235,7 @@ impl ClaimDispatcher {
                 work.push(Effect::Send(shard, Command::FindClaim(id)));
             } else {
                 // Its claims ended with its pool.
-                self.keys.vacate_poisoned(&id, shard, |write| self.environment.is_stored(write));
+                self.keys.vacate_poisoned(&id, shard, |write| self.services.is_stored(write));
             }
         }
     }
@@ -336,7 +336,7 @@ impl ClaimDispatcher {
         let pools = self.pools.load();
         let is_missing = |record: &PendingWrite| {
             let pool = pools.by_number(record.shard.pool);
-            pool.is_some_and(|pool| pool.spec.load().ack == AckLevel::Durable) && !self.environment.is_stored(record)
+            pool.is_some_and(|pool| pool.spec.load().ack == AckLevel::Durable) && !self.services.is_stored(record)
         };
         pending_writes.retain(|record| is_missing(record));
         let first = pending_writes.iter().next().map(|record| record.shard);

@@ -1,6 +1,7 @@
 //! Edges of the service: they translate between the wire and the [scheduler](crate::scheduler), and decide nothing. One
 //! table, [`error_table`], names every error on the wire; [`request`] holds the request forms of all edges. One port
 //! serves HTTP and gRPC ([`listener`]), another RESP.
+#![allow(clippy::disallowed_methods, reason = "what waits for sockets uses the timers and tasks of the runtime")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,6 +4,7 @@
 //! [`args`] parses values of the command line, [`failure`] maps failures to exit codes, [`output`] formats tables; there
 //! is one file for each noun. `--output json` prints what the service answered, unchanged, so one description serves
 //! scripts of both interfaces.
+#![allow(clippy::disallowed_methods, reason = "what waits for sockets uses the timers and tasks of the runtime")]
 
 use std::process::ExitCode;
 use std::time::Duration;

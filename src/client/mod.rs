@@ -24,6 +24,7 @@
 //! # Ok(())
 //! # }
 //! ```
+#![allow(clippy::disallowed_methods, reason = "what waits for sockets uses the timers and tasks of the runtime")]
 
 mod claim_replies;
 mod claim_requests;

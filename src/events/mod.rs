@@ -29,7 +29,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 pub use self::event::{EventClaim, PoolEvent, PoolEventKind, PoolEventReason};
 pub use self::position::EventPosition;
-use crate::clock::Clock;
+use crate::environment::Clock;
 use crate::limits;
 use crate::metrics::PoolMetrics;
 use crate::model::Millis;

@@ -1,12 +1,12 @@
 //! Metrics of each server of the store.
 
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use metrics::Counter;
 
 use super::{NODE_BYTES, NODE_WRITES};
+use crate::collections::HashMap;
 
 /// Maximum number of servers that are counted by name.
 const NODES_MAX: usize = 64;

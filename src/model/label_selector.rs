@@ -8,10 +8,10 @@
 //! cannot be written. `in` and `notin` are ordinary words where a key or a value is expected.
 
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::collections::HashMap;
 use crate::limits;
 use crate::model::{Labels, check_label_key};
 

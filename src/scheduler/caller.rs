@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::limits::REQUEST_ID_BYTES_MAX;
 
 /// Prefix of every id that this process generates: 32 random bits as text.
+#[allow(clippy::disallowed_methods, reason = "names the process in logs; nothing is decided by it")]
 static PREFIX: LazyLock<[u8; PREFIX_BYTES]> = LazyLock::new(|| {
     let mut prefix = [b'-'; PREFIX_BYTES];
     let random = Uuid::now_v7().as_u128() as u64;

@@ -136,7 +136,7 @@ impl Scheduler {
             let mut listing = self.dispatch().list_waiting(filter, from, limit);
             while listing.step() == ListingStep::Unfinished {
                 // Many queues may be read, each in several slices.
-                tokio::task::yield_now().await;
+                self.environment().yield_now().await;
             }
             (views, next) = listing.into_page();
         }

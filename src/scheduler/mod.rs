@@ -35,7 +35,6 @@ use std::time::Duration;
 use ractor::{Actor as _, ActorCell};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 
 use self::caller::{CallerContext, ChangeSource};
 use self::change_log::ChangeLog;
@@ -46,7 +45,7 @@ use crate::admission::gang::GangSet;
 use crate::admission::key::KeyDirectory;
 use crate::admission::pool_registry::{Pool, PoolRegistry};
 use crate::admission::queue::WaitQueues;
-use crate::clock::{Clock, TICK_MS};
+use crate::environment::{Clock, Environment, TICK_MS, TaskHandle};
 use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState, metrics};
 use crate::model::label_selector::SelectorCache;
@@ -55,7 +54,7 @@ use crate::model::{GangRef, Millis, PoolName, PoolSpec};
 use crate::persist::catalog::PoolCatalog;
 use crate::persist::journal::{Journal, Outbox};
 use crate::persist::store::{SharedStore, StoreError};
-use crate::shard::{ShardEnvironment, ShardSupervisor};
+use crate::shard::{ShardServices, ShardSupervisor};
 
 /// Interval at which the fence ceiling is checked.
 const FENCE_CEILING_INTERVAL: Duration = Duration::from_secs(1);
@@ -73,7 +72,7 @@ struct SchedulerInner {
     supervisor: OnceLock<ActorCell>,
     /// Serialises changes of pools and quotas.
     pool_change_lock: tokio::sync::Mutex<()>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<TaskHandle<()>>>,
     changes: Arc<ChangeLog>,
     /// Permits for watchers of all pools together.
     watchers: Arc<Semaphore>,
@@ -115,14 +114,21 @@ impl Scheduler {
     /// finished.
     #[must_use]
     pub fn new(store: SharedStore, settings: SchedulerSettings) -> Self {
-        Self::with_clock(store, settings, Clock::system())
+        Self::with_environment(store, settings, Environment::system())
     }
 
     /// Creates a scheduler over a store, on the caller's clock.
     #[must_use]
     pub fn with_clock(store: SharedStore, settings: SchedulerSettings, clock: Clock) -> Self {
-        let journal = Journal::new(store, clock.clone());
-        let environment = ShardEnvironment::new(clock.clone(), Arc::clone(&journal), settings.store_wait_ms);
+        Self::with_environment(store, settings, Environment::with_clock(clock))
+    }
+
+    /// Creates a scheduler over a store, in the caller's environment.
+    #[must_use]
+    pub fn with_environment(store: SharedStore, settings: SchedulerSettings, environment: Environment) -> Self {
+        let clock = environment.clock().clone();
+        let journal = Journal::new(store, environment.clone());
+        let services = ShardServices::new(environment, Arc::clone(&journal), settings.store_wait_ms);
         let dispatch = ClaimDispatcher {
             keys: KeyDirectory::default(),
             wait_queues: WaitQueues::default(),
@@ -131,7 +137,7 @@ impl Scheduler {
             journal,
             clock,
             gangs: GangSet::default(),
-            environment: Arc::new(environment),
+            services: Arc::new(services),
             settings,
             stopping: AtomicBool::new(false),
         };
@@ -150,7 +156,7 @@ impl Scheduler {
     }
 
     /// Takes the store over, recovers, and starts to serve. Spawns the writers of the journal, the ticker and the
-    /// renewal of the fence ceiling on the current tokio runtime. Call it once; after an error it may be called again.
+    /// renewal of the fence ceiling in the environment. Call it once; after an error it may be called again.
     ///
     /// # Errors
     /// Fails if the store cannot be taken over or read.
@@ -192,16 +198,16 @@ impl Scheduler {
         let supervisor = self.supervisor().await?;
         recovery::acquire_ownership(dispatch).await?;
         // Begins before the records are read, because reading may take longer than the lease.
-        self.spawn(ownership::renew_loop(Arc::clone(dispatch)));
+        self.spawn("lease", ownership::renew_loop(Arc::clone(dispatch)));
         let RecoveredState { catalog, deleting, gangs } = recovery::recover(dispatch, &supervisor).await?;
         let _ = self.shared.catalog.set(catalog);
-        self.spawn(Self::forget_gangs(Arc::clone(dispatch), gangs));
+        self.spawn("gangs of the last process", Self::forget_gangs(Arc::clone(dispatch), gangs));
         for writer in 0..dispatch.journal.writer_count() {
-            self.spawn(Arc::clone(&dispatch.journal).run(writer));
+            self.spawn("journal writer", Arc::clone(&dispatch.journal).run(writer));
         }
-        self.spawn(Self::tick(Arc::clone(dispatch), Arc::clone(&self.shared.changes)));
-        self.spawn(Self::follow_gangs(Arc::clone(dispatch)));
-        self.spawn(Self::renew_fence_ceiling(Arc::clone(dispatch)));
+        self.spawn("ticker", Self::tick(Arc::clone(dispatch), Arc::clone(&self.shared.changes)));
+        self.spawn("gangs", Self::follow_gangs(Arc::clone(dispatch)));
+        self.spawn("fence ceiling", Self::renew_fence_ceiling(Arc::clone(dispatch)));
         let seconds = Duration::from_nanos(dispatch.clock.mono_ns() - started_ns).as_secs_f64();
         metrics().recovery_seconds.set(seconds);
         Ok(deleting)
@@ -209,7 +215,7 @@ impl Scheduler {
 
     fn spawn_deletion(&self, pool: Arc<Pool>) {
         let scheduler = self.clone();
-        self.spawn(async move { scheduler.finish_deletion(&pool).await });
+        self.spawn("deletion of a pool", async move { scheduler.finish_deletion(&pool).await });
     }
 
     async fn supervisor(&self) -> Result<ActorCell, StoreError> {
@@ -231,8 +237,8 @@ impl Scheduler {
                 None => Box::pin(async {}),
             }
         };
-        let environment = Arc::clone(&self.shared.dispatch.environment);
-        let supervisor = ShardSupervisor::new(environment, Box::new(find), Box::new(restart));
+        let services = Arc::clone(&self.shared.dispatch.services);
+        let supervisor = ShardSupervisor::new(services, Box::new(find), Box::new(restart));
         let (actor, _) = ShardSupervisor::spawn(None, supervisor, ())
             .await
             .map_err(|error| StoreError::Unusable(format!("the supervisor did not start: {error}")))?;
@@ -242,7 +248,7 @@ impl Scheduler {
     /// Makes the service unready, so that no new calls are sent to it. Calls are still answered, but claims no longer
     /// wait. Used between the decision to stop and [`Scheduler::stop`].
     pub fn drain(&self) {
-        self.dispatch().environment.drain();
+        self.dispatch().services.drain();
         self.dispatch().with_work(|work| self.dispatch().close_wait_queues(work));
     }
 
@@ -349,6 +355,10 @@ impl Scheduler {
         &self.shared.dispatch
     }
 
+    fn environment(&self) -> &Environment {
+        &self.shared.dispatch.services.environment
+    }
+
     /// Rejects calls before the service serves and after it stops.
     fn check_serving(&self) -> Result<(), RequestError> {
         if self.dispatch().is_stopping() {
@@ -360,13 +370,13 @@ impl Scheduler {
         self.dispatch().journal.reply_blocker().map_or(Ok(()), |reason| Err(RequestError::Unavailable(reason)))
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.shared.tasks.lock().push(tokio::spawn(task));
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let task = self.environment().spawn(name, task);
+        self.shared.tasks.lock().push(task);
     }
 
     async fn tick(dispatch: Arc<ClaimDispatcher>, changes: Arc<ChangeLog>) {
-        let mut interval = tokio::time::interval(Duration::from_millis(TICK_MS));
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut interval = dispatch.services.environment.interval(Duration::from_millis(TICK_MS));
         loop {
             interval.tick().await;
             let now_ms = dispatch.clock.tick();
@@ -408,7 +418,7 @@ impl Scheduler {
     }
 
     async fn renew_fence_ceiling(dispatch: Arc<ClaimDispatcher>) {
-        let mut interval = tokio::time::interval(FENCE_CEILING_INTERVAL);
+        let mut interval = dispatch.services.environment.interval(FENCE_CEILING_INTERVAL);
         loop {
             interval.tick().await;
             if let Err(error) = recovery::raise_fence_ceiling(&dispatch).await {

@@ -27,7 +27,7 @@ const START_MS_MAX: Millis = 500;
 pub async fn take_over(dispatch: &ClaimDispatcher) -> Result<OwnershipRecord, StoreError> {
     let store = dispatch.journal.store();
     let sent_ns = dispatch.clock.boot_ns();
-    let ownership = store.take_over(uuid::Uuid::now_v7()).await?;
+    let ownership = store.take_over(dispatch.services.environment.new_uuid()).await?;
     if let Some(lease_ms) = store.lease_ms() {
         dispatch.journal.extend_lease(sent_ns, lease_ms);
     }
@@ -43,7 +43,7 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
     // Time since which the record is gone. If another owner had taken over meanwhile, it would write the record again.
     let mut missing_since_ns = None;
     loop {
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        dispatch.services.environment.sleep(Duration::from_millis(pause_ms)).await;
         let sent_ns = dispatch.clock.boot_ns();
         let waited = missing_since_ns.is_some_and(|since_ns| sent_ns - since_ns >= lease_ms * 1_000_000);
         let may_create = journal.lease().is_valid() || waited;
@@ -112,7 +112,7 @@ pub async fn retry_until_ready<'a, T>(
         if !must_wait {
             return result;
         }
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        dispatch.services.environment.sleep(Duration::from_millis(pause_ms)).await;
         pause_ms = (2 * pause_ms).min(START_MS_MAX);
     }
 }

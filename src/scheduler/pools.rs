@@ -12,6 +12,7 @@ use super::change_log::{ChangeDetails, ChangeKind, ChangeResult, SpecDiff};
 use super::{Scheduler, recv_outcome};
 use crate::admission::pool_registry::{Pool, ShardHandle};
 use crate::engine::ShardConfig;
+use crate::environment::Environment;
 use crate::limits;
 use crate::metrics::ShardState;
 use crate::model::request_error::{Precondition, RequestError, UnavailableReason};
@@ -44,10 +45,13 @@ impl Scheduler {
     pub async fn put_pool(&self, name: PoolName, spec: PoolSpec) -> Result<(bool, PoolStatus), RequestError> {
         let scheduler = self.clone();
         // Once begun it is completed even if the caller leaves: half a pool would keep its number and shards.
-        let task = tokio::spawn(with_current_caller(async move {
-            scheduler.check_serving().or_else(|error| scheduler.log_rejected_put(&name, error))?;
-            scheduler.set_pool(name, spec).await
-        }));
+        let task = self.environment().spawn(
+            "change of a pool",
+            with_current_caller(async move {
+                scheduler.check_serving().or_else(|error| scheduler.log_rejected_put(&name, error))?;
+                scheduler.set_pool(name, spec).await
+            }),
+        );
         let (created, pool) = task.await.unwrap_or(Err(RequestError::DeadlineExceeded))?;
         Ok((created, self.status(&pool).await))
     }
@@ -66,13 +70,16 @@ impl Scheduler {
     ) -> Result<PoolStatus, RequestError> {
         let scheduler = self.clone();
         // Completed like `put_pool`, even if the caller leaves.
-        let task = tokio::spawn(with_current_caller(async move {
-            let _one_at_a_time = scheduler.shared.pool_change_lock.lock().await;
-            let changed = scheduler.changed_specification(&name, version, change);
-            let (pool, spec) = changed.or_else(|error| scheduler.log_rejected_put(&name, error))?;
-            scheduler.replace_pool(&pool, spec).await?;
-            Ok(pool)
-        }));
+        let task = self.environment().spawn(
+            "change of a pool",
+            with_current_caller(async move {
+                let _one_at_a_time = scheduler.shared.pool_change_lock.lock().await;
+                let changed = scheduler.changed_specification(&name, version, change);
+                let (pool, spec) = changed.or_else(|error| scheduler.log_rejected_put(&name, error))?;
+                scheduler.replace_pool(&pool, spec).await?;
+                Ok(pool)
+            }),
+        );
         let pool = task.await.unwrap_or(Err(RequestError::DeadlineExceeded))?;
         Ok(self.status(&pool).await)
     }
@@ -228,13 +235,17 @@ impl Scheduler {
     pub async fn delete_pool(&self, name: &PoolName, mode: DeleteMode) -> Result<(), RequestError> {
         let (scheduler, name) = (self.clone(), name.clone());
         // Once begun it is completed even if the caller leaves: half a deletion would leave the pool closed.
-        let deletion = tokio::spawn(with_current_caller(async move {
-            let details = ChangeDetails { forced: Some(mode == DeleteMode::Force), ..ChangeDetails::of_pool(&name) };
-            let mut change = scheduler.change(ChangeKind::DeletePool, details);
-            let deleted = scheduler.run_pool_deletion(&name, mode).await;
-            change.details().workers = deleted.as_ref().ok().copied();
-            change.outcome(ChangeResult::Done, deleted)
-        }));
+        let deletion = self.environment().spawn(
+            "deletion of a pool",
+            with_current_caller(async move {
+                let details =
+                    ChangeDetails { forced: Some(mode == DeleteMode::Force), ..ChangeDetails::of_pool(&name) };
+                let mut change = scheduler.change(ChangeKind::DeletePool, details);
+                let deleted = scheduler.run_pool_deletion(&name, mode).await;
+                change.details().workers = deleted.as_ref().ok().copied();
+                change.outcome(ChangeResult::Done, deleted)
+            }),
+        );
         deletion.await.unwrap_or(Err(RequestError::DeadlineExceeded)).map(drop)
     }
 
@@ -275,7 +286,7 @@ impl Scheduler {
         pool.closing.store(true, Ordering::Release);
         self.dispatch().with_work(|work| self.dispatch().close_wait_queue(pool, work));
         join_all(pool.shards.iter().map(|handle| async move {
-            end_workers(handle).await;
+            end_workers(handle, self.environment()).await;
             handle.stop().await;
             self.dispatch().journal.drop_shard(&handle.outbox);
             handle.outbox.wait_dropped().await;
@@ -316,10 +327,10 @@ impl Scheduler {
 
     async fn wait_for_catalog(&self, catalog: &PoolCatalog, seq: Seq) -> Result<(), RequestError> {
         let limit = Duration::from_millis(self.dispatch().settings.store_wait_ms);
-        match tokio::time::timeout(limit, catalog.wait_stored(seq)).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(RequestError::Unavailable(UnavailableReason::Fenced)),
-            Err(_) => Err(RequestError::Unavailable(UnavailableReason::Store)),
+        match self.environment().timeout(limit, catalog.wait_stored(seq)).await {
+            Some(true) => Ok(()),
+            Some(false) => Err(RequestError::Unavailable(UnavailableReason::Fenced)),
+            None => Err(RequestError::Unavailable(UnavailableReason::Store)),
         }
     }
 
@@ -398,7 +409,7 @@ fn add_accounting(status: &mut PoolStatus, report: &ShardReport) {
 
 /// Ends the workers of a shard and their claims, slice by slice. A shard that does not answer in time keeps the
 /// remaining ones, which go with the pool and are not reported.
-async fn end_workers(handle: &ShardHandle) {
+async fn end_workers(handle: &ShardHandle, environment: &Environment) {
     let (mut from, mut attempts) = (0, 0);
     while attempts < END_ATTEMPTS {
         let (reply, answer) = oneshot::channel();
@@ -409,7 +420,7 @@ async fn end_workers(handle: &ShardHandle) {
             Ok(Err(RequestError::Unavailable(UnavailableReason::Overloaded | UnavailableReason::Loading))) | Err(_) => {
                 // A shard that panicked numbers its workers anew.
                 (from, attempts) = (0, attempts + 1);
-                tokio::time::sleep(END_PAUSE).await;
+                environment.sleep(END_PAUSE).await;
             }
             Ok(Err(_)) => return,
         }

@@ -49,7 +49,10 @@ impl Scheduler {
     async fn set_quota(&self, name: String, quota: Option<Quota>) -> Result<Option<Quota>, RequestError> {
         let scheduler = self.clone();
         // Once begun it is completed even if the caller leaves, or the store and this process would disagree.
-        let task = tokio::spawn(with_current_caller(async move { scheduler.run_quota_change(&name, quota).await }));
+        let task = self.environment().spawn(
+            "change of a quota",
+            with_current_caller(async move { scheduler.run_quota_change(&name, quota).await }),
+        );
         task.await.unwrap_or(Err(RequestError::DeadlineExceeded))
     }
 

@@ -6,7 +6,7 @@
 //! stored, claimed and stored in the other), the higher fence keeps it and the other claim is relinquished.
 
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::gang::{MemberGrant, TransactionMember};
 use crate::admission::key::{KeyHolder, PendingClaim};
 use crate::admission::pool_registry::{Pool, ShardHandle};
+use crate::collections::{HashMap, HashSet};
 use crate::engine::{
     ClaimHandle, Effect, Event, GangAction, ReplayError, ResumePoint, Shard, ShardConfig, ShardReplay,
 };
@@ -44,7 +45,7 @@ pub fn make_pool(dispatch: &Arc<ClaimDispatcher>, uid: u64, version: u64, name: 
         .map(|shard| {
             let outbox = Outbox::new(&dispatch.journal, ShardKey { pool: uid, shard }, 0);
             let shard = ShardRef { pool: number, shard };
-            ShardHandle::new(shard, outbox, Arc::clone(&metrics), &dispatch.environment, dispatch)
+            ShardHandle::new(shard, outbox, Arc::clone(&metrics), &dispatch.services, dispatch)
         })
         .collect();
     let context = PoolContext::new(number, version, name, spec, metrics);
@@ -57,10 +58,10 @@ pub fn make_pool(dispatch: &Arc<ClaimDispatcher>, uid: u64, version: u64, name: 
 /// # Errors
 /// Fails with the errors of the store.
 pub async fn raise_fence_ceiling(dispatch: &ClaimDispatcher) -> Result<(), StoreError> {
-    if let Some(ceiling) = dispatch.environment.fences.next_ceiling(dispatch.clock.unix_us()) {
-        let floor = dispatch.environment.fences.floor();
+    if let Some(ceiling) = dispatch.services.fences.next_ceiling(dispatch.clock.unix_us()) {
+        let floor = dispatch.services.fences.floor();
         dispatch.journal.store().raise_fence_ceiling(FenceSpan { floor, ceiling }).await?;
-        dispatch.environment.fences.set_ceiling(ceiling);
+        dispatch.services.fences.set_ceiling(ceiling);
     }
     Ok(())
 }
@@ -73,7 +74,7 @@ pub async fn acquire_ownership(dispatch: &ClaimDispatcher) -> Result<(), StoreEr
     let attempt = || {
         async {
             let ownership = ownership::take_over(dispatch).await?;
-            dispatch.environment.fences.start(ownership.fence_ceiling, ownership.fence_floor);
+            dispatch.services.fences.start(ownership.fence_ceiling, ownership.fence_floor);
             Ok(())
         }
         .boxed()
@@ -179,7 +180,7 @@ pub async fn restart_shard(
                     format!("shard {} of {} panicked and cannot be read yet: {error}", handle.shard.shard, pool.name);
                 tracing::warn!("{reason}");
                 handle.set_state(ShardState::Loading, Some(reason));
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                dispatch.services.environment.sleep(std::time::Duration::from_secs(1)).await;
             }
         }
         if handle.state() == ShardState::Stopped {
@@ -343,8 +344,8 @@ async fn load(
             seq,
             now_ms,
             unix_ms: dispatch.clock.unix_ms(),
-            fence_floor: dispatch.environment.fences.floor(),
-            previous_fence_floor: dispatch.environment.fences.previous_floor(),
+            fence_floor: dispatch.services.fences.floor(),
+            previous_fence_floor: dispatch.services.fences.previous_floor(),
             restarted: handle.restarts() > 0,
         };
         let shard = match (applied_seq, replay.finish(resume)) {
@@ -370,7 +371,7 @@ async fn load(
 /// the gangs whose records can be deleted once their members are stored; none if a shard was not read.
 fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -> Vec<GangRef> {
     let mut rows: Vec<GangRef> = Vec::new();
-    let mut homes: HashMap<ShardKey, HashSet<Fence>> = HashMap::new();
+    let mut homes: HashMap<ShardKey, HashSet<Fence>> = HashMap::default();
     for recovered in &*recovered {
         if let Ok(shard) = &recovered.shard {
             let committed: HashSet<Fence> = shard.committed_gangs().collect();
@@ -508,10 +509,10 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
             for (seq, id) in &ended {
                 dispatch.keys.add_pending_write(id, PendingWrite { shard: handle.shard, seq: *seq });
             }
-            let environment = Arc::clone(&dispatch.environment);
+            let services = Arc::clone(&dispatch.services);
             let spawn = SpawnArgs {
                 sink: dispatch,
-                environment,
+                services,
                 pool,
                 handle: Arc::clone(&handle),
                 shard,

@@ -9,12 +9,11 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::task::Context;
 
-use hashbrown::HashMap;
-
 use super::Scheduler;
 use super::operation_routing::{RoutedOperation, ended_now};
 use crate::admission::dispatch::check_ttl;
 use crate::admission::key::PendingClaim;
+use crate::collections::HashMap;
 use crate::limits;
 use crate::model::claim_request::PoolChoice;
 use crate::model::request_error::RequestError;
@@ -106,7 +105,7 @@ impl Scheduler {
             completions: Arc::default(),
             requests: Vec::new(),
             free_slots: Vec::new(),
-            slot_by_number: HashMap::new(),
+            slot_by_number: HashMap::default(),
             run: RequestRun::Nothing,
             started_ns: None,
             outcomes: Vec::new(),

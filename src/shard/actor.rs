@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::environment::ShardEnvironment;
 use super::event::{ShardLife, ShardSink};
 use super::handle::{RunEnd, ShardHandle};
 use super::pool_context::PoolContext;
 use super::runner::ShardRunner;
+use super::services::ShardServices;
 use crate::engine::Shard;
+use crate::environment::Environment;
 use crate::model::{ClaimId, Seq};
 
 /// Message to a shard's actor.
@@ -26,7 +27,7 @@ pub(crate) enum ActorMessage {
 /// Arguments from which an actor starts.
 pub(crate) struct SpawnArgs<S: ShardSink> {
     pub sink: Arc<S>,
-    pub environment: Arc<ShardEnvironment>,
+    pub services: Arc<ShardServices>,
     pub pool: Arc<PoolContext>,
     pub handle: Arc<ShardHandle<S>>,
     pub shard: Shard,
@@ -47,6 +48,7 @@ impl<S> Default for ShardActor<S> {
 /// begun: the supervisor hears of a failure before.
 pub(crate) struct ActorLifetime<S: ShardSink> {
     handle: Arc<ShardHandle<S>>,
+    environment: Environment,
     life: ShardLife,
 }
 
@@ -68,8 +70,9 @@ impl<S: ShardSink> Actor for ShardActor<S> {
     ) -> Result<ActorLifetime<S>, ActorProcessingErr> {
         let handle = Arc::clone(&spawn.handle);
         let life = handle.life();
+        let environment = spawn.services.environment.clone();
         handle.install_runner(ShardRunner::new(spawn, life));
-        Ok(ActorLifetime { handle, life })
+        Ok(ActorLifetime { handle, environment, life })
     }
 
     async fn handle(
@@ -80,14 +83,15 @@ impl<S: ShardSink> Actor for ShardActor<S> {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ActorMessage::Run => {
+                lifetime.environment.scheduling_point().await;
                 if lifetime.handle.should_batch() {
                     // Requests that are about to arrive can then join this run.
-                    tokio::task::yield_now().await;
+                    lifetime.environment.yield_now().await;
                 }
                 let end = lifetime.handle.run_as_actor();
                 if end == RunEnd::MoreDeadlines {
                     // A slice of deadlines takes long: other tasks of this thread run before the next.
-                    tokio::task::yield_now().await;
+                    lifetime.environment.yield_now().await;
                 }
                 if end != RunEnd::Asleep {
                     // Other messages (stop) and other actors get their chance in between.

@@ -14,7 +14,6 @@ mod atomic {
 pub mod capacity_board;
 mod command;
 mod counters;
-mod environment;
 mod event;
 mod handle;
 mod mailbox;
@@ -25,6 +24,7 @@ mod reason_cells;
 mod reply;
 mod runner;
 pub mod schedule;
+mod services;
 mod step_injection;
 mod supervisor;
 
@@ -33,7 +33,6 @@ pub use command::{
     ClaimCall, Command, GangCall, HeldOperation, HeldVerb, InjectedStep, KeyReport, KeyReports, PreviewQuery,
     ReacquireCall, ReserveCall, ShardClaimFilter, ShardSet, SurveyQuery, TenantSurvey, UnstoredRejection, VictimSurvey,
 };
-pub use environment::ShardEnvironment;
 pub use event::{
     FreedMatch, GrantKind, NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife,
     ShardSink, UndecidedClaim,
@@ -48,8 +47,9 @@ pub use reply::{
     GangRequestNumber, HeartbeatReply, MembersWaker, PreviewedPlacement, RegisteredWorker, ReplyAddress, ShardOutcome,
     ShardReport, SurveySlice, WorkerSlice,
 };
+pub use services::ShardServices;
 #[cfg(all(feature = "internals", debug_assertions))]
-pub use step_injection::{PointHook, inject_into_thread};
+pub use step_injection::{PointHook, RunnerChoice, choose_runners_of_thread, inject_into_thread};
 pub use step_injection::{ProtocolPoint, ProtocolRule};
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
 

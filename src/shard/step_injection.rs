@@ -1,5 +1,6 @@
 //! Places in the protocol between shards and admission where a test lets other steps go first, and rules that a test
-//! switches off to show that each is needed. Both belong to a thread. In release builds nothing of this is left.
+//! switches off to show that each is needed, and the choice of who runs a shard. All of them belong to a thread. In release
+//! builds nothing of this is left.
 
 /// Place between two steps of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +61,22 @@ mod hooks {
 
     /// Function that is called at each point that the thread reaches.
     pub type PointHook = Rc<dyn Fn(ProtocolPoint)>;
+    /// Function that says whether a command is left to the actor of its shard although nobody runs it.
+    pub type RunnerChoice = Rc<dyn Fn() -> bool>;
 
     thread_local! {
         static HOOK: RefCell<Option<PointHook>> = const { RefCell::new(None) };
         static BROKEN: Cell<Option<ProtocolRule>> = const { Cell::new(None) };
+        static RUNNER_CHOICE: RefCell<Option<RunnerChoice>> = const { RefCell::new(None) };
+    }
+
+    /// Sets the function that chooses who runs a shard for the commands that this thread pushes.
+    pub fn choose_runners_of_thread(choice: Option<RunnerChoice>) {
+        RUNNER_CHOICE.set(choice);
+    }
+
+    pub(in crate::shard) fn leaves_run_to_actor() -> bool {
+        RUNNER_CHOICE.with_borrow(Clone::clone).is_some_and(|choice| choice())
     }
 
     /// Sets the function that is called at each point that this thread reaches, and the rule that it breaks.
@@ -84,7 +97,16 @@ mod hooks {
 }
 
 #[cfg(all(feature = "internals", debug_assertions))]
-pub use self::hooks::{PointHook, inject_into_thread};
+pub use self::hooks::{PointHook, RunnerChoice, choose_runners_of_thread, inject_into_thread};
+
+/// Whether a command is left to the actor of its shard although nobody runs it: never, unless a test wants it.
+#[inline]
+pub(super) fn leaves_run_to_actor() -> bool {
+    #[cfg(all(feature = "internals", debug_assertions))]
+    return hooks::leaves_run_to_actor();
+    #[cfg(not(all(feature = "internals", debug_assertions)))]
+    false
+}
 
 impl ProtocolPoint {
     /// Lets other steps go first, if a test wants it.

@@ -6,10 +6,10 @@ use futures::future::BoxFuture;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::actor::{ShardActor, SpawnArgs};
-use super::environment::ShardEnvironment;
 use super::event::ShardSink;
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
+use super::services::ShardServices;
 use crate::metrics::ShardState;
 
 /// Restarts of one shard within [`WINDOW_MS`] after which it is given up as permanently broken.
@@ -27,7 +27,7 @@ pub type RestartShard<S> = Box<dyn Fn(ServedShard<S>, ActorCell) -> BoxFuture<'s
 
 /// Supervisor of all shards of one scheduler.
 pub struct ShardSupervisor<S: ShardSink> {
-    environment: Arc<ShardEnvironment>,
+    services: Arc<ShardServices>,
     find: FindShard<S>,
     restart: RestartShard<S>,
 }
@@ -35,8 +35,8 @@ pub struct ShardSupervisor<S: ShardSink> {
 impl<S: ShardSink> ShardSupervisor<S> {
     /// Creates a supervisor that finds shards with `find`, and rebuilds panicked ones with `restart`.
     #[must_use]
-    pub fn new(environment: Arc<ShardEnvironment>, find: FindShard<S>, restart: RestartShard<S>) -> Self {
-        Self { environment, find, restart }
+    pub fn new(services: Arc<ShardServices>, find: FindShard<S>, restart: RestartShard<S>) -> Self {
+        Self { services, find, restart }
     }
 }
 
@@ -56,8 +56,9 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
         _state: &mut (),
     ) -> Result<(), ActorProcessingErr> {
         let SupervisionEvent::ActorFailed(actor, error) = event else { return Ok(()) };
+        self.services.environment.scheduling_point().await;
         let Some((pool, handle)) = (self.find)(actor.get_id()) else { return Ok(()) };
-        let now_ms = self.environment.clock.engine_ms();
+        let now_ms = self.services.clock.engine_ms();
         let reason = format!("shard {} of {} panicked: {error}", handle.shard.shard, pool.name);
         tracing::error!("{reason}");
         handle.set_state(ShardState::Loading, Some(reason.clone()));
@@ -75,7 +76,8 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
             return Ok(());
         }
         // Not awaited: the store may be slow, and other shards may fail meanwhile.
-        tokio::spawn((self.restart)((pool, handle), me.get_cell()));
+        let restart = (self.restart)((pool, handle), me.get_cell());
+        self.services.environment.spawn("restart of a shard", restart);
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hotpool::admission::key::KeyLookup;
-use hotpool::clock::Clock;
+use hotpool::environment::Clock;
 use hotpool::metrics::write_pools;
 use hotpool::model::request_error::{ExhaustionReason, RequestError, UnavailableReason};
 use hotpool::model::{

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, ready};
-use hotpool::clock::Clock;
+use hotpool::environment::{Clock, Environment};
 use hotpool::persist::journal::{Journal, Outbox, RowSource};
 use hotpool::persist::row::{RowFrames, RowKind, ShardRow, decode_shard, put_deletion};
 use hotpool::persist::store::{
@@ -29,7 +29,7 @@ async fn journal() -> (Arc<StoreLocation>, Arc<GatedStore>, Arc<Journal>) {
     let gate = Arc::new(GatedStore::open(&location));
     gate.take_over(Uuid::now_v7()).await.unwrap();
     let store: SharedStore = Arc::<GatedStore>::clone(&gate);
-    (location, gate, Journal::new(store, Clock::manual()))
+    (location, gate, Journal::new(store, Environment::with_clock(Clock::manual())))
 }
 
 fn run(journal: &Arc<Journal>) {
@@ -198,7 +198,7 @@ fn blocking_journal() -> (Arc<Journal>, mpsc::Sender<()>, StoreCalls) {
         }
         vec![WriteOutcome::Ok; batches.len()]
     };
-    let journal = Journal::new(Arc::new(AnsweredStore { answer }), Clock::manual());
+    let journal = Journal::new(Arc::new(AnsweredStore { answer }), Environment::with_clock(Clock::manual()));
     run(&journal);
     (journal, disk, calls)
 }
@@ -298,7 +298,7 @@ async fn a_store_that_takes_no_snapshot_leaves_the_thread_to_others() {
         let outcome = if *calls > 1_000 { WriteOutcome::Fenced } else { WriteOutcome::Gap };
         vec![outcome; batches.len()]
     };
-    let journal = Journal::new(Arc::new(AnsweredStore { answer }), Clock::manual());
+    let journal = Journal::new(Arc::new(AnsweredStore { answer }), Environment::with_clock(Clock::manual()));
     run(&journal);
     let source: Arc<dyn RowSource> = Arc::new(ReadySource);
     let outbox = Outbox::new(&journal, A, 0);

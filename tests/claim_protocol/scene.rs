@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use futures::future::{BoxFuture, FutureExt as _};
-use hotpool::clock::Clock;
 use hotpool::engine::{ResumePoint, ShardReplay};
+use hotpool::environment::Clock;
 use hotpool::model::claim_request::PoolChoice;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, WorkerId, WorkerSpec};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hotpool::clock::Clock;
+use hotpool::environment::Clock;
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
 use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use hotpool::environment::Environment;
 use hotpool::persist::store::file::{FileStore, SegmentSettings, SegmentUpkeep};
 use hotpool::persist::store::{FenceSpan, Store, StoreError};
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ const ERRNOS: [Errno; 5] = [Errno::NOSPC, Errno::DQUOT, Errno::INTR, Errno::NOME
 
 pub(super) fn try_open(disk: &ModelDisk) -> Result<FileStore, StoreError> {
     let settings = SegmentSettings { upkeep: SegmentUpkeep::Inline, ..SegmentSettings::default() };
-    FileStore::open_on(Arc::new(disk.clone()), settings)
+    FileStore::open_on(Arc::new(disk.clone()), settings, Environment::system())
 }
 
 /// Opens the store like a process that starts here.

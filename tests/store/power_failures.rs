@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use hotpool::environment::Environment;
 use hotpool::persist::store::file::{FileStore, SegmentSettings, SegmentUpkeep};
 use hotpool::persist::store::{ShardKey, Store, WriteBatch, WriteOutcome};
 use rand::rngs::StdRng;
@@ -115,7 +116,7 @@ async fn run(seed: u64, coverage: &mut Coverage) {
             if random.random_bool(0.3) {
                 disk.fail_power_after(random.random_range(0..8), random.random());
             }
-            match FileStore::open_on(Arc::new(disk.clone()), SEGMENTS) {
+            match FileStore::open_on(Arc::new(disk.clone()), SEGMENTS, Environment::system()) {
                 Ok(store) => break store,
                 Err(_) => coverage.failed_starts += 1,
             }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use futures::future::FutureExt as _;
-use hotpool::clock::Clock;
+use hotpool::environment::Clock;
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
 use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, Fence, PoolName, PoolSpec, WorkerId, WorkerSpec};

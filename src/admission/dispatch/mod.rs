@@ -17,14 +17,14 @@ use crate::admission::gang::GangSet;
 use crate::admission::key::{KeyAcquire, KeyDirectory, PendingClaim, ShardAsk};
 use crate::admission::pool_registry::{Pool, PoolMap, PoolRegistry};
 use crate::admission::queue::WaitQueues;
-use crate::clock::Clock;
+use crate::environment::Clock;
 use crate::limits;
 use crate::model::label_selector::SelectorCache;
 use crate::model::request_error::{ExhaustionReason, ObjectKind, Precondition, RequestError, UnavailableReason};
 use crate::model::{ClaimId, Fence, Millis, PlacementPolicy, RunningClaim, UnreadReply};
 use crate::persist::journal::Journal;
 use crate::shard::capacity_board::ShardPreference;
-use crate::shard::{ClaimCall, Command, KeyReports, KeyTicket, PushRejection, ShardEnvironment, ShardRef, ShardSet};
+use crate::shard::{ClaimCall, Command, KeyReports, KeyTicket, PushRejection, ShardRef, ShardServices, ShardSet};
 
 /// Settings of the scheduler.
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ pub struct ClaimDispatcher {
     /// Gangs that are placed, wait, or are in doubt.
     pub gangs: GangSet,
     /// Services that all shards share.
-    pub environment: Arc<ShardEnvironment>,
+    pub services: Arc<ShardServices>,
     /// Journal that writes records to the store.
     pub journal: Arc<Journal>,
     /// Settings of the scheduler.
@@ -124,7 +124,7 @@ impl ClaimDispatcher {
 
     /// Forgets everything about a pool that is gone.
     pub fn forget_pool(&self, pool: u32) {
-        self.environment.forget_pool(pool);
+        self.services.forget_pool(pool);
         let unanswered = self.keys.forget_pool(pool);
         self.submit_again(unanswered);
     }
@@ -281,7 +281,7 @@ impl ClaimDispatcher {
     /// # Errors
     /// `Store` while the store does not confirm a higher ceiling.
     pub fn allocate_fences(&self, n: u64) -> Result<u64, UnavailableReason> {
-        self.environment.allocate_fences(n)
+        self.services.allocate_fences(n)
     }
 
     /// Arrival time of a request for the histograms, in nanoseconds, or `None` if the request is not timed. Under light load
@@ -308,7 +308,7 @@ impl ClaimDispatcher {
     /// Whether claims may no longer wait, because a shutdown is near.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.environment.is_draining()
+        self.services.is_draining()
     }
 
     /// Whether the service is shutting down.

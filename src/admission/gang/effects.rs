@@ -1,6 +1,6 @@
 //! Effects of gangs, as the executor of admission carries them out.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -16,6 +16,7 @@ use crate::admission::lock_order;
 use crate::admission::plan::AdmittedClaim;
 use crate::admission::pool_registry::{Pool, PoolMap};
 use crate::admission::queue::WaitingGang;
+use crate::collections::HashSet;
 use crate::limits;
 use crate::metrics::{GangOutcome, ShardState, metrics};
 use crate::model::claim_request::PoolChoice;
@@ -253,7 +254,7 @@ impl ClaimDispatcher {
         let id = self.allocate_fences(1).map_err(reject_all)?;
         let grants = Arc::new(CompletionQueue::collecting(requests.len()));
         let mut rejections: BTreeMap<usize, RequestError> = BTreeMap::new();
-        let mut keys: HashSet<&ClaimId> = HashSet::new();
+        let mut keys: HashSet<&ClaimId> = HashSet::default();
         let (mut items, mut pools) = (Vec::new(), BTreeSet::new());
         let mut home = None;
         for (index, request) in requests.iter().enumerate() {

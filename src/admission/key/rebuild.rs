@@ -1,7 +1,6 @@
 //! Rebuilds the directory from what the shards hold: during recovery, after a shard restart, and when a pool is
 //! deleted.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use dashmap::Entry as Slot;
@@ -11,6 +10,7 @@ use super::directory::KeyDirectory;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
 use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::tenant::QuotaLease;
+use crate::collections::{HashMap, HashSet};
 use crate::engine::ClaimHandle;
 use crate::model::{ClaimId, ClaimSpec, Fence};
 use crate::shard::{KeyTicket, PendingWrites, ShardLife, ShardRef};

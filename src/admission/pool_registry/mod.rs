@@ -6,11 +6,11 @@ use parking_lot::Mutex;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, Guard};
-use hashbrown::HashMap;
 
 use self::numbers::NumberTable;
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::queue::PoolQueue;
+use crate::collections::HashMap;
 use crate::limits;
 use crate::metrics::{ClaimOutcome, ShardState};
 use crate::model::label_selector::LabelSelector;
@@ -197,7 +197,7 @@ impl PoolMap {
     }
 
     fn index_labels(&self) -> HashMap<PoolLabel, Vec<Arc<Pool>>> {
-        let mut by_label: HashMap<PoolLabel, Vec<Arc<Pool>>> = HashMap::new();
+        let mut by_label: HashMap<PoolLabel, Vec<Arc<Pool>>> = HashMap::default();
         for pool in &self.in_order {
             for (key, value) in &pool.spec.load().labels {
                 let label = (pool.name.namespace().to_owned(), key.clone(), value.clone());

@@ -1,9 +1,10 @@
 //! Gangs that wait, by the keys of their members and by arrival, for queries: the keys themselves are vacant meanwhile.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{ArrivalNumber, WaitingGang};
+use crate::collections::HashMap;
 use crate::model::ClaimId;
 
 /// Gang that waits, with the keys of its members.

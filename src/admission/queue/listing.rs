@@ -7,7 +7,7 @@
 //! counted at the end, for the claims on the page and in slices as well.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use super::gang_directory::GangEntry;
@@ -16,6 +16,7 @@ use super::{ArrivalNumber, QueuedClaim, WaitingGang};
 use crate::admission::dispatch::ClaimDispatcher;
 use crate::admission::key::KeyLookup;
 use crate::admission::pool_registry::Pool;
+use crate::collections::HashMap;
 use crate::limits;
 use crate::model::request_error::ExhaustionReason;
 use crate::model::{ClaimId, Millis, PoolName, QueuedClaimView};
@@ -203,7 +204,7 @@ impl ClaimDispatcher {
             shown: Vec::new(),
             next: None,
             counts: None,
-            positions: HashMap::new(),
+            positions: HashMap::default(),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Request classes: claims of the same class fit a worker together or not at all.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::least_demand::ClaimDemand;
 use super::row_table::RowTable;
+use crate::collections::HashMap;
 use crate::engine::PlacementConstraints;
 use crate::model::{Millis, WorkerSpec};
 

@@ -14,7 +14,7 @@ use super::failure::{CommandExit, CommandFailure};
 use super::output::{print_note, table};
 use super::{CommandContext, ConnectionArgs, OutputFormat};
 use crate::client::{ClaimListFilter, ClaimListItem, ItemList, KeyStatus, ReleaseReply};
-use crate::clock::Clock;
+use crate::environment::Clock;
 use crate::model::{ClaimId, Fence};
 
 /// Tenant of a request that names none.

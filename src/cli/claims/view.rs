@@ -3,7 +3,7 @@
 use super::TENANT_DEFAULT;
 use crate::cli::output::{describe_resources, duration, nonzero_text, property_list, relative_time};
 use crate::client::{ClaimDetails, KeyStatus, QueuedClaimDetails};
-use crate::clock::Clock;
+use crate::environment::Clock;
 use crate::model::ClaimState;
 
 /// Formats the status of a key, one property a line.

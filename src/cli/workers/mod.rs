@@ -13,7 +13,7 @@ use super::failure::{CommandExit, CommandFailure};
 use super::output::{describe_capacity, describe_free, labels_text, property_list, relative_time, state_text};
 use super::{CommandContext, ConnectionArgs};
 use crate::client::WorkerDetails;
-use crate::clock::Clock;
+use crate::environment::Clock;
 use crate::model::label_selector::LabelSelector;
 use crate::model::{LivenessState, PoolName, SchedulingState, TrustState, WorkerId};
 

@@ -8,8 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use hashbrown::HashMap;
-
+use crate::collections::HashMap;
 use crate::engine::effect::{Effect, EndReason, EngineReply};
 use crate::engine::event::{ClaimHandle, GangAction};
 use crate::engine::shard::Shard;

@@ -1,8 +1,7 @@
 //! Compaction of pending rows to the last state of each, so that their size is bounded by the fleet and not by how long the
 //! store is away. Pure.
 
-use hashbrown::HashMap;
-
+use crate::collections::HashMap;
 use crate::persist::row::{RowFrames, RowKind};
 
 /// Keeps the last frame of every row, in the order of those last frames.
@@ -10,7 +9,7 @@ use crate::persist::row::{RowFrames, RowKind};
 /// # Panics
 /// If `frames` are not whole frames, which cannot happen to frames that this process wrote.
 pub fn compact(frames: &mut Vec<u8>) {
-    let mut last: HashMap<(RowKind, &str), (usize, usize)> = HashMap::new();
+    let mut last: HashMap<(RowKind, &str), (usize, usize)> = HashMap::default();
     let mut reader = RowFrames::new(frames);
     let mut start = 0;
     while let Some(frame) = reader.next() {

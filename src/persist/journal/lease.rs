@@ -3,7 +3,7 @@
 use crossbeam::utils::CachePadded;
 
 use super::lease_deadline::LeaseDeadline;
-use crate::clock::Clock;
+use crate::environment::Clock;
 use crate::model::Millis;
 
 /// Lease on the store. A lapsed lease only blocks replies: the state stays, and the next renewal continues from there.

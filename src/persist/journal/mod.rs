@@ -21,20 +21,19 @@ mod pacing;
 mod snapshot;
 mod writer;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use crossbeam::queue::SegQueue;
 use crossbeam::utils::CachePadded;
-use dashmap::DashMap;
 use tokio::sync::Notify;
 
 pub use self::lease::Lease;
 use self::outbox::PendingRows;
 pub use self::outbox::{Outbox, RowSource};
-use crate::clock::Clock;
+use crate::environment::{Clock, Environment};
 use crate::model::Millis;
 use crate::model::request_error::UnavailableReason;
 use crate::persist::store::{ShardKey, SharedStore};
@@ -69,8 +68,10 @@ pub enum StoreFault {
 pub struct Journal {
     store: SharedStore,
     clock: Clock,
+    environment: Environment,
     lease: Lease,
-    outboxes: DashMap<ShardKey, Weak<Outbox>>,
+    /// Outboxes in the order in which all of them are checked.
+    outboxes: RwLock<BTreeMap<ShardKey, Weak<Outbox>>>,
     partitions: Box<[WriterPartition]>,
     progress: Notify,
     fenced: AtomicBool,
@@ -88,13 +89,15 @@ impl std::fmt::Debug for Journal {
 impl Journal {
     /// Creates a journal for `store`. Nothing is written until [`Journal::run`] runs.
     #[must_use]
-    pub fn new(store: SharedStore, clock: Clock) -> Arc<Self> {
+    pub fn new(store: SharedStore, environment: Environment) -> Arc<Self> {
+        let clock = environment.clock().clone();
         let generations = AtomicU64::new(clock.unix_us());
         Arc::new(Self {
             store,
             lease: Lease::new(clock.clone()),
             clock,
-            outboxes: DashMap::new(),
+            environment,
+            outboxes: RwLock::default(),
             partitions: std::iter::repeat_with(WriterPartition::default).take(PARTITIONS_MAX).collect(),
             progress: Notify::new(),
             fenced: AtomicBool::new(false),
@@ -149,7 +152,7 @@ impl Journal {
     }
 
     fn outboxes(&self) -> Vec<Arc<Outbox>> {
-        self.outboxes.iter().filter_map(|outbox| outbox.upgrade()).collect()
+        self.outboxes.read().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Reason for which no reply may leave at present, if there is one.
@@ -228,7 +231,7 @@ impl Journal {
     }
 
     fn outbox(&self, key: ShardKey) -> Option<Arc<Outbox>> {
-        self.outboxes.get(&key).and_then(|outbox| outbox.upgrade())
+        self.outboxes.read().get(&key).and_then(Weak::upgrade)
     }
 
     fn enqueue(&self, outbox: &Arc<Outbox>) {

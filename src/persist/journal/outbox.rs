@@ -111,7 +111,7 @@ impl Outbox {
             unrecoverable: AtomicBool::new(false),
             subscribers: Mutex::default(),
         });
-        journal.outboxes.insert(key, Arc::downgrade(&outbox));
+        journal.outboxes.write().insert(key, Arc::downgrade(&outbox));
         outbox
     }
 

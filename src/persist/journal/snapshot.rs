@@ -10,13 +10,15 @@
 //! the pending rows go last.
 
 use parking_lot::Mutex;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, FutureExt as _, ready};
 
 use super::writer::InFlightBatch;
 use super::{Outbox, PendingRows, compaction};
+use crate::collections::HashSet;
+use crate::environment::Environment;
 use crate::model::Seq;
 use crate::persist::store::{ShardKey, WriteBatch, WriteKind};
 
@@ -273,7 +275,7 @@ impl SnapshotQueue {
     }
 
     /// Waits for the next rows of the source; for ever if none are to come. `generation` draws a fresh one if it is needed.
-    pub async fn wait_batch(&mut self, generation: impl FnOnce() -> u64) {
+    pub async fn wait_batch(&mut self, environment: &Environment, generation: impl FnOnce() -> u64) {
         let Some(snapshot) =
             self.active.as_mut().filter(|snapshot| !snapshot.in_flight && snapshot.unsent_chunks.is_empty())
         else {
@@ -324,7 +326,7 @@ impl SnapshotQueue {
             SnapshotBatch::Unavailable if snapshot.gap.is_some() => {
                 self.queue.extend(self.active.take());
                 self.promote();
-                tokio::time::sleep(RETRY_PAUSE).await;
+                environment.sleep(RETRY_PAUSE).await;
             }
             SnapshotBatch::Unavailable => {
                 snapshot.outbox.store().skip_snapshot(snapshot.outbox.key());

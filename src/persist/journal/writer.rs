@@ -5,21 +5,18 @@
 //! keep coming: callers whose replies the last commit released send their next requests at once, and a commit that starts
 //! without them would make them wait for two. A caller who is alone waits for nobody ([`RoundPacing`]).
 
-use std::collections::HashSet;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::runtime::RuntimeFlavor;
-use tokio::time::{Sleep, sleep};
-
 use super::pacing::RoundPacing;
 use super::snapshot::SnapshotQueue;
 use super::{Journal, Outbox, PendingRows, StoreFault, WriterPartition};
+use crate::collections::HashSet;
+use crate::environment::{Environment, Sleep};
 use crate::metrics::{StoreWriteResult, metrics};
 use crate::model::Seq;
 use crate::persist::store::{ShardKey, StoreError, WriteBatch, WriteKind, WriteOutcome};
@@ -49,7 +46,7 @@ pub(super) struct InFlightBatch {
 struct RetryQueue {
     batches: Vec<InFlightBatch>,
     /// Time until they are sent again.
-    pause: Option<Pin<Box<Sleep>>>,
+    pause: Option<Sleep>,
     pause_ms: u64,
     /// Whether all pending work is of shards that have a batch here.
     is_blocking: bool,
@@ -62,11 +59,12 @@ impl RetryQueue {
             || self.batches.iter().map(InFlightBatch::bytes).sum::<usize>() > ROUND_BYTES_MAX
     }
 
-    fn back_off(&mut self, now_ns: u64) {
+    fn back_off(&mut self, environment: &Environment) {
+        let now_ns = environment.clock().mono_ns();
         self.pause_ms = (self.pause_ms * 2).clamp(RETRY_MS, RETRY_MS_MAX);
         // Jitter, so that the writers do not all retry at the same moment.
         let jitter_ms = now_ns % (self.pause_ms / 2);
-        self.pause = Some(Box::pin(sleep(Duration::from_millis(self.pause_ms / 2 + jitter_ms))));
+        self.pause = Some(environment.sleep(Duration::from_millis(self.pause_ms / 2 + jitter_ms)));
     }
 
     /// Resolves when it is time to send them again; never while there are none.
@@ -114,13 +112,6 @@ impl InFlightBatch {
             WriteKind::Drop => 0,
         }
     }
-}
-
-/// Whether this thread may wait for the disk: the runtime has others for everybody else.
-fn may_block() -> bool {
-    tokio::runtime::Handle::try_current().is_ok_and(|runtime| {
-        runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
-    })
 }
 
 /// Makes the runtime wake a worker that sleeps. Only workers look for events of connections and timers, each when it has
@@ -187,8 +178,9 @@ impl Journal {
         let is_idle = partition.dirty.is_empty() && partition.drops.is_empty() && !snapshots.has_next();
         if is_idle || retries.is_blocking || is_full {
             tokio::select! {
+                biased;
                 () = partition.work.notified(), if !is_full => {}
-                () = snapshots.wait_batch(|| self.fresh_generation()) => {}
+                () = snapshots.wait_batch(&self.environment, || self.fresh_generation()) => {}
                 () = retries.due() => {}
             }
         }
@@ -198,7 +190,7 @@ impl Journal {
     async fn poll_due(&self, snapshots: &mut SnapshotQueue, retries: &mut RetryQueue) {
         tokio::select! {
             biased;
-            () = snapshots.wait_batch(|| self.fresh_generation()) => {}
+            () = snapshots.wait_batch(&self.environment, || self.fresh_generation()) => {}
             () = std::future::ready(()) => {}
         }
         tokio::select! {
@@ -260,7 +252,7 @@ impl Journal {
         let start_ns = self.clock.mono_ns();
         let (mut last_count, mut quiet) = (partition.append_count.load(Ordering::Relaxed), 0);
         while quiet < QUIET_POLLS && self.clock.mono_ns().saturating_sub(start_ns) < GATHER_NS_MAX {
-            tokio::task::yield_now().await;
+            self.environment.yield_now().await;
             let count = partition.append_count.load(Ordering::Relaxed);
             quiet = if count == last_count { quiet + 1 } else { 0 };
             last_count = count;
@@ -274,7 +266,7 @@ impl Journal {
         writes: Vec<WriteBatch>,
         pacing: &RoundPacing,
     ) -> Result<Vec<WriteOutcome>, StoreError> {
-        if !pacing.has_company() && may_block() {
+        if !pacing.has_company() && self.environment.may_block() {
             wake_another_worker().await;
             if let Some(answer) = self.store.apply_blocking(&writes) {
                 return answer;
@@ -316,7 +308,7 @@ impl Journal {
         }
         if fault.is_some() {
             metrics().store_retries.increment(1);
-            retries.back_off(self.clock.mono_ns());
+            retries.back_off(&self.environment);
         } else if retries.batches.is_empty() {
             retries.pause_ms = 0;
         }
@@ -384,7 +376,7 @@ impl Journal {
         match write.kind {
             WriteKind::Rows(_) if is_stored => Some((outbox, write.to)),
             WriteKind::Drop if is_stored => {
-                self.outboxes.remove(&write.shard);
+                self.outboxes.write().remove(&write.shard);
                 outbox.mark_gone();
                 Some((outbox, write.to))
             }

@@ -5,10 +5,10 @@
 //! Example: one client drains 100,000 workers of a pool within a minute. The first 100 get a line each, and a second
 //! after the last one a line says that there were 99,900 more.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::{ChangeKind, ChangeResult};
+use crate::collections::HashMap;
 use crate::limits::{CHANGE_GROUPS_MAX, CHANGE_LINES_MAX};
 use crate::model::{Millis, PoolName};
 

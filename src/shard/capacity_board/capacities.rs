@@ -10,11 +10,12 @@
 //! the largest memory may fit, although no worker has both.
 
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use crate::collections::HashMap;
 use crate::limits;
 use crate::model::{ResourceRequirements, ResourceVector, WorkerCapacity};
 use crate::shard::ShardSet;

@@ -10,7 +10,6 @@
 mod rejection;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,6 +20,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
+use crate::collections::HashMap;
 use crate::engine::{ClaimDisclosure, ClaimHandle, ReservationId, Shard, ShardConfig, UnschedulableSummary};
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::request_error::{RequestError, UnavailableReason};
@@ -30,7 +30,6 @@ use crate::shard::actor::ActorMessage;
 use crate::shard::address::{KeyTicket, ShardRef};
 use crate::shard::command::Command;
 use crate::shard::counters::RunnerCounters;
-use crate::shard::environment::ShardEnvironment;
 use crate::shard::event::{ShardLife, ShardSink, UndecidedClaim};
 use crate::shard::mailbox::ShardMailbox;
 use crate::shard::notice::{OfferedWorkers, ShardNotice};
@@ -38,7 +37,8 @@ use crate::shard::paused_shard::{PausableShard, PausedShard};
 use crate::shard::reason_cells::ReasonCells;
 use crate::shard::runner::{DueDeadlines, ShardRunner};
 use crate::shard::schedule::RunSchedule;
-use crate::shard::step_injection::ProtocolPoint;
+use crate::shard::services::ShardServices;
+use crate::shard::step_injection::{ProtocolPoint, leaves_run_to_actor};
 
 /// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;
@@ -124,7 +124,7 @@ pub struct ShardHandle<S: ShardSink> {
     metrics: Arc<PoolMetrics>,
     /// Counters of the shard, added up for its pool.
     pub counters: RunnerCounters,
-    environment: Arc<ShardEnvironment>,
+    services: Arc<ShardServices>,
     /// Layer above, for commands that nobody will decide.
     sink: Weak<S>,
 }
@@ -148,10 +148,10 @@ impl<S: ShardSink> ShardHandle<S> {
         shard: ShardRef,
         outbox: Arc<Outbox>,
         metrics: Arc<PoolMetrics>,
-        environment: &Arc<ShardEnvironment>,
+        services: &Arc<ShardServices>,
         sink: &Arc<S>,
     ) -> Arc<Self> {
-        environment.add_outbox(shard, &outbox);
+        services.add_outbox(shard, &outbox);
         let handle = Arc::new(Self {
             shard,
             outbox,
@@ -175,7 +175,7 @@ impl<S: ShardSink> ShardHandle<S> {
             unreleased_evictions: AtomicUsize::new(0),
             metrics,
             counters: RunnerCounters::default(),
-            environment: Arc::clone(environment),
+            services: Arc::clone(services),
             sink: Arc::downgrade(sink),
         });
         let source: Weak<dyn RowSource> = Arc::downgrade(&handle) as Weak<dyn RowSource>;
@@ -197,7 +197,8 @@ impl<S: ShardSink> ShardHandle<S> {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
-        self.enqueue(command, if self.should_batch() { RunMode::Actor } else { RunMode::Inline }, work)
+        let is_for_actor = self.should_batch() || leaves_run_to_actor();
+        self.enqueue(command, if is_for_actor { RunMode::Actor } else { RunMode::Inline }, work)
     }
 
     /// Does something, and then what it causes.

@@ -33,7 +33,7 @@ impl<S: ShardSink> ShardHandle<S> {
         self.hand_back(undecided, rejection, work);
         // A shard stops with the service, or because its pool is deleted. In the latter case its claims are gone too.
         let stopped = *rejection == RequestError::Unavailable(UnavailableReason::Stopping);
-        let deleted = stopped && !self.environment.is_draining();
+        let deleted = stopped && !self.services.is_draining();
         let rejection_for = |kind: ObjectKind| if deleted { RequestError::NotFound(kind) } else { rejection.clone() };
         let pool_rejection = || rejection_for(ObjectKind::Pool);
         let reject_operation = |operation: HeldOperation| {
@@ -83,7 +83,7 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     fn origin(&self) -> RunOrigin {
-        RunOrigin { shard: self.shard, life: self.life(), now_ms: self.environment.clock.engine_ms() }
+        RunOrigin { shard: self.shard, life: self.life(), now_ms: self.services.clock.engine_ms() }
     }
 
     /// Hands back the requests whose decision ended in a panic. A panic in that is reported, and costs nobody else.

@@ -57,7 +57,7 @@ impl<S: ShardSink> ShardRunner<S> {
         match self.fences.next() {
             Some(fence) => Ok(fence),
             None => self
-                .environment
+                .services
                 .allocate_fences(1)
                 .map_err(|reason| NotGranted::Rejected(RequestError::Unavailable(reason))),
         }

@@ -40,7 +40,7 @@ impl<S: ShardSink> ShardRunner<S> {
             unread_grant: UnreadGrant::Keep,
             overflow: if too_many { ReplyOverflow::TooMany } else { ReplyOverflow::MayWait },
             started_ns: None,
-            until_ms: self.now_ms + self.environment.store_wait_ms,
+            until_ms: self.now_ms + self.services.store_wait_ms,
         });
         index
     }
@@ -116,14 +116,14 @@ impl<S: ShardSink> ShardRunner<S> {
         if pending_writes.is_empty() {
             return false;
         }
-        let environment = &self.environment;
-        let missing = || pending_writes.iter().find(|record| !environment.is_stored(record));
+        let services = &self.services;
+        let missing = || pending_writes.iter().find(|record| !services.is_stored(record));
         // Subscribed first and checked again afterwards, so that no progress is missed in between.
         while let Some(record) = missing() {
             if !self.subscribed_shards.insert(record.shard) {
                 return true;
             }
-            if let Some(outbox) = environment.outbox(record.shard) {
+            if let Some(outbox) = services.outbox(record.shard) {
                 outbox.notify_also(&self.handle.outbox);
             }
         }
@@ -134,13 +134,13 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn send_stored_replies(&mut self) {
         self.subscribed_shards.clear();
         self.applied_seq = self.handle.outbox.applied_seq();
-        if self.keeps_rows && self.environment.journal.is_fenced() {
+        if self.keeps_rows && self.services.journal.is_fenced() {
             let undeliverable: Vec<_> =
                 self.awaiting_store.drain(..).chain(self.awaiting_other_shards.drain(..)).collect();
             undeliverable.into_iter().for_each(|reply| self.expire_reply(reply));
             return;
         }
-        if self.keeps_rows && !self.environment.journal.lease().is_valid() {
+        if self.keeps_rows && !self.services.journal.lease().is_valid() {
             // The replies wait for the renewal, which wakes every shard, or for their deadline.
             return;
         }
@@ -158,7 +158,7 @@ impl<S: ShardSink> ShardRunner<S> {
     #[inline(always)]
     fn send_reply(&mut self, reply: &mut PendingReply) {
         if self.keeps_rows
-            && let Some(reason) = self.environment.journal.reply_blocker()
+            && let Some(reason) = self.services.journal.reply_blocker()
         {
             return self.reject_reply(reply.take(), reason);
         }
@@ -181,7 +181,7 @@ impl<S: ShardSink> ShardRunner<S> {
         // One claim of a run is timed for all: timing each would cost more than deciding it.
         if let Some(started_ns) = reply.started_ns.filter(|_| !self.timed) {
             self.timed = true;
-            let elapsed = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
+            let elapsed = self.services.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed);
         }
         if caller.send_from(outcome).is_err() {
@@ -230,7 +230,7 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     pub(super) fn expire_reply(&mut self, reply: PendingReply) {
-        let reason = self.environment.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
+        let reason = self.services.journal.reply_blocker().unwrap_or(UnavailableReason::Store);
         self.reject_reply(reply, reason);
     }
 

@@ -76,7 +76,7 @@ impl<S: ShardSink> ShardRunner<S> {
             };
             let Some(call) = matched else { return };
             // Drawn only now: the claim's key may have been held elsewhere until it was matched, under a higher fence.
-            match self.environment.allocate_fences(1) {
+            match self.services.allocate_fences(1) {
                 Ok(fence) => self.decide_claim(call, fence),
                 Err(reason) => {
                     let reason = NotGranted::Rejected(RequestError::Unavailable(reason));
@@ -110,7 +110,7 @@ impl<S: ShardSink> ShardRunner<S> {
         self.shard.take_freed(&mut self.freed);
         // While a grant could not be recorded nobody is offered anything; a later run tries again. The fence is not used.
         self.is_matching_blocked =
-            self.overload_reason(AckLevel::Durable).is_some() || self.environment.allocate_fences(1).is_err();
+            self.overload_reason(AckLevel::Durable).is_some() || self.services.allocate_fences(1).is_err();
         if self.is_matching_blocked {
             return None;
         }

@@ -21,7 +21,7 @@ mod workers;
 
 pub(super) use self::workers::reserved_keys;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -35,12 +35,13 @@ use self::unsent_reply::UnsentReply;
 use super::actor::SpawnArgs;
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 use super::command::{Command, HeldVerb, InjectedStep};
-use super::environment::ShardEnvironment;
 use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
+use super::services::ShardServices;
 use super::step_injection::ProtocolPoint;
+use crate::collections::{HashMap, HashSet};
 use crate::engine::{
     AccountingAudit, ClaimGrant, ClaimHandle, Effect, EngineReply, Event, ListingSlice, Shard, ShardCounters, earlier,
 };
@@ -135,7 +136,7 @@ const _: () = assert!(size_of::<PendingReply>() <= 160, "a reply is moved severa
 
 pub(crate) struct ShardRunner<S: ShardSink> {
     sink: Arc<S>,
-    environment: Arc<ShardEnvironment>,
+    services: Arc<ShardServices>,
     pool: Arc<PoolContext>,
     handle: Arc<ShardHandle<S>>,
     life: ShardLife,
@@ -211,28 +212,28 @@ pub(crate) struct ShardRunner<S: ShardSink> {
 impl<S: ShardSink> ShardRunner<S> {
     /// Creates the runner of a shard that is about to serve, hands over what recovery changed, and publishes its bounds.
     pub(super) fn new(spawn: SpawnArgs<S>, life: ShardLife) -> Self {
-        let SpawnArgs { sink, environment, pool, handle: shard_handle, shard, pending_ends } = spawn;
+        let SpawnArgs { sink, services, pool, handle: shard_handle, shard, pending_ends } = spawn;
         let mut runner = Self {
             keeps_rows: shard_handle.outbox.wants_rows(),
             ack: AckLevel::Durable,
             memory_from: 0,
             sealed: false,
-            member_tickets: HashMap::new(),
+            member_tickets: HashMap::default(),
             report_tickets: Vec::new(),
-            cancelled: HashSet::new(),
+            cancelled: HashSet::default(),
             published_counters: shard.counters(),
             published_lifecycle: None,
             published_accounting: None,
             audit: AccountingAudit::new(&shard),
             sink,
-            environment,
+            services,
             pool,
             handle: shard_handle,
             life,
             shard,
             now_ms: 0,
             applied_seq: 0,
-            subscribed_shards: HashSet::new(),
+            subscribed_shards: HashSet::default(),
             overdue_runs: 0,
             fences: 0..0,
             undecided_tickets: Vec::new(),
@@ -281,8 +282,8 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Runs once: handles the mailbox, then `command`, which bypassed it. Effects of the run are added to `work`.
     pub(super) fn run(&mut self, command: &mut Option<Command>, work: &mut S::Work) -> DueDeadlines {
-        self.now_ms = self.environment.clock.engine_ms();
-        self.shard.set_wall_clock(self.environment.clock.unix_ahead_ms());
+        self.now_ms = self.services.clock.engine_ms();
+        self.shard.set_wall_clock(self.services.clock.unix_ahead_ms());
         self.refresh_watched();
         if self.keeps_rows {
             self.send_stored_replies();
@@ -328,7 +329,7 @@ impl<S: ShardSink> ShardRunner<S> {
         match command {
             Command::Claim(call) => {
                 self.undecided_tickets.push(call.ticket);
-                self.fences = self.environment.allocate_fences(1).map_or(0..0, |first| first..first + 1);
+                self.fences = self.services.allocate_fences(1).map_or(0..0, |first| first..first + 1);
                 self.record_queue_wait(call.started_ns);
                 self.match_first(work);
                 self.claim(call);
@@ -366,7 +367,7 @@ impl<S: ShardSink> ShardRunner<S> {
         let claims: u64 = commands.iter().map(|command| self.note_undecided(command)).sum();
         self.fences = match claims {
             0 => 0..0,
-            n => self.environment.allocate_fences(n).map_or(0..0, |first| first..first + n),
+            n => self.services.allocate_fences(n).map_or(0..0, |first| first..first + n),
         };
         if commands.len() > 1 {
             let affinities = commands.iter().flat_map(Command::claim_calls).map(|call| call.affinity);
@@ -377,7 +378,7 @@ impl<S: ShardSink> ShardRunner<S> {
 
     fn record_queue_wait(&self, started_ns: Option<NonZeroU64>) {
         if let Some(started_ns) = started_ns {
-            let waited_ns = self.environment.clock.mono_ns().saturating_sub(started_ns.get());
+            let waited_ns = self.services.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.queue_wait_seconds.record(waited_ns);
         }
     }

@@ -1,8 +1,7 @@
 //! Notices, and what a panic leaves to the next life.
 
-use std::collections::HashMap;
-
 use super::{PendingReply, ShardEvent, ShardRunner};
+use crate::collections::HashMap;
 use crate::engine::{ClaimDisclosure, Event};
 use crate::model::{ClaimId, Fence, UnreadReply};
 use crate::shard::event::ShardSink;

@@ -29,7 +29,7 @@ impl<S: ShardSink> ShardRunner<S> {
         worker: Arc<WorkerRegistration>,
         claim: Option<EventClaim>,
     ) {
-        let at_ms = self.environment.clock.unix_of(self.now_ms);
+        let at_ms = self.services.clock.unix_of(self.now_ms);
         let shard = self.handle.shard.shard;
         self.pending_events.push(PoolEvent { kind, reason, at_ms, shard, worker, claim });
     }

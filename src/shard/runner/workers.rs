@@ -56,7 +56,7 @@ impl<S: ShardSink> ShardRunner<S> {
     fn register(&mut self, registration: RegistrationRequest, keys: KeyReports, reply: CommandReply<RegisteredWorker>) {
         let RegistrationRequest { spec, claims } = registration;
         // Unix time is read once; from then on the end of the worker is a deadline like any other.
-        let unix_ms = || self.environment.clock.unix_ms();
+        let unix_ms = || self.services.clock.unix_ms();
         let ends_ms = spec.expires_at_ms.map(|at_ms| self.now_ms + at_ms.saturating_sub(unix_ms()));
         let claims = self.reported_claims(&spec.id, claims, keys);
         let ttl_ms = self.pool.spec.load().heartbeat_ttl_ms;

@@ -15,7 +15,7 @@ mod unmatched;
 mod walk;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
@@ -33,6 +33,7 @@ use super::request_class::ClassTable;
 use super::reservations::ReservationList;
 use super::row_table::RowTable;
 use crate::admission::tenant::Tenant;
+use crate::collections::HashMap;
 use crate::model::Millis;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,12 +5,13 @@
 //! arrival. So a page costs about as much as one claim. What changes between two parts may or may not be counted.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use super::walk::WALK_VISITS_MAX;
 use super::{TenantGroup, WaitQueue};
 use crate::admission::queue::queued_claim::ArrivalNumber;
+use crate::collections::HashMap;
 
 /// Claims of one priority that wait, by tenant.
 #[derive(Debug, Default)]
@@ -80,7 +81,7 @@ impl PositionCount {
             waiting: BTreeMap::new(),
             is_summed_up: false,
             from: ArrivalNumber::MIN,
-            before: HashMap::new(),
+            before: HashMap::default(),
             found: Vec::new(),
         }
     }
@@ -123,7 +124,7 @@ impl PositionCount {
             by_priority.entry(*priority).or_default().push(*waiting);
         }
         let mut higher = 0;
-        let mut counts: HashMap<u16, (usize, PriorityCounts)> = HashMap::new();
+        let mut counts: HashMap<u16, (usize, PriorityCounts)> = HashMap::default();
         for (priority, waiting) in by_priority.into_iter().rev() {
             let of_priority = PriorityCounts::new(waiting);
             let total = of_priority.total();

@@ -1,13 +1,12 @@
 //! The index against a list that is sorted and searched each time.
 
-use std::collections::HashMap;
-
 use proptest::prelude::*;
 
 use super::walk::ClaimRank;
 use super::*;
 use crate::admission::queue::request_class::RequestClass;
 use crate::admission::tenant::TenantDirectory;
+use crate::collections::HashMap;
 use crate::engine::{GpuFilter, NodeSet, PlacementConstraints, WorkerOffer};
 use crate::model::label_selector::SelectorCache;
 use crate::model::{

@@ -12,6 +12,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::environment::Environment;
 
 /// Record of the embedded store.
 pub(super) const STORE: &str = "store";
@@ -89,13 +90,8 @@ pub(super) fn lock(dir: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Draws the id of a new directory or store.
-pub(super) fn new_id() -> Uuid {
-    Uuid::now_v7()
-}
-
 /// Creates and locks the directory, and reads its id or writes a new one.
-pub(super) fn lock_and_identify(dir: &Path) -> Result<(File, String), StoreError> {
+pub(super) fn lock_and_identify(dir: &Path, environment: &Environment) -> Result<(File, String), StoreError> {
     create(dir)?;
     let lock = lock(dir)?;
     let path = dir.join(NODE);
@@ -106,7 +102,7 @@ pub(super) fn lock_and_identify(dir: &Path) -> Result<(File, String), StoreError
             Err(_) => Err(StoreError::Unusable(format!("{} does not hold a UUID: {id:?}", path.display()))),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let id = new_id().to_string();
+            let id = environment.new_uuid().to_string();
             let write = |mut file: File| file.write_all(id.as_bytes()).and_then(|()| file.sync_all());
             let mut options = OpenOptions::new();
             let file = open_private(options.write(true).create(true).truncate(true), &dir.join(NODE_NEW));

@@ -1,6 +1,6 @@
 //! Loading of shards: their chunks, then the log, each once and in order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::disk::{DiskFile, StoreDisk, in_file};
 use super::log_reader::{LogFrame, LogItem, read_log};
 use super::record::{DiskRecord, DiskRecords, RecordKind};
 use super::shard_index::{BaseSnapshot, RecordLocation, ShardIndex, ShardIndexEntry};
+use crate::collections::HashMap;
 use crate::model::Seq;
 
 /// Shard that is being read: the state reached so far, or the reason for which it cannot be read.

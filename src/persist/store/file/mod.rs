@@ -44,7 +44,7 @@ mod segments;
 mod shard_index;
 mod spare_segment;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -53,6 +53,9 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, FutureExt as _};
 use parking_lot::Mutex;
 use uuid::Uuid;
+
+use crate::collections::HashSet;
+use crate::environment::{BlockingError, Environment};
 
 pub use self::disk::{DirectoryDisk, DiskFile, StoreDisk};
 use self::frame::FrameBuffer;
@@ -78,6 +81,7 @@ const _: () = assert!(CALL_BYTES_MAX < u32::MAX as usize);
 #[derive(Debug)]
 pub struct FileStore {
     shared: Arc<FileShared>,
+    environment: Environment,
     /// Owner and epoch of this handle since its takeover; it may write only with these.
     owner: Mutex<Option<(Uuid, u64)>>,
 }
@@ -117,15 +121,20 @@ impl FileStore {
         let lock = open::lock(dir)?;
         // At each start: the one that created the directory may have died before.
         open::sync_parent(dir)?;
-        Self::with(Arc::new(DirectoryDisk::new(dir)), SegmentSettings::default(), Some(lock))
+        let disk = Arc::new(DirectoryDisk::new(dir));
+        Self::with(disk, SegmentSettings::default(), Environment::system(), Some(lock))
     }
 
     /// Opens the store on a disk that nobody else uses, for tests and simulations.
     ///
     /// # Errors
     /// Errors of [`Self::open`].
-    pub fn open_on(disk: Arc<dyn StoreDisk>, settings: SegmentSettings) -> Result<Self, StoreError> {
-        Self::with(disk, settings, None)
+    pub fn open_on(
+        disk: Arc<dyn StoreDisk>,
+        settings: SegmentSettings,
+        environment: Environment,
+    ) -> Result<Self, StoreError> {
+        Self::with(disk, settings, environment, None)
     }
 
     /// Whether a directory holds a store, which [`Self::open`] would otherwise create.
@@ -134,17 +143,22 @@ impl FileStore {
         dir.join(ownership::FILE).exists() || data_dir::old_store(dir).is_some()
     }
 
-    fn with(disk: Arc<dyn StoreDisk>, settings: SegmentSettings, lock: Option<File>) -> Result<Self, StoreError> {
-        let state = Mutex::new(open::open(&disk, settings)?);
+    fn with(
+        disk: Arc<dyn StoreDisk>,
+        settings: SegmentSettings,
+        environment: Environment,
+        lock: Option<File>,
+    ) -> Result<Self, StoreError> {
+        let state = Mutex::new(open::open(&disk, settings, &environment)?);
         let shared = FileShared { state, disk, snapshot_candidate: Mutex::new(None), _lock: lock };
-        Ok(Self { shared: Arc::new(shared), owner: Mutex::new(None) })
+        Ok(Self { shared: Arc::new(shared), environment, owner: Mutex::new(None) })
     }
 
     /// Creates another handle on the same open files, like that of another owner: it may write after its takeover, which fences
     /// this one.
     #[must_use]
     pub fn second_handle(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), owner: Mutex::new(None) }
+        Self { shared: Arc::clone(&self.shared), environment: self.environment.clone(), owner: Mutex::new(None) }
     }
 
     /// Runs `work` on a thread that may block, because a sync takes an unbounded time.
@@ -154,11 +168,14 @@ impl FileStore {
     ) -> BoxFuture<'static, Result<T, StoreError>> {
         let shared = Arc::clone(&self.shared);
         let owner = *self.owner.lock();
+        let environment = self.environment.clone();
         async move {
-            match tokio::task::spawn_blocking(move || work(&shared, owner)).await {
+            match environment.run_blocking(move || work(&shared, owner)).await {
                 Ok(done) => done,
-                Err(error) if error.is_panic() => Err(StoreError::Unusable(format!("the store panicked: {error}"))),
-                Err(_) => Err(StoreError::Unavailable("the runtime is shutting down".into())),
+                Err(BlockingError::Panicked(error)) => {
+                    Err(StoreError::Unusable(format!("the store panicked: {error}")))
+                }
+                Err(error @ BlockingError::Cancelled) => Err(StoreError::Unavailable(error.to_string())),
             }
         }
         .boxed()
@@ -306,7 +323,7 @@ impl FileShared {
         let Some((_, epoch)) = owner else {
             return Err(StoreError::Unusable("no batch may be applied before a takeover".into()));
         };
-        let mut shards = HashSet::with_capacity(batches.len());
+        let mut shards = HashSet::with_capacity_and_hasher(batches.len(), Default::default());
         if !batches.iter().all(|batch| shards.insert(batch.shard)) {
             return Err(StoreError::Unusable("two batches of one shard in one call".into()));
         }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::environment::Environment;
+
 use super::super::data_dir::log_names::{FREE_NAME, NEW_NAME, SegmentName, is_log_file, segment_name, unsynced_name};
 use super::super::data_dir::{self, io_error};
 use super::super::{DamagedRecord, StoreError};
@@ -63,13 +65,17 @@ pub(super) fn sync_parent(dir: &Path) -> Result<(), StoreError> {
 }
 
 /// Opens the store on a disk that no other process uses, or creates an empty one.
-pub(super) fn open(disk: &Arc<dyn StoreDisk>, settings: SegmentSettings) -> Result<StoreState, StoreError> {
+pub(super) fn open(
+    disk: &Arc<dyn StoreDisk>,
+    settings: SegmentSettings,
+    environment: &Environment,
+) -> Result<StoreState, StoreError> {
     let failed = |error: io::Error| io_error(&format!("cannot use {}", disk.path(ownership::FILE)), &error);
     // A process that was killed may have changed names without the sync, and what is done now relies on them.
     disk.sync_names().map_err(failed)?;
     let mut record = match StoreRecord::read(&**disk)? {
         Some(record) => record,
-        None => create(&**disk, settings, data_dir::new_id())?,
+        None => create(&**disk, settings, environment.new_uuid())?,
     };
     let numbers = repair_segments(&**disk).map_err(failed)?;
     let Some(&first) = numbers.first() else {

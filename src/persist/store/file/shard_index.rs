@@ -7,10 +7,11 @@
 //! chunk of its base on, or without a base from its first batch on. So the log ends up with what no shard needs at its
 //! beginning, and a shard that holds it back is asked for a new snapshot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::{DamagedRecord, ShardDamage, ShardKey, WriteBatch, WriteKind, WriteOutcome};
+use crate::collections::{HashMap, HashSet};
 use crate::model::Seq;
 
 /// Size of the log below which no snapshot is due, in bytes: a restart reads it in well under a second.

@@ -128,6 +128,7 @@ struct UpkeepThread {
 }
 
 impl UpkeepThread {
+    #[allow(clippy::disallowed_methods, reason = "a simulation prepares segments inline")]
     fn spawn(mut keeper: SegmentKeeper) -> io::Result<Self> {
         let (tasks, received) = channel();
         let (send, prepared) = channel();

@@ -26,6 +26,7 @@
 //!
 //! `appendfsync` and `min-replicas-to-write` determine how many writes a crash of Redis itself may lose. While this process
 //! lives it detects that (a *gap*) and writes a snapshot of the shard.
+#![allow(clippy::disallowed_methods, reason = "the wire has timers of its own")]
 
 mod connect;
 mod keys;
@@ -58,7 +59,7 @@ use super::{
     FenceSpan, LoadedShard, MissingRecord, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, Store, StoreError,
     WriteBatch, WriteKind, WriteOutcome,
 };
-use crate::clock::Clock;
+use crate::environment::{Clock, Environment};
 use crate::model::Millis;
 
 /// Maximum number of bytes of rows in one batch, which keeps a server busy for a few milliseconds; more goes as a
@@ -126,7 +127,7 @@ impl RedisStore {
     /// # Errors
     /// [`StoreError::Unusable`] if another process uses the directory, or a file cannot be read.
     pub fn open(options: RedisOptions) -> Result<Self, StoreError> {
-        let (lock, node) = data_dir::lock_and_identify(&options.data_dir)?;
+        let (lock, node) = data_dir::lock_and_identify(&options.data_dir, &Environment::system())?;
         Self::with(options, Some(lock), node)
     }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hashbrown::HashMap;
 use parking_lot::RwLock;
 
 use super::address::{PendingWrite, ShardRef};
-use crate::clock::Clock;
+use crate::collections::HashMap;
+use crate::environment::{Clock, Environment};
 use crate::model::Millis;
 use crate::model::request_error::UnavailableReason;
 use crate::persist::fencing::FenceGenerator;
@@ -15,9 +15,11 @@ use crate::persist::journal::{Journal, Outbox};
 
 /// Services of the process that every shard uses.
 #[derive(Debug)]
-pub struct ShardEnvironment {
+pub struct ShardServices {
     /// Source of engine and wall-clock time.
     pub clock: Clock,
+    /// Source of everything else that is not state of the process; its clock is the one above.
+    pub environment: Environment,
     /// Generator of fences for grants.
     pub fences: FenceGenerator,
     /// Journal that writes records to the store.
@@ -30,12 +32,21 @@ pub struct ShardEnvironment {
     outboxes: RwLock<HashMap<ShardRef, Arc<Outbox>>>,
 }
 
-impl ShardEnvironment {
-    /// Creates the environment of a process without shards.
+impl ShardServices {
+    /// Creates the services of a process without shards.
     #[must_use]
-    pub fn new(clock: Clock, journal: Arc<Journal>, store_wait_ms: Millis) -> Self {
+    pub fn new(environment: Environment, journal: Arc<Journal>, store_wait_ms: Millis) -> Self {
         let fences = FenceGenerator::new_closed();
-        Self { clock, fences, journal, store_wait_ms, draining: AtomicBool::new(false), outboxes: RwLock::default() }
+        let clock = environment.clock().clone();
+        Self {
+            clock,
+            environment,
+            fences,
+            journal,
+            store_wait_ms,
+            draining: AtomicBool::new(false),
+            outboxes: RwLock::default(),
+        }
     }
 
     /// Whether claims may no longer wait, because a shutdown is near.

@@ -30,14 +30,29 @@ pub struct Clock(Arc<ClockState>);
 #[derive(Debug)]
 struct ClockState {
     origin: Instant,
-    /// Nanoseconds since the origin of a manual clock; none: the system's clock.
-    manual_ns: Option<AtomicU64>,
+    /// Time of a manual clock; none: the system's clock.
+    manual: Option<ManualTime>,
     /// Offset in microseconds that is added to the wall clock: tests set the clock back with it.
     unix_shift_us: AtomicI64,
     engine_ms: CachePadded<AtomicU64>,
     last_tick_ms: AtomicU64,
     /// Wall clock minus engine time, in milliseconds.
     unix_ahead_ms: AtomicI64,
+}
+
+/// Time of a manual clock.
+#[derive(Debug)]
+struct ManualTime {
+    /// Wall clock when the clock was created, in microseconds since 1970.
+    start_unix_us: u64,
+    /// Nanoseconds since the clock was created.
+    mono_ns: AtomicU64,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one reader of the wall clock")]
+fn system_unix_us() -> u64 {
+    let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(system.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Clock {
@@ -47,17 +62,24 @@ impl Clock {
         Self::starting(None)
     }
 
-    /// Clock that advances only by [`Clock::advance`].
+    /// Clock that advances only by [`Clock::advance`]. Its wall clock starts at the system's.
     #[must_use]
     pub fn manual() -> Self {
-        Self::starting(Some(AtomicU64::new(0)))
+        Self::manual_from(system_unix_us())
     }
 
-    fn starting(manual_ns: Option<AtomicU64>) -> Self {
+    /// Clock that advances only by [`Clock::advance`]. Its wall clock starts at `unix_us` microseconds since 1970.
+    #[must_use]
+    pub fn manual_from(unix_us: u64) -> Self {
+        Self::starting(Some(ManualTime { start_unix_us: unix_us, mono_ns: AtomicU64::new(0) }))
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the one reader of the monotonic clock")]
+    fn starting(manual: Option<ManualTime>) -> Self {
         let origin = Instant::now();
         let clock = Self(Arc::new(ClockState {
             origin,
-            manual_ns,
+            manual,
             unix_shift_us: AtomicI64::new(0),
             engine_ms: CachePadded::new(AtomicU64::new(1)),
             last_tick_ms: AtomicU64::new(0),
@@ -70,16 +92,16 @@ impl Clock {
     /// Monotonic nanoseconds since the clock was created.
     #[must_use]
     pub fn mono_ns(&self) -> u64 {
-        match &self.0.manual_ns {
+        match &self.0.manual {
             None => u64::try_from(self.0.origin.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            Some(manual_ns) => manual_ns.load(Ordering::Relaxed),
+            Some(manual) => manual.mono_ns.load(Ordering::Relaxed),
         }
     }
 
     /// Nanoseconds on a clock that also advances while the machine sleeps, as other machines do.
     #[must_use]
     pub fn boot_ns(&self) -> u64 {
-        if self.0.manual_ns.is_some() {
+        if self.0.manual.is_some() {
             return self.mono_ns();
         }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -89,9 +111,11 @@ impl Clock {
     /// Microseconds since 1970, which may jump either way.
     #[must_use]
     pub fn unix_us(&self) -> u64 {
-        let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let system = u64::try_from(system.as_micros()).unwrap_or(u64::MAX);
-        system.saturating_add_signed(self.0.unix_shift_us.load(Ordering::Relaxed))
+        let unshifted = match &self.0.manual {
+            None => system_unix_us(),
+            Some(manual) => manual.start_unix_us.saturating_add(manual.mono_ns.load(Ordering::Relaxed) / 1000),
+        };
+        unshifted.saturating_add_signed(self.0.unix_shift_us.load(Ordering::Relaxed))
     }
 
     /// Milliseconds since 1970, which may jump.
@@ -143,12 +167,12 @@ impl Clock {
     /// Advances a manual clock; the engine sees it at the next tick.
     pub fn advance(&self, by: Duration) {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
-        if let Some(manual_ns) = &self.0.manual_ns {
-            manual_ns.fetch_add(by, Ordering::Relaxed);
+        if let Some(manual) = &self.0.manual {
+            manual.mono_ns.fetch_add(by, Ordering::Relaxed);
         }
     }
 
-    /// Shifts the wall clock by `us` microseconds from the system's.
+    /// Shifts the wall clock by `us` microseconds from where it would be.
     pub fn shift_unix_us(&self, us: i64) {
         self.0.unix_shift_us.store(us, Ordering::Relaxed);
     }
