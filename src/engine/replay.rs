@@ -319,6 +319,12 @@ impl ShardReplay {
         }
     }
 
+    /// Highest sequence number among the rows of workers so far: how far a shard has come of which the store cannot tell.
+    #[must_use]
+    pub fn last_version(&self) -> Seq {
+        self.shard.workers.iter_from(0).map(|at| self.shard.workers.get(at).version()).max().unwrap_or(0)
+    }
+
     /// Completes the replay: deadlines start again in full.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, Either, FutureExt as _, select};
 use uuid::Uuid;
 
 /// Future that resolves after a time.
-pub type Sleep = BoxFuture<'static, ()>;
+pub type SleepFuture = BoxFuture<'static, ()>;
 
 /// Source of time, timers, tasks, random numbers and ids; cheap to clone.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ impl fmt::Debug for Environment {
 /// Failure of work that was to run on a thread that may block.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BlockingError {
-    /// Work that panicked.
+    /// Work that panicked in its thread.
     #[error("the work panicked: {0}")]
     Panicked(String),
     /// Work that was not begun, because the runtime is shutting down.
@@ -49,7 +49,7 @@ pub enum BlockingError {
 
 /// Timer that fires again and again. After a late tick the next one is a whole period away.
 #[derive(Debug)]
-pub struct Interval {
+pub struct TickInterval {
     environment: Environment,
     period: Duration,
     /// Timer of the runtime; none in a simulation.
@@ -57,7 +57,7 @@ pub struct Interval {
     has_ticked: bool,
 }
 
-impl Interval {
+impl TickInterval {
     /// Waits for the next tick. The first comes at once.
     #[allow(clippy::disallowed_methods, reason = "the environment's own timer")]
     pub async fn tick(&mut self) {
@@ -102,9 +102,9 @@ impl Environment {
         &self.clock
     }
 
-    /// Resolves after `duration`.
+    /// Timer that resolves after `duration`.
     #[must_use]
-    pub fn sleep(&self, duration: Duration) -> Sleep {
+    pub fn sleep(&self, duration: Duration) -> SleepFuture {
         match &self.simulated {
             None => tokio::time::sleep(duration).boxed(),
             Some(simulated) => simulated.sleep(duration),
@@ -113,8 +113,8 @@ impl Environment {
 
     /// Creates a timer that fires every `period`.
     #[must_use]
-    pub fn interval(&self, period: Duration) -> Interval {
-        Interval { environment: self.clone(), period, system: None, has_ticked: false }
+    pub fn interval(&self, period: Duration) -> TickInterval {
+        TickInterval { environment: self.clone(), period, system: None, has_ticked: false }
     }
 
     /// Output of `work`; none if it takes longer than `limit`, and it is dropped then.
@@ -184,7 +184,7 @@ impl Environment {
                 runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
                     && runtime.metrics().num_workers() > 1
             }),
-            Some(simulated) => simulated.random_u64() & 1 == 0,
+            Some(simulated) => simulated.may_block(),
         }
     }
 

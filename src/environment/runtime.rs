@@ -20,6 +20,9 @@ pub trait SimulatedRuntime: Send + Sync + 'static {
     /// Resolves when the simulation chooses this task to run next.
     fn yield_now(&self) -> BoxFuture<'static, ()>;
 
+    /// Whether the thread of a task may wait for the disk now.
+    fn may_block(&self) -> bool;
+
     /// Resolves after the time that a switch to a thread that may block takes, and what the thread waits for.
     fn blocking_delay(&self) -> BoxFuture<'static, ()>;
 

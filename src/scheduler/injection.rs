@@ -64,6 +64,15 @@ impl Scheduler {
         })
     }
 
+    /// Number of gangs of one shard that are under way: rows of committed ones, and claims of those that are not; none while
+    /// the shard runs or is between two lives. No edge calls this.
+    #[must_use]
+    pub fn inject_count_gangs(&self, pool: &PoolName, shard: u16) -> Option<usize> {
+        let pools = self.shared.dispatch.pools.load();
+        let count = |shard: &crate::engine::Shard| shard.committed_gangs().count() + shard.provisional().count();
+        pools.get(pool)?.shards[shard as usize].look(count)
+    }
+
     /// Key directory, for tests that check for leaks.
     #[must_use]
     pub fn keys(&self) -> &KeyDirectory {

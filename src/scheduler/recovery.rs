@@ -339,7 +339,7 @@ async fn load(
         let key = handle.outbox.key();
         let applied_seq = loaded.remove(&key).unwrap_or(Ok(0));
         let replay = replays.remove(&key).unwrap_or_else(|| ShardReplay::new(&**pool.spec.load(), "", now_ms));
-        let seq = *applied_seq.as_ref().unwrap_or(&u64::MAX);
+        let seq = applied_seq.as_ref().copied().unwrap_or_else(|_| replay.last_version());
         let resume = ResumePoint {
             seq,
             now_ms,

@@ -167,6 +167,11 @@ impl ModelDisk {
         self.state().fault = Some((call, errno));
     }
 
+    /// Removes a fault that is still to come.
+    pub fn clear_fault(&self) {
+        self.state().fault = None;
+    }
+
     /// Whether the fault is still to come.
     pub fn has_fault(&self) -> bool {
         self.state().fault.is_some()

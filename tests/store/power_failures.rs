@@ -18,8 +18,12 @@ use super::{chunk, drop_of, install, load, rows, span};
 const SEED: &str = "HOTPOOL_TEST_SEED";
 const SHARDS: u16 = 4;
 /// Small segments of one size, so that they are used again.
-const SEGMENTS: SegmentSettings =
-    SegmentSettings { first_bytes: 16 << 10, max_bytes: 16 << 10, upkeep: SegmentUpkeep::Inline };
+const SEGMENTS: SegmentSettings = SegmentSettings {
+    first_bytes: 16 << 10,
+    max_bytes: 16 << 10,
+    log_bytes_free: 64 << 20,
+    upkeep: SegmentUpkeep::Inline,
+};
 
 fn key(shard: u16) -> ShardKey {
     ShardKey { pool: 1, shard }

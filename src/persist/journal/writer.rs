@@ -16,7 +16,7 @@ use super::pacing::RoundPacing;
 use super::snapshot::SnapshotQueue;
 use super::{Journal, Outbox, PendingRows, StoreFault, WriterPartition};
 use crate::collections::HashSet;
-use crate::environment::{Environment, Sleep};
+use crate::environment::{Environment, SleepFuture};
 use crate::metrics::{StoreWriteResult, metrics};
 use crate::model::Seq;
 use crate::persist::store::{ShardKey, StoreError, WriteBatch, WriteKind, WriteOutcome};
@@ -46,7 +46,7 @@ pub(super) struct InFlightBatch {
 struct RetryQueue {
     batches: Vec<InFlightBatch>,
     /// Time until they are sent again.
-    pause: Option<Sleep>,
+    pause: Option<SleepFuture>,
     pause_ms: u64,
     /// Whether all pending work is of shards that have a batch here.
     is_blocking: bool,

@@ -85,7 +85,7 @@ pub(super) fn open(
         )));
     };
     let remembered = record.unreadable.iter().map(|(&sequence, text)| (sequence, DamagedRecord::Earlier(text.clone())));
-    let mut index = ShardIndex::default();
+    let mut index = ShardIndex::new(settings.log_bytes_free);
     index.unreadable.extend(remembered);
     let (extent, index) = scan(&**disk, record.seed(), &numbers, index).map_err(failed)?;
     check_end(&**disk, &record, &numbers, extent.end)?;

@@ -7,6 +7,8 @@ pub struct SegmentSettings {
     pub first_bytes: u64,
     /// Maximum size of a segment, in bytes. One that begins with a larger frame is larger.
     pub max_bytes: u64,
+    /// Size of the log below which no snapshot is due, in bytes.
+    pub log_bytes_free: u64,
     /// Thread that prepares and removes segments.
     pub upkeep: SegmentUpkeep,
 }
@@ -21,9 +23,10 @@ pub enum SegmentUpkeep {
 }
 
 impl Default for SegmentSettings {
-    /// Small at first: a new store is created at once, and a small one has small files.
+    /// Small at first: a new store is created at once, and a small one has small files. A restart reads a log of which no
+    /// snapshot is due in well under a second.
     fn default() -> Self {
-        Self { first_bytes: 1 << 20, max_bytes: 16 << 20, upkeep: SegmentUpkeep::Background }
+        Self { first_bytes: 1 << 20, max_bytes: 16 << 20, log_bytes_free: 64 << 20, upkeep: SegmentUpkeep::Background }
     }
 }
 

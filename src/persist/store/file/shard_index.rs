@@ -14,8 +14,6 @@ use super::super::{DamagedRecord, ShardDamage, ShardKey, WriteBatch, WriteKind, 
 use crate::collections::{HashMap, HashSet};
 use crate::model::Seq;
 
-/// Size of the log below which no snapshot is due, in bytes: a restart reads it in well under a second.
-const LOG_BYTES_FREE: u64 = 64 << 20;
 /// Log bytes allowed per byte of base, beyond that. A base that the log comes round to is written again, so once per twice as
 /// many bytes of other records: write amplification stays <= 1.5, and the log within about 3 times the state.
 const LOG_BYTES_PER_BASE_BYTE: u64 = 3;
@@ -112,9 +110,16 @@ pub(super) struct ShardIndex {
     snapshots: HashMap<ShardKey, PartialSnapshot>,
     /// Shards of which no snapshot can be had until they write again.
     skipped: HashSet<ShardKey>,
+    /// Size of the log below which no snapshot is due, in bytes.
+    log_bytes_free: u64,
 }
 
 impl ShardIndex {
+    /// Creates the index of an empty log, of which no snapshot is due while it is smaller than `log_bytes_free`.
+    pub(super) fn new(log_bytes_free: u64) -> Self {
+        Self { log_bytes_free, ..Self::default() }
+    }
+
     pub(super) fn get(&self, shard: ShardKey) -> Option<&ShardIndexEntry> {
         self.shards.get(&shard)
     }
@@ -288,9 +293,10 @@ impl ShardIndex {
     /// loaded is skipped, because its rows are unknown, and does not count: one unreadable shard would cause endless
     /// snapshots of all others. A snapshot that was given up is forgotten once its newest chunk is far behind.
     pub(super) fn snapshot_candidate(&mut self, epoch: u64) -> Option<ShardKey> {
-        let limit = LOG_BYTES_FREE + LOG_BYTES_PER_BASE_BYTE * self.base_bytes;
+        let limit = self.log_bytes_free + LOG_BYTES_PER_BASE_BYTE * self.base_bytes;
         let end = self.end.offset;
-        self.snapshots.retain(|_, snapshot| end - snapshot.last.offset <= LOG_BYTES_FREE);
+        let free = self.log_bytes_free;
+        self.snapshots.retain(|_, snapshot| end - snapshot.last.offset <= free);
         let (shard, first) = self.needs.iter().find_map(|(_, shard)| {
             let is_due = |entry: &&ShardIndexEntry| entry.epoch == epoch && entry.damage.is_none();
             let entry = self.shards.get(shard).filter(is_due).filter(|_| !self.skipped.contains(shard))?;

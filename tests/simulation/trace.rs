@@ -1,0 +1,64 @@
+//! Trace of a run: a hash of every step, and lines that people read.
+
+use std::hash::Hasher as _;
+
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Lines of a trace that are kept, the last ones.
+const LINES_MAX: usize = 100_000;
+
+/// Trace of one run.
+pub struct Trace {
+    state: Mutex<TraceState>,
+    keeps_lines: bool,
+}
+
+struct TraceState {
+    hash: Box<Xxh3>,
+    lines: std::collections::VecDeque<String>,
+}
+
+impl Trace {
+    /// Creates a trace that keeps its lines, or only the hash of them.
+    pub fn new(keeps_lines: KeepLines) -> Self {
+        let state = TraceState { hash: Box::default(), lines: std::collections::VecDeque::new() };
+        Self { state: Mutex::new(state), keeps_lines: keeps_lines == KeepLines::Yes }
+    }
+
+    /// Adds a step to the hash.
+    pub fn note_step(&self, kind: u8, number: u64, now_ns: u64) {
+        let mut state = self.state.lock();
+        state.hash.write_u8(kind);
+        state.hash.write_u64(number);
+        state.hash.write_u64(now_ns);
+    }
+
+    /// Adds a line to the hash, and keeps it.
+    pub fn line(&self, now_ns: u64, text: impl FnOnce() -> String) {
+        let text = text();
+        let mut state = self.state.lock();
+        state.hash.write(text.as_bytes());
+        if self.keeps_lines {
+            if state.lines.len() == LINES_MAX {
+                state.lines.pop_front();
+            }
+            state.lines.push_back(format!("{:>12.6} s  {text}", now_ns as f64 / 1e9));
+        }
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.state.lock().hash.digest()
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.state.lock().lines.iter().cloned().collect()
+    }
+}
+
+/// Whether a trace keeps its lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepLines {
+    Yes,
+    No,
+}
