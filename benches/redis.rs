@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use baseline::{ClaimCost, measure_baseline};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use hotpool::environment::Environment;
 use hotpool::model::{AckLevel, ClaimId, ClaimRequest, PoolName, PoolSpec, WorkerId, WorkerSpec};
 use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::memory::MemoryStore;
@@ -50,7 +51,9 @@ fn request(pool: &PoolName, key: &str) -> ClaimRequest {
 
 fn open(url: &str, dir: &TempDir) -> SharedStore {
     let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
-    Arc::new(RedisStore::open(settings.redis_options(url.parse().expect("a URL"))).expect("opens"))
+    Arc::new(
+        RedisStore::open(settings.redis_options(url.parse().expect("a URL")), Environment::system()).expect("opens"),
+    )
 }
 
 async fn scheduler(store: SharedStore, shards: u16, ack: AckLevel, workers: usize) -> Scheduler {
@@ -339,7 +342,7 @@ async fn recovery(cluster: &Cluster, workers: usize) {
     let settings = config::StoreConfig { data_dir: dir.path().to_owned(), ..config::StoreConfig::default() };
     let store = loop {
         // The actors release the store when their tasks have ended.
-        match RedisStore::open(settings.redis_options(url.parse().expect("a URL"))) {
+        match RedisStore::open(settings.redis_options(url.parse().expect("a URL")), Environment::system()) {
             Ok(store) => break store,
             Err(_) => tokio::task::yield_now().await,
         }

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::failure::{CommandExit, CommandFailure};
 use super::output::{OutputFormat, print, print_json, property_list, table};
+use crate::environment::Environment;
 use crate::persist::store::file::FileStore;
 use crate::persist::store::inspect::{PoolContents, RowDetail, StoreContents, WorkerContents, inspect};
 use crate::persist::store::redis::RedisStore;
@@ -100,7 +101,7 @@ impl InspectArgs {
                     tls_key_file: self.tls_key_file.clone().unwrap_or_default(),
                     ..StoreConfig::default()
                 };
-                Ok(Arc::new(RedisStore::open_read_only(config.redis_options(url.clone()))?))
+                Ok(Arc::new(RedisStore::open_read_only(config.redis_options(url.clone()), Environment::system())?))
             }
         }
     }

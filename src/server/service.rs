@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::api::resp::ConnectionLimits;
 use crate::api::{ApiEdges, ConnectionBudget, RequestLimits, listener};
+use crate::environment::Environment;
 use crate::limits::EXCESS_CONNECTIONS_MAX;
 use crate::metrics::{self, MetricsExporter, MetricsInstallError};
 use crate::model::PoolName;
@@ -235,9 +236,8 @@ async fn bind_with_retry(address: SocketAddr) -> std::io::Result<(TcpListener, S
 pub async fn open_store(settings: config::StoreConfig) -> Result<SharedStore, StoreError> {
     let opened = tokio::task::spawn_blocking(move || match settings.url.clone() {
         StoreUrl::Memory => Ok(Arc::new(MemoryStore) as SharedStore),
-        StoreUrl::Redis(url) => {
-            RedisStore::open(settings.redis_options(url)).map(|store| Arc::new(store) as SharedStore)
-        }
+        StoreUrl::Redis(url) => RedisStore::open(settings.redis_options(url), Environment::system())
+            .map(|store| Arc::new(store) as SharedStore),
         StoreUrl::File(dir) => FileStore::open(&dir).map(|store| Arc::new(store) as SharedStore),
     });
     opened.await.unwrap_or_else(|error| Err(StoreError::Unusable(format!("opening the store failed: {error}"))))

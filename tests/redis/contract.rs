@@ -1,6 +1,7 @@
 //! The contract of `hotpool::persist::store`, held against real Redis servers.
 
 use WriteOutcome::{Duplicate, Fenced, Gap, Ok as Applied};
+use hotpool::environment::Environment;
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
 use hotpool::persist::store::{
     FenceSpan, MissingRecord, OwnershipRecord, RenewalOutcome, ShardKey, Store, StoreError, WriteOutcome,
@@ -139,7 +140,7 @@ async fn twin_of(store: &RedisStore, server: &Server, dir: &TempDir) -> RedisSto
     let record: Vec<String> = server.query(&["HMGET", owner_key(server).as_str(), "owner", "epoch"]);
     let epoch: u64 = record[1].parse().unwrap();
     let _: i64 = server.query(&["HSET", &owner_key(server), "epoch", &(epoch - 1).to_string()]);
-    let twin = RedisStore::open_read_only(options(&server.url(), dir)).expect("open");
+    let twin = RedisStore::open_read_only(options(&server.url(), dir), Environment::system()).expect("open");
     let _: i64 = server.query(&["HSET", &owner_key(server), "node", ""]);
     twin.take_over(record[0].parse::<Uuid>().unwrap()).await.expect("take over");
     assert_eq!(store.renew(MissingRecord::Report).await.expect("renew"), RenewalOutcome::Renewed, "the same owner");
@@ -219,7 +220,7 @@ async fn s13_the_fence_ceiling_and_the_epoch_survive() {
     store.raise_fence_ceiling(span(0, 77)).await.expect("raise");
     store.raise_fence_ceiling(span(0, 50)).await.expect("a lower one changes nothing");
     drop(store);
-    let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
+    let store = RedisStore::open(options(&server.url(), &dir), Environment::system()).expect("open");
     let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
     assert_eq!((taken.epoch, taken.fence_ceiling), (2, 77));
 }
@@ -228,7 +229,7 @@ async fn s13_the_fence_ceiling_and_the_epoch_survive() {
 async fn s19_the_floor_of_fences_is_that_of_the_last_owner_that_granted_any() {
     let (server, dir) = (Server::start(&[]), dir());
     let take = async |raise_to: Option<u64>| {
-        let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
+        let store = RedisStore::open(options(&server.url(), &dir), Environment::system()).expect("open");
         let OwnershipRecord { fence_floor, fence_ceiling, .. } =
             store.take_over(Uuid::now_v7()).await.expect("take over");
         assert_eq!(
@@ -257,7 +258,7 @@ async fn s19_a_record_that_is_written_again_keeps_its_floor() {
     let _: () = server.query(&["FLUSHALL"]);
     assert_eq!(store.renew(MissingRecord::Create).await.expect("renew"), RenewalOutcome::Renewed);
     drop(store);
-    let store = RedisStore::open(options(&server.url(), &dir)).expect("open");
+    let store = RedisStore::open(options(&server.url(), &dir), Environment::system()).expect("open");
     let taken = store.take_over(Uuid::now_v7()).await.expect("take over");
     assert_eq!((taken.fence_floor, taken.fence_ceiling), (50, 77));
 }
@@ -287,10 +288,10 @@ async fn s03_a_takeover_whose_answer_was_lost_blocks_others_and_not_its_sender()
     owned(&server.url(), &first).await.resign().await.expect("resign");
     // For this owner the takeover has failed.
     drop(owned(&server.url(), &second).await);
-    let other = RedisStore::open(options(&server.url(), &third)).expect("open");
+    let other = RedisStore::open(options(&server.url(), &third), Environment::system()).expect("open");
     let held = other.take_over(Uuid::now_v7()).await.expect_err("it is not free any more");
     assert!(matches!(held, StoreError::OwnedElsewhere(_)), "{held}");
-    let again = RedisStore::open(options(&server.url(), &second)).expect("open");
+    let again = RedisStore::open(options(&server.url(), &second), Environment::system()).expect("open");
     assert_eq!(again.take_over(Uuid::now_v7()).await.expect("its own").epoch, 3);
 }
 
@@ -304,7 +305,8 @@ async fn silent_sentinels_and_other_servers_delay_nothing() {
     let [a, b] = ports[..] else { unreachable!("two") };
     let list = format!("127.0.0.1:{a},127.0.0.1:{b},127.0.0.1:{},127.0.0.1:{}", master.port, sentinel.port);
     let url = format!("redis-sentinel://{list}/main");
-    let store = RedisStore::open(RedisOptions { command_ms: 60_000, ..options(&url, &dir) }).expect("open");
+    let store = RedisStore::open(RedisOptions { command_ms: 60_000, ..options(&url, &dir) }, Environment::system())
+        .expect("open");
     let taken = tokio::time::timeout(std::time::Duration::from_secs(30), store.take_over(Uuid::now_v7())).await;
     assert_eq!(taken.expect("the one that answers is enough").expect("take over").epoch, 1);
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hotpool::environment::Environment;
 use hotpool::persist::row::RowFrames;
 use hotpool::persist::store::redis::RedisStore;
 use hotpool::persist::store::{ShardDamage, ShardKey, Store, StoreError, WriteOutcome};
@@ -176,7 +177,8 @@ async fn single() -> (Server, TempDir, RedisStore, Relay) {
 }
 
 fn reader(relay: &Relay, dir: &TempDir) -> RedisStore {
-    RedisStore::open_read_only(options(&format!("redis://127.0.0.1:{}", relay.port), dir)).expect("open")
+    RedisStore::open_read_only(options(&format!("redis://127.0.0.1:{}", relay.port), dir), Environment::system())
+        .expect("open")
 }
 
 #[tokio::test]

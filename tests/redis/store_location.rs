@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use hotpool::environment::Environment;
 use hotpool::persist::store::SharedStore;
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
 use tempfile::TempDir;
@@ -39,7 +40,7 @@ impl StoreLocation {
         // The test controls its clock, but renewals use the real one: no lease may end while minutes are skipped.
         let (key_prefix, lease_ms) = (self.prefix.clone(), 3_600_000);
         let options = RedisOptions { key_prefix, lease_ms, ..options(&self.cluster.url(), &self.dir) };
-        Arc::new(RedisStore::open(options).expect("open"))
+        Arc::new(RedisStore::open(options, Environment::system()).expect("open"))
     }
 
     /// Copies all keys to another prefix, which is outside of their hash tags, so that each stays on its server. The copy of

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use hotpool::environment::Environment;
 use hotpool::persist::row::{PoolRow, RowFrames, RowKind, put_deletion, put_pool};
 use hotpool::persist::store::redis::{RedisOptions, RedisStore};
-use hotpool::persist::store::{ShardDamage, ShardKey, Store, WriteBatch, WriteKind, WriteOutcome};
+use hotpool::persist::store::{ShardDamage, ShardKey, Store, StoreError, WriteBatch, WriteKind, WriteOutcome};
 use hotpool::server::config;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -18,7 +19,7 @@ pub fn options(url: &str, dir: &TempDir) -> RedisOptions {
 
 /// Opens a store and takes it over.
 pub async fn owned(url: &str, dir: &TempDir) -> RedisStore {
-    let store = RedisStore::open(options(url, dir)).expect("open");
+    let store = RedisStore::open(options(url, dir), Environment::system()).expect("open");
     store.take_over(Uuid::now_v7()).await.expect("take over");
     store
 }
@@ -59,6 +60,10 @@ pub async fn one(store: &RedisStore, batch: WriteBatch) -> WriteOutcome {
 pub type State = (Result<u64, ShardDamage>, BTreeMap<u64, u32>);
 
 pub async fn load(store: &RedisStore, shard: ShardKey) -> State {
+    try_load(store, shard).await.expect("load")
+}
+
+pub async fn try_load(store: &RedisStore, shard: ShardKey) -> Result<State, StoreError> {
     let read: Arc<Mutex<BTreeMap<u64, u32>>> = Arc::default();
     let into = Arc::clone(&read);
     let sink = move |_: ShardKey, frames: &[u8]| {
@@ -68,9 +73,9 @@ pub async fn load(store: &RedisStore, shard: ShardKey) -> State {
             into.lock().unwrap().insert(row.uid, row.hash_version);
         }
     };
-    let at = store.load(vec![shard], Box::new(sink)).await.expect("load").remove(0).at;
+    let at = store.load(vec![shard], Box::new(sink)).await?.remove(0).at;
     let rows = std::mem::take(&mut *read.lock().unwrap());
-    (at, rows)
+    Ok((at, rows))
 }
 
 pub fn is(at: u64, rows: &[(u64, u32)]) -> State {

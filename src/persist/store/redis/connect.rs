@@ -7,17 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo, RedisError,
-    ServerErrorKind, TlsCertificates, cmd,
-};
+use redis::{ConnectionAddr, ErrorKind, RedisConnectionInfo, RedisError, ServerErrorKind, cmd, from_redis_value};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::super::StoreError;
+use super::transport::{RedisTransport, ServerConnection, query};
 use super::url::{RedisTopology, RedisUrl, ServerAddress};
+use crate::environment::Environment;
 
 /// First major version of Redis with functions.
 const MAJOR_MIN: u32 = 7;
@@ -60,14 +58,23 @@ enum ServerMode {
     Sentinel,
 }
 
-/// Address and credentials of one server.
+/// Protection of what is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encryption {
+    Plaintext,
+    Tls,
+}
+
+/// Address and credentials of one server, and the way to it.
 #[derive(Clone)]
 pub(super) struct RedisConnector {
     address: ConnectionAddr,
     login: RedisConnectionInfo,
-    tls: Option<Arc<TlsCertificates>>,
+    encryption: Encryption,
     mode: ServerMode,
     limit: Duration,
+    transport: Arc<dyn RedisTransport>,
+    environment: Environment,
     /// Number of connections closed without an answer while none was ever served; shared by all connectors.
     closed: Arc<AtomicU32>,
     /// Number at which the server counts as unusable.
@@ -79,7 +86,7 @@ const CONNECTED_ONCE: u32 = u32::MAX;
 
 impl RedisConnector {
     /// Creates a connector to the first server of the URL; every connect and every answer takes at most `limit`.
-    pub fn new(url: &RedisUrl, tls: Option<TlsCertificates>, limit: Duration) -> Self {
+    pub fn new(url: &RedisUrl, transport: Arc<dyn RedisTransport>, environment: Environment, limit: Duration) -> Self {
         let mut login = RedisConnectionInfo::default().set_db(url.db);
         if let Some(user) = &url.user {
             login = login.set_username(user);
@@ -91,19 +98,20 @@ impl RedisConnector {
             RedisTopology::Standalone(_) | RedisTopology::Unix(_) => 1,
             RedisTopology::Cluster(addresses) | RedisTopology::Sentinel(addresses, _) => addresses.len() as u32,
         };
-        let tls = tls.map(Arc::new);
+        let encryption = if url.tls { Encryption::Tls } else { Encryption::Plaintext };
         let (address, mode) = match &url.topology {
-            RedisTopology::Standalone(address) => (tcp(address, tls.as_deref()), ServerMode::Standalone),
+            RedisTopology::Standalone(address) => (tcp(address, encryption), ServerMode::Standalone),
             RedisTopology::Unix(path) => (ConnectionAddr::Unix(path.clone()), ServerMode::Standalone),
-            RedisTopology::Cluster(addresses) => (tcp(&addresses[0], tls.as_deref()), ServerMode::Cluster),
-            RedisTopology::Sentinel(addresses, _) => (tcp(&addresses[0], tls.as_deref()), ServerMode::Standalone),
+            RedisTopology::Cluster(addresses) => (tcp(&addresses[0], encryption), ServerMode::Cluster),
+            RedisTopology::Sentinel(addresses, _) => (tcp(&addresses[0], encryption), ServerMode::Standalone),
         };
-        Self { address, login, tls, mode, limit, closed: Arc::default(), closed_max: CLOSED_MAX * servers }
+        let closed_max = CLOSED_MAX * servers;
+        Self { address, login, encryption, mode, limit, transport, environment, closed: Arc::default(), closed_max }
     }
 
     /// Connector with these settings to another address.
     pub fn with_address(&self, address: &ServerAddress) -> Self {
-        Self { address: tcp(address, self.tls.as_deref()), ..self.clone() }
+        Self { address: tcp(address, self.encryption), ..self.clone() }
     }
 
     /// Connector to a sentinel, which does not have the users and databases of the servers that it watches.
@@ -120,39 +128,30 @@ impl RedisConnector {
     }
 
     /// Connects, authenticates, and checks mode and version of the server.
-    pub async fn connect(&self) -> Result<MultiplexedConnection, ServerFault> {
-        let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.limit))
-            .set_response_timeout(Some(self.limit))
-            // A pipeline is as long as a round of batches: the writer bounds it.
-            .set_pipeline_buffer_size(1024);
+    pub async fn connect(&self) -> Result<Arc<dyn ServerConnection>, ServerFault> {
         let connecting = async {
-            let info = self.address.clone().into_connection_info()?.set_redis_settings(self.login.clone());
-            let client = match &self.tls {
-                Some(files) => Client::build_with_tls(info, (**files).clone())?,
-                None => Client::open(info)?,
-            };
-            let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
-            let about: String = cmd("INFO").arg("server").query_async(&mut connection).await?;
+            let connection = self.transport.connect(&self.address, &self.login, self.limit).await?;
+            let about: String = from_redis_value(query(&*connection, cmd("INFO").arg("server").take()).await?)?;
             Ok::<_, RedisError>((connection, about))
         };
-        // The library's limits cover the parts; this one covers whatever lies between them.
-        match tokio::time::timeout(2 * self.limit, connecting).await {
-            Ok(Ok((connection, about))) => {
+        // The limits of the transport cover the parts; this one covers whatever lies between them.
+        match self.environment.timeout(2 * self.limit, connecting).await {
+            Some(Ok((connection, about))) => {
                 self.closed.store(CONNECTED_ONCE, Ordering::Relaxed);
                 self.check(&about)?;
                 Ok(connection)
             }
-            Ok(Err(error)) if !error.is_timeout() => Err(self.map_connect_error(&error)),
-            Ok(Err(_)) | Err(_) if self.is_plaintext().await => {
+            Some(Err(error)) if !error.is_timeout() => Err(self.map_connect_error(&error)),
+            Some(Err(_)) | None if self.is_plaintext().await => {
                 Err(ServerFault::Unusable(format!("{self} speaks without TLS; its URL begins with redis, not rediss")))
             }
-            Ok(Err(_)) | Err(_) => Err(ServerFault::Unavailable(self.timeout_message())),
+            Some(Err(_)) | None => Err(ServerFault::Unavailable(self.timeout_message())),
         }
     }
 
     /// Whether the server answers a plaintext PING. A server without TLS takes a TLS hello for an unfinished line and waits, so
     /// a timeout alone does not tell. Asked only while no connection was ever served.
+    #[allow(clippy::disallowed_methods, reason = "a socket of its own, outside of the transport")]
     async fn is_plaintext(&self) -> bool {
         let ConnectionAddr::TcpTls { host, port, .. } = &self.address else { return false };
         if self.closed.load(Ordering::Relaxed) == CONNECTED_ONCE {
@@ -170,10 +169,10 @@ impl RedisConnector {
 
     /// Asks a sentinel for the address of a master.
     pub async fn ask_master(&self, name: &str) -> Result<ServerAddress, ServerFault> {
-        let mut connection = self.connect().await?;
-        let query = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
-        let answer: Result<Option<(String, u16)>, _> = query.query_async(&mut connection).await;
-        match answer {
+        let connection = self.connect().await?;
+        let question = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).take();
+        let answer = query(&*connection, question).await;
+        match answer.and_then(|address| Ok(from_redis_value::<Option<(String, u16)>>(address)?)) {
             Ok(Some((host, port))) => Ok(ServerAddress { host, port }),
             Ok(None) => Err(ServerFault::Unavailable(format!("the sentinel {self} knows no master {name:?}"))),
             Err(error) => Err(self.map_call_error(&error)),
@@ -257,12 +256,11 @@ impl fmt::Display for RedisConnector {
     }
 }
 
-fn tcp(address: &ServerAddress, tls: Option<&TlsCertificates>) -> ConnectionAddr {
+fn tcp(address: &ServerAddress, encryption: Encryption) -> ConnectionAddr {
     let ServerAddress { host, port } = address.clone();
-    if tls.is_some() {
-        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-    } else {
-        ConnectionAddr::Tcp(host, port)
+    match encryption {
+        Encryption::Tls => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        Encryption::Plaintext => ConnectionAddr::Tcp(host, port),
     }
 }
 
@@ -275,12 +273,14 @@ fn is_tls(error: &RedisError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::transport::SocketTransport;
     use super::*;
 
     #[test]
     fn the_mode_of_a_valkey_server_is_read_from_its_own_field() {
         let url = "redis://h".parse().expect("a URL");
-        let connector = RedisConnector::new(&url, None, Duration::from_secs(1));
+        let transport = Arc::new(SocketTransport::new(None));
+        let connector = RedisConnector::new(&url, transport, Environment::system(), Duration::from_secs(1));
         let about = |mode: &str| format!("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\n{mode}\r\n");
         for mode in ["server_mode:standalone", "redis_mode:standalone"] {
             assert!(connector.check(&about(mode)).is_ok(), "{mode}");

@@ -7,7 +7,6 @@
 //! fields that were read. No row leaves this file before that check.
 
 use parking_lot::Mutex;
-use std::collections::HashSet;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -20,6 +19,7 @@ use super::connect::ServerFault;
 use super::keys;
 use super::nodes::{Answer, RedisCall, RedisNodes};
 use super::writes::{self, KeySide, OwnerEpoch, ShardProbe, text};
+use crate::collections::HashSet;
 
 /// Rows in one page: Redis is busy with a page for well under a millisecond.
 const PAGE: usize = 1_000;
@@ -80,7 +80,7 @@ impl ShardReader<'_> {
                 Err(ServerFault::Unavailable(error)) => tracing::info!(?shard, error, "reading the shard again"),
                 read => return Ok(read?),
             }
-            tokio::time::sleep(PAUSE).await;
+            self.nodes.environment().sleep(PAUSE).await;
             let answer = self.nodes.call(&[writes::probe(self.prefix, self.owner, shard)]).await?.pop();
             let missing = || Err(ServerFault::Unavailable("a call got no answer".to_owned()));
             probe = writes::parse_probe(answer.unwrap_or_else(missing)?)?;
@@ -124,7 +124,7 @@ impl ShardReader<'_> {
         for page in rows.pages {
             (*self.sink.lock())(shard, &page);
             // A shard may have a million rows: let other tasks run.
-            tokio::task::yield_now().await;
+            self.nodes.environment().yield_now().await;
         }
         match rows.flaw {
             None => done(Ok(at), Some(side)),

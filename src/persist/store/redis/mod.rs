@@ -26,7 +26,6 @@
 //!
 //! `appendfsync` and `min-replicas-to-write` determine how many writes a crash of Redis itself may lose. While this process
 //! lives it detects that (a *gap*) and writes a snapshot of the shard.
-#![allow(clippy::disallowed_methods, reason = "the wire has timers of its own")]
 
 mod connect;
 mod keys;
@@ -34,13 +33,15 @@ mod library;
 mod load;
 mod nodes;
 mod owner;
+mod transport;
 mod url;
 mod writes;
 
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -52,6 +53,9 @@ use self::connect::RedisConnector;
 use self::load::ShardRead;
 use self::nodes::RedisNodes;
 use self::owner::{OwnerFields, OwnerWatch, TakeoverCandidate, TakeoverDecision};
+use self::transport::SocketTransport;
+#[doc(hidden)]
+pub use self::transport::{RedisTransport, ServerConnection};
 pub use self::url::{FORMS, RedisTopology, RedisUrl, ServerAddress};
 use self::writes::{KeySide, OwnerEpoch, ShardProbe};
 use super::data_dir;
@@ -59,7 +63,7 @@ use super::{
     FenceSpan, LoadedShard, MissingRecord, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, Store, StoreError,
     WriteBatch, WriteKind, WriteOutcome,
 };
-use crate::environment::{Clock, Environment};
+use crate::environment::Environment;
 use crate::model::Millis;
 
 /// Maximum number of bytes of rows in one batch, which keeps a server busy for a few milliseconds; more goes as a
@@ -91,15 +95,30 @@ pub struct RedisOptions {
     pub tls_key_file: Option<PathBuf>,
 }
 
+/// Identity under which a process owns a store.
+#[derive(Debug, Clone)]
+pub struct OwnerIdentity {
+    /// Id of the data directory whose lock the process holds; empty: it holds none.
+    pub node: String,
+    /// Host and process id, for messages.
+    pub label: String,
+}
+
+impl OwnerIdentity {
+    fn of_this_process(node: String) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Self { node, label: format!("{host}, pid {}", std::process::id()) }
+    }
+}
+
 /// Store in a Redis server, cluster, or master behind sentinels.
 pub struct RedisStore {
     options: RedisOptions,
     nodes: RedisNodes,
-    /// Id of the data directory, and its lock.
-    node: String,
+    identity: OwnerIdentity,
+    /// Lock of the data directory.
     _lock: Option<File>,
-    owner_label: String,
-    clock: Clock,
+    environment: Environment,
     owner: Mutex<Option<OwnerEpoch>>,
     /// Held while ownership changes or is renewed.
     ownership_lock: tokio::sync::Mutex<()>,
@@ -112,7 +131,7 @@ pub struct RedisStore {
     /// Reason for the last unanswered batch.
     fault: Mutex<String>,
     /// Live sides of the shards that this owner has taken.
-    sides: Mutex<HashMap<ShardKey, KeySide>>,
+    sides: Mutex<BTreeMap<ShardKey, KeySide>>,
 }
 
 impl std::fmt::Debug for RedisStore {
@@ -126,29 +145,58 @@ impl RedisStore {
     ///
     /// # Errors
     /// [`StoreError::Unusable`] if another process uses the directory, or a file cannot be read.
-    pub fn open(options: RedisOptions) -> Result<Self, StoreError> {
-        let (lock, node) = data_dir::lock_and_identify(&options.data_dir, &Environment::system())?;
-        Self::with(options, Some(lock), node)
+    pub fn open(options: RedisOptions, environment: Environment) -> Result<Self, StoreError> {
+        let (lock, node) = data_dir::lock_and_identify(&options.data_dir, &environment)?;
+        Self::over_sockets(options, environment, Some(lock), node)
     }
 
     /// Opens the store for reading only: uses no data directory, and cannot take the store over.
     ///
     /// # Errors
     /// [`StoreError::Unusable`] if a TLS file cannot be read.
-    pub fn open_read_only(options: RedisOptions) -> Result<Self, StoreError> {
-        Self::with(options, None, String::new())
+    pub fn open_read_only(options: RedisOptions, environment: Environment) -> Result<Self, StoreError> {
+        Self::over_sockets(options, environment, None, String::new())
     }
 
-    fn with(options: RedisOptions, lock: Option<File>, node: String) -> Result<Self, StoreError> {
+    /// Opens the store over a transport, with an identity that nobody else has. Uses neither the data directory nor the TLS
+    /// files of the options.
+    #[cfg(feature = "internals")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn open_on(
+        options: RedisOptions,
+        transport: Arc<dyn RedisTransport>,
+        environment: Environment,
+        identity: OwnerIdentity,
+    ) -> Self {
+        Self::with(options, transport, environment, None, identity)
+    }
+
+    fn over_sockets(
+        options: RedisOptions,
+        environment: Environment,
+        lock: Option<File>,
+        node: String,
+    ) -> Result<Self, StoreError> {
         let tls = if options.url.tls { Some(certificates(&options)?) } else { None };
-        let connector = RedisConnector::new(&options.url, tls, Duration::from_millis(options.command_ms));
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Ok(Self {
-            nodes: RedisNodes::new(options.url.topology.clone(), connector),
-            node,
+        let transport = Arc::new(SocketTransport::new(tls));
+        Ok(Self::with(options, transport, environment, lock, OwnerIdentity::of_this_process(node)))
+    }
+
+    fn with(
+        options: RedisOptions,
+        transport: Arc<dyn RedisTransport>,
+        environment: Environment,
+        lock: Option<File>,
+        identity: OwnerIdentity,
+    ) -> Self {
+        let limit = Duration::from_millis(options.command_ms);
+        let connector = RedisConnector::new(&options.url, transport, environment.clone(), limit);
+        Self {
+            nodes: RedisNodes::new(options.url.topology.clone(), connector, environment.clone()),
+            identity,
             _lock: lock,
-            owner_label: format!("{host}, pid {}", std::process::id()),
-            clock: Clock::system(),
+            environment,
             owner: Mutex::default(),
             ownership_lock: tokio::sync::Mutex::new(()),
             fault: Mutex::default(),
@@ -158,7 +206,7 @@ impl RedisStore {
             fence_floor: AtomicU64::new(0),
             sides: Mutex::default(),
             options,
-        })
+        }
     }
 
     fn prefix(&self) -> &str {
@@ -175,7 +223,7 @@ impl RedisStore {
     }
 
     fn owner_fields(&self, owner: OwnerEpoch) -> OwnerFields<'_> {
-        let (prefix, node, who) = (self.prefix(), self.node.as_str(), self.owner_label.as_str());
+        let (prefix, node, who) = (self.prefix(), self.identity.node.as_str(), self.identity.label.as_str());
         OwnerFields { prefix, owner: owner.id, epoch: owner.epoch, node, who, lease_ms: self.options.lease_ms }
     }
 
@@ -193,8 +241,8 @@ impl RedisStore {
         let read = self.ask(owner::read(self.prefix())).await?;
         let record = owner::parse_record(&read)?;
         let RedisOptions { standby, lease_ms, .. } = self.options;
-        let candidate = TakeoverCandidate { node: self.node.clone(), standby, lease_ms };
-        let now_ms = self.clock.mono_ns() / 1_000_000;
+        let candidate = TakeoverCandidate { node: self.identity.node.clone(), standby, lease_ms };
+        let now_ms = self.environment.clock().mono_ns() / 1_000_000;
         let decision = self.owner_watch.lock().decide(&candidate, record.as_ref(), now_ms);
         match decision {
             TakeoverDecision::Take => {}
@@ -262,14 +310,14 @@ impl RedisStore {
         &self,
         owner: OwnerEpoch,
         batches: &[WriteBatch],
-    ) -> Result<HashMap<ShardKey, WriteOutcome>, StoreError> {
+    ) -> Result<BTreeMap<ShardKey, WriteOutcome>, StoreError> {
         // A shard need not exist to be dropped.
         let needed = batches.iter().filter(|batch| !matches!(batch.kind, WriteKind::Drop)).map(|batch| batch.shard);
         let unknown: Vec<ShardKey> = {
             let sides = self.sides.lock();
             needed.filter(|shard| !sides.contains_key(shard)).collect()
         };
-        let mut failed = HashMap::new();
+        let mut failed = BTreeMap::new();
         if unknown.is_empty() {
             return Ok(failed);
         }

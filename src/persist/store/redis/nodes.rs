@@ -5,7 +5,7 @@
 //! connection is dropped, since its outstanding answers are unknown. Callers retry: every call here is idempotent.
 
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,12 +14,13 @@ use arc_swap::ArcSwapOption;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value, cmd};
 
 use super::connect::{RedisConnector, ServerFault};
 use super::library::LIBRARY;
+use super::transport::ServerConnection;
 use super::url::{RedisTopology, ServerAddress};
+use crate::environment::Environment;
 use crate::metrics::{NodeMetrics, metrics};
 use crate::model::hash_slot::SLOTS;
 
@@ -52,7 +53,7 @@ pub(super) type Answer = Result<Value, CommandError>;
 /// Redis server with its connection.
 pub(super) struct RedisNode {
     connector: RedisConnector,
-    connection: tokio::sync::Mutex<Option<(u64, MultiplexedConnection)>>,
+    connection: tokio::sync::Mutex<Option<(u64, Arc<dyn ServerConnection>)>>,
     connections: AtomicU64,
     metrics: NodeMetrics,
 }
@@ -62,7 +63,7 @@ pub(super) struct RedisNode {
 pub(super) struct NodeConnection {
     node: Arc<RedisNode>,
     number: u64,
-    connection: MultiplexedConnection,
+    connection: Arc<dyn ServerConnection>,
 }
 
 /// Indices of the calls for one server, each with whether it needs ASKING, because the slot is still migrating there.
@@ -80,7 +81,8 @@ struct SlotMap {
 pub(super) struct RedisNodes {
     kind: RedisTopology,
     connector: RedisConnector,
-    known: Mutex<HashMap<String, Arc<RedisNode>>>,
+    environment: Environment,
+    known: Mutex<BTreeMap<String, Arc<RedisNode>>>,
     map: ArcSwapOption<SlotMap>,
     stale: AtomicBool,
     refreshing: tokio::sync::Mutex<()>,
@@ -90,13 +92,13 @@ impl RedisNode {
     /// Sends `calls` on one connection, with ASKING before those whose flag is set.
     async fn send(&self, calls: &[(&RedisCall, bool)]) -> Result<Vec<redis::RedisResult<Value>>, ServerFault> {
         let (number, connection) = self.connected().await?;
-        self.send_on(number, connection, calls).await
+        self.send_on(number, &*connection, calls).await
     }
 
     async fn send_on(
         &self,
         number: u64,
-        mut connection: MultiplexedConnection,
+        connection: &dyn ServerConnection,
         calls: &[(&RedisCall, bool)],
     ) -> Result<Vec<redis::RedisResult<Value>>, ServerFault> {
         let mut pipeline = Pipeline::with_capacity(calls.len());
@@ -107,8 +109,7 @@ impl RedisNode {
             }
             pipeline.add_command(call.cmd.clone());
         }
-        let answers: redis::RedisResult<Vec<redis::RedisResult<Value>>> = pipeline.query_async(&mut connection).await;
-        match answers {
+        match connection.send(&pipeline).await {
             Ok(answers) => {
                 let mut answers = answers.into_iter();
                 let per_call = calls.iter().map(|(_, ask)| if *ask { answers.nth(1) } else { answers.next() });
@@ -126,17 +127,17 @@ impl RedisNode {
         }
     }
 
-    async fn connected(&self) -> Result<(u64, MultiplexedConnection), ServerFault> {
+    async fn connected(&self) -> Result<(u64, Arc<dyn ServerConnection>), ServerFault> {
         let mut connection = self.connection.lock().await;
         if let Some((number, connection)) = &*connection {
-            return Ok((*number, connection.clone()));
+            return Ok((*number, Arc::clone(connection)));
         }
         let created = self.connector.connect().await?;
         let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         if number > 1 {
             metrics().store_reconnects.increment(1);
         }
-        *connection = Some((number, created.clone()));
+        *connection = Some((number, Arc::clone(&created)));
         Ok((number, created))
     }
 
@@ -147,15 +148,21 @@ impl RedisNode {
 }
 
 impl RedisNodes {
-    pub fn new(kind: RedisTopology, connector: RedisConnector) -> Self {
+    pub fn new(kind: RedisTopology, connector: RedisConnector, environment: Environment) -> Self {
         Self {
             kind,
             connector,
+            environment,
             known: Mutex::default(),
             map: ArcSwapOption::empty(),
             stale: AtomicBool::new(true),
             refreshing: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// Source of the time of these servers' timers.
+    pub const fn environment(&self) -> &Environment {
+        &self.environment
     }
 
     /// Sends calls to the servers of their slots, all at once, and follows redirections. Returns for each call, in order, its
@@ -225,7 +232,7 @@ impl RedisNodes {
                 break;
             }
             if pause {
-                tokio::time::sleep(MIGRATION_PAUSE).await;
+                self.environment.sleep(MIGRATION_PAUSE).await;
             }
         }
         let migrating = || Err(ServerFault::Unavailable("the slot is migrating between servers".to_owned()));
@@ -245,7 +252,7 @@ impl RedisNodes {
     /// Sends one call on one connection. A redirection is not followed: like a broken connection it is
     /// [`ServerFault::Unavailable`].
     pub async fn call_on(&self, to: &NodeConnection, call: &RedisCall) -> Result<Answer, ServerFault> {
-        let sent = to.node.send_on(to.number, to.connection.clone(), &[(call, false)]).await;
+        let sent = to.node.send_on(to.number, &*to.connection, &[(call, false)]).await;
         let error = match sent.inspect_err(|_| self.mark_stale())?.pop() {
             Some(Ok(value)) => return Ok(Ok(value)),
             Some(Err(error)) => error,

@@ -4,7 +4,7 @@
 //! because the process that wrote the record is dead. Any other process watches until the record has been unchanged for the
 //! lease, by its own clock. A standby waits for that without limit; others give up at the first renewal.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use redis::{Value, cmd};
 use uuid::Uuid;
@@ -133,7 +133,7 @@ pub(super) fn read(prefix: &str) -> RedisCall {
 
 /// Parses the answer to [`read`]; none: the record does not exist.
 pub(super) fn parse_record(value: &Value) -> Result<Option<OwnerRecord>, StoreError> {
-    let fields: HashMap<String, String> = redis::from_redis_value(value.clone())
+    let fields: BTreeMap<String, String> = redis::from_redis_value(value.clone())
         .map_err(|error| StoreError::Unusable(format!("the ownership record cannot be read: {error}")))?;
     if fields.is_empty() {
         return Ok(None);
