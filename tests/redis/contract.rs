@@ -122,6 +122,26 @@ async fn a_late_copy_of_an_earlier_attempt_does_not_change_the_live_side() {
 }
 
 #[tokio::test]
+async fn a_late_copy_of_an_install_does_not_take_the_shard_back() {
+    let (server, dir) = (Server::start(&[]), dir());
+    let store = owned(&server.url(), &dir).await;
+    assert_eq!(one(&store, rows(A, 0, 1, &[(1, Some(1))])).await, Applied);
+    let live = server.query::<Vec<String>>(&["KEYS", "*7.0:a"]).remove(0);
+    let other = format!("{}b", live.trim_end_matches('a'));
+    // An empty snapshot goes to the other side, a second one back.
+    assert_eq!(one(&store, install(A, 2, 10, 0, &[(2, Some(1))])).await, Applied);
+    assert_eq!(one(&store, install(A, 3, 11, 0, &[(3, Some(1))])).await, Applied);
+    let record: Vec<String> = server.query(&["HMGET", owner_key(&server).as_str(), "owner", "epoch"]);
+    let libraries: Vec<Vec<redis::Value>> = server.query(&["FUNCTION", "LIST"]);
+    let name: String = redis::from_redis_value(libraries[0][1].clone()).unwrap();
+    let function = format!("{name}_install");
+    let late = ["FCALL", &function, "2", &live, &other, &record[1], &record[0], "10", "0", "2", "P", "2", "p:2", "x"];
+    let answer: String = server.query(&late);
+    assert_eq!(answer, "gap");
+    assert_eq!(load(&store, A).await, is(3, &[(3, 1)]));
+}
+
+#[tokio::test]
 async fn s02_an_install_whose_answer_was_lost_is_a_duplicate() {
     let (server, dir) = (Server::start(&[]), dir());
     let store = owned(&server.url(), &dir).await;

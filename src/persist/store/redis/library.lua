@@ -5,7 +5,8 @@
 --   <epoch> <owner> 1 live <at> <generation>         the state of the shard
 --   <epoch> <owner> 1 new <chunks> <generation>      a snapshot under way
 -- Epoch and owner come first in every version of the header, so that an older program recognizes a newer owner.
--- Numbers are below 2^53, which Lua represents exactly.
+-- Numbers are below 2^53, which Lua represents exactly. It writes only 14 digits of them, so those that may have more are
+-- copied as text.
 
 local function header(key)
   local read = redis.pcall('HGET', key, '#')
@@ -14,7 +15,7 @@ local function header(key)
   if not epoch then return nil end
   local state, number, generation = string.match(rest, '^1 (%a+) (%d+) (%d+)$')
   return {
-    epoch = tonumber(epoch), owner = owner, state = state, number = tonumber(number),
+    epoch = tonumber(epoch), owner = owner, state = state, number = tonumber(number), digits = number,
     generation = generation, text = read,
   }
 end
@@ -87,13 +88,16 @@ end
 -- keys: the live side, the other. args: epoch, owner, generation, chunks, to, rows.
 local function install(keys, args)
   local key, epoch, owner = keys[2], tonumber(args[1]), args[2]
-  if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
+  local live = header(keys[1])
+  if fenced(live, epoch, owner) then return 'fenced' end
   local found = header(key)
   if fenced(found, epoch, owner) then return 'fenced' end
   local ours = found and found.epoch == epoch and found.generation == args[3]
   if ours and found.state == 'live' then
     return found.number >= tonumber(args[5]) and 'duplicate' or 'gap'
   end
+  -- A late copy of an earlier install: the shard has been written since, on the side that is live again.
+  if live and live.state == 'live' and live.epoch == epoch and live.number > tonumber(args[5]) then return 'gap' end
   local stored = ours and found.number or 0
   if stored ~= tonumber(args[4]) then return 'gap' end
   if stored == 0 then redis.call('UNLINK', key) end
@@ -140,7 +144,7 @@ local function probe(keys, args)
     return { 'bad', keys[side] .. ' has a header of another version: ' .. found.text }
   end
   if epoch > found.epoch or (epoch == found.epoch and owner ~= found.owner) then
-    write(keys[side], args[1], owner, 'live', found.number, found.generation, {}, 1)
+    write(keys[side], args[1], owner, 'live', found.digits, found.generation, {}, 1)
   end
   return { tostring(side), redis.call('HGET', keys[side], '#'), redis.call('HLEN', keys[side]) }
 end
