@@ -206,6 +206,7 @@ impl RedisNodes {
                         continue;
                     }
                 };
+                let mut library: Option<Result<(), ServerFault>> = None;
                 for ((at, _), answer) in group.into_iter().zip(answered) {
                     match answer {
                         Ok(value) => answers[at] = Some(Ok(Ok(value))),
@@ -216,13 +217,19 @@ impl RedisNodes {
                                 pause = true;
                                 open.push((at, None));
                             }
-                            CallAction::LoadLibrary => match node.load_library().await {
-                                Ok(()) => open.push((at, None)),
-                                Err(fault) => {
-                                    self.mark_stale();
-                                    answers[at] = Some(Err(fault));
+                            CallAction::LoadLibrary => {
+                                // Once for all calls that lack it.
+                                if library.is_none() {
+                                    library = Some(node.load_library().await);
                                 }
-                            },
+                                match library.clone() {
+                                    Some(Err(fault)) => {
+                                        self.mark_stale();
+                                        answers[at] = Some(Err(fault));
+                                    }
+                                    Some(Ok(())) | None => open.push((at, None)),
+                                }
+                            }
                             CallAction::Fail(fault) => answers[at] = Some(Err(fault)),
                         },
                     }
