@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
-use redis::{Cmd, Pipeline, Value, cmd};
+use redis::{Cmd, ErrorKind, Pipeline, ServerErrorKind, Value, cmd};
 
 use super::connect::{RedisConnector, ServerFault};
 use super::library::LIBRARY;
@@ -111,6 +111,13 @@ impl RedisNode {
         }
         match connection.send(&pipeline).await {
             Ok(answers) => {
+                let is_replica = |answer: &redis::RedisResult<Value>| {
+                    answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly))
+                };
+                if answers.iter().any(is_replica) {
+                    // The name may lead to the new master, but this connection leads to the old one.
+                    self.drop_connection(number).await;
+                }
                 let mut answers = answers.into_iter();
                 let per_call = calls.iter().map(|(_, ask)| if *ask { answers.nth(1) } else { answers.next() });
                 let answers: Option<Vec<_>> = per_call.collect();
@@ -285,7 +292,7 @@ impl RedisNodes {
     }
 
     fn classify_error(&self, node: &RedisNode, error: &redis::RedisError) -> CallAction {
-        use redis::{ErrorKind, ServerErrorKind as Server};
+        use ServerErrorKind as Server;
         let text = || format!("{}: {error}", node.connector);
         match error.kind() {
             ErrorKind::Server(Server::Moved) => {
