@@ -10,6 +10,10 @@ mod client;
 mod contract;
 #[path = "behavior/durable_replies.rs"]
 mod durable_replies;
+#[path = "redis/fidelity.rs"]
+mod fidelity;
+#[path = "redis/fidelity_of_commands.rs"]
+mod fidelity_of_commands;
 #[path = "behavior/gangs.rs"]
 mod gangs;
 #[allow(dead_code, reason = "shared with the cases, which use all of it")]
@@ -33,6 +37,13 @@ mod server;
 #[allow(dead_code, reason = "shared with the crash campaigns, which use all of it")]
 #[path = "redis/servers.rs"]
 mod servers;
+#[path = "redis/simulated_faults.rs"]
+mod simulated_faults;
+#[allow(dead_code, unused_imports, reason = "shared with the simulation of the whole scheduler")]
+#[path = "simulation/redis/mod.rs"]
+mod simulated_redis;
+#[path = "redis/simulated_time.rs"]
+mod simulated_time;
 #[path = "redis/store_location.rs"]
 mod store_location;
 #[path = "redis/stores.rs"]
