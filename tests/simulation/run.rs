@@ -12,10 +12,10 @@ use hotpool::shard::{choose_runners_of_thread, inject_into_thread};
 use crate::core::{Core, INJECTED_PANIC, OUTSIDE, StepOutcome, text_of};
 use crate::invariants::{SuspectedWait, check_at_rest};
 use crate::script::Script;
-use crate::settings::{Limits, Settings, StoreKind};
-use crate::stores::FileBackend;
+use crate::settings::{Fault, Limits, Settings, StoreKind};
+use crate::stores::{Backend, FileBackend, RedisBackend};
 use crate::trace::{KeepLines, Trace};
-use crate::world::World;
+use crate::world::{START_UNIX_US, World};
 
 /// Steps after which a run counts as endless.
 const STEPS_MAX: u64 = 2_000_000;
@@ -88,8 +88,13 @@ pub fn run_seed(seed: u64, limits: &Limits, keep: KeepLines) -> Report {
     let began = Instant::now();
     let settings = Settings::draw(seed, limits);
     let core = Core::new(seed, settings.rates, settings.panics_max, Trace::new(keep));
-    let backend = match settings.store {
-        StoreKind::File | StoreKind::Redis { .. } => Box::new(FileBackend::new()),
+    let backend: Box<dyn Backend> = match settings.store {
+        StoreKind::File => Box::new(FileBackend::new()),
+        StoreKind::Redis { masters } => {
+            let (_, environment) = core.add_process(START_UNIX_US, 1_000_000);
+            let has_faults = settings.faults.iter().any(|fault| matches!(fault, Fault::Redis | Fault::Store));
+            Box::new(RedisBackend::new(masters, has_faults, environment))
+        }
     };
     let world = World::new(Arc::clone(&core), settings.clone(), backend);
     let (for_points, for_runners) = (Arc::clone(&core), Arc::clone(&core));

@@ -233,6 +233,7 @@ impl Script {
         let mut checker = self.world.checker.lock();
         checker.compare(&views)?;
         checker.adopt(&views, self.world.is_durable(), now_ns);
+        self.world.backend().rest();
         Ok(())
     }
 

@@ -87,7 +87,6 @@ impl PoolSettings {
 /// Combination that a run has.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub seed: u64,
     pub store: StoreKind,
     pub pools: Vec<PoolSettings>,
     pub callers: usize,
@@ -204,7 +203,6 @@ impl Settings {
         faults.retain(|fault| !limits.without_faults.contains(fault));
         let rates = if faults.contains(&Fault::Panic) { CoreRates { panic_millionths, ..rates } } else { rates };
         Self {
-            seed,
             store,
             pools,
             callers: limits.callers.map_or(callers, |most| callers.min(most)),

@@ -7,12 +7,19 @@ use std::time::Duration;
 
 use hotpool::environment::Environment;
 use hotpool::persist::store::file::{DiskFile, FileStore, SegmentSettings, SegmentUpkeep, StoreDisk};
+use hotpool::persist::store::redis::{OwnerIdentity, RedisOptions, RedisStore, RedisTransport};
 use hotpool::persist::store::{SharedStore, StoreError};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::core::Core;
 use crate::model_disk::{DiskCall, ModelDisk};
+use crate::redis_servers::{FaultRates, SimulatedRedis, SimulatedRedisSettings, SimulatedTransport};
+
+/// Longest wait for an answer of a server, in milliseconds.
+const COMMAND_MS: u64 = 500;
+/// Time for which a process owns the store after a renewal, in milliseconds.
+const LEASE_MS: u64 = 3_000;
 
 /// Segments that are small enough to be used up in a run.
 const SEGMENTS: SegmentSettings = SegmentSettings {
@@ -45,8 +52,11 @@ pub trait Backend: Send + Sync {
     /// Ends all faults of the store.
     fn heal(&self, core: &Core);
 
-    /// Whether a fault since the last call may have lost what was acknowledged.
+    /// Whether a fault since the last rest may have lost what was acknowledged.
     fn loses_acknowledged(&self) -> bool;
+
+    /// Notes that everything is at rest: the store has what the process has.
+    fn rest(&self);
 
     /// Whether a store that is refused for good is no fault of the service at present.
     fn may_refuse(&self) -> bool;
@@ -58,12 +68,12 @@ pub trait Backend: Send + Sync {
 /// Store of one process.
 pub struct OpenStore {
     store: SharedStore,
-    is_cut: Arc<AtomicBool>,
+    cut: Box<dyn Fn() + Send + Sync>,
 }
 
 impl OpenStore {
-    pub fn new(store: SharedStore, is_cut: Arc<AtomicBool>) -> Self {
-        Self { store, is_cut }
+    pub fn new(store: SharedStore, cut: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { store, cut: Box::new(cut) }
     }
 
     pub fn store(&self) -> SharedStore {
@@ -72,7 +82,7 @@ impl OpenStore {
 
     /// Cuts the process off from the store: it was killed.
     pub fn cut(&self) {
-        self.is_cut.store(true, Ordering::Relaxed);
+        (self.cut)();
     }
 }
 
@@ -109,7 +119,7 @@ impl Backend for FileBackend {
         let store = FileStore::open_on(Arc::new(disk), SEGMENTS, environment.clone())?;
         let has_fault = self.disk.lock().has_fault();
         self.has_failed.fetch_and(has_fault, Ordering::Relaxed);
-        Ok(OpenStore::new(Arc::new(store), is_cut))
+        Ok(OpenStore::new(Arc::new(store), move || is_cut.store(true, Ordering::Relaxed)))
     }
 
     fn damage(&self, core: &Core) -> bool {
@@ -175,12 +185,100 @@ impl Backend for FileBackend {
         false
     }
 
+    fn rest(&self) {}
+
     fn may_refuse(&self) -> bool {
         self.has_failed.load(Ordering::Relaxed) || self.undamaged.lock().is_some()
     }
 
     fn needs_restart(&self) -> bool {
         self.needs_restart.load(Ordering::Relaxed)
+    }
+}
+
+/// Redis servers for which the processes of two machines contend.
+pub struct RedisBackend {
+    redis: SimulatedRedis,
+    has_faults: bool,
+    /// Whether servers may have lost what they had acknowledged.
+    is_lossy: AtomicBool,
+}
+
+impl RedisBackend {
+    /// Creates the servers in an environment of theirs.
+    pub fn new(masters: usize, has_faults: bool, environment: Environment) -> Self {
+        let settings = match masters {
+            1 => SimulatedRedisSettings { has_replicas: has_faults, ..SimulatedRedisSettings::standalone() },
+            masters => SimulatedRedisSettings::cluster(masters),
+        };
+        Self { redis: SimulatedRedis::new(settings, environment), has_faults, is_lossy: AtomicBool::new(false) }
+    }
+}
+
+impl Backend for RedisBackend {
+    fn machines(&self) -> usize {
+        2
+    }
+
+    fn open(&self, machine: usize, environment: &Environment) -> Result<OpenStore, StoreError> {
+        let transport = self.redis.transport(environment.clone());
+        let options = RedisOptions {
+            url: self.redis.url(),
+            key_prefix: "hotpool".to_owned(),
+            command_ms: COMMAND_MS,
+            lease_ms: LEASE_MS,
+            standby: true,
+            data_dir: std::path::PathBuf::new(),
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
+        };
+        let identity = OwnerIdentity { node: format!("machine-{machine}"), label: format!("machine {machine}") };
+        let way: Arc<dyn RedisTransport> = Arc::<SimulatedTransport>::clone(&transport);
+        let store = RedisStore::open_on(options, way, environment.clone(), identity);
+        Ok(OpenStore::new(Arc::new(store), move || transport.cut()))
+    }
+
+    fn fail_power(&self, _seed: u64) {}
+
+    fn damage(&self, _core: &Core) -> bool {
+        false
+    }
+
+    fn restore(&self) {}
+
+    fn break_something(&self, core: &Core) -> String {
+        self.redis.set_rates(FaultRates::usual());
+        if core.chance(30) {
+            self.is_lossy.store(true, Ordering::Relaxed);
+            self.redis.flush_all();
+            return "the servers are flushed".to_owned();
+        }
+        let what = self.redis.disturb();
+        // Whatever ends a server may lose what it had acknowledged.
+        self.is_lossy.store(true, Ordering::Relaxed);
+        what
+    }
+
+    fn heal(&self, _core: &Core) {
+        self.redis.heal();
+        self.redis.set_rates(FaultRates::default());
+    }
+
+    fn loses_acknowledged(&self) -> bool {
+        self.is_lossy.load(Ordering::Relaxed)
+    }
+
+    fn rest(&self) {
+        self.is_lossy.store(false, Ordering::Relaxed);
+    }
+
+    fn may_refuse(&self) -> bool {
+        self.has_faults
+    }
+
+    fn needs_restart(&self) -> bool {
+        false
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::{Either, select};
-use hotpool::environment::Clock;
 use hotpool::model::{PoolName, RunningClaim};
 use hotpool::persist::store::StoreError;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
@@ -21,7 +20,7 @@ use crate::stores::{Backend, OpenStore};
 
 pub const NAMESPACE: &str = "ns";
 /// Wall clock at the start of a run, in microseconds since 1970.
-const START_UNIX_US: u64 = 1_767_225_600_000_000;
+pub const START_UNIX_US: u64 = 1_767_225_600_000_000;
 /// Longest way of a message through the network, in nanoseconds.
 const LATENCY_NS: u64 = 1_000_000;
 /// Time within which every call is answered beyond what it may wait, in milliseconds.
@@ -59,7 +58,6 @@ struct Machine {
 struct RunningProcess {
     number: ProcessNumber,
     scheduler: Scheduler,
-    clock: Clock,
     store: OpenStore,
     has_started: bool,
     _start: TaskGuard,
@@ -282,8 +280,17 @@ impl World {
         if let Some(seed) = power_failure {
             self.backend.fail_power(seed);
         }
-        self.checker.lock().crash(self.backend.loses_acknowledged());
+        self.lose_knowledge();
         self.start_later(machine, 1 + self.core.below(RESTART_MS_MAX));
+    }
+
+    /// Forgets what is not certain any more when a process ends or begins to serve.
+    fn lose_knowledge(&self) {
+        let mut checker = self.checker.lock();
+        checker.crash(false);
+        if self.backend.loses_acknowledged() {
+            checker.forget();
+        }
     }
 
     fn start_later(self: &Arc<Self>, machine: usize, pause_ms: u64) {
@@ -313,7 +320,6 @@ impl World {
             }
         };
         let settings = SchedulerSettings { store_wait_ms: self.settings.store_wait_ms, ..SchedulerSettings::default() };
-        let clock = environment.clock().clone();
         let scheduler = Scheduler::with_environment(store.store(), settings, environment);
         let start = {
             let (world, scheduler) = (Arc::clone(self), scheduler.clone());
@@ -327,7 +333,7 @@ impl World {
                 }
             })
         };
-        let process = RunningProcess { number, scheduler, clock, store, has_started: false, _start: start };
+        let process = RunningProcess { number, scheduler, store, has_started: false, _start: start };
         self.machines.lock()[machine].process = Some(process);
     }
 
@@ -340,6 +346,8 @@ impl World {
     fn note_start(&self, machine: usize) {
         self.line(|| format!("machine {machine} serves"));
         self.disturb();
+        // Another process may have been the owner until now.
+        self.lose_knowledge();
         if let Some(process) = &mut self.machines.lock()[machine].process {
             process.has_started = true;
         }
@@ -367,14 +375,6 @@ impl World {
             Some((machine, process.number, process.scheduler.clone()))
         });
         serving.collect()
-    }
-
-    /// Wall clock of a process, in milliseconds since 1970.
-    pub fn unix_ms(&self, process: ProcessNumber) -> Option<u64> {
-        let machines = self.machines.lock();
-        let found =
-            machines.iter().filter_map(|machine| machine.process.as_ref()).find(|found| found.number == process);
-        found.map(|found| found.clock.unix_ms())
     }
 
     async fn travel(&self) {
