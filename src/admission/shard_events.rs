@@ -117,6 +117,7 @@ impl ClaimDispatcher {
             ShardEvent::Ended { .. } => unreachable!("handled by the caller"),
             ShardEvent::Granted { kind: GrantKind::Provisional, id, ticket, reply, .. } => {
                 if let Some(claim) = self.keys.withdraw(id, *ticket) {
+                    crate::reached!("gang: a member is granted");
                     replies.address(*reply, claim.reply, Default::default());
                 }
             }
@@ -127,13 +128,17 @@ impl ClaimDispatcher {
             }
             ShardEvent::NotReacquired { id, number, rejection } => {
                 match (self.keys.take_repeated(id, *number), rejection.take()) {
-                    (Some((claim, _)), None) => work.push(Effect::Submit(claim)),
+                    (Some((claim, _)), None) => {
+                        crate::reached!("repeated claim: its holder ended meanwhile");
+                        work.push(Effect::Submit(claim));
+                    }
                     (Some((claim, _)), Some(rejection)) => self.reply_rejected(claim, rejection),
                     (None, _) => {}
                 }
             }
             ShardEvent::Adopted { id, ticket, handle, spec } => {
                 if let Some(held) = self.keys.set_held(id, *ticket, holder(*handle), spec.as_ref()) {
+                    crate::reached!("adoption: a lost claim is adopted");
                     self.answer_duplicates(held.repeated, work);
                 }
             }
@@ -146,11 +151,13 @@ impl ClaimDispatcher {
             }
             ShardEvent::PredecessorHeld { id, fence } => {
                 if let Some(older) = self.keys.holder(id).filter(|older| older.handle.fence < *fence) {
+                    crate::reached!("adoption: an older holder relinquishes");
                     work.push(Effect::Send(older.shard, Command::Relinquish(older.handle)));
                 }
             }
             ShardEvent::Committed { id, ticket, handle, spec, reply } => {
                 if let Some(held) = self.keys.set_committed(id, *ticket, holder(*handle), spec.as_ref()) {
+                    crate::reached!("gang: a member is committed");
                     if let Some(reply) = *reply {
                         replies.wait_for(reply, held.pending_writes);
                     }
@@ -160,7 +167,10 @@ impl ClaimDispatcher {
             ShardEvent::Resized { id, fence, spec } => {
                 self.keys.end_resize(id, *fence, from.life, Some(spec.take()));
             }
-            ShardEvent::ResizeRejected { id, fence, life } => self.keys.end_resize(id, *fence, *life, None),
+            ShardEvent::ResizeRejected { id, fence, life } => {
+                crate::reached!("resize: rejected by the shard");
+                self.keys.end_resize(id, *fence, *life, None);
+            }
             ShardEvent::Shown { id, reply } => replies.wait_for(*reply, self.keys.pending_writes(id)),
             ShardEvent::EndStored { id, seq } => self.keys.clear_pending_write(id, from.shard, *seq),
             ShardEvent::ReservationDecided { id, outcome } => {
@@ -172,6 +182,7 @@ impl ClaimDispatcher {
             ShardEvent::ReservationsVoid(void) => self.on_reservations_void(from.shard, void, work),
             ShardEvent::Panicked { tickets } => {
                 self.void_shard(from.shard);
+                crate::reached!("panic: what was being decided is handed back");
                 for (id, ticket) in self.keys.find_asking(from.shard, &tickets.drain(..).collect()) {
                     let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
                     self.on_not_granted(from, &id, ticket, reason, unplaced, work);
@@ -184,7 +195,10 @@ impl ClaimDispatcher {
                     self.resolve_again(*operation, work);
                 }
             }
-            ShardEvent::StaleUnread { id, fence, reply } => self.discard_reply(id, *fence, *reply),
+            ShardEvent::StaleUnread { id, fence, reply } => {
+                crate::reached!("panic: an unread answer of an earlier life");
+                self.discard_reply(id, *fence, *reply);
+            }
             ShardEvent::ClaimFound { id, holder: None } => {
                 self.keys.vacate_poisoned(id, from.shard, |write| self.services.is_stored(write));
             }
@@ -255,7 +269,10 @@ impl ClaimDispatcher {
         work: &mut EffectQueue,
     ) {
         // A grant whose ticket is not valid any more has nobody to answer, and is rolled back.
-        let Some(mut held) = held else { return };
+        let Some(mut held) = held else {
+            crate::reached!("grant: its ticket is not valid any more, and it is rolled back");
+            return;
+        };
         let Some(claim) = held.claim.take() else { return };
         if (claim.started_ns.is_some() || claim.wait.is_some())
             && let Some(pool) = self.pools.load().by_number(from.shard.pool)
@@ -291,13 +308,18 @@ impl ClaimDispatcher {
     ) {
         let claim = self.keys.withdraw(id, ticket);
         match (claim, reason) {
-            (Some(claim), NotGranted::NoCapacity) => unplaced.extend(self.put_back(from, claim, work)),
+            (Some(claim), NotGranted::NoCapacity) => {
+                crate::reached!("claim: a shard has nothing, and the next is asked");
+                unplaced.extend(self.put_back(from, claim, work));
+            }
             (Some(mut claim), NotGranted::NotPlaced(failure)) => {
                 claim.record_failure(failure);
                 unplaced.extend(self.put_back(from, claim, work));
             }
             (Some(claim), NotGranted::Rejected(rejection)) => self.reject_and_route_next(claim, rejection, work),
-            (None, _) => {}
+            (None, _) => {
+                crate::reached!("claim: a shard answers about one that is gone");
+            }
         }
     }
 
@@ -305,6 +327,7 @@ impl ClaimDispatcher {
     fn resolve_again(&self, mut operation: HeldOperation, work: &mut EffectQueue) {
         match self.keys.lookup(&operation.id) {
             KeyLookup::Held { holder, pending_writes } if holder.handle.fence == operation.handle.fence => {
+                crate::reached!("panic: an operation of an earlier life finds its claim again");
                 (operation.handle, operation.life) = (holder.handle, holder.life);
                 operation.pending_writes = pending_writes;
                 if let Err(error) = self.begin_resize(&operation) {
@@ -316,7 +339,10 @@ impl ClaimDispatcher {
             KeyLookup::Unreadable => {
                 operation.reply.reject(RequestError::Unavailable(UnavailableReason::Loading));
             }
-            KeyLookup::Vacant => operation.reply.reject(RequestError::NotFound(ObjectKind::Claim)),
+            KeyLookup::Vacant => {
+                crate::reached!("panic: the claim of an operation is gone");
+                operation.reply.reject(RequestError::NotFound(ObjectKind::Claim));
+            }
             // The claim ended, or never was as far as the store knows.
             KeyLookup::Held { pending_writes, .. } | KeyLookup::PendingWrites(pending_writes) => {
                 let not_found = RequestError::NotFound(ObjectKind::Claim);
@@ -344,6 +370,7 @@ impl ClaimDispatcher {
             None => reply.reject(rejection),
             Some(shard) => {
                 let unstored = UnstoredRejection { rejection, pending_writes, reply };
+                crate::reached!("rejection: waits for the record that it follows from");
                 work.push(Effect::Send(shard, Command::ReplyWhenStored(Box::new(unstored))));
             }
         }

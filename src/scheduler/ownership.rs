@@ -53,6 +53,7 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
         let result = match renewed {
             Ok(RenewalOutcome::Renewed) => {
                 if journal.extend_lease(sent_ns, lease_ms) {
+                    crate::reached!("lease: renewed after it had lapsed");
                     tracing::info!("renewed the lapsed lease of the store: calls are answered again");
                 }
                 missing_since_ns = None;
@@ -61,11 +62,13 @@ pub async fn renew_loop(dispatch: Arc<ClaimDispatcher>) {
                 RenewalResult::Ok
             }
             Ok(RenewalOutcome::Missing) => {
+                crate::reached!("lease: the ownership record is gone");
                 missing_since_ns.get_or_insert(sent_ns);
                 pause_ms = (lease_ms / RENEWALS_PER_LEASE).min(RETRY_MS_MAX);
                 RenewalResult::Missing
             }
             Ok(RenewalOutcome::Fenced) => {
+                crate::reached!("lease: another process owns the store");
                 metrics().renewals(RenewalResult::Fenced).increment(1);
                 journal.mark_fenced();
                 return;

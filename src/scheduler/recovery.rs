@@ -90,6 +90,7 @@ async fn read<'a, T>(
     loop {
         match ownership::retry_until_ready(dispatch, &mut attempt).await {
             Err(StoreError::Superseded(reason)) => {
+                crate::reached!("ownership: an epoch was assigned before");
                 tracing::warn!("{reason}");
                 acquire_ownership(dispatch).await?;
             }
@@ -395,14 +396,17 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
         for (gang, id, handle) in members {
             let home = ShardKey { pool: gang.pool, shard: gang.shard };
             if homes.get(&home).is_some_and(|committed| committed.contains(&gang.id)) {
+                crate::reached!("recovery: a gang is committed");
                 // The first member of a gang in this shard commits all of them.
                 shard.handle_event(Event::Gang { id: gang.id, action: GangAction::Commit }, now_ms, &mut Vec::new());
             } else if unread.contains(&home) {
                 let spec = shard.grant(handle).and_then(|grant| grant.spec);
                 dispatch.keys.recover_unreadable(id.clone(), this_shard, handle.fence, spec);
+                crate::reached!("recovery: a gang is in doubt");
                 let grant = MemberGrant { shard: this_shard, fence: handle.fence, answer: None };
                 in_doubt.entry(gang).or_default().push(TransactionMember::new(id, None, Some(grant)));
             } else {
+                crate::reached!("recovery: a gang is rolled back");
                 recovered.relinquished.push(handle);
             }
         }
@@ -525,6 +529,7 @@ async fn open(dispatch: Arc<ClaimDispatcher>, recovered: RecoveredShard, supervi
             }
         }
         Err((error, _)) => {
+            crate::reached!("recovery: a shard is refused");
             let reason = format!("shard {} of {} does not serve: {error}", handle.shard.shard, pool.name);
             tracing::error!("{reason}");
             handle.set_state(ShardState::Refused, Some(reason));

@@ -67,11 +67,13 @@ impl<S: ShardSink> Actor for ShardSupervisor<S> {
         handle.begin_life();
         handle.outbox.mark_orphaned();
         handle.hand_back_after_panic();
+        crate::reached!("panic: a shard begins its next life");
         if handle.count_restart(now_ms, WINDOW_MS) > RESTARTS_MAX {
             handle.set_state(
                 ShardState::Refused,
                 Some(format!("{reason}; given up after {} panics in a minute", RESTARTS_MAX + 1)),
             );
+            crate::reached!("panic: a shard is given up");
             handle.reject_all();
             return Ok(());
         }

@@ -19,6 +19,7 @@ impl ClaimDispatcher {
             if let Some((fence, reply)) = outcome.ok().and_then(ClaimReply::into_unread)
                 && ProtocolRule::RollbackOnClose.holds()
             {
+                crate::reached!("caller: leaves an answer unread");
                 self.discard_reply(id, fence, reply);
             }
         }

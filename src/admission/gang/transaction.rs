@@ -261,7 +261,10 @@ impl GangTransaction {
         match home_shard.filter(|_| rejections.is_empty()) {
             Some(home_shard) => transaction.ask(TransactionPhase::Recording, vec![home_shard], published, effects),
             // No record of the gang was ever sent.
-            None => transaction.abort(AbortReason::Refused(rejections), published, effects),
+            None => {
+                crate::reached!("gang: refused before anything was recorded");
+                transaction.abort(AbortReason::Refused(rejections), published, effects);
+            }
         }
         transaction
     }
@@ -336,6 +339,7 @@ impl GangTransaction {
         // A shard that does not come back must not block others: its rows are handled by recovery.
         let comes_back = matches!(published.state(request.shard), Some(ShardState::Serving | ShardState::Loading));
         if must_repeat(&outcome, until) && comes_back && !published.is_stopped() {
+            crate::reached!("gang: a request to a shard is to be repeated");
             request.retry_ms = Some(now_ms + request.pause_ms);
             request.pause_ms = (request.pause_ms * 2).min(RETRY_PAUSE_MS[1]);
             return;
@@ -422,11 +426,15 @@ impl GangTransaction {
             TransactionPhase::Recording => match home_answer(answers) {
                 Ok(_) => self.ask(TransactionPhase::Counting, self.shards.clone(), published, effects),
                 Err(error) if is_rejected_unseen(&error) => {
+                    crate::reached!("gang: the home rejects the record");
                     let rejections = self.reject_all(&error);
                     self.abort(AbortReason::Refused(rejections), published, effects);
                 }
                 // The record may be stored nevertheless, or be in flight.
-                Err(_) => self.retract_in_doubt(published, effects),
+                Err(_) => {
+                    crate::reached!("gang: the outcome of the record is unknown");
+                    self.retract_in_doubt(published, effects);
+                }
             },
             TransactionPhase::Counting => {
                 // A shard that cannot answer is asked again at the commit.
@@ -437,6 +445,7 @@ impl GangTransaction {
                 if holds_all {
                     self.ask(TransactionPhase::Committing, self.shards.clone(), published, effects);
                 } else {
+                    crate::reached!("gang: member lost between grant and commit");
                     self.ask_home(TransactionPhase::Retracting, published, effects);
                 }
             }
@@ -453,6 +462,7 @@ impl GangTransaction {
                 }
                 Err(_) => {
                     self.phase = TransactionPhase::Suspended;
+                    crate::reached!("gang: its home cannot be asked");
                     // Otherwise the shard is refused, or its pool is being deleted.
                     if !published.is_stopped() {
                         self.suspend_open(effects);
@@ -485,10 +495,12 @@ impl GangTransaction {
         let (mut committed, unanswered) = self.take_committed(answers, |_| false);
         self.release_where(effects, |grant| grant.is_none_or(|grant| !unanswered.contains(&grant.shard)));
         if !unanswered.is_empty() {
+            crate::reached!("gang: a commit has no answer");
             effects.push(TransactionEffect::BeginDeadlines(committed.into_values().collect()));
             effects.push(TransactionEffect::Decided(GangDecision::InDoubt));
             return self.ask(TransactionPhase::CommittingInDoubt, unanswered, published, effects);
         }
+        crate::reached!("gang: every member is stored as committed");
         // Every member is stored as committed.
         let members = self.members.iter_mut().map(|member| CommittedMember {
             id: member.id.clone(),
@@ -512,6 +524,7 @@ impl GangTransaction {
         effects.push(TransactionEffect::BeginDeadlines(committed.into_values().collect()));
         self.release_where(effects, |grant| grant.is_none_or(|grant| !undecided.contains(&grant.shard)));
         if undecided.is_empty() {
+            crate::reached!("gang: a commit in doubt is answered at last");
             return self.forget_record(published, effects);
         }
         if !published.is_stopped() {
@@ -523,6 +536,7 @@ impl GangTransaction {
 
     fn end_abort(&mut self, reason: AbortReason, effects: &mut Vec<TransactionEffect>) {
         if matches!(reason, AbortReason::InDoubt) {
+            crate::reached!("gang: aborted after its outcome was in doubt");
             let granted = self.members.iter().filter_map(|member| Some((member.id.clone(), member.grant.as_ref()?)));
             let unreadable = granted.map(|(id, grant)| (id, grant.fence)).collect();
             effects.push(TransactionEffect::EndUnreadable(unreadable));
@@ -531,7 +545,10 @@ impl GangTransaction {
         self.finish();
         effects.extend(match reason {
             AbortReason::Refused(rejections) => Some(TransactionEffect::Decided(GangDecision::Refused(rejections))),
-            AbortReason::WorkerLost => Some(TransactionEffect::Decided(GangDecision::WorkerLost)),
+            AbortReason::WorkerLost => {
+                crate::reached!("gang: aborted because a worker was lost");
+                Some(TransactionEffect::Decided(GangDecision::WorkerLost))
+            }
             AbortReason::InDoubt => None,
         });
     }

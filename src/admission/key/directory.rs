@@ -307,10 +307,12 @@ impl KeyDirectory {
         let mut entry = self.map.get_mut(id)?;
         let KeyEntry::Pending(pending) = &mut *entry else { return None };
         if !pending.has_ticket(ticket) {
+            crate::reached!("key: grant with a ticket that is not valid any more");
             return None;
         }
         ProtocolPoint::KeyStep.reach();
         let claim = pending.withdraw();
+        crate::reached!("key: granted with a valid ticket");
         let duplicates = pending.duplicates.take();
         let pending_writes = pending.vacant.pending_writes.clone();
         let mut charge =
@@ -336,6 +338,7 @@ impl KeyDirectory {
     ) -> Option<HeldTransition> {
         match self.lookup(id) {
             KeyLookup::Held { holder: before, pending_writes } if before.handle.fence == holder.handle.fence => {
+                crate::reached!("key: a commit is repeated");
                 Some(HeldTransition { claim: None, repeated: Vec::new(), pending_writes })
             }
             _ => self.set_held(id, ticket, holder, spec),
@@ -352,6 +355,7 @@ impl KeyDirectory {
         }
         match pending.next_duplicate() {
             Some(mut next) => {
+                crate::reached!("key: a duplicate takes over");
                 // Released before it is charged again: the next claim may need exactly this quota.
                 drop(pending.charge.take());
                 (pending.ticket, pending.charge) = self.grant_ticket(&mut next);
@@ -403,6 +407,7 @@ impl KeyDirectory {
             Slot::Occupied(slot) if matches!(slot.get(), KeyEntry::Held(held) if held.has_fence(fence)) => slot,
             Slot::Occupied(mut slot) if matches!(slot.get(), KeyEntry::Poisoned(_)) => {
                 let KeyEntry::Poisoned(poisoned) = slot.get_mut() else { unreachable!("matched above") };
+                crate::reached!("key: a claim ends while its key is poisoned");
                 self.adoption.record_ended(id.hash64(), fence);
                 let earlier = poisoned.pending_writes.clone();
                 poisoned.pending_writes.extend(write);
@@ -411,6 +416,7 @@ impl KeyDirectory {
             }
             slot => {
                 drop((slot, level));
+                crate::reached!("key: a claim ends that does not hold its key");
                 // It never held its key. A crash could still let its row win over a later holder's.
                 write.into_iter().for_each(|write| self.add_pending_write(id, write));
                 return None;
@@ -490,6 +496,7 @@ pub struct EndTransition {
 fn join(pending: &mut PendingKey, item: Box<PendingClaim>) -> KeyAcquire {
     let queued = pending.queued.is_some();
     if queued && !item.waits() {
+        crate::reached!("key: a claim meets one that is queued");
         return KeyAcquire::HolderQueued(item);
     }
     let until = if queued { item.wait_until_ms().map(|until_ms| (until_ms, item.id.clone())) } else { None };

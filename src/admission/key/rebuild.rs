@@ -39,6 +39,7 @@ impl KeyDirectory {
                     KeyEntry::Vacant(_) | KeyEntry::Poisoned(_) => true,
                 };
                 if !ours {
+                    crate::reached!("recovery: a key is held elsewhere with a higher fence");
                     return Some(holder);
                 }
                 let charge = charge(slot.key());
@@ -48,7 +49,10 @@ impl KeyDirectory {
                     _ => None,
                 };
                 let (loser, pending_writes) = match slot.get_mut() {
-                    KeyEntry::Held(other) => (Some(other.holder), std::mem::take(&mut other.pending_writes)),
+                    KeyEntry::Held(other) => {
+                        crate::reached!("recovery: a higher fence takes a key over");
+                        (Some(other.holder), std::mem::take(&mut other.pending_writes))
+                    }
                     other => (None, other.pending_writes_mut().map(std::mem::take).unwrap_or_default()),
                 };
                 slot.insert(KeyEntry::Held(HeldKey { holder, pending_writes, charge, repeated }));
@@ -71,6 +75,7 @@ impl KeyDirectory {
         match self.map.entry(id) {
             Slot::Vacant(slot) => {
                 let _charge = charge(slot.key());
+                crate::reached!("recovery: a key becomes unreadable");
                 slot.insert(KeyEntry::Unreadable { fence, shard, _charge });
                 None
             }
@@ -105,6 +110,7 @@ impl KeyDirectory {
         }
         let duplicates = duplicates.take().map_or_else(Vec::new, |duplicates| (*duplicates).into());
         let _charge = charge.take().unwrap_or_else(|| self.tenants.charge(id, None, shard.pool));
+        crate::reached!("gang: a member becomes unreadable while its home cannot be read");
         *entry = KeyEntry::Unreadable { fence, shard, _charge };
         duplicates
     }

@@ -96,6 +96,7 @@ impl ClaimDispatcher {
 
     /// Rejects a claim whose wait is over, with the reason that holds now.
     fn expire(&self, item: Box<PendingClaim>, work: &mut EffectQueue) {
+        crate::reached!("queue: a claim has waited for too long");
         let exhausted = self.keys.queued_claim(&item.id).map_or(ExhaustionReason::Pool, |(_, exhausted)| exhausted);
         self.reject_and_route_next(item, RequestError::Exhausted(exhausted), work);
     }

@@ -79,9 +79,11 @@ impl ClaimDispatcher {
         let tenant = self.keys.tenants.get_or_insert(&item.id);
         let before = item.queued().cloned();
         if before.is_none() && pools.iter().any(|pool| is_full(pool, &tenant)) {
+            crate::reached!("queue: full");
             return self.reject(item, RequestError::Unavailable(UnavailableReason::Overloaded));
         }
         if pools.is_empty() {
+            crate::reached!("queue: no pool is left");
             return self.reject(item, RequestError::Exhausted(ExhaustionReason::NoEligiblePool));
         }
         item.reset_search(now_ms);
@@ -89,6 +91,7 @@ impl ClaimDispatcher {
         let queued = Arc::new(new_queued_claim(&item, &pools, tenant, arrival));
         let is_first_entry = before.is_none();
         if let Some(before) = before {
+            crate::reached!("queue: a claim enters again");
             // Another request class, or other pools, from now on.
             for pool in before.pools.iter().filter_map(|&number| map.by_number(number)) {
                 let mut queue = pool.wait_queue.lock();
@@ -123,11 +126,13 @@ impl ClaimDispatcher {
             is_open |= enter_queue(pool, &queued) != EntryOutcome::Closed;
         }
         if !is_open {
+            crate::reached!("queue: closed while a claim enters");
             let rejection = self.closed_rejection();
             return self.reject(item, rejection);
         }
         ProtocolPoint::WaitStep.reach();
         if !ProtocolRule::SearchAfterEntry.holds() || self.is_behind_equal(&pools, &queued, exhausted, now_ms) {
+            crate::reached!("queue: a claim behind an equal one is not searched for");
             return self.settle(item, exhausted, work);
         }
         self.restart_search(item, &map, now_ms, work)
@@ -166,6 +171,7 @@ impl ClaimDispatcher {
         let Some(pool) = pools.by_number(from.shard.pool).filter(waits_for) else { return Some(item) };
         match enter_queue(pool, queued) {
             EntryOutcome::Entered => {
+                crate::reached!("queue: a match at a shard found nothing");
                 note_tried(&pools, queued);
                 self.restart_search(item, &pools, from.now_ms, work)
             }
@@ -220,7 +226,9 @@ impl ClaimDispatcher {
         let is_short = matches!(exhausted, ExhaustionReason::Quota(_));
         ProtocolPoint::WaitStep.reach();
         match self.keys.settle(item, exhausted) {
-            SettledClaim::StandsStill => {}
+            SettledClaim::StandsStill => {
+                crate::reached!("queue: a claim stands still");
+            }
             SettledClaim::Stale(item) => {
                 self.reply_rejected(item, RequestError::DeadlineExceeded);
                 return None;
@@ -228,10 +236,12 @@ impl ClaimDispatcher {
         }
         // What happened while the claim was being tried has not been noticed by it.
         if let Some(item) = self.take_if_ended(&queued) {
+            crate::reached!("queue: closed while a claim was being tried");
             return self.reject(item, self.closed_rejection());
         }
         let now_ms = self.clock.engine_ms();
         if due_ms.is_some_and(|due_ms| due_ms <= now_ms) {
+            crate::reached!("queue: a deadline passed while a claim was being tried");
             // The tick that looked at the key has not found the claim there.
             self.handle_due_key(&queued.id, now_ms, work);
         }
@@ -244,6 +254,7 @@ impl ClaimDispatcher {
         for pool in queued.pools.iter().filter_map(|&number| pools.by_number(number)) {
             let mut queue = pool.wait_queue.lock();
             if !self.keys.is_still(&queued) {
+                crate::reached!("queue: matched before it settles");
                 // Matched, or searched for again: whoever does that says what comes of it.
                 continue;
             }
@@ -261,6 +272,7 @@ impl ClaimDispatcher {
         }
         // Headroom that came back before the queues knew of the claim.
         if is_short && queued.tenant.allows_refused(&queued.amounts(), queued.charge_rank()) {
+            crate::reached!("queue: headroom came back before the claim stood still");
             queued.tenant.queue_retry();
             work.push(Effect::SearchQuotas);
         }
@@ -280,6 +292,7 @@ impl ClaimDispatcher {
         }
         for (shard, worker) in unmatched.workers {
             let shard = ShardRef { pool: pool.number, shard };
+            crate::reached!("queue: an unmatched worker is offered again");
             work.push(Effect::OfferAgain(shard, OfferedWorkers::One(worker)));
         }
         if unmatched.is_incomplete {
@@ -306,6 +319,7 @@ impl ClaimDispatcher {
             let arrival = item.queued().map(|queued| queued.arrival);
             for (number, shard) in pool.wait_queue.lock().queue.reservations.usable(priority, arrival) {
                 let shard = ShardRef { pool: pool.number, shard };
+                crate::reached!("reservation: a claim of higher priority asks for a reserved worker");
                 asks.push_back(ShardAsk { shard, target: Some(ClaimTarget::Reserved(number)) });
             }
         }

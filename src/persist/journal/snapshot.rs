@@ -288,6 +288,7 @@ impl SnapshotQueue {
         if !snapshot.from_store && snapshot.tail.is_some() && snapshot.outbox.is_orphaned() {
             // The source cannot complete its dump: use the rows in the store instead.
             snapshot.from_store = true;
+            crate::reached!("snapshot: taken from the store because its shard panicked");
             snapshot.restart(generation);
         }
         let cursor = snapshot.cursor.unwrap_or(0);
@@ -314,6 +315,7 @@ impl SnapshotQueue {
                 snapshot.publish_needs_source();
             }
             SnapshotBatch::Unrecoverable => {
+                crate::reached!("snapshot: rows that only a panicked shard had");
                 snapshot.outbox.mark_unrecoverable();
                 self.finish();
             }
@@ -324,6 +326,7 @@ impl SnapshotQueue {
             // The source is restarting, and its rows are needed to close the gap: try again later. A shard that cannot be
             // loaded at all must not delay the others.
             SnapshotBatch::Unavailable if snapshot.gap.is_some() => {
+                crate::reached!("snapshot: its source restarts");
                 self.queue.extend(self.active.take());
                 self.promote();
                 environment.sleep(RETRY_PAUSE).await;

@@ -269,6 +269,7 @@ impl Journal {
         if !pacing.has_company() && self.environment.may_block() {
             wake_another_worker().await;
             if let Some(answer) = self.store.apply_blocking(&writes) {
+                crate::reached!("journal: a lone caller is written for at once");
                 return answer;
             }
         }
@@ -292,6 +293,7 @@ impl Journal {
             Err(error) => (vec![WriteOutcome::Unanswered; batches.len()], Some(error.text().to_owned())),
         };
         if outcomes.contains(&WriteOutcome::Fenced) {
+            crate::reached!("journal: fenced");
             metrics().store_writes(StoreWriteResult::Fenced).increment(1);
             self.mark_fenced();
             return None;
@@ -299,6 +301,7 @@ impl Journal {
         let (mut answered, mut answers) = (Vec::with_capacity(batches.len()), Vec::with_capacity(batches.len()));
         for (batch, outcome) in batches.into_iter().zip(outcomes) {
             if outcome == WriteOutcome::Unanswered {
+                crate::reached!("journal: a batch has no answer");
                 metrics().store_writes(StoreWriteResult::Error).increment(1);
                 retries.batches.push(batch);
             } else {
@@ -382,6 +385,7 @@ impl Journal {
             }
             WriteKind::Rows(_) => {
                 let (shard, from, to) = (write.shard, write.from, write.to);
+                crate::reached!("journal: a gap");
                 tracing::warn!(?shard, from, to, "the store lost records of the shard; writing a snapshot of it");
                 snapshots.begin(outbox, self.fresh_generation(), Some(to));
                 self.check_after_gap();
@@ -393,15 +397,18 @@ impl Journal {
                 None
             }
             WriteKind::Chunk { .. } => {
+                crate::reached!("journal: a chunk is rejected");
                 snapshots.chunk_rejected(self.fresh_generation());
                 None
             }
             WriteKind::Install { .. } if is_stored => {
+                crate::reached!("journal: a snapshot is installed");
                 metrics().shard_snapshots.increment(1);
                 snapshots.finish();
                 Some((outbox, write.to))
             }
             WriteKind::Install { .. } => {
+                crate::reached!("journal: an install is rejected");
                 snapshots.install_rejected(write.to, self.fresh_generation());
                 None
             }

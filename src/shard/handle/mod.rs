@@ -259,6 +259,7 @@ impl<S: ShardSink> ShardHandle<S> {
         work: &mut S::Work,
     ) -> Result<(), Box<RejectedCommand>> {
         if let Err(command) = self.mailbox.push(command) {
+            crate::reached!("mailbox: full");
             self.metrics.queue_rejections.increment(1);
             return Err(RejectedCommand::new(command, UnavailableReason::Overloaded));
         }
@@ -552,6 +553,7 @@ impl<S: ShardSink> ShardHandle<S> {
     pub(super) fn run(&self, command: &mut Option<Command>, work: &mut S::Work) -> RunEnd {
         let mut runner_slot = self.lock_runner();
         let Some(runner) = &mut *runner_slot else {
+            crate::reached!("shard: a command arrives between two lives");
             self.leave_to_next_life(command, work);
             return RunEnd::Asleep;
         };

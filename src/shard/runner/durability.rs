@@ -77,6 +77,7 @@ impl<S: ShardSink> ShardRunner<S> {
     #[inline(always)]
     fn send_or_await_store(&mut self, reply: &mut PendingReply) {
         if reply.content.is_unwanted() || reply.overflow == ReplyOverflow::TooMany {
+            crate::reached!("reply: nobody wants it, or too many wait");
             self.reject_reply(reply.take(), UnavailableReason::Store);
         } else if self.handle.outbox.applied_seq() < reply.seq {
             self.awaiting_store.push_back(reply.take());
@@ -104,6 +105,7 @@ impl<S: ShardSink> ShardRunner<S> {
     #[inline(always)]
     fn send_or_await_shards(&mut self, reply: &mut PendingReply) {
         if !reply.pending_writes.is_empty() && self.awaits_other_shards(&reply.pending_writes) {
+            crate::reached!("reply: waits for the record of another shard");
             self.awaiting_other_shards.push(reply.take());
         } else {
             self.send_reply(reply);
@@ -137,10 +139,12 @@ impl<S: ShardSink> ShardRunner<S> {
         if self.keeps_rows && self.services.journal.is_fenced() {
             let undeliverable: Vec<_> =
                 self.awaiting_store.drain(..).chain(self.awaiting_other_shards.drain(..)).collect();
+            crate::reached!("reply: rejected because the process is fenced");
             undeliverable.into_iter().for_each(|reply| self.expire_reply(reply));
             return;
         }
         if self.keeps_rows && !self.services.journal.lease().is_valid() {
+            crate::reached!("lease: lapsed while replies wait");
             // The replies wait for the renewal, which wakes every shard, or for their deadline.
             return;
         }
@@ -160,6 +164,7 @@ impl<S: ShardSink> ShardRunner<S> {
         if self.keeps_rows
             && let Some(reason) = self.services.journal.reply_blocker()
         {
+            crate::reached!("lease: lapsed when a reply was about to leave");
             return self.reject_reply(reply.take(), reason);
         }
         let UnsentReply::Claim(caller, outcome) = &mut reply.content else {
@@ -185,6 +190,7 @@ impl<S: ShardSink> ShardRunner<S> {
             self.pool.metrics.claim_seconds.record(elapsed);
         }
         if caller.send_from(outcome).is_err() {
+            crate::reached!("reply: its caller has left");
             self.drop_claim_reply(reply.granted(), reply.reference());
         }
     }
@@ -238,6 +244,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// stay held, and their deadlines start now.
     #[cold]
     fn reject_reply(&mut self, reply: PendingReply, reason: UnavailableReason) {
+        crate::reached!("reply: waited too long for the store");
         let error = RequestError::Unavailable(reason);
         let (granted, reference) = (reply.granted(), reply.reference());
         match reply.content {
@@ -262,6 +269,7 @@ impl<S: ShardSink> ShardRunner<S> {
         if let Some(id) = self.shard.claim_id(handle).filter(|_| self.shard.is_undisclosed(handle)) {
             self.rolled_back.push((id.clone(), handle.fence));
         }
+        crate::reached!("grant: rolled back");
         self.apply(Event::Rollback { handle });
         self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
     }

@@ -221,10 +221,12 @@ impl RedisNodes {
                             CallAction::Answer(refused) => answers[at] = Some(Ok(Err(refused))),
                             CallAction::Redirect(to) => open.push((at, to)),
                             CallAction::RetryLater => {
+                                crate::reached!("Redis: a slot is migrating");
                                 pause = true;
                                 open.push((at, None));
                             }
                             CallAction::LoadLibrary => {
+                                crate::reached!("Redis: the functions are lost");
                                 // Once for all calls that lack it.
                                 if library.is_none() {
                                     library = Some(node.load_library().await);
@@ -296,6 +298,7 @@ impl RedisNodes {
         let text = || format!("{}: {error}", node.connector);
         match error.kind() {
             ErrorKind::Server(Server::Moved) => {
+                crate::reached!("Redis: a slot has moved");
                 self.mark_stale();
                 CallAction::Redirect(None)
             }

@@ -80,7 +80,10 @@ impl OwnerWatch {
         let before = self.last_observation;
         let now = match (record, before) {
             (None, None) => return TakeoverDecision::Take,
-            (Some(record), _) if record.node == candidate.node => return TakeoverDecision::Take,
+            (Some(record), _) if record.node == candidate.node => {
+                crate::reached!("takeover: the same machine, whose last process is dead");
+                return TakeoverDecision::Take;
+            }
             (Some(record), _) => {
                 let OwnerRecord { epoch, renewal_count, lease_ms, .. } = *record;
                 OwnerObservation { epoch, lease_ms, renewal_count: Some(renewal_count), since_ms: now_ms }
@@ -106,8 +109,10 @@ impl OwnerWatch {
         }
         let still_ms = now_ms.saturating_sub(since_ms);
         if still_ms >= now.lease_ms {
+            crate::reached!("takeover: the lease of another process has ended");
             return TakeoverDecision::Take;
         }
+        crate::reached!("takeover: another process is alive");
         let remaining_ms = now.lease_ms - still_ms;
         TakeoverDecision::Wait(match record {
             None => format!(
