@@ -14,6 +14,7 @@ if ((${#names[@]} == 0)); then
     for patch in "$patches"/*.patch; do names+=("$(basename "$patch" .patch)"); done
 fi
 
+# Its packages may be compiled already.
 rm -rf "$copy"/{src,tests,benches,config,docs}
 cp -R Cargo.toml Cargo.lock src tests benches config docs "$copy/"
 
