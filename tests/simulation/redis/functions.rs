@@ -224,10 +224,14 @@ fn install(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -
     if fenced(found.as_ref(), epoch, owner) {
         return answer("fenced");
     }
+    let is_live = found.as_ref().is_some_and(Header::is_live);
     let ours = found.filter(|found| found.epoch == epoch).and_then(|found| found.body);
     let ours = ours.filter(|body| body.generation == *generation);
     if let Some(body) = ours.as_ref().filter(|body| body.state == b"live") {
         return answer(if body.number >= number(&args[4]) { "duplicate" } else { "gap" });
+    }
+    if is_live {
+        return answer("gap");
     }
     let live = live.filter(|live| live.is_live() && live.epoch == epoch).and_then(|live| live.body);
     if live.is_some_and(|live| live.number > number(&args[4])) {

@@ -96,7 +96,9 @@ local function install(keys, args)
   if ours and found.state == 'live' then
     return found.number >= tonumber(args[5]) and 'duplicate' or 'gap'
   end
-  -- A late copy of an earlier install: the shard has been written since, on the side that is live again.
+  -- The caller is wrong about the sides, or this is a late copy of an earlier install: it must not replace the live side.
+  if found and found.state == 'live' then return 'gap' end
+  -- Or the shard has been written since, on the side that is live again.
   if live and live.state == 'live' and live.epoch == epoch and live.number > tonumber(args[5]) then return 'gap' end
   local stored = ours and found.number or 0
   if stored ~= tonumber(args[4]) then return 'gap' end
