@@ -173,7 +173,7 @@ async fn functions_with_random_arguments_answer_and_write_as_in_redis() {
         let _: () = both.server.query(&["FLUSHALL"]);
         both.redis.flush_all();
         for round in 0..12 {
-            eprintln!("seed {seed}, round {round}");
+            println!("seed {seed}, round {round}");
             match random.random_range(0..10) {
                 0 => both.put(pick(&mut random, &[KEYS[0], KEYS[1], OWNER]), StoredValue::Text(b"mine".to_vec())),
                 1 => {
@@ -243,7 +243,7 @@ async fn scan(both: &mut Both, key: &str, begin: &str) -> [BTreeMap<Vec<u8>, Vec
                 pipeline.ignore_errors().add_command(page);
                 both.simulated.send(&pipeline).await.expect("an answer").remove(0)
             };
-            let (next, pairs): (String, Vec<(Vec<u8>, Vec<u8>)>) =
+            let (next, pairs): (String, BTreeMap<Vec<u8>, Vec<u8>>) =
                 redis::from_redis_value(page.expect("a page")).expect("a page");
             found.extend(pairs);
             if next == "0" {

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::simulated_redis::{
-    FaultRates, FormerMaster, Recovery, SimulatedRedis, SimulatedRedisSettings, SimulatedTopology, SimulatedTransport,
+    FaultRates, FormerMaster, Recovery, ServerCondition, SimulatedRedis, SimulatedRedisSettings, SimulatedTopology,
+    SimulatedTransport,
 };
 use crate::simulated_time::SimulatedTime;
 use crate::stores::{State, chunk, install, is, options, rows};
@@ -20,6 +21,7 @@ use crate::stores::{State, chunk, install, is, options, rows};
 const A: ShardKey = ShardKey { pool: 7, shard: 0 };
 const B: ShardKey = ShardKey { pool: 7, shard: 1 };
 const SHARDS: [ShardKey; 2] = [A, B];
+const SEEDS: u64 = 40;
 
 /// Servers, and the time of everybody.
 struct World {
@@ -213,31 +215,37 @@ impl Memory {
         }
     }
 
+    /// Stores all rows anew: in chunks, or with the install if there are few.
     async fn snapshot(&mut self, process: &Process, shard: ShardKey) {
         loop {
             self.generation += 1;
             let all: Vec<(u64, Option<u32>)> = self.rows.iter().map(|(uid, mark)| (*uid, Some(*mark))).collect();
-            let (first, second) = all.split_at(all.len() / 2);
-            let batches = [
-                chunk(shard, self.generation, 0, first),
-                chunk(shard, self.generation, 1, second),
-                install(shard, self.at, self.generation, 2, &[]),
-            ];
-            let mut is_stored = true;
-            for batch in batches {
-                match process.apply(&batch).await {
-                    WriteOutcome::Ok | WriteOutcome::Duplicate => {}
-                    WriteOutcome::Gap => {
-                        is_stored = false;
-                        break;
-                    }
-                    outcome => panic!("{outcome:?}"),
-                }
-            }
-            if is_stored {
+            let batches = if self.generation.is_multiple_of(2) {
+                vec![install(shard, self.at, self.generation, 0, &all)]
+            } else {
+                let (first, second) = all.split_at(all.len() / 2);
+                vec![
+                    chunk(shard, self.generation, 0, first),
+                    chunk(shard, self.generation, 1, second),
+                    install(shard, self.at, self.generation, 2, &[]),
+                ]
+            };
+            if Self::store_in_order(process, &batches).await {
                 return;
             }
         }
+    }
+
+    /// Whether the store has all batches of a snapshot.
+    async fn store_in_order(process: &Process, batches: &[WriteBatch]) -> bool {
+        for batch in batches {
+            match process.apply(batch).await {
+                WriteOutcome::Ok | WriteOutcome::Duplicate => {}
+                WriteOutcome::Gap => return false,
+                outcome => panic!("{outcome:?}"),
+            }
+        }
+        true
     }
 
     fn state(&self) -> State {
@@ -261,7 +269,7 @@ fn run(seed: u64, topology: SimulatedTopology) -> Vec<String> {
                 log.push(format!("step {step}: {}", world.redis.disturb()));
             }
             let at = random(2) as usize;
-            let mark = (random(4) > 0).then(|| step as u32);
+            let mark = (random(4) > 0).then_some(step as u32);
             if random(8) == 0 {
                 // Somebody has to start what has ended, and end the moves of slots.
                 world.redis.heal();
@@ -299,14 +307,84 @@ fn run(seed: u64, topology: SimulatedTopology) -> Vec<String> {
     log
 }
 
+/// Calls for an event in which no server loses anything.
+fn disturb_without_loss(world: &World, draw: impl Fn(u64) -> u64) -> String {
+    let redis = &world.redis;
+    let shard = draw(redis.shard_count() as u64) as usize;
+    let duration = Duration::from_millis(draw(2_000));
+    match draw(8) {
+        0 => redis.break_connections(shard),
+        1 => redis.impose(shard, ServerCondition::Loading, duration),
+        2 => redis.impose(shard, ServerCondition::Full, duration),
+        3 => redis.lose_functions(shard),
+        4 => drop(redis.fail_over(shard, FormerMaster::Demoted)),
+        5 => {
+            let slots = redis.slots_in_use();
+            let slot = slots[draw(slots.len() as u64) as usize];
+            if redis.begin_slot_move(slot, shard) {
+                redis.move_keys(slot, draw(3) as usize);
+            }
+        }
+        6 => redis.end_slot_moves(),
+        _ => redis.stall(shard, duration),
+    }
+    format!("shard {shard}, {duration:?}")
+}
+
+/// Runs owners that are killed one after the other while commands are late and connections break, and no server loses what it
+/// has.
+fn run_without_loss(seed: u64, topology: SimulatedTopology) {
+    let rates = FaultRates {
+        slow_requests_per_million: 100_000,
+        slow_max: Duration::from_millis(1_500),
+        late_max: Duration::from_secs(8),
+        ..FaultRates::usual()
+    };
+    let world = World::new(seed, SimulatedRedisSettings { topology, has_replicas: true, rates });
+    let draw = |below: u64| world.time.environment().random_u64() % below;
+    world.time.run(async {
+        let mut memory = [Memory::default(), Memory::default()];
+        for number in 0..3 {
+            let owner = world.process(&format!("process {number}"));
+            let found = owner.own().await;
+            let expected: Vec<State> = memory.iter().map(Memory::state).collect();
+            assert_eq!(found, expected, "seed {seed}: found by process {number}");
+            for step in 0..30 {
+                if draw(4) == 0 {
+                    let what = disturb_without_loss(&world, draw);
+                    println!("seed {seed}, process {number}, step {step}: {what}");
+                }
+                let (at, uid, mark) = (draw(2) as usize, draw(10), (draw(4) > 0).then_some(step));
+                let changes = async {
+                    memory[at].change(&owner, SHARDS[at], uid, mark).await;
+                    if draw(3) == 0 {
+                        memory[at].snapshot(&owner, SHARDS[at]).await;
+                    }
+                };
+                let limit = Duration::from_secs(60);
+                if owner.environment.timeout(limit, changes).await.is_none() {
+                    world.redis.end_slot_moves();
+                    memory[at].snapshot(&owner, SHARDS[at]).await;
+                }
+            }
+            // The next process may begin while commands of this one are on their way.
+            owner.transport.cut();
+            world.redis.end_slot_moves();
+        }
+    });
+}
+
+/// Seeds of a test: `HOTPOOL_SEED` runs one again.
+fn seeds() -> Vec<u64> {
+    match std::env::var("HOTPOOL_SEED") {
+        Ok(seed) => vec![seed.parse().expect("a number")],
+        Err(_) => (0..SEEDS).collect(),
+    }
+}
+
 #[test]
 fn a_living_owner_loses_nothing_whatever_the_servers_do() {
-    // A failure prints the seed.
-    let seeds: Vec<u64> = match std::env::var("HOTPOOL_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (0..60).collect(),
-    };
-    for seed in seeds {
+    for seed in seeds() {
         let topologies = [
             SimulatedTopology::Standalone,
             SimulatedTopology::Sentinel,
@@ -314,8 +392,16 @@ fn a_living_owner_loses_nothing_whatever_the_servers_do() {
             SimulatedTopology::Cluster { masters: 3 },
         ];
         let topology = topologies[seed as usize % 4];
-        eprintln!("seed {seed}: {topology:?}");
+        println!("seed {seed}: {topology:?}");
         run(seed, topology);
+    }
+}
+
+#[test]
+fn an_owner_that_is_killed_leaves_everything_that_was_acknowledged() {
+    let topologies = [SimulatedTopology::Standalone, SimulatedTopology::Cluster { masters: 3 }];
+    for seed in seeds() {
+        run_without_loss(seed, topologies[seed as usize % topologies.len()]);
     }
 }
 

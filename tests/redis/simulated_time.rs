@@ -123,6 +123,10 @@ impl SimulatedRuntime for SimulatedTime {
         futures::future::ready(()).boxed()
     }
 
+    fn may_block(&self) -> bool {
+        false
+    }
+
     fn spawn(&self, name: &'static str, _task: BoxFuture<'static, ()>) -> Arc<dyn SimulatedTask> {
         panic!("a store spawns no task, but {name} was spawned");
     }

@@ -1,12 +1,10 @@
 //! Commands that the store sends, as a server executes them.
 
-use std::collections::BTreeMap;
-
 use redis::{ErrorKind, RedisError, RedisResult, Value};
 
 use super::faults::ServerCondition;
 use super::functions;
-use super::keyspace::WrongType;
+use super::keyspace::{HashFields, WrongType};
 use super::scan;
 use super::servers::{
     ConnectionId, Peer, QueuedCommand, ReplicaLink, SENTINEL_MASTER, ServerId, ServerRole, Servers, key_slot,
@@ -241,13 +239,7 @@ impl Servers {
         }
     }
 
-    fn read(
-        &self,
-        server: ServerId,
-        key: &Vec<u8>,
-        is_asking: bool,
-        now_ns: u64,
-    ) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, String> {
+    fn read(&self, server: ServerId, key: &Vec<u8>, is_asking: bool, now_ns: u64) -> Result<HashFields, String> {
         self.route(server, std::slice::from_ref(key), is_asking, now_ns)?;
         match self.servers[server].keyspace.hash(key) {
             Ok(fields) => Ok(fields.cloned().unwrap_or_default()),
@@ -262,7 +254,7 @@ impl Servers {
         let Ok(cursor) = text(cursor).parse() else { return Err("ERR invalid cursor".to_owned()) };
         self.route(server, std::slice::from_ref(key), is_asking, now_ns)?;
         let Ok(fields) = self.servers[server].keyspace.hash(key) else { return Err(WRONG_TYPE.to_owned()) };
-        let none = BTreeMap::new();
+        let none = HashFields::new();
         let page = scan::page(fields.unwrap_or(&none), self.servers[server].scan_seed, cursor, count);
         let words = page.pairs.into_iter().flat_map(|(field, value)| [field, value]).map(Value::BulkString);
         Ok(Value::Array(vec![bulk(&page.cursor.to_string()), Value::Array(words.collect())]))

@@ -185,6 +185,11 @@ impl SimulatedRedis {
         self.at_present(|servers, now_ns| servers.end_slot_move(slot, now_ns));
     }
 
+    /// Ends all moves of slots that have begun.
+    pub fn end_slot_moves(&self) {
+        self.at_present(|servers, now_ns| servers.end_slot_moves(now_ns));
+    }
+
     /// Removes all keys from all servers. The functions stay.
     pub fn flush_all(&self) {
         self.at_present(|servers, now_ns| {
@@ -245,7 +250,7 @@ impl SimulatedRedis {
                 return format!("{} keys of slot {slot} moved", self.move_keys(slot, 1));
             }
             12 => {
-                self.at_present(|servers, now_ns| servers.end_slot_moves(now_ns));
+                self.end_slot_moves();
                 return "slots moved".to_owned();
             }
             13 => self.lose_functions(shard),

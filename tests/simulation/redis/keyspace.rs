@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+/// Fields of a hash with their values.
+pub type HashFields = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// Value of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredValue {
-    Hash(BTreeMap<Vec<u8>, Vec<u8>>),
+    Hash(HashFields),
     Text(Vec<u8>),
 }
 
@@ -30,7 +33,7 @@ impl Keyspace {
     }
 
     /// Fields of a hash; none if the key is missing.
-    pub fn hash(&self, key: &[u8]) -> Result<Option<&BTreeMap<Vec<u8>, Vec<u8>>>, WrongType> {
+    pub fn hash(&self, key: &[u8]) -> Result<Option<&HashFields>, WrongType> {
         match self.keys.get(key) {
             None => Ok(None),
             Some(StoredValue::Hash(fields)) => Ok(Some(fields)),

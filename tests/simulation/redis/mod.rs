@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 pub use self::faults::{FaultRates, FormerMaster, Recovery, ServerCondition};
 pub use self::keyspace::StoredValue;
 pub use self::servers::key_slot;
-use self::servers::{PORT, SENTINEL_MASTER, SENTINEL_PORT, Servers};
+use self::servers::{SENTINEL_MASTER, SENTINEL_PORT, Servers};
 pub use self::transport::SimulatedTransport;
 
 /// Deployment of the servers.
@@ -107,14 +107,14 @@ impl SimulatedRedis {
 
     /// URL under which a store finds the servers.
     pub fn url(&self) -> RedisUrl {
-        let (topology, shards) = self.at_present(|servers, _| (servers.topology, servers.truth.masters.len()));
+        let (topology, addresses) = self.at_present(|servers, _| {
+            let addresses = servers.servers.iter().map(|server| server.address.to_string());
+            (servers.topology, addresses.collect::<Vec<_>>())
+        });
         let url = match topology {
-            SimulatedTopology::Standalone => format!("redis://redis-0:{PORT}"),
+            SimulatedTopology::Standalone => format!("redis://{}", addresses[0]),
             SimulatedTopology::Sentinel => format!("redis-sentinel://sentinel:{SENTINEL_PORT}/{SENTINEL_MASTER}"),
-            SimulatedTopology::Cluster { .. } => {
-                let hosts: Vec<String> = (0..shards).map(|shard| format!("redis-{shard}:{PORT}")).collect();
-                format!("redis-cluster://{}", hosts.join(","))
-            }
+            SimulatedTopology::Cluster { .. } => format!("redis-cluster://{}", addresses.join(",")),
         };
         url.parse().expect("a URL")
     }

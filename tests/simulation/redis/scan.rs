@@ -1,8 +1,8 @@
 //! Pages of `HSCAN`.
 
-use std::collections::BTreeMap;
-
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::keyspace::HashFields;
 
 /// Fields up to which Redis keeps a hash as a list, which it returns as one page.
 const LIST_FIELDS_MAX: usize = 512;
@@ -18,7 +18,7 @@ pub struct Page {
 /// Page of about `count` fields from `cursor` on. A cursor is a position in the order of this server's hashes, so that fields
 /// which exist all the time are met by a scan of one server, whatever is added or removed meanwhile, while the cursor of
 /// another server leads anywhere.
-pub fn page(fields: &BTreeMap<Vec<u8>, Vec<u8>>, seed: u64, cursor: u64, count: usize) -> Page {
+pub fn page(fields: &HashFields, seed: u64, cursor: u64, count: usize) -> Page {
     let is_short = |text: &Vec<u8>| text.len() <= LIST_BYTES_MAX;
     if fields.len() <= LIST_FIELDS_MAX && fields.iter().all(|(field, value)| is_short(field) && is_short(value)) {
         return Page { cursor: 0, pairs: fields.iter().map(|(field, value)| (field.clone(), value.clone())).collect() };
