@@ -117,7 +117,7 @@ struct OwnerSettings {
     standby: bool,
 }
 
-/// One owner, as a store on the real servers and one on the simulated ones.
+/// Stores of one owner: one on the real servers, one on the simulated ones.
 struct Twins {
     settings: OwnerSettings,
     number: usize,

@@ -129,7 +129,7 @@ impl SimulatedRedis {
         });
     }
 
-    /// Ends a server.
+    /// Ends a server, as a crash does.
     pub fn crash(&self, shard: ShardIndex) {
         self.at_present(|servers, now_ns| servers.crash(servers.master(shard), now_ns));
     }

@@ -135,7 +135,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-/// One write, with what it replaced and where it has arrived.
+/// Write of one command, with what it replaced and where it has arrived.
 struct Write {
     number: u64,
     /// Time at which the replica has it; none: no replica gets it.
@@ -229,7 +229,7 @@ impl History {
     }
 }
 
-/// What a finished transaction replaced.
+/// State that a finished transaction replaced.
 pub struct Recorded(Vec<Replaced>);
 
 impl From<Transaction<'_>> for Recorded {

@@ -47,19 +47,19 @@ pub use self::transport::SimulatedTransport;
 /// Deployment of the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SimulatedTopology {
-    /// One server under one name, which leads to the replica after a failover.
+    /// Single server under one name, which leads to the replica after a failover.
     Standalone,
-    /// One server, which a sentinel names.
+    /// Single server, which a sentinel names.
     Sentinel,
     /// Cluster whose masters share the slots.
     Cluster {
-        /// Number of masters.
+        /// Number of masters of the deployment.
         masters: usize,
     },
 }
 
 impl SimulatedTopology {
-    /// Number of masters.
+    /// Number of masters of the deployment.
     pub const fn masters(self) -> usize {
         match self {
             Self::Standalone | Self::Sentinel => 1,
@@ -80,7 +80,7 @@ pub struct SimulatedRedisSettings {
 }
 
 impl SimulatedRedisSettings {
-    /// One server without a replica, and no faults.
+    /// Single server without a replica, and no faults.
     pub fn standalone() -> Self {
         Self { topology: SimulatedTopology::Standalone, has_replicas: false, rates: FaultRates::default() }
     }

@@ -1,4 +1,4 @@
-//! Pages of `HSCAN`.
+//! Pages of a hash as `HSCAN` returns them.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

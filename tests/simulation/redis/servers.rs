@@ -41,7 +41,7 @@ pub enum ReplicaLink {
     Absent,
 }
 
-/// What a server believes about the cluster.
+/// Cluster as one server believes it to be.
 #[derive(Debug, Clone)]
 pub struct ClusterView {
     /// Shard of each slot.
@@ -87,7 +87,7 @@ pub enum Peer {
     Sentinel,
 }
 
-/// What a command meets on its way.
+/// Fate of a command on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandFate {
     Answered,
@@ -125,7 +125,7 @@ pub struct Connection {
 pub enum Progress {
     Answered(Vec<Reply>),
     Broken,
-    /// Nothing new before this time.
+    /// Time before which there is nothing new.
     Waiting(u64),
 }
 

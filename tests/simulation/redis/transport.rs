@@ -26,7 +26,7 @@ pub struct SimulatedTransport {
     id: TransportId,
 }
 
-/// What becomes of an attempt to connect.
+/// Result of an attempt to connect.
 enum Attempt {
     Accepted(Peer, Duration),
     Refused(Duration),

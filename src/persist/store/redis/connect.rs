@@ -60,7 +60,7 @@ enum ServerMode {
 
 /// Protection of what is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Encryption {
+enum ServerEncryption {
     Plaintext,
     Tls,
 }
@@ -70,7 +70,7 @@ enum Encryption {
 pub(super) struct RedisConnector {
     address: ConnectionAddr,
     login: RedisConnectionInfo,
-    encryption: Encryption,
+    encryption: ServerEncryption,
     mode: ServerMode,
     limit: Duration,
     transport: Arc<dyn RedisTransport>,
@@ -98,7 +98,7 @@ impl RedisConnector {
             RedisTopology::Standalone(_) | RedisTopology::Unix(_) => 1,
             RedisTopology::Cluster(addresses) | RedisTopology::Sentinel(addresses, _) => addresses.len() as u32,
         };
-        let encryption = if url.tls { Encryption::Tls } else { Encryption::Plaintext };
+        let encryption = if url.tls { ServerEncryption::Tls } else { ServerEncryption::Plaintext };
         let (address, mode) = match &url.topology {
             RedisTopology::Standalone(address) => (tcp(address, encryption), ServerMode::Standalone),
             RedisTopology::Unix(path) => (ConnectionAddr::Unix(path.clone()), ServerMode::Standalone),
@@ -256,11 +256,11 @@ impl fmt::Display for RedisConnector {
     }
 }
 
-fn tcp(address: &ServerAddress, encryption: Encryption) -> ConnectionAddr {
+fn tcp(address: &ServerAddress, encryption: ServerEncryption) -> ConnectionAddr {
     let ServerAddress { host, port } = address.clone();
     match encryption {
-        Encryption::Tls => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        Encryption::Plaintext => ConnectionAddr::Tcp(host, port),
+        ServerEncryption::Tls => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        ServerEncryption::Plaintext => ConnectionAddr::Tcp(host, port),
     }
 }
 

@@ -10,7 +10,7 @@ use redis::{
     RedisConnectionInfo, RedisResult, TlsCertificates, Value,
 };
 
-/// Way to servers.
+/// Way by which a store reaches its servers.
 pub trait RedisTransport: Send + Sync + 'static {
     /// Connects and authenticates. Connecting takes at most `limit`, and so does each pipeline later: a timeout is an error
     /// of the connection.
@@ -30,7 +30,7 @@ pub trait ServerConnection: Send + Sync + 'static {
     fn send<'a>(&'a self, pipeline: &'a Pipeline) -> BoxFuture<'a, RedisResult<Vec<RedisResult<Value>>>>;
 }
 
-/// Sends one command.
+/// Sends one command and returns its answer.
 pub(super) async fn query(connection: &dyn ServerConnection, command: Cmd) -> RedisResult<Value> {
     let mut pipeline = Pipeline::with_capacity(1);
     pipeline.ignore_errors().add_command(command);
