@@ -11,6 +11,7 @@ use hotpool::model::{
     ResourceRequirements, RunningClaim,
 };
 use hotpool::scheduler::{ClaimVerb, RequestCompletion, Scheduler};
+use parking_lot::Mutex;
 use std::task::Poll;
 
 use crate::checker::{Doubt, OrderedWait};
@@ -274,6 +275,8 @@ impl Caller {
             requests.iter().map(|request| (request.id.tenant_and_key().to_owned(), request.ttl_ms.is_some())).collect();
         keys.iter().for_each(|(key, _)| self.world.checker.lock().begin_claim(key));
         let hang_up_ms = self.draw_hang_up_ms(wait_ms);
+        let number = self.number;
+        self.world.line(|| format!("caller {number}: {name} of {keys:?}, hangs up after {hang_up_ms:?} ms"));
         let call = |scheduler: Scheduler| async move {
             if name == "gang" { scheduler.claim_gang(requests).await } else { scheduler.claim_batch(requests).await }
         };
@@ -503,6 +506,9 @@ impl Caller {
             .collect();
         let unread_ms = if self.below(3) == 0 { self.world.core.below(2_000) } else { 0 };
         let core = Arc::clone(&self.world.core);
+        // Answers that have left the stream: on their way to a caller who may have gone.
+        let sent: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let has_left = Arc::clone(&sent);
         let call = |scheduler: Scheduler| async move {
             let mut stream = scheduler.request_stream(10_000);
             for (number, request) in claims {
@@ -523,6 +529,7 @@ impl Caller {
                 })
                 .await;
                 stream.expire(&mut more);
+                has_left.lock().extend(more.iter().map(|(number, _)| *number));
                 completed.append(&mut more);
             }
             completed
@@ -536,7 +543,13 @@ impl Caller {
                     self.learn_completion(number, completion, &keys, &released, asked_ns);
                 }
             }
-            Outcome::HungUp => keys.iter().for_each(|(_, key, _)| self.world.checker.lock().hang_up(key)),
+            Outcome::HungUp => {
+                let sent = sent.lock();
+                let mut checker = self.world.checker.lock();
+                for (number, key, _) in &keys {
+                    if sent.contains(number) { checker.lose_outcome(key) } else { checker.hang_up(key) }
+                }
+            }
             Outcome::Lost | Outcome::Unread => {
                 keys.iter().for_each(|(_, key, _)| self.world.checker.lock().lose_outcome(key));
             }

@@ -104,6 +104,8 @@ struct CoreState {
     panics_left: u32,
     panics: u32,
     steps: u64,
+    /// Polls of the tasks of each name.
+    polls: BTreeMap<&'static str, u64>,
     /// Time until which threads that may block are held up.
     stalled_until_ns: u64,
     /// Processes of which nothing could run when time passed last.
@@ -290,6 +292,7 @@ impl Core {
             panics_left: panics_max,
             panics: 0,
             steps: 0,
+            polls: BTreeMap::new(),
             stalled_until_ns: 0,
             rested: Vec::new(),
         };
@@ -317,6 +320,11 @@ impl Core {
     /// Ends the stall of threads that may block.
     pub fn end_stall(&self) {
         self.state.lock().stalled_until_ns = 0;
+    }
+
+    /// Polls of the tasks of each name.
+    pub fn polls(&self) -> BTreeMap<&'static str, u64> {
+        self.state.lock().polls.clone()
     }
 
     /// Panics that were injected.
@@ -514,6 +522,7 @@ impl Core {
             if is_aborted {
                 state.tasks.remove(&number);
             }
+            *state.polls.entry(name).or_default() += 1;
             let runtime = state.processes.get(&process).and_then(|process| process.runtime.clone());
             (future, process, name, is_aborted, runtime)
         };

@@ -166,7 +166,7 @@ fn drive(core: &Arc<Core>, world: &Arc<World>) -> Option<String> {
             return Some("nothing can run, and no timer is set".to_owned());
         }
         if core.steps() > STEPS_MAX {
-            return Some(format!("no end after {STEPS_MAX} steps"));
+            return Some(format!("no end after {STEPS_MAX} steps: {:?}", core.polls()));
         }
     }
 }

@@ -448,6 +448,7 @@ impl World {
                         .fail(format!("R1: {name:?} is not answered after {limit_ms} ms; tasks: {tasks:?}"));
                 }
                 drop(handler);
+                self.line(|| format!("{name:?} is given up after {limit_ms} ms; answered: {is_answered}"));
                 if is_answered { Outcome::Unread } else { Outcome::HungUp }
             }
         }
