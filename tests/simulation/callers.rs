@@ -20,6 +20,8 @@ use crate::world::{NAMESPACE, Outcome, WorkerReport, World, pool_name};
 
 /// Claims that a caller remembers at most.
 const HELD_MAX: usize = 8;
+/// Pause of a caller while nobody is to call, in milliseconds.
+const QUIET_MS: u64 = 250;
 
 /// Claim that a caller holds as far as it knows.
 #[derive(Debug, Clone)]
@@ -60,6 +62,7 @@ impl Caller {
             }
             if self.world.is_quiet() {
                 self.held.clear();
+                self.world.sleep_ms(QUIET_MS).await;
                 continue;
             }
             self.world.begin_activity();
