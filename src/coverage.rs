@@ -14,17 +14,29 @@ pub use crate::reached;
 
 #[cfg(all(feature = "internals", debug_assertions))]
 mod counts {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::collections::BTreeMap;
 
     thread_local! {
+        static LAST: Cell<Option<(&'static str, u64)>> = const { Cell::new(None) };
         static COUNTS: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
     }
 
     /// Counts a situation that this thread has met.
     #[inline]
     pub fn count(situation: &'static str) {
-        COUNTS.with_borrow_mut(|counts| *counts.entry(situation).or_default() += 1);
+        let count = COUNTS.with_borrow_mut(|counts| {
+            let count = counts.entry(situation).or_default();
+            *count += 1;
+            *count
+        });
+        LAST.set(Some((situation, count)));
+    }
+
+    /// Last situation that this thread has met since the last call, with how often it has met it.
+    #[must_use]
+    pub fn take_last() -> Option<(&'static str, u64)> {
+        LAST.take()
     }
 
     /// Situations that this thread has met since the last call, each with how often.
@@ -35,7 +47,7 @@ mod counts {
 }
 
 #[cfg(all(feature = "internals", debug_assertions))]
-pub use self::counts::{count, take_counts};
+pub use self::counts::{count, take_counts, take_last};
 
 /// Counts nothing: this build has no simulation.
 #[cfg(not(all(feature = "internals", debug_assertions)))]

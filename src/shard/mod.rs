@@ -50,7 +50,7 @@ pub use reply::{
 pub use services::ShardServices;
 #[cfg(all(feature = "internals", debug_assertions))]
 pub use step_injection::{PointHook, RunnerChoice, choose_runners_of_thread, inject_into_thread};
-pub use step_injection::{ProtocolPoint, ProtocolRule};
+pub use step_injection::{ProtocolPoint, ProtocolRule, PushChoice};
 pub use supervisor::{FindShard, RestartShard, ServedShard, ShardSupervisor};
 
 pub(crate) use actor::SpawnArgs;

@@ -57,12 +57,12 @@ mod hooks {
     use std::cell::{Cell, RefCell};
     use std::rc::Rc;
 
-    use super::{ProtocolPoint, ProtocolRule};
+    use super::{ProtocolPoint, ProtocolRule, PushChoice};
 
     /// Function that is called at each point that the thread reaches.
     pub type PointHook = Rc<dyn Fn(ProtocolPoint)>;
-    /// Function that says whether a command is left to the actor of its shard although nobody runs it.
-    pub type RunnerChoice = Rc<dyn Fn() -> bool>;
+    /// Function that chooses who runs a shard for a command that is pushed while nobody does.
+    pub type RunnerChoice = Rc<dyn Fn() -> PushChoice>;
 
     thread_local! {
         static HOOK: RefCell<Option<PointHook>> = const { RefCell::new(None) };
@@ -75,8 +75,8 @@ mod hooks {
         RUNNER_CHOICE.set(choice);
     }
 
-    pub(in crate::shard) fn leaves_run_to_actor() -> bool {
-        RUNNER_CHOICE.with_borrow(Clone::clone).is_some_and(|choice| choice())
+    pub(in crate::shard) fn choose_for_push() -> PushChoice {
+        RUNNER_CHOICE.with_borrow(Clone::clone).map_or(PushChoice::AsUsual, |choice| choice())
     }
 
     /// Sets the function that is called at each point that this thread reaches, and the rule that it breaks.
@@ -99,13 +99,24 @@ mod hooks {
 #[cfg(all(feature = "internals", debug_assertions))]
 pub use self::hooks::{PointHook, RunnerChoice, choose_runners_of_thread, inject_into_thread};
 
-/// Whether a command is left to the actor of its shard although nobody runs it: never, unless a test wants it.
+/// Fate of a command that is pushed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushChoice {
+    /// Decided by whether anybody runs the shard.
+    AsUsual,
+    /// Left to the actor of the shard, although nobody runs it.
+    Actor,
+    /// Refused as if the mailbox were full.
+    Full,
+}
+
+/// Fate of a command that is pushed: the usual, unless a test wants another.
 #[inline]
-pub(super) fn leaves_run_to_actor() -> bool {
+pub(super) fn choose_for_push() -> PushChoice {
     #[cfg(all(feature = "internals", debug_assertions))]
-    return hooks::leaves_run_to_actor();
+    return hooks::choose_for_push();
     #[cfg(not(all(feature = "internals", debug_assertions)))]
-    false
+    PushChoice::AsUsual
 }
 
 impl ProtocolPoint {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{
-    ClaimId, HeartbeatRequest, HeartbeatResponse, PoolName, RegistrationRequest, RunningClaim, WorkerCapacity,
-    WorkerCommand, WorkerId, WorkerSpec,
+    ClaimId, ClearResult, HeartbeatRequest, HeartbeatResponse, PoolName, RegistrationRequest, RunningClaim,
+    WorkerCapacity, WorkerCommand, WorkerId, WorkerSpec,
 };
 use hotpool::scheduler::{DeleteMode, Scheduler};
 
@@ -14,6 +14,9 @@ use crate::world::{Incident, NAMESPACE, Outcome, WorkerReport, WorkerState, Worl
 
 /// Pause before a call that failed is made again, in milliseconds.
 const RETRY_MS: u64 = 100;
+/// Attempts to clear suspicion, and the pause between two, in milliseconds.
+const CLEARS_MAX: usize = 60;
+const CLEAR_PAUSE_MS: u64 = 1_000;
 
 pub fn worker_id(number: usize) -> WorkerId {
     WorkerId::new(&format!("w{number}")).expect("a name")
@@ -46,7 +49,8 @@ impl WorkerAgents {
     /// Creates the pool and registers its workers, and sends heartbeats until the run is done.
     pub async fn run(self) {
         while !self.world.is_done() {
-            let pause_ms = self.world.core.below(self.pool.spec.heartbeat_ttl_ms / 4) + 1;
+            let longest_ms = (self.pool.spec.heartbeat_ttl_ms / 4).min(self.pool.spec.unnamed_ms() / 5);
+            let pause_ms = self.world.core.below(longest_ms) + 1;
             self.world.sleep_ms(pause_ms).await;
             let is_faulty = self.world.settings.faults.contains(&Fault::Worker) && !self.world.is_calm();
             if is_faulty && self.world.core.chance(200) {
@@ -62,13 +66,24 @@ impl WorkerAgents {
             let (name, spec) = (self.name(), self.pool.spec.clone());
             let call = |scheduler: Scheduler| async move { scheduler.put_pool(name, spec).await.map(drop) };
             match self.world.call("put_pool", 0, None, call).await {
-                Outcome::Answered(Ok(())) if self.register().await => return,
+                Outcome::Answered(Ok(())) if self.register().await => return self.begin_reports(),
                 Outcome::Answered(Err(RequestError::Invalid { field, message })) => {
                     return self.world.checker.lock().fail(format!("{field} of the pool: {message}"));
                 }
                 _ => {}
             }
             self.world.sleep_ms(RETRY_MS).await;
+        }
+    }
+
+    /// Lets half of the workers report what they run.
+    fn begin_reports(&self) {
+        let mut workers = self.world.workers.lock();
+        for number in (1..self.pool.workers).step_by(2) {
+            let state = workers.entry((self.pool.name, number)).or_default();
+            if state.report == WorkerReport::Nothing {
+                state.report = WorkerReport::Running;
+            }
         }
     }
 
@@ -148,13 +163,7 @@ impl WorkerAgents {
         };
         let request = match kind {
             // A restart: what ran there is gone.
-            0 => {
-                self.world.set_incarnation(self.pool.name, number, incarnation + 1);
-                let worker = registration(&self.pool, number, incarnation + 1);
-                let call = |scheduler: Scheduler| async move { scheduler.register(&name, worker).await.map(drop) };
-                drop(self.world.call("register", 0, None, call).await);
-                return;
-            }
+            0 => return self.restart(number).await,
             // It runs nothing, or something that is not its own.
             1 => HeartbeatRequest { incarnation: incarnation, seq: None, claims: Some(Vec::new()) },
             2 => HeartbeatRequest { incarnation: incarnation, seq: None, claims: Some(vec![other]) },
@@ -172,6 +181,22 @@ impl WorkerAgents {
             scheduler.heartbeat(&name, &worker_id(number), request).await.map(drop)
         };
         drop(self.world.call("heartbeat", 0, None, call).await);
+    }
+
+    /// Lets one worker restart.
+    pub async fn restart_one(&self) {
+        let number = self.world.core.below(self.pool.workers as u64) as usize;
+        self.world.checker.lock().doubt_worker(self.pool.name, worker_id(number).as_str());
+        self.restart(number).await;
+    }
+
+    async fn restart(&self, number: usize) {
+        let incarnation = self.incarnation(number) + 1;
+        self.world.set_incarnation(self.pool.name, number, incarnation);
+        self.world.workers.lock().entry((self.pool.name, number)).or_default().running.clear();
+        let (name, worker) = (self.name(), registration(&self.pool, number, incarnation));
+        let call = |scheduler: Scheduler| async move { scheduler.register(&name, worker).await.map(drop) };
+        drop(self.world.call("register", 0, None, call).await);
     }
 
     /// Lets a worker do what is allowed: report what it runs, or register again and begin its sequence anew.
@@ -223,10 +248,18 @@ impl WorkerAgents {
     }
 
     /// Clears suspicion from all workers: whoever ran there is gone.
+    ///
+    /// Whoever may have lost claims in a crash cannot be cleared before those would have ended: then it is done again.
     pub async fn clear(&self) {
-        let name = self.name();
-        let call = |scheduler: Scheduler| async move { scheduler.clear_pool(&name).await.map(drop) };
-        drop(self.world.call("clear", 0, None, call).await);
+        for _ in 0..CLEARS_MAX {
+            let name = self.name();
+            let call = |scheduler: Scheduler| async move { scheduler.clear_pool(&name).await };
+            if let Outcome::Answered(Ok(ClearResult { suspect: 0, .. })) = self.world.call("clear", 0, None, call).await
+            {
+                return;
+            }
+            self.world.sleep_ms(CLEAR_PAUSE_MS).await;
+        }
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Checker {
     grants: Vec<OrderedGrant>,
     waits: BTreeMap<u64, OrderedWait>,
     has_quotas: bool,
+    /// Doubts about claims that were forgotten.
+    old_doubts: BTreeMap<Fence, BTreeSet<Doubt>>,
     /// Time at which each pool was deleted last.
     deleted_pools: BTreeMap<String, u64>,
     /// Releases of whatever holds a key, each with when it was answered; none: it may still take effect.
@@ -313,7 +315,7 @@ impl Checker {
             cpu_milli: cpu_of(view),
             is_durable,
             seen_ns: now_ns,
-            doubts: BTreeSet::new(),
+            doubts: self.old_doubts.get(&view.fence).cloned().unwrap_or_default(),
             ended_ns: None,
             reserved_until_ns: 0,
         });
@@ -475,7 +477,10 @@ impl Checker {
     pub fn forget(&mut self) {
         let seen: BTreeSet<Key> = self.claims.values().map(|claim| claim.key.clone()).collect();
         self.unknown.extend(seen);
-        self.claims.clear();
+        // Calls that are under way may still end what they were sent to end.
+        for (fence, claim) in std::mem::take(&mut self.claims) {
+            self.old_doubts.entry(fence).or_default().extend(claim.doubts);
+        }
         self.created.clear();
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _};
 use hotpool::environment::{Clock, Environment, SimulatedRuntime, SimulatedTask};
-use hotpool::shard::ProtocolPoint;
+use hotpool::shard::{ProtocolPoint, PushChoice};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -47,6 +47,8 @@ pub struct CoreRates {
     pub panic_millionths: u32,
     /// Commands that are left to the actor although nobody runs the shard.
     pub leave_to_actor: u32,
+    /// Commands that are refused as if the mailbox were full.
+    pub full_mailbox: u32,
     /// Steps before which time passes although something could run.
     pub time_slip: u32,
     /// Latest that a timer fires, in nanoseconds.
@@ -103,6 +105,7 @@ struct CoreState {
     next_process: ProcessNumber,
     panics_left: u32,
     panics: u32,
+    is_panic_due: bool,
     steps: u64,
     /// Polls of the tasks of each name.
     polls: BTreeMap<&'static str, u64>,
@@ -291,6 +294,7 @@ impl Core {
             next_process: OUTSIDE + 1,
             panics_left: panics_max,
             panics: 0,
+            is_panic_due: false,
             steps: 0,
             polls: BTreeMap::new(),
             stalled_until_ns: 0,
@@ -336,9 +340,9 @@ impl Core {
         self.state.lock().rates = rates;
     }
 
-    /// Ends the injection of panics.
-    pub fn stop_panics(&self) {
-        self.state.lock().panics_left = 0;
+    /// Allows so many more panics to be injected.
+    pub fn allow_panics(&self, count: u32) {
+        self.state.lock().panics_left = count;
     }
 
     /// Number that nothing else of this run has.
@@ -582,14 +586,18 @@ impl Core {
     pub fn reach_point(self: &Arc<Self>, point: ProtocolPoint) {
         use ProtocolPoint::{Decided, Delivered, KeyStep, MailboxDrained, Matched, Published};
         let Some(process) = CURRENT.get() else { return };
-        if point == KeyStep || !self.is_alive(process) || std::thread::panicking() {
+        if !self.is_alive(process) || std::thread::panicking() {
             return;
         }
-        if matches!(point, MailboxDrained | Matched | Decided | Published | Delivered) && self.draw_panic() {
+        // The step of a key is atomic, so nothing competes with it; it may panic, rarely.
+        if point == KeyStep && !self.chance(50) {
+            return;
+        }
+        if matches!(point, KeyStep | MailboxDrained | Matched | Decided | Published | Delivered) && self.draw_panic() {
             self.trace.line(self.now_ns(), || format!("process {process}: a shard panics at {point:?}"));
             std::panic::panic_any(INJECTED_PANIC);
         }
-        if DEPTH.get() >= DEPTH_MAX {
+        if point == KeyStep || DEPTH.get() >= DEPTH_MAX {
             return;
         }
         let other = {
@@ -614,7 +622,10 @@ impl Core {
     fn draw_panic(&self) -> bool {
         let mut state = self.state.lock();
         let rate = state.rates.panic_millionths;
-        if rate == 0 || state.panics_left == 0 || state.random.random_range(0..1_000_000) >= rate {
+        if rate == 0 || state.panics_left == 0 {
+            return false;
+        }
+        if !std::mem::take(&mut state.is_panic_due) && state.random.random_range(0..1_000_000) >= rate {
             return false;
         }
         state.panics_left -= 1;
@@ -622,10 +633,19 @@ impl Core {
         true
     }
 
-    /// Whether a command is left to the actor of its shard although nobody runs it.
-    pub fn leaves_to_actor(&self) -> bool {
-        let rate = self.state.lock().rates.leave_to_actor;
-        CURRENT.get().is_some() && self.chance(rate)
+    /// Fate of a command that is pushed.
+    pub fn choose_for_push(&self) -> PushChoice {
+        let rates = self.state.lock().rates;
+        match CURRENT.get() {
+            Some(_) if self.chance(rates.full_mailbox) => PushChoice::Full,
+            Some(_) if self.chance(rates.leave_to_actor) => PushChoice::Actor,
+            _ => PushChoice::AsUsual,
+        }
+    }
+
+    /// Lets the next run of a shard panic at its next point.
+    pub fn panic_next(&self) {
+        self.state.lock().is_panic_due = true;
     }
 }
 

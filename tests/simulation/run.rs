@@ -99,7 +99,7 @@ pub fn run_seed(seed: u64, limits: &Limits, keep: KeepLines) -> Report {
     let world = World::new(Arc::clone(&core), settings.clone(), backend);
     let (for_points, for_runners) = (Arc::clone(&core), Arc::clone(&core));
     inject_into_thread(Some(Rc::new(move |point| for_points.reach_point(point))), None);
-    choose_runners_of_thread(Some(Rc::new(move || for_runners.leaves_to_actor())));
+    choose_runners_of_thread(Some(Rc::new(move || for_runners.choose_for_push())));
     std::mem::forget(core.spawn(OUTSIDE, "script", Script::new(Arc::clone(&world)).run()));
     let problem = drive(&core, &world);
     inject_into_thread(None, None);
@@ -143,6 +143,9 @@ fn drive(core: &Arc<Core>, world: &Arc<World>) -> Option<String> {
     let mut disturbances = 0;
     loop {
         let outcome = core.step();
+        if let Some((_, times)) = hotpool::coverage::take_last() {
+            world.strike(times);
+        }
         world.carry_out_incidents();
         if disturbances != world.disturbances() {
             disturbances = world.disturbances();

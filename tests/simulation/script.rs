@@ -11,7 +11,7 @@ use hotpool::scheduler::Scheduler;
 use crate::agents::{Operator, WorkerAgents};
 use crate::callers::Caller;
 use crate::checker::{Doubt, key_of};
-use crate::core::{OUTSIDE, ProcessNumber};
+use crate::core::{CoreRates, OUTSIDE, ProcessNumber};
 use crate::world::{Incident, NAMESPACE, Outcome, WorkerReport, World, pool_name};
 
 /// Time within which the system comes to rest once faults have ended, in milliseconds.
@@ -90,6 +90,8 @@ impl Script {
     }
 
     async fn be_active(&self) {
+        self.world.core.set_rates(self.world.settings.rates);
+        self.world.core.allow_panics(self.world.settings.panics_max);
         self.world.set_quiet(false);
         self.world.set_calm(false);
         self.world.sleep_ms(self.world.settings.active_ms).await;
@@ -100,7 +102,8 @@ impl Script {
     async fn let_time_pass(&self) {
         let rates = self.world.settings.rates;
         let core = &self.world.core;
-        core.set_rates(crate::core::CoreRates { lateness_ns: IDLE_LATENESS_NS, panic_millionths: 0, ..rates });
+        let rates = CoreRates { full_mailbox: 0, panic_millionths: 0, ..rates };
+        core.set_rates(CoreRates { lateness_ns: IDLE_LATENESS_NS, ..rates });
         self.world.sleep_ms(self.world.settings.idle_ms).await;
         core.set_rates(rates);
     }
@@ -109,7 +112,8 @@ impl Script {
     async fn come_to_rest(&mut self) -> Result<(), String> {
         let world = Arc::clone(&self.world);
         world.set_calm(true);
-        world.core.stop_panics();
+        world.core.allow_panics(0);
+        world.core.set_rates(CoreRates { full_mailbox: 0, ..world.settings.rates });
         world.backend().heal(&world.core);
         for machine in 0..world.machines() {
             world.cause(Incident::Resume(machine));

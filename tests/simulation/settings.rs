@@ -185,6 +185,7 @@ impl Settings {
             interleave: *[0, 10, 100, 400].choose(random).expect("some"),
             panic_millionths: 0,
             leave_to_actor: *[0, 100, 500, 1_000].choose(random).expect("some"),
+            full_mailbox: *[0, 0, 5, 30].choose(random).expect("some"),
             time_slip: *[0, 2, 20].choose(random).expect("some"),
             lateness_ns: *[0, 100_000, 2_000_000, 20_000_000].choose(random).expect("some"),
             blocking_ns: *[100_000, 1_000_000, 20_000_000].choose(random).expect("some"),

@@ -13,9 +13,10 @@ use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::agents::WorkerAgents;
 use crate::checker::Checker;
 use crate::core::{Core, OUTSIDE, ProcessNumber, TaskGuard};
-use crate::settings::Settings;
+use crate::settings::{Fault, Settings};
 use crate::stores::{Backend, OpenStore};
 
 pub const NAMESPACE: &str = "ns";
@@ -222,6 +223,54 @@ impl World {
     /// Lets something befall a machine after this step.
     pub fn cause(&self, incident: Incident) {
         self.incidents.lock().push(incident);
+    }
+
+    /// Causes a fault of this run just after a situation that it has met `times` times: what is rare meets what fails.
+    pub fn strike(self: &Arc<Self>, times: u64) {
+        let faults = &self.settings.faults;
+        let rate = if times <= 3 { 150 } else { 2 };
+        if self.is_calm() || self.is_quiet() || faults.is_empty() || !self.core.chance(rate) {
+            return;
+        }
+        let machine = self.core.below(self.machines() as u64) as usize;
+        match faults[self.core.below(faults.len() as u64) as usize] {
+            Fault::Kill => self.cause(Incident::Kill(machine)),
+            Fault::Power => self.cause(Incident::PowerFailure(machine)),
+            Fault::Panic => self.core.panic_next(),
+            Fault::Pause => {
+                self.cause(Incident::Pause(machine));
+                let pause = self.core.sleep(Duration::from_millis(self.core.below(8_000)));
+                let world = Arc::clone(self);
+                std::mem::forget(self.core.spawn(OUTSIDE, "end of a pause", async move {
+                    pause.await;
+                    world.cause(Incident::Resume(machine));
+                }));
+            }
+            Fault::Store | Fault::Redis => {
+                let what = self.backend.break_something(&self.core);
+                self.line(|| what);
+                self.disturb();
+                let pause = self.core.sleep(Duration::from_millis(self.core.below(8_000)));
+                let world = Arc::clone(self);
+                std::mem::forget(self.core.spawn(OUTSIDE, "end of a fault", async move {
+                    pause.await;
+                    world.backend.heal(&world.core);
+                    world.disturb();
+                    if world.backend.needs_restart() {
+                        world.cause(Incident::Kill(machine));
+                    }
+                }));
+            }
+            Fault::Worker => {
+                let pools = &self.settings.pools;
+                let pool = pools[self.core.below(pools.len() as u64) as usize].clone();
+                let agents = WorkerAgents::new(Arc::clone(self), pool);
+                std::mem::forget(self.core.spawn(OUTSIDE, "restart of a worker", async move {
+                    agents.restart_one().await;
+                }));
+            }
+            Fault::Stop | Fault::ClockStep | Fault::Damage | Fault::DeletePool | Fault::Operator => {}
+        }
     }
 
     /// Causes what was decided since the last call. Called between two steps only.

@@ -38,7 +38,7 @@ use crate::shard::reason_cells::ReasonCells;
 use crate::shard::runner::{DueDeadlines, ShardRunner};
 use crate::shard::schedule::RunSchedule;
 use crate::shard::services::ShardServices;
-use crate::shard::step_injection::{ProtocolPoint, leaves_run_to_actor};
+use crate::shard::step_injection::{ProtocolPoint, PushChoice, choose_for_push};
 
 /// Consecutive runs by one caller, after which the actor takes over.
 const RUNS_MAX: usize = 4;
@@ -197,8 +197,12 @@ impl<S: ShardSink> ShardHandle<S> {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
-        let is_for_actor = self.should_batch() || leaves_run_to_actor();
-        self.enqueue(command, if is_for_actor { RunMode::Actor } else { RunMode::Inline }, work)
+        let mode = match choose_for_push() {
+            PushChoice::Full => return Err(self.refuse_as_full(command)),
+            PushChoice::AsUsual if !self.should_batch() => RunMode::Inline,
+            PushChoice::AsUsual | PushChoice::Actor => RunMode::Actor,
+        };
+        self.enqueue(command, mode, work)
     }
 
     /// Does something, and then what it causes.
@@ -233,6 +237,13 @@ impl<S: ShardSink> ShardHandle<S> {
         self.with_work(|work| self.enqueue(command, RunMode::Actor, work))
     }
 
+    #[cold]
+    fn refuse_as_full(&self, command: Command) -> Box<RejectedCommand> {
+        crate::reached!("mailbox: full");
+        self.metrics.queue_rejections.increment(1);
+        RejectedCommand::new(command, UnavailableReason::Overloaded)
+    }
+
     #[inline]
     fn enqueue(&self, command: Command, mode: RunMode, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
         if !self.is_serving() {
@@ -259,9 +270,7 @@ impl<S: ShardSink> ShardHandle<S> {
         work: &mut S::Work,
     ) -> Result<(), Box<RejectedCommand>> {
         if let Err(command) = self.mailbox.push(command) {
-            crate::reached!("mailbox: full");
-            self.metrics.queue_rejections.increment(1);
-            return Err(RejectedCommand::new(command, UnavailableReason::Overloaded));
+            return Err(self.refuse_as_full(command));
         }
         if self.schedule.wake_needed() {
             match mode {
