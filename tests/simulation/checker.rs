@@ -95,7 +95,7 @@ pub struct Checker {
     grants: Vec<OrderedGrant>,
     waits: BTreeMap<u64, OrderedWait>,
     has_quotas: bool,
-    /// Doubts about claims that were forgotten.
+    /// Doubts about claims that are not known, or not any more.
     old_doubts: BTreeMap<Fence, BTreeSet<Doubt>>,
     /// Time at which each pool was deleted last.
     deleted_pools: BTreeMap<String, u64>,
@@ -240,6 +240,9 @@ impl Checker {
     }
 
     pub fn begin_release(&mut self, key: &str, fence: Option<Fence>) {
+        if let Some(fence) = fence {
+            self.old_doubts.entry(fence).or_default().insert(Doubt::Release);
+        }
         for (held, claim) in &mut self.claims {
             if claim.key == key && fence.is_none_or(|fence| fence == *held) {
                 claim.doubts.insert(Doubt::Release);
@@ -436,6 +439,7 @@ impl Checker {
 
     /// Notes that the claim may end at a time that is agreed.
     pub fn limit_time(&mut self, fence: Fence) {
+        self.old_doubts.entry(fence).or_default().insert(Doubt::TimeToLive);
         if let Some(claim) = self.claims.get_mut(&fence) {
             claim.doubts.insert(Doubt::TimeToLive);
         }
