@@ -47,7 +47,7 @@ use campaign::{Campaign, known_situations};
 use run::run_seed;
 use settings::Limits;
 use shrink::describe_failure;
-use trace::KeepLines;
+use trace::{KeepLines, LogWriter};
 
 /// Fixed seeds that decide, in parts that run side by side.
 const FIXED_SEEDS: u64 = 300;
@@ -133,9 +133,11 @@ fn a_seed_repeats_exactly() {
 fn a_seed_that_is_named_runs_with_its_trace() {
     let Ok(seed) = std::env::var("HOTPOOL_SEED") else { return };
     let seed = seed.parse().expect("HOTPOOL_SEED is a number");
+    tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(|| LogWriter).init();
     let limits = Limits::parse(&std::env::var("HOTPOOL_LIMITS").unwrap_or_default()).expect("HOTPOOL_LIMITS");
     let report = run_seed(seed, &limits, KeepLines::Yes);
     report.lines.iter().for_each(|line| println!("{line}"));
+    report.situations.iter().for_each(|(situation, count)| println!("{count:>10}  {situation}"));
     println!("{}", report.summary());
     assert_eq!(report.problem, None, "HOTPOOL_SEED={seed}");
 }

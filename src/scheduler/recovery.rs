@@ -336,6 +336,8 @@ async fn load(
     let loaded = dispatch.journal.store().load(keys, Box::new(sink)).await?;
     let mut loaded: HashMap<_, _> = loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
     let mut replays = std::mem::take(&mut *replays.lock());
+    // Reading may have taken long: deadlines start in full now, not when it began.
+    let now_ms = dispatch.clock.engine_ms();
     let recovered = shards.into_iter().map(|(pool, handle)| {
         let key = handle.outbox.key();
         let applied_seq = loaded.remove(&key).unwrap_or(Ok(0));
@@ -399,6 +401,8 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
                 crate::reached!("recovery: a gang is committed");
                 // The first member of a gang in this shard commits all of them.
                 shard.handle_event(Event::Gang { id: gang.id, action: GangAction::Commit }, now_ms, &mut Vec::new());
+                // No answer will start the deadline of a member that must be confirmed.
+                shard.note_reply_sent(handle, now_ms);
             } else if unread.contains(&home) {
                 let spec = shard.grant(handle).and_then(|grant| grant.spec);
                 dispatch.keys.recover_unreadable(id.clone(), this_shard, handle.fence, spec);

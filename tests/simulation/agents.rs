@@ -206,6 +206,8 @@ impl WorkerAgents {
             let state = workers.entry((self.pool.name, number)).or_default();
             if state.report == WorkerReport::Nothing {
                 state.report = WorkerReport::Running;
+                // It was not told what runs there already.
+                self.world.checker.lock().doubt_present_claims(self.pool.name, worker_id(number).as_str());
             }
         }
         if kind == 7 {

@@ -23,6 +23,15 @@ const HELD_MAX: usize = 8;
 /// Pause of a caller while nobody is to call, in milliseconds.
 const QUIET_MS: u64 = 250;
 
+/// Pace at which a caller reads its answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadingPace {
+    /// As soon as they arrive.
+    AtOnce,
+    /// Some time after they have left the service.
+    Late,
+}
+
 /// Claim that a caller holds as far as it knows.
 #[derive(Debug, Clone)]
 struct HeldClaim {
@@ -187,7 +196,7 @@ impl Caller {
                 if let (Ok(ClaimResult { created: true, .. }), Some(order)) = (&answer, order) {
                     self.world.checker.lock().note_grant(&key, &order.pool, order.priority, asked_ns, now_ns);
                 }
-                self.learn(&key, answer, has_ttl, asked_ns);
+                self.learn(&key, answer, has_ttl, asked_ns, ReadingPace::AtOnce);
             }
             Outcome::HungUp => self.world.checker.lock().hang_up(&key),
             Outcome::Lost | Outcome::Unread => self.world.checker.lock().lose_outcome(&key),
@@ -208,7 +217,14 @@ impl Caller {
     }
 
     /// Learns the answer to a claim.
-    fn learn(&mut self, key: &str, answer: Result<ClaimResult, RequestError>, has_ttl: bool, asked_ns: u64) {
+    fn learn(
+        &mut self,
+        key: &str,
+        answer: Result<ClaimResult, RequestError>,
+        has_ttl: bool,
+        asked_ns: u64,
+        pace: ReadingPace,
+    ) {
         let number = self.number;
         let now_ns = self.world.core.now_ns();
         self.world.line(|| match &answer {
@@ -223,7 +239,11 @@ impl Caller {
                 let may_have_ttl = has_ttl || !result.created;
                 let doubts: &[Doubt] = if may_have_ttl { &[Doubt::TimeToLive] } else { &[] };
                 checker.show(&result, doubts, world.is_durable(), asked_ns, now_ns);
-                if result.created && result.claim.state == ClaimState::Reserved && !has_ttl {
+                if pace == ReadingPace::AtOnce
+                    && result.created
+                    && result.claim.state == ClaimState::Reserved
+                    && !has_ttl
+                {
                     let limit_ms = world.reserve_ms(result.claim.pool.pool());
                     // Clocks of the processes may be fast.
                     checker.reserve_until(result.claim.fence, now_ns + limit_ms * 900_000);
@@ -291,7 +311,7 @@ impl Caller {
                     self.check_gang(&keys, &answers);
                 }
                 for ((key, has_ttl), answer) in keys.into_iter().zip(answers) {
-                    self.learn(&key, answer, has_ttl, asked_ns);
+                    self.learn(&key, answer, has_ttl, asked_ns, ReadingPace::AtOnce);
                 }
             }
             Outcome::HungUp => keys.iter().for_each(|(key, _)| self.world.checker.lock().hang_up(key)),
@@ -575,7 +595,7 @@ impl Caller {
         match completion {
             RequestCompletion::Claimed(answer) => {
                 if let Some((_, key, has_ttl)) = keys.iter().find(|(other, ..)| *other == number) {
-                    self.learn(key, answer, *has_ttl, asked_ns);
+                    self.learn(key, answer, *has_ttl, asked_ns, ReadingPace::Late);
                 }
             }
             RequestCompletion::Released(Ok(_)) => {

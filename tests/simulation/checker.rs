@@ -95,6 +95,8 @@ pub struct Checker {
     grants: Vec<OrderedGrant>,
     waits: BTreeMap<u64, OrderedWait>,
     has_quotas: bool,
+    /// Time of the last panic of a shard.
+    panicked_ns: u64,
     /// Doubts about claims that are not known, or not any more.
     old_doubts: BTreeMap<Fence, BTreeSet<Doubt>>,
     /// Time at which each pool was deleted last.
@@ -139,6 +141,11 @@ impl Checker {
     /// Notes that the caller of a claim left before it was answered.
     pub fn hang_up(&mut self, key: &str) {
         self.hung_up.insert(key.to_owned());
+    }
+
+    /// Notes that a shard panicked.
+    pub fn note_panic(&mut self, now_ns: u64) {
+        self.panicked_ns = now_ns;
     }
 
     /// Notes that quotas keep claims back.
@@ -271,7 +278,7 @@ impl Checker {
         }
         self.learn(view, doubts, is_durable, now_ns);
         self.doubt_by_other_calls(view, asked_ns);
-        self.check_answer(view, *created);
+        self.check_answer(view, *created, asked_ns);
         self.check_worker(view.fence, asked_ns);
     }
 
@@ -298,7 +305,11 @@ impl Checker {
     }
 
     /// Checks that a claim that is answered as created had not ended before without a reason that anybody knows.
-    fn check_answer(&mut self, view: &ClaimView, created: bool) {
+    fn check_answer(&mut self, view: &ClaimView, created: bool, asked_ns: u64) {
+        // After a panic the deadlines of a shard's claims start again at once, also of those that are not answered yet.
+        if self.panicked_ns >= asked_ns {
+            return;
+        }
         let Some(claim) = self.claims.get(&view.fence) else { return };
         let only_ending = claim.doubts.iter().all(|doubt| *doubt == Doubt::Ending);
         if created && view.state == ClaimState::Lost && only_ending {
@@ -471,6 +482,11 @@ impl Checker {
         self.doubt_where(Doubt::Worker, |claim| claim.pool == pool && claim.worker == worker);
     }
 
+    /// Notes that a worker may not know what it runs at present.
+    pub fn doubt_present_claims(&mut self, pool: &str, worker: &str) {
+        self.doubt_where(Doubt::Worker, |claim| claim.pool == pool && claim.worker == worker);
+    }
+
     /// Notes that a worker restarts, and behaves from then on: what ran on it is gone.
     pub fn restart_worker(&mut self, pool: &str, worker: &str) {
         self.doubt_where(Doubt::Worker, |claim| claim.pool == pool && claim.worker == worker);
@@ -530,7 +546,9 @@ impl Checker {
         }
         for view in views {
             let key = key_of(view);
-            let later = self.claims.range(view.fence + 1..).find(|(_, claim)| claim.key == key);
+            // A crash that loses the later claim may bring the earlier one back.
+            let is_later = |claim: &KnownClaim| claim.key == key && !claim.doubts.contains(&Doubt::Crash);
+            let later = self.claims.range(view.fence + 1..).find(|(_, claim)| is_later(claim));
             if let Some((later, _)) = later {
                 return Err(format!("F1: {key} is held with {}, and was granted with {later}", view.fence));
             }

@@ -14,7 +14,7 @@ use crate::invariants::{SuspectedWait, check_at_rest};
 use crate::script::Script;
 use crate::settings::{Fault, Limits, Settings, StoreKind};
 use crate::stores::{Backend, FileBackend, RedisBackend};
-use crate::trace::{KeepLines, Trace};
+use crate::trace::{KeepLines, Trace, take_log};
 use crate::world::{START_UNIX_US, World};
 
 /// Steps after which a run counts as endless.
@@ -141,10 +141,18 @@ fn check_invariants(core: &Arc<Core>, world: &Arc<World>, suspected: &mut Suspec
 fn drive(core: &Arc<Core>, world: &Arc<World>) -> Option<String> {
     let mut suspected = None;
     let mut disturbances = 0;
+    let mut panics = 0;
     loop {
         let outcome = core.step();
         if let Some((_, times)) = hotpool::coverage::take_last() {
             world.strike(times);
+        }
+        if let Some(log) = take_log() {
+            world.line(|| log);
+        }
+        if panics != core.panics() {
+            panics = core.panics();
+            world.checker.lock().note_panic(core.now_ns());
         }
         world.carry_out_incidents();
         if disturbances != world.disturbances() {

@@ -139,6 +139,12 @@ impl Script {
                 Err(found) => problem = found,
             }
         }
+        if let Ok(scheduler) = scheduler_of(&world) {
+            for pool in &world.settings.pools {
+                let workers = self.describe_workers(scheduler.clone(), pool.name).await;
+                world.line(|| format!("workers of {}: {workers}", pool.name));
+            }
+        }
         Err(format!("no rest after {REST_MS_MAX} ms: {problem}"))
     }
 

@@ -56,6 +56,29 @@ impl Trace {
     }
 }
 
+/// Log of the service, until it is moved into a trace.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Writer of the log, for a trace that people read.
+pub struct LogWriter;
+
+impl std::io::Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lines that the service has logged since the last call.
+pub fn take_log() -> Option<String> {
+    let mut log = LOG.lock();
+    (!log.is_empty()).then(|| String::from_utf8_lossy(&std::mem::take(&mut *log)).trim_end().to_owned())
+}
+
 /// Whether a trace keeps its lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepLines {

@@ -103,7 +103,7 @@ pub struct World {
 /// Content of a worker's reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum WorkerReport {
-    /// Nothing about claims.
+    /// Report that says nothing about claims.
     #[default]
     Nothing,
     /// Claims that it was told to run.
