@@ -9,11 +9,14 @@ use hotpool::model::{
 };
 use hotpool::scheduler::{DeleteMode, Scheduler};
 
+use crate::core::OUTSIDE;
 use crate::settings::{Fault, PoolSettings};
 use crate::world::{Incident, NAMESPACE, Outcome, WorkerReport, WorkerState, World, pool_name};
 
 /// Pause before a call that failed is made again, in milliseconds.
 const RETRY_MS: u64 = 100;
+/// Time after which an agent does not wait for the answer to a heartbeat any more, in milliseconds.
+const HEARTBEAT_MS_MAX: u64 = 500;
 /// Attempts to clear suspicion, and the pause between two, in milliseconds.
 const CLEARS_MAX: usize = 60;
 const CLEAR_PAUSE_MS: u64 = 1_000;
@@ -28,6 +31,7 @@ fn registration(pool: &PoolSettings, number: usize, incarnation: u64) -> Registr
 }
 
 /// Agents of the workers of one pool.
+#[derive(Clone)]
 pub struct WorkerAgents {
     world: Arc<World>,
     pool: PoolSettings,
@@ -54,7 +58,8 @@ impl WorkerAgents {
             self.world.sleep_ms(pause_ms).await;
             let is_faulty = self.world.settings.faults.contains(&Fault::Worker) && !self.world.is_calm();
             if is_faulty && self.world.core.chance(200) {
-                self.misbehave().await;
+                let agents = self.clone();
+                self.begin("misbehaviour", async move { agents.misbehave().await });
             }
             self.beat().await;
         }
@@ -98,6 +103,10 @@ impl WorkerAgents {
         }
     }
 
+    fn begin(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        std::mem::forget(self.world.core.spawn(OUTSIDE, name, task));
+    }
+
     async fn beat(&self) {
         let heartbeat = |number: usize| {
             let incarnation = self.incarnation(number);
@@ -114,10 +123,15 @@ impl WorkerAgents {
         let heartbeats = (0..self.pool.workers).map(heartbeat).collect();
         let name = self.name();
         let call = |scheduler: Scheduler| async move { scheduler.heartbeat_batch(&name, heartbeats).await };
-        let Outcome::Answered(Ok(answers)) = self.world.call("heartbeat", 0, None, call).await else { return };
+        let Outcome::Answered(Ok(answers)) = self.world.call("heartbeat", 0, Some(HEARTBEAT_MS_MAX), call).await else {
+            return;
+        };
         if answers.iter().any(Result::is_err) {
-            // Deleted meanwhile, with their pool or by an operator.
-            self.register().await;
+            // Deleted meanwhile, with their pool or by an operator. Heartbeats do not wait for it.
+            let agents = self.clone();
+            self.begin("registration", async move {
+                agents.register().await;
+            });
         }
         for (number, answer) in answers.into_iter().enumerate() {
             if let Ok(answer) = answer {
@@ -311,6 +325,7 @@ impl Operator {
             }
             Fault::Store | Fault::Redis => {
                 let what = world.backend().break_something(&world.core);
+                world.note_loss();
                 world.line(|| what);
                 world.disturb();
                 let pause_ms = world.core.below(12_000);

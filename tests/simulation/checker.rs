@@ -95,6 +95,8 @@ pub struct Checker {
     grants: Vec<OrderedGrant>,
     waits: BTreeMap<u64, OrderedWait>,
     has_quotas: bool,
+    /// Whether the store may have lost what it had acknowledged.
+    is_lossy: bool,
     /// Time of the last panic of a shard.
     panicked_ns: u64,
     /// Doubts about claims that are not known, or not any more.
@@ -126,6 +128,25 @@ impl Checker {
 
     pub fn fail(&mut self, problem: String) {
         self.problems.push(problem);
+    }
+
+    /// Notes that the store may lose what it has acknowledged from now on, until everything is at rest.
+    pub fn begin_loss(&mut self) {
+        self.is_lossy = true;
+        self.forget();
+    }
+
+    /// Notes that the store has everything again.
+    pub fn end_loss(&mut self) {
+        if std::mem::take(&mut self.is_lossy) {
+            self.forget();
+        }
+    }
+
+    fn fail_unless_lossy(&mut self, problem: String) {
+        if !self.is_lossy {
+            self.fail(problem);
+        }
     }
 
     /// Number of claims that were granted.
@@ -201,7 +222,7 @@ impl Checker {
                 grant.asked_ns / 1_000,
                 grant.answered_ns / 1_000
             );
-            self.fail(text);
+            self.fail_unless_lossy(text);
         }
     }
 
@@ -219,7 +240,7 @@ impl Checker {
         let is_reserved = claim.doubts.iter().all(|doubt| *doubt == Doubt::Reserved) && !claim.doubts.is_empty();
         if claim.is_certain() || (is_reserved && is_in_time && claim.ended_ns.is_none()) {
             let text = format!("lost: {fence} of {} is not found, and nothing has ended it", claim.key);
-            self.fail(text);
+            self.fail_unless_lossy(text);
         }
     }
 
@@ -266,14 +287,14 @@ impl Checker {
         let key = key_of(view);
         if *created {
             if !self.created.insert(view.fence) {
-                self.fail(format!("K1: two callers created the claim {} of {key}", view.fence));
+                self.fail_unless_lossy(format!("K1: two callers created the claim {} of {key}", view.fence));
             }
             let earlier = self.claims.iter().filter(|(_, claim)| claim.key == key && claim.seen_ns < asked_ns);
             if let Some((fence, _)) = earlier.last()
                 && *fence >= view.fence
             {
                 let text = format!("F1: {key} got {} after {fence} was answered", view.fence);
-                self.fail(text);
+                self.fail_unless_lossy(text);
             }
         }
         self.learn(view, doubts, is_durable, now_ns);
@@ -314,7 +335,7 @@ impl Checker {
         let only_ending = claim.doubts.iter().all(|doubt| *doubt == Doubt::Ending);
         if created && view.state == ClaimState::Lost && only_ending {
             let text = format!("{} of {} is answered as created, and had ended before", view.fence, claim.key);
-            self.fail(text);
+            self.fail_unless_lossy(text);
         }
     }
 
@@ -371,7 +392,7 @@ impl Checker {
             let held: u64 = others.iter().filter(|(_, held)| held.is_certain()).map(|(_, held)| held.cpu_milli).sum();
             if held + claim.cpu_milli > capacity {
                 let text = format!("{} of {} holds {} of {capacity}", claim.worker, claim.pool, held + claim.cpu_milli);
-                self.fail(text);
+                self.fail_unless_lossy(text);
             }
             return;
         }
@@ -380,7 +401,7 @@ impl Checker {
                 "{} of {} is held twice: {fence} of {}, {other} of {}",
                 claim.worker, claim.pool, claim.key, held.key
             );
-            return self.fail(text);
+            return self.fail_unless_lossy(text);
         }
         let is_later = |other: Fence, held: &KnownClaim| {
             other > fence && held.seen_ns < asked_ns && !held.doubts.contains(&Doubt::Crash)
@@ -390,7 +411,7 @@ impl Checker {
                 "{} of {} was given to {other} of {}, and then {fence} of {} was shown as held",
                 claim.worker, claim.pool, held.key, claim.key
             );
-            self.fail(text);
+            self.fail_unless_lossy(text);
         }
     }
 
@@ -399,7 +420,7 @@ impl Checker {
         let known = self.claims.get(&view.fence).filter(|claim| !claim.doubts.contains(&Doubt::Crash));
         if known.and_then(|claim| claim.ended_ns).is_some_and(|ended_ns| ended_ns < asked_ns) {
             let text = format!("{} of {} was operated on after its end was answered", view.fence, key_of(view));
-            self.fail(text);
+            self.fail_unless_lossy(text);
         }
         self.learn(view, &[], true, now_ns);
         self.check_order(view, asked_ns);
@@ -428,7 +449,7 @@ impl Checker {
                 view.fence,
                 key_of(view)
             );
-            self.fail(text);
+            self.fail_unless_lossy(text);
         }
     }
 
@@ -526,7 +547,7 @@ impl Checker {
     }
 
     /// Compares all claims that are held with what callers know, at a moment when nothing is under way.
-    pub fn compare(&mut self, views: &[ClaimView]) -> Result<(), String> {
+    pub fn compare(&mut self, views: &[ClaimView], run_by_workers: &BTreeSet<Fence>) -> Result<(), String> {
         let held: BTreeMap<Fence, &ClaimView> = views.iter().map(|view| (view.fence, view)).collect();
         let mut keys = BTreeSet::new();
         if let Some(view) = views.iter().find(|view| !keys.insert(key_of(view))) {
@@ -555,7 +576,8 @@ impl Checker {
             let worker = (view.pool.pool().to_owned(), view.worker.spec.id.as_str().to_owned());
             let is_reported = self.doubtful_workers.contains(&worker);
             let is_unknown = !self.claims.contains_key(&view.fence) && !self.unknown.contains(&key);
-            if is_unknown && !view.evicted && !is_reported {
+            // A worker that was told to run a claim knows of it.
+            if is_unknown && !view.evicted && !is_reported && !run_by_workers.contains(&view.fence) {
                 return Err(format!("C12: {key} is held with {}, of which nobody knows", view.fence));
             }
         }

@@ -175,6 +175,11 @@ impl World {
         self.quiet.store(is_quiet, Ordering::Relaxed);
     }
 
+    /// Whether a record was ever damaged.
+    pub fn was_damaged(&self) -> bool {
+        self.settings.faults.contains(&Fault::Damage)
+    }
+
     pub fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
     }
@@ -248,6 +253,7 @@ impl World {
             }
             Fault::Store | Fault::Redis => {
                 let what = self.backend.break_something(&self.core);
+                self.note_loss();
                 self.line(|| what);
                 self.disturb();
                 let pause = self.core.sleep(Duration::from_millis(self.core.below(8_000)));
@@ -331,6 +337,13 @@ impl World {
         }
         self.lose_knowledge();
         self.start_later(machine, 1 + self.core.below(RESTART_MS_MAX));
+    }
+
+    /// Notes a fault after which the store may have lost what it had acknowledged.
+    pub fn note_loss(&self) {
+        if self.backend.loses_acknowledged() {
+            self.checker.lock().begin_loss();
+        }
     }
 
     /// Forgets what is not certain any more when a process ends or begins to serve.

@@ -132,6 +132,14 @@ fn fenced(found: Option<&Header>, epoch: f64, owner: &[u8]) -> bool {
     found.is_some_and(|found| found.epoch > epoch || (found.epoch == epoch && found.owner != owner))
 }
 
+/// Whether one side is older than the other, which is live.
+fn older(found: &Header, live: Option<&Header>) -> bool {
+    let number_of = |header: &Header| header.body.as_ref().map_or(0.0, |body| body.number);
+    live.filter(|live| live.is_live()).is_some_and(|live| {
+        found.epoch < live.epoch || (found.epoch == live.epoch && number_of(found) < number_of(live))
+    })
+}
+
 /// State of a side that its header will show.
 struct SideState<'a> {
     epoch: &'a [u8],
@@ -183,7 +191,8 @@ fn write_rows(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]
 
 fn write_chunk(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Outcome {
     let (key, epoch, owner, generation) = (&keys[1], number(&args[0]), &args[1], &args[2]);
-    if fenced(header(keyspace, &keys[0]).as_ref(), epoch, owner) {
+    let live = header(keyspace, &keys[0]);
+    if fenced(live.as_ref(), epoch, owner) {
         return answer("fenced");
     }
     let found = header(keyspace, key);
@@ -191,7 +200,8 @@ fn write_chunk(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>
         return answer("fenced");
     }
     let is_of_generation = |found: &Header| found.body.as_ref().is_some_and(|body| body.generation == *generation);
-    if found.as_ref().is_some_and(|found| found.is_live() && !is_of_generation(found)) {
+    let is_stale = |found: &Header| older(found, live.as_ref());
+    if found.as_ref().is_some_and(|found| found.is_live() && !is_of_generation(found) && !is_stale(found)) {
         return answer("gap");
     }
     let (chunk, mut stored) = (number(&args[3]), 0.0);
@@ -224,7 +234,7 @@ fn install(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -
     if fenced(found.as_ref(), epoch, owner) {
         return answer("fenced");
     }
-    let is_live = found.as_ref().is_some_and(Header::is_live);
+    let is_live = found.as_ref().is_some_and(|found| found.is_live() && !older(found, live.as_ref()));
     let ours = found.filter(|found| found.epoch == epoch).and_then(|found| found.body);
     let ours = ours.filter(|body| body.generation == *generation);
     if let Some(body) = ours.as_ref().filter(|body| body.state == b"live") {
@@ -234,7 +244,7 @@ fn install(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -
         return answer("gap");
     }
     let live = live.filter(|live| live.is_live() && live.epoch == epoch).and_then(|live| live.body);
-    if live.is_some_and(|live| live.number > number(&args[4])) {
+    if live.is_some_and(|live| number(&live.generation) > number(generation)) {
         return answer("gap");
     }
     let stored = ours.map_or(0.0, |body| body.number);
@@ -275,7 +285,7 @@ fn probe(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -> 
         let side = text(&(side + 1).to_string());
         Ok(Value::Array(vec![side, header, Value::Int(i64::try_from(fields.len()).expect("in memory"))]))
     };
-    let mut live = None;
+    let mut live: Option<(usize, Header)> = None;
     for (side, key) in keys.iter().enumerate() {
         let found = header(keyspace, key);
         if epoch > 0.0 && fenced(found.as_ref(), epoch, owner) {
@@ -287,7 +297,10 @@ fn probe(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -> 
         if is_new && found.epoch < epoch {
             keyspace.replace(key, None);
         }
-        if found.is_live() || found.body.is_none() {
+        let is_replaced = live
+            .as_ref()
+            .is_some_and(|(_, live)| live.body.is_some() && found.body.is_some() && older(&found, Some(live)));
+        if (found.is_live() || found.body.is_none()) && !is_replaced {
             live = Some((side, found));
         }
     }
@@ -311,8 +324,7 @@ fn probe(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -> 
         return bad(&keys[side], &format!(" has a header of another version: {found}"));
     };
     if epoch > found.epoch || (epoch == found.epoch && *owner != found.owner) {
-        let (digits, generation) = (&body.digits, &body.generation);
-        let state = SideState { epoch: &args[0], owner, state: "live", number: digits, generation };
+        let state = SideState { epoch: &args[0], owner, state: "live", number: &body.digits, generation: b"0" };
         write(keyspace, &keys[side], &state, &[])?;
     }
     live_at(keyspace, side)

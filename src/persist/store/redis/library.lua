@@ -25,6 +25,13 @@ local function fenced(found, epoch, owner)
   return found ~= nil and (found.epoch > epoch or (found.epoch == epoch and found.owner ~= owner))
 end
 
+-- Whether one side is older than the other, which is live: a failover, or a slot that moves key by key, may bring a side back
+-- that was replaced.
+local function older(found, live)
+  return live ~= nil and live.state == 'live'
+    and (found.epoch < live.epoch or (found.epoch == live.epoch and found.number < live.number))
+end
+
 local function write(key, epoch, owner, state, number, generation, args, first)
   -- Rows are encoded as runs: 'P' <count> field value ..., or 'D' <count> field ... Runs are short enough for `unpack`.
   local i = first
@@ -69,11 +76,12 @@ end
 -- keys: the live side, the other. args: epoch, owner, generation, number, rows.
 local function write_chunk(keys, args)
   local key, epoch, owner = keys[2], tonumber(args[1]), args[2]
-  if fenced(header(keys[1]), epoch, owner) then return 'fenced' end
+  local live = header(keys[1])
+  if fenced(live, epoch, owner) then return 'fenced' end
   local found = header(key)
   if fenced(found, epoch, owner) then return 'fenced' end
   -- The caller is wrong about the sides: a snapshot must not overwrite the live one.
-  if found and found.state == 'live' and found.generation ~= args[3] then return 'gap' end
+  if found and found.state == 'live' and found.generation ~= args[3] and not older(found, live) then return 'gap' end
   local number, stored = tonumber(args[4]), 0
   if found and found.epoch == epoch and found.generation == args[3] then
     if found.state ~= 'new' or number < found.number then return 'duplicate' end
@@ -97,9 +105,11 @@ local function install(keys, args)
     return found.number >= tonumber(args[5]) and 'duplicate' or 'gap'
   end
   -- The caller is wrong about the sides, or this is a late copy of an earlier install: it must not replace the live side.
-  if found and found.state == 'live' then return 'gap' end
-  -- Or the shard has been written since, on the side that is live again.
-  if live and live.state == 'live' and live.epoch == epoch and live.number > tonumber(args[5]) then return 'gap' end
+  if found and found.state == 'live' and not older(found, live) then return 'gap' end
+  -- Or a later snapshot of this owner has been installed since, on the side that is live again.
+  if live and live.state == 'live' and live.epoch == epoch and tonumber(live.generation) > tonumber(args[3]) then
+    return 'gap'
+  end
   local stored = ours and found.number or 0
   if stored ~= tonumber(args[4]) then return 'gap' end
   if stored == 0 then redis.call('UNLINK', key) end
@@ -127,7 +137,10 @@ local function probe(keys, args)
     if epoch > 0 and fenced(found, epoch, owner) then return { 'fenced', found.text } end
     -- The unfinished snapshot of an earlier owner is never continued.
     if found and found.state == 'new' and found.epoch < epoch then redis.call('UNLINK', keys[side]) end
-    if found and (found.state == 'live' or not found.state) then live = { side = side, found = found } end
+    local is_candidate = found and (found.state == 'live' or not found.state)
+    if is_candidate and not (live and live.found.state and found.state and older(found, live.found)) then
+      live = { side = side, found = found }
+    end
   end
   if not live then
     for side = 1, 2 do
@@ -146,7 +159,8 @@ local function probe(keys, args)
     return { 'bad', keys[side] .. ' has a header of another version: ' .. found.text }
   end
   if epoch > found.epoch or (epoch == found.epoch and owner ~= found.owner) then
-    write(keys[side], args[1], owner, 'live', found.digits, found.generation, {}, 1)
+    -- Generations are compared among those of one owner.
+    write(keys[side], args[1], owner, 'live', found.digits, '0', {}, 1)
   end
   return { tostring(side), redis.call('HGET', keys[side], '#'), redis.call('HLEN', keys[side]) }
 end
