@@ -15,6 +15,8 @@ use crate::world::{Incident, NAMESPACE, Outcome, WorkerReport, WorkerState, Worl
 
 /// Pause before a call that failed is made again, in milliseconds.
 const RETRY_MS: u64 = 100;
+/// Attempts to set a pool up, or to delete it.
+const ATTEMPTS_MAX: usize = 200;
 /// Time after which an agent does not wait for the answer to a heartbeat any more, in milliseconds.
 const HEARTBEAT_MS_MAX: u64 = 500;
 /// Attempts to clear suspicion, and the pause between two, in milliseconds.
@@ -65,9 +67,10 @@ impl WorkerAgents {
         }
     }
 
-    /// Creates the pool, if it is not there, and registers its workers. Repeats until both is done.
+    /// Creates the pool, if it is not there, and registers its workers. Repeats until both is done, or an operator must look
+    /// after the pool first.
     pub async fn set_up(&self) {
-        loop {
+        for _ in 0..ATTEMPTS_MAX {
             let (name, spec) = (self.name(), self.pool.spec.clone());
             let call = |scheduler: Scheduler| async move { scheduler.put_pool(name, spec).await.map(drop) };
             match self.world.call("put_pool", 0, None, call).await {
@@ -257,9 +260,15 @@ impl WorkerAgents {
     pub async fn make_anew(&self) {
         let now_ns = self.world.core.now_ns();
         self.world.checker.lock().doubt_pool(self.pool.name, now_ns);
-        let name = self.name();
-        let call = |scheduler: Scheduler| async move { scheduler.delete_pool(&name, DeleteMode::Force).await };
-        drop(self.world.call("delete_pool", 60_000, None, call).await);
+        for _ in 0..ATTEMPTS_MAX {
+            let name = self.name();
+            let call = |scheduler: Scheduler| async move { scheduler.delete_pool(&name, DeleteMode::Force).await };
+            let deleted = self.world.call("delete_pool", 60_000, None, call).await;
+            if matches!(deleted, Outcome::Answered(Ok(()) | Err(RequestError::NotFound(_)))) {
+                break;
+            }
+            self.world.sleep_ms(RETRY_MS).await;
+        }
         self.set_up().await;
     }
 

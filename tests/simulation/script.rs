@@ -205,6 +205,18 @@ impl Script {
         }
     }
 
+    /// Waits for a process that is ready.
+    async fn await_ready(&self) -> Result<Scheduler, String> {
+        let end_ms = self.world.core.now_ms() + REST_MS_MAX;
+        loop {
+            match self.ready_server() {
+                Some((_, scheduler)) => return Ok(scheduler),
+                None if self.world.core.now_ms() > end_ms => return Err(self.describe_servers()),
+                None => self.world.sleep_ms(LOOK_MS).await,
+            }
+        }
+    }
+
     fn describe_servers(&self) -> String {
         let servers = self.world.servers();
         let states: Vec<_> = servers
@@ -283,7 +295,7 @@ impl Script {
         for agents in &self.agents {
             agents.restore().await;
         }
-        let (_, scheduler) = self.ready_server().ok_or_else(|| self.describe_servers())?;
+        let scheduler = self.await_ready().await?;
         for (tenant, _) in (0..self.world.settings.tenants).map(|number| (format!("t{number}"), ())) {
             let scheduler = scheduler.clone();
             let call = |_| async move { scheduler.delete_quota(NAMESPACE, Some(&tenant)).await };
