@@ -149,7 +149,7 @@ impl WorkerAgents {
         let state = workers.entry((self.pool.name, number)).or_default();
         if let Some(seq) = answer.superseded_by {
             // Half of the agents do not know of it.
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 state.seq = state.seq.max(seq);
             }
             return;
@@ -182,8 +182,8 @@ impl WorkerAgents {
             // A restart: what ran there is gone.
             0 => return self.restart(number).await,
             // It runs nothing, or something that is not its own.
-            1 => HeartbeatRequest { incarnation: incarnation, seq: None, claims: Some(Vec::new()) },
-            2 => HeartbeatRequest { incarnation: incarnation, seq: None, claims: Some(vec![other]) },
+            1 => HeartbeatRequest { incarnation, seq: None, claims: Some(Vec::new()) },
+            2 => HeartbeatRequest { incarnation, seq: None, claims: Some(vec![other]) },
             // It forgets for good what it runs.
             4 => {
                 let mut workers = self.world.workers.lock();
@@ -191,7 +191,7 @@ impl WorkerAgents {
                 return;
             }
             // Its sequence begins anew without a registration, or another incarnation speaks.
-            3 => HeartbeatRequest { incarnation: incarnation, seq: Some(1), claims: None },
+            3 => HeartbeatRequest { incarnation, seq: Some(1), claims: None },
             _ => HeartbeatRequest { incarnation: incarnation + 1, seq: None, claims: None },
         };
         let call = |scheduler: Scheduler| async move {
@@ -245,6 +245,12 @@ impl WorkerAgents {
             self.world.workers.lock().insert((self.pool.name, number), WorkerState::default());
         }
         self.set_up().await;
+        self.uncordon().await;
+        self.clear().await;
+    }
+
+    /// Uncordons all workers of the pool.
+    pub async fn uncordon(&self) {
         let name = self.name();
         for number in 0..self.pool.workers {
             let name = name.clone();
@@ -253,7 +259,6 @@ impl WorkerAgents {
             };
             drop(self.world.call("uncordon", 0, None, call).await);
         }
-        self.clear().await;
     }
 
     /// Deletes the pool, which has a damaged shard, and creates it again.
@@ -357,7 +362,7 @@ impl Operator {
         };
         self.world.line(|| format!("machine {machine} is stopped"));
         let call = |_| async move { scheduler.stop().await };
-        drop(self.world.call_on(machine, "stop", call).await);
+        self.world.call_on(machine, "stop", call).await;
         self.world.cause(Incident::Exit(machine, "stopped".to_owned()));
     }
 

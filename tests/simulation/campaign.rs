@@ -111,7 +111,7 @@ pub fn run(seeds: Range<u64>, state: Option<&Path>, until_found: bool) -> Campai
             println!("{}", describe_failure(&report));
         }
         if let Some(path) = state
-            && (campaign.next % SAVE_INTERVAL == 0 || campaign.next == seeds.end)
+            && (campaign.next.is_multiple_of(SAVE_INTERVAL) || campaign.next == seeds.end)
         {
             campaign.save(path);
         }

@@ -289,8 +289,8 @@ impl Checker {
             if !self.created.insert(view.fence) {
                 self.fail_unless_lossy(format!("K1: two callers created the claim {} of {key}", view.fence));
             }
-            let earlier = self.claims.iter().filter(|(_, claim)| claim.key == key && claim.seen_ns < asked_ns);
-            if let Some((fence, _)) = earlier.last()
+            let mut earlier = self.claims.iter().filter(|(_, claim)| claim.key == key && claim.seen_ns < asked_ns);
+            if let Some((fence, _)) = earlier.next_back()
                 && *fence >= view.fence
             {
                 let text = format!("F1: {key} got {} after {fence} was answered", view.fence);

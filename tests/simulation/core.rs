@@ -191,10 +191,11 @@ impl CoreState {
         self.steps += 1;
         self.remove_dead();
         let slips = self.rates.time_slip > 0 && self.random.random_range(0..1_000) < self.rates.time_slip;
-        if slips && let Some((&(deadline_ns, _), _)) = self.timers.first_key_value() {
-            if deadline_ns <= self.now_ns + SLIP_NS {
-                return Choice::Time;
-            }
+        if slips
+            && let Some((&(deadline_ns, _), _)) = self.timers.first_key_value()
+            && deadline_ns <= self.now_ns + SLIP_NS
+        {
+            return Choice::Time;
         }
         match self.draw_runnable(|_, _| true) {
             Some(index) => self.take_runnable(index),

@@ -125,7 +125,7 @@ pub fn run_seed(seed: u64, limits: &Limits, keep: KeepLines) -> Report {
 /// Checks the processes of which nothing can run now that time has passed, before it has its effects.
 fn check_invariants(core: &Arc<Core>, world: &Arc<World>, suspected: &mut SuspectedWait) -> Option<String> {
     // Nothing that they look at changes while callers are quiet.
-    if world.is_quiet() || core.steps() % CHECK_INTERVAL != 0 {
+    if world.is_quiet() || !core.steps().is_multiple_of(CHECK_INTERVAL) {
         return None;
     }
     for (_, process, scheduler) in world.servers() {

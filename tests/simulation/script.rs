@@ -317,6 +317,8 @@ impl Script {
                 if probed.is_ok() {
                     break;
                 }
+                // A call of the operator may have been late.
+                self.agents[index].uncordon().await;
                 self.world.sleep_ms(5_000).await;
             }
             probed?;
@@ -383,7 +385,7 @@ impl Script {
                     for view in &views {
                         self.release(scheduler, view).await?;
                     }
-                    let details = self.describe_workers(scheduler_of(&self.world)?, &pool.name).await;
+                    let details = self.describe_workers(scheduler_of(&self.world)?, pool.name).await;
                     return Err(format!(
                         "false full: claim {number} of {} workers of {} is refused: {error}; {details}",
                         pool.workers, pool.name

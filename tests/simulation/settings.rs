@@ -250,12 +250,7 @@ fn draw_pools(random: &mut StdRng) -> Vec<PoolSettings> {
             waiters_max: *[2, 100, 100_000].choose(random).expect("some"),
             ..PoolSpec::default()
         };
-        PoolSettings {
-            name: *name,
-            spec,
-            workers: *[1, 1, 2, 3, 6].choose(random).expect("some"),
-            worker_cpu_milli: 4_000,
-        }
+        PoolSettings { name, spec, workers: *[1, 1, 2, 3, 6].choose(random).expect("some"), worker_cpu_milli: 4_000 }
     };
     names[..count].iter().map(draw).collect()
 }

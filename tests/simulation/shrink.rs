@@ -6,6 +6,9 @@ use crate::run::{Report, run_seed};
 use crate::settings::Limits;
 use crate::trace::KeepLines;
 
+/// Change of the limits that leaves less.
+type Narrowing = Box<dyn Fn(&mut Limits)>;
+
 /// Runs that shrinking may take.
 const RUNS_MAX: usize = 60;
 /// Lines of the trace that are printed.
@@ -24,7 +27,7 @@ fn fails(seed: u64, limits: &Limits, runs: &mut usize) -> Option<Report> {
 fn shrink(failed: &Report) -> (Limits, Option<Report>) {
     let (mut limits, mut smallest, mut runs) = (Limits::default(), None, 0);
     let settings = &failed.settings;
-    let mut candidates: Vec<Box<dyn Fn(&mut Limits)>> = Vec::new();
+    let mut candidates: Vec<Narrowing> = Vec::new();
     for fault in settings.faults.clone() {
         candidates.push(Box::new(move |limits| limits.without_faults.push(fault)));
     }

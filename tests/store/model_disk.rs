@@ -168,6 +168,7 @@ impl ModelDisk {
     }
 
     /// Removes a fault that is still to come.
+    #[allow(dead_code, reason = "the simulation ends its faults")]
     pub fn clear_fault(&self) {
         self.state().fault = None;
     }
