@@ -54,8 +54,50 @@ const FIXED_SEEDS: u64 = 300;
 const PARTS: u64 = 4;
 /// Seeds drawn from the date.
 const DAILY_SEEDS: u64 = 60;
+/// Seeds that found faults in the scheduler (docs/PROOFS.md).
+const FOUND_BY: [u64; 4] = [7, 440, 469, 1162];
 /// Situations that the first part of the fixed seeds reaches. The campaign of docs/PROOFS.md reaches all.
-const FIXED_SITUATIONS: &[&str] = &[];
+const FIXED_SITUATIONS: &[&str] = &[
+    "Redis: the functions are lost",
+    "caller: leaves an answer unread",
+    "claim: a shard has nothing, and the next is asked",
+    "gang: a member is committed",
+    "gang: a member is granted",
+    "gang: a request to a shard is to be repeated",
+    "gang: every member is stored as committed",
+    "gang: refused before anything was recorded",
+    "grant: rolled back",
+    "journal: a batch has no answer",
+    "journal: a gap",
+    "journal: a lone caller is written for at once",
+    "journal: a snapshot is installed",
+    "key: a claim ends that does not hold its key",
+    "key: a claim meets one that is queued",
+    "key: a duplicate takes over",
+    "key: granted with a valid ticket",
+    "lease: lapsed while replies wait",
+    "mailbox: full",
+    "panic: a shard begins its next life",
+    "panic: what was being decided is handed back",
+    "queue: a claim behind an equal one is not searched for",
+    "queue: a claim has waited for too long",
+    "queue: a claim stands still",
+    "queue: full",
+    "recovery: a key becomes unreadable",
+    "recovery: a shard is refused",
+    "rejection: waits for the record that it follows from",
+    "reply: its caller has left",
+    "reply: rejected because the process is fenced",
+    "reply: waited too long for the store",
+    "reply: waits for the record of another shard",
+    "reservation: a claim of higher priority asks for a reserved worker",
+    "resize: rejected by the shard",
+    "shard: a command arrives between two lives",
+    "snapshot: its source restarts",
+    "takeover: another process is alive",
+    "takeover: the lease of another process has ended",
+    "takeover: the same machine, whose last process is dead",
+];
 
 /// Whether this run is asked for one seed or for a campaign, so that the usual tests have nothing to do.
 fn is_special() -> bool {
@@ -100,6 +142,13 @@ fn fixed_seeds_agree_with_the_checker_third_part() {
 #[test]
 fn fixed_seeds_agree_with_the_checker_last_part() {
     check_part(3);
+}
+
+#[test]
+fn seeds_that_found_faults_agree_with_the_checker() {
+    if !is_special() {
+        FOUND_BY.into_iter().for_each(|seed| drop(check_seeds(seed..seed + 1)));
+    }
 }
 
 /// Runs seeds that nobody has run before. They are printed and do not fail the run: what they find is for people to look at.
