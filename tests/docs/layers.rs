@@ -34,6 +34,9 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("board.publish(", &["src/shard/runner/statistics.rs", "src/shard/capacity_board/mod.rs"]),
 ];
 
+/// Paths whose hash maps may have any order: no simulation runs them.
+const RANDOM_ORDER: &[&str] = &["src/api/", "src/cli/", "src/client/", "src/load/", "src/server/"];
+
 /// State machines of admission, which are stepped under a lock that they do not know.
 const STATE_MACHINES: &[&str] = &[
     "src/admission/key/entry.rs",
@@ -52,6 +55,12 @@ fn listed_absences_hold() {
             for (line, code) in (1..).zip(text(path).lines()) {
                 assert!(code.trim_start().starts_with("//") || !code.contains(words), "{words:?} in {path}:{line}");
             }
+        }
+    }
+    for path in sources("src").iter().filter(|path| !RANDOM_ORDER.iter().any(|allowed| path.starts_with(allowed))) {
+        for (line, code) in (1..).zip(text(path).lines()) {
+            let is_std = code.contains("std::collections") && (code.contains("HashMap") || code.contains("HashSet"));
+            assert!(!is_std, "{path}:{line}: the order of a map follows from a seed (src/collections.rs)");
         }
     }
     for path in sources("src/engine") {
