@@ -111,7 +111,7 @@ pub enum PushChoice {
 }
 
 /// Fate of a command that is pushed: the usual, unless a test wants another.
-#[inline]
+#[inline(always)]
 pub(super) fn choose_for_push() -> PushChoice {
     #[cfg(all(feature = "internals", debug_assertions))]
     return hooks::choose_for_push();

@@ -197,12 +197,12 @@ impl<S: ShardSink> ShardHandle<S> {
     /// # Errors
     /// Returns the command and the reason: the shard does not serve, or its mailbox is full.
     pub fn push_into(&self, command: Command, work: &mut S::Work) -> Result<(), Box<RejectedCommand>> {
-        let mode = match choose_for_push() {
-            PushChoice::Full => return Err(self.refuse_as_full(command)),
-            PushChoice::AsUsual if !self.should_batch() => RunMode::Inline,
-            PushChoice::AsUsual | PushChoice::Actor => RunMode::Actor,
-        };
-        self.enqueue(command, mode, work)
+        let choice = choose_for_push();
+        if choice == PushChoice::Full {
+            return Err(self.refuse_as_full(command));
+        }
+        let is_for_actor = choice == PushChoice::Actor || self.should_batch();
+        self.enqueue(command, if is_for_actor { RunMode::Actor } else { RunMode::Inline }, work)
     }
 
     /// Does something, and then what it causes.
