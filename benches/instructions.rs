@@ -62,7 +62,7 @@ fn parse(input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-#[library_benchmark(config = at_most(521_000))]
+#[library_benchmark(config = at_most(514_717))]
 #[bench::run_of_64(facade::pairs())]
 fn awaited_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::awaited_pair(black_box(pairs))
