@@ -1,8 +1,9 @@
 //! Hash maps whose order depends on a seed of the process alone: with the same seed, the same calls meet their entries in the
-//! same order, as a simulation needs. Where callers choose the keys, a seed that they cannot know keeps them from choosing
-//! keys that collide; the program draws one ([`seed_hashes`]).
+//! same order, as a simulation needs. Every other process draws its seed: callers who do not know it cannot choose keys
+//! that collide.
 
 use std::hash::BuildHasher;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::fast::{FixedState, FoldHasher};
@@ -12,9 +13,14 @@ pub type HashMap<K, V> = hashbrown::HashMap<K, V, SeededState>;
 /// Hash set with a [`SeededState`].
 pub type HashSet<T> = hashbrown::HashSet<T, SeededState>;
 
-static SEED: AtomicU64 = AtomicU64::new(0);
+static SEED: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(random_seed()));
 
-/// Sets the seed of all maps that are created from now on. Without it the seed is 0.
+#[allow(clippy::disallowed_types, reason = "the standard library's source of random keys, read once")]
+fn random_seed() -> u64 {
+    std::hash::RandomState::new().hash_one(0)
+}
+
+/// Sets the seed of all maps that are created from now on, for a run that is to be repeated.
 pub fn seed_hashes(seed: u64) {
     SEED.store(seed, Ordering::Relaxed);
 }

@@ -35,6 +35,7 @@ pub struct BenchScheduler {
 
 impl BenchScheduler {
     fn start() -> Self {
+        hotpool::collections::seed_hashes(0);
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
         let scheduler = Scheduler::with_clock(Arc::new(MemoryStore), SchedulerSettings::default(), Clock::manual());
         runtime.block_on(scheduler.start()).expect("memory: always starts");

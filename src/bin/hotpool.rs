@@ -14,7 +14,6 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use hotpool::cli;
-use hotpool::environment::Environment;
 use hotpool::server::config::{self, Config, ConfigOverrides, HostNames, LogFormat, RespListen, StoreUrl};
 use hotpool::server::service::{ListenAddresses, Service};
 use hotpool::server::signals::HarmlessSignals;
@@ -87,7 +86,6 @@ struct ServeArgs {
 }
 
 fn main() -> ExitCode {
-    hotpool::collections::seed_hashes(Environment::system().random_u64());
     let parsed = ProgramArgs::try_parse().and_then(|ProgramArgs { leading, command }| {
         let client = if let ProgramCommand::Client(command) = &command { Some(command) } else { None };
         match leading.unused_option(client) {
