@@ -18,7 +18,7 @@ pub(super) type RoutedOperation = (ShardRef, HeldOperation);
 impl Scheduler {
     /// Finds the shard that holds a key and makes the operation for it. Returns `None` if the request is rejected; then
     /// its reply is on its way.
-    #[inline]
+    #[inline(always)]
     pub(super) fn route_operation(
         &self,
         id: ClaimId,
@@ -65,7 +65,7 @@ impl Scheduler {
     }
 
     /// Sends an operation to the shard that holds its claim.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_operation(&self, (shard, operation): RoutedOperation) {
         let dispatch = self.dispatch();
         match dispatch.pools.load().shard(shard) {
