@@ -189,16 +189,20 @@ fn write_rows(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]
     answer("ok")
 }
 
+/// Headers of the live side and of the other one; none if a later owner has written either.
+fn unfenced_headers(
+    keyspace: &mut Transaction<'_>,
+    keys: &[Vec<u8>],
+    epoch: f64,
+    owner: &[u8],
+) -> Option<[Option<Header>; 2]> {
+    let headers = [header(keyspace, &keys[0]), header(keyspace, &keys[1])];
+    (!headers.iter().any(|found| fenced(found.as_ref(), epoch, owner))).then_some(headers)
+}
+
 fn write_chunk(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Outcome {
     let (key, epoch, owner, generation) = (&keys[1], number(&args[0]), &args[1], &args[2]);
-    let live = header(keyspace, &keys[0]);
-    if fenced(live.as_ref(), epoch, owner) {
-        return answer("fenced");
-    }
-    let found = header(keyspace, key);
-    if fenced(found.as_ref(), epoch, owner) {
-        return answer("fenced");
-    }
+    let Some([live, found]) = unfenced_headers(keyspace, keys, epoch, owner) else { return answer("fenced") };
     let is_of_generation = |found: &Header| found.body.as_ref().is_some_and(|body| body.generation == *generation);
     let is_stale = |found: &Header| older(found, live.as_ref());
     if found.as_ref().is_some_and(|found| found.is_live() && !is_of_generation(found) && !is_stale(found)) {
@@ -226,14 +230,7 @@ fn write_chunk(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>
 
 fn install(keyspace: &mut Transaction<'_>, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Outcome {
     let (key, epoch, owner, generation) = (&keys[1], number(&args[0]), &args[1], &args[2]);
-    let live = header(keyspace, &keys[0]);
-    if fenced(live.as_ref(), epoch, owner) {
-        return answer("fenced");
-    }
-    let found = header(keyspace, key);
-    if fenced(found.as_ref(), epoch, owner) {
-        return answer("fenced");
-    }
+    let Some([live, found]) = unfenced_headers(keyspace, keys, epoch, owner) else { return answer("fenced") };
     let is_live = found.as_ref().is_some_and(|found| found.is_live() && !older(found, live.as_ref()));
     let ours = found.filter(|found| found.epoch == epoch).and_then(|found| found.body);
     let ours = ours.filter(|body| body.generation == *generation);
