@@ -55,6 +55,12 @@ impl Shard {
         self.changes.seq()
     }
 
+    /// Highest fence that was ever granted here.
+    #[must_use]
+    pub const fn highest_fence(&self) -> Fence {
+        self.header.fence_max
+    }
+
     /// Number of idle workers: what the router may know.
     #[must_use]
     pub const fn idle(&self) -> usize {

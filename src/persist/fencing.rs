@@ -48,6 +48,12 @@ impl FenceGenerator {
         self.last.fetch_max(floor, Ordering::Relaxed);
     }
 
+    /// Raises the last fence to one that a row has. The ownership record may be lost, or older than the rows: it has a server
+    /// of its own.
+    pub fn raise_last(&self, fence: Fence) {
+        self.last.fetch_max(fence, Ordering::Relaxed);
+    }
+
     /// Highest fence that may have been granted before [`Self::start`].
     #[must_use]
     pub fn floor(&self) -> Fence {

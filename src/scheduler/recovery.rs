@@ -134,12 +134,15 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     }
     warn_total_shards(dispatch);
     // Keyed by name from now on; ids identify rows only.
+    let newest_row = rows.pools.values().map(|row| row.uid.max(row.version())).max();
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
     let catalog = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
     let shards =
         pools.iter().flat_map(|pool| pool.shards.iter().map(|handle| (Arc::clone(&pool.context), Arc::clone(handle))));
     let shards: Vec<_> = shards.collect();
     let mut recovered = read(dispatch, || load(dispatch, shards.clone()).boxed()).await?;
+    let fences = recovered.iter().map(RecoveredShard::highest_fence).chain(newest_row);
+    fences.max().into_iter().for_each(|fence| dispatch.services.fences.raise_last(fence));
     let gangs = resolve_gangs(dispatch, &mut recovered);
     // Nobody has claimed anything yet.
     drop(reconcile_keys(dispatch, &mut recovered));
@@ -224,6 +227,16 @@ struct RecoveredShard {
     shard: Result<Shard, (UnreadableShard, Box<Shard>)>,
     /// Claims whose keys are held elsewhere.
     relinquished: Vec<ClaimHandle>,
+}
+
+impl RecoveredShard {
+    /// Highest fence in its rows.
+    fn highest_fence(&self) -> Fence {
+        match &self.shard {
+            Ok(shard) => shard.highest_fence(),
+            Err((_, readable)) => readable.highest_fence(),
+        }
+    }
 }
 
 /// Reason for which a shard must not serve.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, TryFutureExt as _};
 use hotpool::model::{Millis, Seq};
 use hotpool::persist::row::{self, RowFrames, RowKind};
 use hotpool::persist::store::{
@@ -68,6 +68,7 @@ struct State {
     /// Overrides the inner store's value.
     lease_ms: Option<Millis>,
     refuses_renewals: bool,
+    has_lost_ownership: bool,
     is_superseded: bool,
     stopped: usize,
     keeps_copies: bool,
@@ -205,6 +206,11 @@ impl GatedStore {
     }
 
     /// Sets whether renewals fail from now on.
+    /// Forgets what the ownership record says of fences, as servers do that are flushed, or fail over while the shards' do not.
+    pub fn lose_ownership_record(&self) {
+        self.change(|state| state.has_lost_ownership = true);
+    }
+
     pub fn refuse_renewals(&self, refuse: bool) {
         self.change(|state| state.refuses_renewals = refuse);
     }
@@ -408,7 +414,11 @@ impl Store for GatedStore {
     }
 
     fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>> {
-        self.inner.take_over(owner)
+        let taken = self.inner.take_over(owner);
+        if self.state().has_lost_ownership {
+            return taken.map_ok(|record| OwnershipRecord { fence_ceiling: 0, fence_floor: 0, ..record }).boxed();
+        }
+        taken
     }
 
     fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -209,6 +209,26 @@ async fn s13_fences_grow_despite_a_lost_tail_and_a_clock_set_back() {
     assert!(third.claim("p", "old").await.unwrap().claim.fence > next);
 }
 
+/// The ownership record is lost or older than the rows, and the clock is an hour back: fences grow all the same.
+#[tokio::test]
+async fn s13_fences_grow_despite_a_lost_ownership_record() {
+    let world = World::on_store().await;
+    world.pool("p", spec(2, AckLevel::Durable), &["v", "w", "x"]).await;
+    let held = world.hold("p", "held").await;
+    let last = world.hold("p", "last").await;
+    world.s.release(&id("last"), last).await.unwrap();
+    world.stored("p").await;
+    let again = World::closed(world.gate().copy().await);
+    again.clock.shift_unix_us(-3_600_000_000);
+    again.gate().lose_ownership_record();
+    again.s.start().await.unwrap();
+    let next = again.hold("p", "last").await;
+    assert!(next > last.max(held), "{next} after {last} and {held}");
+    let uid = again.gate().key("ns/p", 0).pool;
+    again.pool("q", spec(1, AckLevel::Durable), &["v"]).await;
+    assert!(again.gate().key("ns/q", 0).pool > uid.max(last), "ids of pools are drawn from the same numbers");
+}
+
 /// The service that is about to stop is unready, and still answers.
 #[tokio::test]
 async fn w06_a_draining_service_is_unready_and_still_answers() {
