@@ -64,6 +64,40 @@ async fn c13_no_item_of_a_batch_expires_while_another_waits() {
     }
 }
 
+/// A process that stood still answers before its clock has caught up with the time that passed: no deadline is shorter for it.
+#[tokio::test]
+async fn c13_deadlines_that_are_set_after_a_standstill_are_not_shorter() {
+    for ack in [AckLevel::Memory, AckLevel::Durable] {
+        for kind in ["claim", "batch", "gang", "renew", "confirm", "begin_release"] {
+            let world = World::on_store().await;
+            let releasing_ms = RESERVE_MS;
+            world.pool("p", PoolSpec { releasing_ms, ..short_reservations(2, ack) }, &["v", "w"]).await;
+            let lives = |key| ClaimRequest { ttl_ms: Some(RESERVE_MS), ..request("p", key) };
+            let early = match kind {
+                "renew" | "confirm" | "begin_release" => Some(world.s.claim(lives("e1")).await.unwrap().claim.fence),
+                _ => None,
+            };
+            if kind == "renew" {
+                world.s.confirm(&id("e1"), early.unwrap()).await.unwrap();
+            }
+            world.clock.advance(std::time::Duration::from_millis(200));
+            match kind {
+                "claim" => drop(world.claim("p", "e1").await.unwrap()),
+                "batch" => drop(world.s.claim_batch(vec![request("p", "e1"), request("p", "e2")]).await),
+                "gang" => drop(world.s.claim_gang(vec![request("p", "e1"), request("p", "e2")]).await),
+                "renew" => drop(world.s.renew(&id("e1"), early.unwrap(), None).await.unwrap()),
+                "confirm" => drop(world.s.confirm(&id("e1"), early.unwrap()).await.unwrap()),
+                _ => world.s.begin_release(&id("e1"), early.unwrap()).await.unwrap(),
+            }
+            world.clock.tick();
+            world.pass(RESERVE_MS - 50).await;
+            assert!(world.s.get_claim(&id("e1")).await.is_ok(), "{kind} with {ack:?}: it ended early");
+            world.pass(100).await;
+            assert!(world.s.get_claim(&id("e1")).await.is_err(), "{kind} with {ack:?}: it did not end");
+        }
+    }
+}
+
 #[tokio::test]
 async fn c13_the_reservations_of_a_batch_start_with_its_reply() {
     let world = World::on_memory().await;

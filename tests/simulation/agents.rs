@@ -1,6 +1,7 @@
 //! Workers' agents, which send heartbeats, and the operator, who causes what befalls machines, workers and pools.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{
@@ -37,11 +38,14 @@ fn registration(pool: &PoolSettings, number: usize, incarnation: u64) -> Registr
 pub struct WorkerAgents {
     world: Arc<World>,
     pool: PoolSettings,
+    /// Time at which heartbeats were answered last.
+    answered_ms: Arc<AtomicU64>,
 }
 
 impl WorkerAgents {
-    pub const fn new(world: Arc<World>, pool: PoolSettings) -> Self {
-        Self { world, pool }
+    pub fn new(world: Arc<World>, pool: PoolSettings) -> Self {
+        let answered_ms = Arc::new(AtomicU64::new(world.core.now_ms()));
+        Self { world, pool, answered_ms }
     }
 
     fn incarnation(&self, number: usize) -> u64 {
@@ -126,9 +130,17 @@ impl WorkerAgents {
         let heartbeats = (0..self.pool.workers).map(heartbeat).collect();
         let name = self.name();
         let call = |scheduler: Scheduler| async move { scheduler.heartbeat_batch(&name, heartbeats).await };
-        let Outcome::Answered(Ok(answers)) = self.world.call("heartbeat", 0, Some(HEARTBEAT_MS_MAX), call).await else {
+        let answered = self.world.call("heartbeat", 0, Some(HEARTBEAT_MS_MAX), call).await;
+        let now_ms = self.world.core.now_ms();
+        let Outcome::Answered(Ok(answers)) = answered else {
+            // Long before the workers count as lost: the next heartbeats may be late, and clocks fast.
+            if now_ms - self.answered_ms.load(Ordering::Relaxed) > self.pool.spec.heartbeat_ttl_ms / 2 {
+                self.world.checker.lock().begin_silence(self.pool.name);
+            }
             return;
         };
+        self.answered_ms.store(now_ms, Ordering::Relaxed);
+        self.world.checker.lock().end_silence(self.pool.name);
         if answers.iter().any(Result::is_err) {
             // Deleted meanwhile, with their pool or by an operator. Heartbeats do not wait for it.
             let agents = self.clone();

@@ -109,6 +109,8 @@ pub struct Checker {
     open_claims: BTreeMap<Key, u32>,
     /// Time at which the last claim of each key was answered.
     last_claims: BTreeMap<Key, u64>,
+    /// Pools whose workers' heartbeats were not answered for long, so that they may count as lost.
+    silent_pools: BTreeSet<String>,
     /// Workers that have misbehaved, as pool and id.
     doubtful_workers: BTreeSet<(String, String)>,
     pools: BTreeMap<String, (PoolMode, u64)>,
@@ -342,7 +344,8 @@ impl Checker {
     fn learn(&mut self, view: &ClaimView, doubts: &[Doubt], is_durable: bool, now_ns: u64) {
         let pool = view.pool.pool().to_owned();
         let worker = view.worker.spec.id.as_str().to_owned();
-        let is_doubtful = self.doubtful_workers.contains(&(pool.clone(), worker.clone()));
+        let is_doubtful =
+            self.doubtful_workers.contains(&(pool.clone(), worker.clone())) || self.silent_pools.contains(&pool);
         let claim = self.claims.entry(view.fence).or_insert_with(|| KnownClaim {
             key: key_of(view),
             pool,
@@ -506,6 +509,19 @@ impl Checker {
     /// Notes that a worker may not know what it runs at present.
     pub fn doubt_present_claims(&mut self, pool: &str, worker: &str) {
         self.doubt_where(Doubt::Worker, |claim| claim.pool == pool && claim.worker == worker);
+    }
+
+    /// Notes that the heartbeats of a pool have not been answered for long.
+    pub fn begin_silence(&mut self, pool: &str) {
+        self.silent_pools.insert(pool.to_owned());
+        self.doubt_where(Doubt::Worker, |claim| claim.pool == pool);
+    }
+
+    /// Notes that the heartbeats of a pool are answered again.
+    pub fn end_silence(&mut self, pool: &str) {
+        if self.silent_pools.remove(pool) {
+            self.doubt_where(Doubt::Worker, |claim| claim.pool == pool);
+        }
     }
 
     /// Notes that a worker restarts, and behaves from then on: what ran on it is gone.

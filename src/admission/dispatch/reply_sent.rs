@@ -16,6 +16,9 @@ type ShardSentClaims = (Millis, Vec<ClaimHandle>);
 pub(crate) struct SentClaims {
     /// Earliest time at which one of them may have been decided.
     started_ms: Millis,
+    /// Last tick before it is sent.
+    tick_ms: Millis,
+    /// Time from which deadlines count.
     sent_ms: Millis,
     by_shard: BTreeMap<ShardRef, ShardSentClaims>,
 }
@@ -23,7 +26,8 @@ pub(crate) struct SentClaims {
 impl ClaimDispatcher {
     /// Begins a reply that covers several claims, none of them decided before `started_ms`.
     pub(crate) fn begin_reply(&self, started_ms: Millis) -> SentClaims {
-        SentClaims { started_ms, sent_ms: self.clock.engine_ms(), by_shard: BTreeMap::new() }
+        let (tick_ms, sent_ms) = (self.clock.engine_ms(), self.clock.engine_now_ms());
+        SentClaims { started_ms, tick_ms, sent_ms, by_shard: BTreeMap::new() }
     }
 
     /// Sets the deadline of a claim in the reply. A claim that the reply grants gets its full time from now; any other
@@ -35,7 +39,7 @@ impl ClaimDispatcher {
         if answer.grant.deadline_ms.is_some_and(runs) || (due_ms.is_none() && !answer.created) {
             return;
         }
-        if sent.started_ms < sent.sent_ms && !self.holds(id, answer) {
+        if sent.started_ms < sent.tick_ms && !self.holds(id, answer) {
             answer.grant.mark_ended(ClaimState::Lost);
             return;
         }

@@ -207,10 +207,12 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Starts the first deadline of a claim, as the reply that grants it is sent.
     fn start_deadline(&mut self, answer: &mut ClaimAnswer) {
+        let has_limit = answer.grant.state_ttl_ms().is_some();
         if answer.created {
-            self.shard.note_reply_sent(answer.grant.handle, self.now_ms);
+            let at_ms = if has_limit { self.deadline_start_ms() } else { self.now_ms };
+            self.shard.note_reply_sent(answer.grant.handle, at_ms);
         }
-        if answer.grant.state_ttl_ms().is_some() {
+        if has_limit {
             self.fill_deadline(answer);
         }
     }
@@ -256,7 +258,7 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             UnsentReply::Gang(reply) => {
                 for (_, member) in reply.reject(error) {
-                    self.apply(Event::ReplySent { handle: member.grant.handle, at_ms: self.now_ms });
+                    self.apply(Event::ReplySent { handle: member.grant.handle, at_ms: self.deadline_start_ms() });
                 }
             }
             UnsentReply::Command(reply) => reply.reject(error),
@@ -271,7 +273,7 @@ impl<S: ShardSink> ShardRunner<S> {
         }
         crate::reached!("grant: rolled back");
         self.apply(Event::Rollback { handle });
-        self.apply(Event::ReplySent { handle, at_ms: self.now_ms });
+        self.apply(Event::ReplySent { handle, at_ms: self.deadline_start_ms() });
     }
 
     /// Takes back a reply that showed a claim to nobody, and rolls the claim back if it was kept for this reply only.

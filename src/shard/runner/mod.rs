@@ -489,10 +489,20 @@ impl<S: ShardSink> ShardRunner<S> {
         let _ = to.send((rows, next));
     }
 
+    /// Time from which a deadline that a caller is promised counts. Since the last tick more time may have passed than
+    /// between two ticks, if the process stood still.
+    fn deadline_start_ms(&self) -> Millis {
+        self.services.clock.engine_now_ms()
+    }
+
     /// Lets the engine decide an event and executes its effects. Returns the reply, if the event asks for one.
     #[inline]
     fn apply(&mut self, event: Event) -> Option<EngineReply> {
-        let reply = self.shard.handle_event(event, self.now_ms, &mut self.effects);
+        let now_ms = match event {
+            Event::Confirm { .. } | Event::Renew { .. } | Event::BeginRelease { .. } => self.deadline_start_ms(),
+            _ => self.now_ms,
+        };
+        let reply = self.shard.handle_event(event, now_ms, &mut self.effects);
         if !self.effects.is_empty() {
             self.execute_effects();
         }
