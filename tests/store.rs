@@ -2,6 +2,8 @@
 
 #[path = "store/damage.rs"]
 mod damage;
+#[path = "store/disks.rs"]
+mod disks;
 #[path = "store/failed_syncs.rs"]
 mod failed_syncs;
 #[path = "store/model_disk.rs"]

@@ -39,7 +39,7 @@ struct FileContent {
 
 fn write_into(bytes: &mut Vec<u8>, offset: usize, part: &[u8]) {
     let end = offset + part.len();
-    if bytes.len() < end {
+    if !part.is_empty() && bytes.len() < end {
         bytes.resize(end, 0);
     }
     bytes[offset..end].copy_from_slice(part);
