@@ -38,8 +38,11 @@ struct FileContent {
 }
 
 fn write_into(bytes: &mut Vec<u8>, offset: usize, part: &[u8]) {
+    if part.is_empty() {
+        return;
+    }
     let end = offset + part.len();
-    if !part.is_empty() && bytes.len() < end {
+    if bytes.len() < end {
         bytes.resize(end, 0);
     }
     bytes[offset..end].copy_from_slice(part);
