@@ -39,6 +39,12 @@ mod counts {
         LAST.take()
     }
 
+    /// Times that this thread has met the situation since the last call of [`take_counts`].
+    #[must_use]
+    pub fn count_of(situation: &str) -> u64 {
+        COUNTS.with_borrow(|counts| counts.get(situation).copied().unwrap_or(0))
+    }
+
     /// Situations that this thread has met since the last call, each with how often.
     #[must_use]
     pub fn take_counts() -> BTreeMap<&'static str, u64> {
@@ -47,7 +53,7 @@ mod counts {
 }
 
 #[cfg(all(feature = "internals", debug_assertions))]
-pub use self::counts::{count, take_counts, take_last};
+pub use self::counts::{count, count_of, take_counts, take_last};
 
 /// Counts nothing: this build has no simulation.
 #[cfg(not(all(feature = "internals", debug_assertions)))]

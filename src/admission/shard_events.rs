@@ -156,7 +156,7 @@ impl ClaimDispatcher {
                 }
             }
             ShardEvent::Committed { id, ticket, handle, spec, reply } => {
-                if let Some(held) = self.keys.set_committed(id, *ticket, holder(*handle), spec.as_ref()) {
+                if let Some(held) = self.keys.set_held(id, *ticket, holder(*handle), spec.as_ref()) {
                     crate::reached!("gang: a member is committed");
                     if let Some(reply) = *reply {
                         replies.wait_for(reply, held.pending_writes);

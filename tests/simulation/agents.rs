@@ -24,13 +24,17 @@ const HEARTBEAT_MS_MAX: u64 = 500;
 const CLEARS_MAX: usize = 60;
 const CLEAR_PAUSE_MS: u64 = 1_000;
 
+/// Number of nodes that workers are on.
+pub const NODES: usize = 2;
+
 pub fn worker_id(number: usize) -> WorkerId {
     WorkerId::new(&format!("w{number}")).expect("a name")
 }
 
 fn registration(pool: &PoolSettings, number: usize, incarnation: u64) -> RegistrationRequest {
     let capacity = WorkerCapacity { cpu_milli: pool.worker_cpu_milli, ..WorkerCapacity::default() };
-    WorkerSpec { capacity, incarnation, ..WorkerSpec::with_id(worker_id(number)) }.into()
+    let node = Some(format!("n{}", number % NODES).into());
+    WorkerSpec { capacity, incarnation, node, ..WorkerSpec::with_id(worker_id(number)) }.into()
 }
 
 /// Agents of the workers of one pool.
@@ -275,8 +279,7 @@ impl WorkerAgents {
 
     /// Deletes the pool, which has a damaged shard, and creates it again.
     pub async fn make_anew(&self) {
-        let now_ns = self.world.core.now_ns();
-        self.world.checker.lock().doubt_pool(self.pool.name, now_ns);
+        self.world.checker.lock().begin_deletion(self.pool.name);
         for _ in 0..ATTEMPTS_MAX {
             let name = self.name();
             let call = |scheduler: Scheduler| async move { scheduler.delete_pool(&name, DeleteMode::Force).await };
@@ -287,6 +290,8 @@ impl WorkerAgents {
             self.world.sleep_ms(RETRY_MS).await;
         }
         self.set_up().await;
+        let now_ns = self.world.core.now_ns();
+        self.world.checker.lock().end_deletion(self.pool.name, now_ns);
     }
 
     /// Clears suspicion from all workers: whoever ran there is gone.
@@ -385,17 +390,17 @@ impl Operator {
 
     async fn delete_pool(&self) {
         let pool = self.draw_pool();
-        let now_ns = self.world.core.now_ns();
-        self.world.checker.lock().doubt_pool(pool.name, now_ns);
+        self.world.checker.lock().begin_deletion(pool.name);
         self.world.line(|| format!("pool {} is deleted", pool.name));
         let name = pool_name(pool.name);
         let call = |scheduler: Scheduler| async move { scheduler.delete_pool(&name, DeleteMode::Force).await };
         drop(self.world.call("delete_pool", 60_000, None, call).await);
         let pause_ms = self.world.core.below(1_000);
         self.world.sleep_ms(pause_ms).await;
-        let now_ns = self.world.core.now_ns();
-        self.world.checker.lock().doubt_pool(pool.name, now_ns);
+        let name = pool.name;
         WorkerAgents::new(Arc::clone(&self.world), pool).set_up().await;
+        let now_ns = self.world.core.now_ns();
+        self.world.checker.lock().end_deletion(name, now_ns);
     }
 
     async fn operate(&self) {

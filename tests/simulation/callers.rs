@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
-use hotpool::model::request_error::RequestError;
+use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimResult, ClaimSpec, ClaimState, ClaimView, Fence, Quota,
-    ResourceRequirements, RunningClaim,
+    QuotaResource, ResourceRequirements, RunningClaim,
 };
 use hotpool::scheduler::{ClaimVerb, RequestCompletion, Scheduler};
 use parking_lot::Mutex;
 use std::task::Poll;
 
+use crate::agents::NODES;
 use crate::checker::{Doubt, OrderedWait};
 use crate::settings::{Feature, PoolSettings};
 use crate::world::{NAMESPACE, Outcome, WorkerReport, World, pool_name};
@@ -48,6 +49,11 @@ pub struct Caller {
 
 fn cpu(cpu_milli: u64) -> ResourceRequirements {
     ResourceRequirements { cpu_milli, ..ResourceRequirements::default() }
+}
+
+/// Whether only some nodes will do, or some are preferred.
+fn names_nodes(constraints: &ClaimConstraints) -> bool {
+    !constraints.nodes_required.is_empty() || !constraints.nodes_preferred.is_empty()
 }
 
 /// Whether the error leaves open what became of the call.
@@ -116,8 +122,8 @@ impl Caller {
             Feature::Query => self.query().await,
             Feature::Quota => self.set_quota().await,
             Feature::Watch => self.watch().await,
-            // It is a property of the other calls.
-            Feature::HangUp => {}
+            // Properties of the other calls.
+            Feature::HangUp | Feature::Select => {}
         }
     }
 
@@ -144,7 +150,9 @@ impl Caller {
     fn draw_request(&self, id: ClaimId, wait_ms: u64) -> ClaimRequest {
         let first = self.draw_pool();
         let others = &self.world.settings.pools;
+        let selects = self.world.settings.has(Feature::Select);
         let pools = match self.below(4) {
+            1 if selects => PoolChoice::Selected(format!("mode={}", first.spec.labels["mode"])),
             0 if others.len() > 1 => {
                 let same_mode =
                     others.iter().filter(|pool| pool.name != first.name && pool.is_shared() == first.is_shared());
@@ -157,11 +165,26 @@ impl Caller {
         let preemptible = self.below(3) == 0;
         let resources = if first.is_shared() { cpu((1 + self.below(8)) as u64 * 500) } else { cpu(0) };
         let spec = ClaimSpec { resources, priority, preemptible, ..ClaimSpec::default() };
-        let constraints =
-            (!spec.is_empty()).then(|| Box::new(ClaimConstraints { spec, ..ClaimConstraints::default() }));
+        let constraints = ClaimConstraints { spec, ..self.draw_nodes(selects) };
+        let is_any = constraints.spec.is_empty() && !names_nodes(&constraints);
+        let constraints = (!is_any).then(|| Box::new(constraints));
         let reserve_ms = (self.below(3) > 0).then_some(0);
         let ttl_ms = (self.below(6) == 0).then(|| 1_000 + self.world.core.below(60_000));
         ClaimRequest { constraints, reserve_ms, ttl_ms, wait_ms, ..ClaimRequest::new(id, pools) }
+    }
+
+    /// Draws which nodes a claim requires or prefers.
+    fn draw_nodes(&self, selects: bool) -> ClaimConstraints {
+        let node = || vec![format!("n{}", self.below(NODES)).into()];
+        match self.below(6) {
+            0 if selects => ClaimConstraints { nodes_required: node(), ..ClaimConstraints::default() },
+            1 | 2 if selects => ClaimConstraints {
+                nodes_preferred: node(),
+                preferred_wait_ms: self.world.core.below(3_000),
+                ..ClaimConstraints::default()
+            },
+            _ => ClaimConstraints::default(),
+        }
     }
 
     async fn claim(&mut self, wait_ms: u64) {
@@ -213,7 +236,8 @@ impl Caller {
         }
         let priority = request.constraints.as_ref().map_or(0, |constraints| constraints.spec.priority);
         let key = request.id.tenant_and_key().to_owned();
-        Some(OrderedWait { key, pool: pool.name.to_owned(), priority, asked_ns, is_plain: true })
+        let is_plain = !request.constraints.as_deref().is_some_and(names_nodes);
+        Some(OrderedWait { key, pool: pool.name.to_owned(), priority, asked_ns, is_plain })
     }
 
     /// Learns the answer to a claim.
@@ -252,6 +276,9 @@ impl Caller {
                 if result.created || self.world.core.chance(300) {
                     self.remember(&result.claim, may_have_ttl);
                 }
+            }
+            Err(RequestError::Exhausted(ExhaustionReason::Quota(QuotaResource::Claims))) => {
+                checker.check_refusal(key, asked_ns, now_ns);
             }
             Err(error) if leaves_doubt(&error) => checker.lose_outcome(key),
             Err(_) => {}
@@ -488,11 +515,15 @@ impl Caller {
         let claims = (self.below(3) > 0).then(|| self.below(6) as u64);
         let cpu_milli = (self.below(3) == 0).then(|| self.world.core.below(12_000));
         let quota = Quota { claims, cpu_milli, ..Quota::default() };
-        self.world.checker.lock().note_quota();
+        self.world.checker.lock().begin_quota(&tenant);
         self.world.line(|| format!("quota of {tenant}: {claims:?} claims, {cpu_milli:?} cpu"));
+        let of = tenant.clone();
         let call =
-            |scheduler: Scheduler| async move { scheduler.put_quota(NAMESPACE, Some(&tenant), quota).await.map(drop) };
-        drop(self.world.call("put_quota", 0, None, call).await);
+            |scheduler: Scheduler| async move { scheduler.put_quota(NAMESPACE, Some(&of), quota).await.map(drop) };
+        let put = self.world.call("put_quota", 0, None, call).await;
+        let limit = claims.filter(|_| matches!(put, Outcome::Answered(Ok(()))));
+        let now_ns = self.world.core.now_ns();
+        self.world.checker.lock().end_quota(&tenant, limit, now_ns);
     }
 
     /// Sends several requests on a stream at once, and reads the answers late or never.

@@ -71,6 +71,22 @@ pub struct OrderedWait {
     pub is_plain: bool,
 }
 
+/// Quota of a tenant as its callers know it.
+#[derive(Debug, Default)]
+struct KnownQuota {
+    /// Limit of its claims; none: none, or not certain.
+    limit: Option<u64>,
+    /// Changes that are under way.
+    open: u32,
+    /// Whether some of them began before others had ended, so that nobody knows which was last.
+    has_overlap: bool,
+    /// Time of the last change.
+    changed_ns: u64,
+}
+
+/// Time after a panic for which what it has interrupted may still be charged, in nanoseconds.
+const PANIC_NS: u64 = 30_000_000_000;
+
 /// Time after which a claim that waits certainly stands still, in nanoseconds.
 const SETTLED_NS: u64 = 500_000_000;
 /// Time by which an answer may be late, in nanoseconds.
@@ -95,12 +111,18 @@ pub struct Checker {
     grants: Vec<OrderedGrant>,
     waits: BTreeMap<u64, OrderedWait>,
     has_quotas: bool,
+    /// Limits of the claims of tenants, as far as they are certain.
+    quotas: BTreeMap<String, KnownQuota>,
+    /// Changes of quotas that have begun or ended.
+    quota_changes: u64,
     /// Whether the store may have lost what it had acknowledged.
     is_lossy: bool,
     /// Time of the last panic of a shard.
     panicked_ns: u64,
     /// Doubts about claims that are not known, or not any more.
     old_doubts: BTreeMap<Fence, BTreeSet<Doubt>>,
+    /// Pools that are being deleted, or created again after that.
+    deleting_pools: BTreeSet<String>,
     /// Time at which each pool was deleted last.
     deleted_pools: BTreeMap<String, u64>,
     /// Releases of whatever holds a key, each with when it was answered; none: it may still take effect.
@@ -171,9 +193,49 @@ impl Checker {
         self.panicked_ns = now_ns;
     }
 
-    /// Notes that quotas keep claims back.
-    pub fn note_quota(&mut self) {
+    /// Notes that the quota of a tenant is being changed.
+    pub fn begin_quota(&mut self, tenant: &str) {
         self.has_quotas = true;
+        self.quota_changes += 1;
+        let quota = self.quotas.entry(tenant.to_owned()).or_default();
+        quota.has_overlap |= quota.open > 0;
+        quota.open += 1;
+        quota.limit = None;
+    }
+
+    /// Number of changes of quotas that have begun or ended; none while one is under way.
+    pub fn quota_changes(&self) -> Option<u64> {
+        self.quotas.values().all(|quota| quota.open == 0).then_some(self.quota_changes)
+    }
+
+    /// Notes that a change of a quota has ended; with its limit of claims if it took effect for sure.
+    pub fn end_quota(&mut self, tenant: &str, limit: Option<u64>, now_ns: u64) {
+        self.quota_changes += 1;
+        let quota = self.quotas.entry(tenant.to_owned()).or_default();
+        quota.open -= 1;
+        quota.limit = limit.filter(|_| quota.open == 0 && !quota.has_overlap);
+        quota.has_overlap &= quota.open > 0;
+        quota.changed_ns = now_ns;
+    }
+
+    /// Checks a claim that was refused because its tenant has as many as it may, of a caller who asked at `asked_ns`.
+    pub fn check_refusal(&mut self, key: &str, asked_ns: u64, now_ns: u64) {
+        let Some((tenant, _)) = key.split_once('/') else { return };
+        let Some(KnownQuota { limit: Some(limit), changed_ns, .. }) = self.quotas.get(tenant) else { return };
+        if *changed_ns >= asked_ns || now_ns < self.panicked_ns + PANIC_NS || self.is_lossy {
+            return;
+        }
+        let is_of_tenant = |key: &str| key.split_once('/').is_some_and(|(of, _)| of == tenant);
+        let may_be_held = |claim: &KnownClaim| claim.ended_ns.is_none_or(|ended_ns| ended_ns >= asked_ns);
+        let known = self.claims.values().filter(|claim| is_of_tenant(&claim.key) && may_be_held(claim)).count();
+        let unknown = self.unknown.union(&self.hung_up).filter(|key| is_of_tenant(key)).count();
+        let open: u32 = self.open_claims.iter().filter(|(key, _)| is_of_tenant(key)).map(|(_, open)| *open).sum();
+        let recent = self.last_claims.iter().filter(|(key, at)| is_of_tenant(key) && **at >= asked_ns).count();
+        // The refused claim is one of those that are open.
+        let most = known + unknown + recent + open.saturating_sub(1) as usize;
+        if (most as u64) < *limit {
+            self.fail(format!("U1: {key} is refused by a quota of {limit}, and its tenant has {most} at most"));
+        }
     }
 
     /// Notes that a claim waits. Its number is the caller's choice.
@@ -361,6 +423,9 @@ impl Checker {
         if is_doubtful {
             claim.doubts.insert(Doubt::Worker);
         }
+        if self.deleting_pools.contains(&claim.pool) {
+            claim.doubts.insert(Doubt::Pool);
+        }
         if view.spec.as_ref().is_some_and(|spec| spec.preemptible) {
             claim.doubts.insert(Doubt::Preemptible);
         }
@@ -539,10 +604,18 @@ impl Checker {
             self.old_doubts.entry(fence).or_default().extend(claim.doubts);
         }
         self.created.clear();
+        self.quotas.values_mut().for_each(|quota| quota.limit = None);
     }
 
-    /// Notes that a pool is being deleted, or was until now.
-    pub fn doubt_pool(&mut self, pool: &str, now_ns: u64) {
+    /// Notes that a pool is being deleted from now on.
+    pub fn begin_deletion(&mut self, pool: &str) {
+        self.deleting_pools.insert(pool.to_owned());
+        self.doubt_where(Doubt::Pool, |claim| claim.pool == pool);
+    }
+
+    /// Notes that a pool that was being deleted is there again.
+    pub fn end_deletion(&mut self, pool: &str, now_ns: u64) {
+        self.deleting_pools.remove(pool);
         self.deleted_pools.insert(pool.to_owned(), now_ns);
         self.doubt_where(Doubt::Pool, |claim| claim.pool == pool);
     }

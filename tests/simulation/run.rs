@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use hotpool::shard::{choose_runners_of_thread, inject_into_thread};
 
-use crate::core::{Core, INJECTED_PANIC, OUTSIDE, StepOutcome, text_of};
-use crate::invariants::{SuspectedWait, check_at_rest};
+use crate::core::{Core, INJECTED_PANIC, OUTSIDE, ProcessNumber, StepOutcome, text_of};
+use crate::invariants::LastLook;
 use crate::script::Script;
 use crate::settings::{Fault, Limits, Settings, StoreKind};
 use crate::stores::{Backend, FileBackend, RedisBackend};
@@ -123,14 +123,18 @@ pub fn run_seed(seed: u64, limits: &Limits, keep: KeepLines) -> Report {
 }
 
 /// Checks the processes of which nothing can run now that time has passed, before it has its effects.
-fn check_invariants(core: &Arc<Core>, world: &Arc<World>, suspected: &mut SuspectedWait) -> Option<String> {
+fn check_invariants(
+    core: &Arc<Core>,
+    world: &Arc<World>,
+    looks: &mut BTreeMap<ProcessNumber, LastLook>,
+) -> Option<String> {
     // Nothing that they look at changes while callers are quiet.
     if world.is_quiet() || !core.steps().is_multiple_of(CHECK_INTERVAL) {
         return None;
     }
     for (_, process, scheduler) in world.servers() {
         if core.was_at_rest(process)
-            && let Err(problem) = check_at_rest(&scheduler, &world.settings, suspected, core.now_ms())
+            && let Err(problem) = looks.entry(process).or_default().check_at_rest(&scheduler, world)
         {
             return Some(problem);
         }
@@ -139,7 +143,7 @@ fn check_invariants(core: &Arc<Core>, world: &Arc<World>, suspected: &mut Suspec
 }
 
 fn drive(core: &Arc<Core>, world: &Arc<World>) -> Option<String> {
-    let mut suspected = None;
+    let mut looks = BTreeMap::new();
     let mut disturbances = 0;
     let mut panics = 0;
     loop {
@@ -157,7 +161,7 @@ fn drive(core: &Arc<Core>, world: &Arc<World>) -> Option<String> {
         world.carry_out_incidents();
         if disturbances != world.disturbances() {
             disturbances = world.disturbances();
-            suspected = None;
+            looks.clear();
         }
         if let Some(panic) = PANIC.take() {
             return Some(panic);
@@ -169,7 +173,7 @@ fn drive(core: &Arc<Core>, world: &Arc<World>) -> Option<String> {
             return None;
         }
         if outcome == StepOutcome::TimePassed
-            && let Some(problem) = check_invariants(core, world, &mut suspected)
+            && let Some(problem) = check_invariants(core, world, &mut looks)
         {
             return Some(problem);
         }

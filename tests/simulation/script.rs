@@ -158,16 +158,24 @@ impl Script {
             let Some(pool) = self.world.settings.pools.iter().find(|pool| pool.name == view.pool.pool()) else {
                 continue;
             };
-            let (reserve_ms, silent_ms) =
-                (pool.spec.reserve_ms, pool.spec.unnamed_ms() + 2 * pool.spec.heartbeat_ttl_ms);
-            if view.state == ClaimState::Reserved && self.world.settings.idle_ms > 2 * reserve_ms + GRACE_MS {
-                return Err(format!("{} of {} is still reserved", view.fence, key_of(view)));
-            }
             let worker = view.worker.spec.id.as_str();
             let number: usize = worker[1..].parse().expect("a number");
             let report = self.world.workers.lock().get(&(pool.name, number)).map(|state| state.report);
-            if report == Some(WorkerReport::Empty) && self.world.settings.idle_ms > 2 * silent_ms + GRACE_MS {
-                return Err(format!("{} of {} is held, and {worker} never names it", view.fence, key_of(view)));
+            let limit_ms = match view.state {
+                ClaimState::Reserved => pool.spec.reserve_ms,
+                ClaimState::Releasing => pool.spec.releasing_ms,
+                ClaimState::Active | ClaimState::Lost if report == Some(WorkerReport::Empty) => {
+                    pool.spec.unnamed_ms() + 2 * pool.spec.heartbeat_ttl_ms
+                }
+                ClaimState::Active | ClaimState::Lost => continue,
+            };
+            if self.world.settings.idle_ms > 2 * limit_ms + GRACE_MS {
+                return Err(format!(
+                    "{} of {} on {worker}, which reports {report:?}, is still {:?}",
+                    view.fence,
+                    key_of(view),
+                    view.state
+                ));
             }
         }
         Ok(())

@@ -65,6 +65,8 @@ pub enum Feature {
     Resize,
     Query,
     HangUp,
+    /// Selection of pools by their labels, and preference for nodes.
+    Select,
     Quota,
     Watch,
 }
@@ -102,6 +104,8 @@ pub struct Settings {
     pub clock_ppm: u64,
     /// Longest wait of a durable reply for the store, in milliseconds.
     pub store_wait_ms: u64,
+    /// Size of a batch of the store, in bytes at most.
+    pub batch_bytes_max: usize,
     /// Mean pause of a caller between two calls, in milliseconds.
     pub pause_ms: u64,
     /// Time for which callers are active, in milliseconds.
@@ -199,6 +203,7 @@ impl Settings {
         let pause_ms = *[1, 5, 20, 100].choose(random).expect("some");
         let active_ms = *[3_000, 10_000, 30_000].choose(random).expect("some");
         let idle_ms = random.random_range(0..720_000);
+        let batch_bytes_max = *[usize::MAX, usize::MAX, 4 << 10, 1 << 10].choose(random).expect("some");
         let fault_interval_ms = *[100, 500, 2_000].choose(random).expect("some");
         features.retain(|(feature, _)| !limits.without_features.contains(feature));
         faults.retain(|fault| !limits.without_faults.contains(fault));
@@ -216,6 +221,7 @@ impl Settings {
             panics_max,
             clock_ppm,
             store_wait_ms,
+            batch_bytes_max,
             pause_ms,
             active_ms: limits.active_ms.map_or(active_ms, |most| active_ms.min(most)),
             idle_ms,
@@ -233,6 +239,7 @@ fn draw_pools(random: &mut StdRng) -> Vec<PoolSettings> {
     let ack = if random.random_bool(0.8) { AckLevel::Durable } else { AckLevel::Memory };
     let draw = |name: &&'static str| {
         let is_shared = random.random_bool(0.35);
+        let labels = [("mode".to_owned(), (if is_shared { "shared" } else { "exclusive" }).to_owned())].into();
         let mode = if is_shared { PoolMode::Shared } else { PoolMode::default() };
         let policy = is_shared.then_some(PlacementPolicy::BestFit);
         let spec = PoolSpec {
@@ -247,6 +254,7 @@ fn draw_pools(random: &mut StdRng) -> Vec<PoolSettings> {
             heartbeat_ttl_ms: *[5_000, 20_000, 60_000].choose(random).expect("some"),
             unnamed_ms: random.random_bool(0.5).then_some(5_000),
             hold_max_ms: *[1_000, 5_000, 60_000].choose(random).expect("some"),
+            labels,
             waiters_max: *[2, 100, 100_000].choose(random).expect("some"),
             ..PoolSpec::default()
         };

@@ -1,16 +1,23 @@
 //! Stores of the simulated machines.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use hotpool::environment::Environment;
+use hotpool::model::Millis;
 use hotpool::persist::store::file::{DiskFile, FileStore, SegmentSettings, SegmentUpkeep, StoreDisk};
 use hotpool::persist::store::redis::{OwnerIdentity, RedisOptions, RedisStore, RedisTransport};
-use hotpool::persist::store::{SharedStore, StoreError};
+use hotpool::persist::store::{
+    FenceSpan, LoadedShard, MissingRecord, OwnershipRecord, RenewalOutcome, RowSink, ShardKey, SharedStore, Store,
+    StoreError, WriteBatch, WriteOutcome,
+};
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use crate::core::Core;
 use crate::model_disk::{DiskCall, ModelDisk};
@@ -76,13 +83,86 @@ impl OpenStore {
         Self { store, cut: Box::new(cut) }
     }
 
-    pub fn store(&self) -> SharedStore {
-        Arc::clone(&self.store)
+    /// The store, which takes batches of so many bytes at most.
+    pub fn store(&self, batch_bytes_max: usize) -> SharedStore {
+        Arc::new(LimitedStore { store: Arc::clone(&self.store), batch_bytes_max })
     }
 
     /// Cuts the process off from the store: it was killed.
     pub fn cut(&self) {
         (self.cut)();
+    }
+}
+
+/// Store that takes smaller batches, so that shards are written anew because too much waits, and in several chunks.
+struct LimitedStore {
+    store: SharedStore,
+    batch_bytes_max: usize,
+}
+
+impl Store for LimitedStore {
+    fn kind(&self) -> &'static str {
+        self.store.kind()
+    }
+
+    fn keeps_rows(&self) -> bool {
+        self.store.keeps_rows()
+    }
+
+    fn lease_ms(&self) -> Option<Millis> {
+        self.store.lease_ms()
+    }
+
+    fn batch_bytes_max(&self) -> usize {
+        self.store.batch_bytes_max().min(self.batch_bytes_max)
+    }
+
+    fn last_fault(&self) -> String {
+        self.store.last_fault()
+    }
+
+    fn writer_partition(&self, shard: ShardKey) -> usize {
+        self.store.writer_partition(shard)
+    }
+
+    fn take_over(&self, owner: Uuid) -> BoxFuture<'_, Result<OwnershipRecord, StoreError>> {
+        self.store.take_over(owner)
+    }
+
+    fn raise_fence_ceiling(&self, span: FenceSpan) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.raise_fence_ceiling(span)
+    }
+
+    fn renew(&self, missing: MissingRecord) -> BoxFuture<'_, Result<RenewalOutcome, StoreError>> {
+        self.store.renew(missing)
+    }
+
+    fn resign(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.resign()
+    }
+
+    fn load(&self, shards: Vec<ShardKey>, sink: RowSink) -> BoxFuture<'_, Result<Vec<LoadedShard>, StoreError>> {
+        self.store.load(shards, sink)
+    }
+
+    fn apply(&self, batches: Vec<WriteBatch>) -> BoxFuture<'_, Result<Vec<WriteOutcome>, StoreError>> {
+        self.store.apply(batches)
+    }
+
+    fn apply_blocking(&self, batches: &[WriteBatch]) -> Option<Result<Vec<WriteOutcome>, StoreError>> {
+        self.store.apply_blocking(batches)
+    }
+
+    fn properties(&self) -> BoxFuture<'_, Result<BTreeMap<String, String>, StoreError>> {
+        self.store.properties()
+    }
+
+    fn skip_snapshot(&self, shard: ShardKey) {
+        self.store.skip_snapshot(shard);
+    }
+
+    fn snapshot_candidate(&self) -> Option<ShardKey> {
+        self.store.snapshot_candidate()
     }
 }
 

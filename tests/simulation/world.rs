@@ -382,7 +382,7 @@ impl World {
             }
         };
         let settings = SchedulerSettings { store_wait_ms: self.settings.store_wait_ms, ..SchedulerSettings::default() };
-        let scheduler = Scheduler::with_environment(store.store(), settings, environment);
+        let scheduler = Scheduler::with_environment(store.store(self.settings.batch_bytes_max), settings, environment);
         let start = {
             let (world, scheduler) = (Arc::clone(self), scheduler.clone());
             self.core.spawn(number, "start", async move {

@@ -15,7 +15,6 @@ use super::adoption::AdoptionWindow;
 use super::ended::ExpiryQueue;
 use super::entry::{HeldKey, KeyEntry, KeyHolder, PendingKey, PendingStage, VacantKey};
 use super::poisoned::OpenQuestions;
-use super::views::KeyLookup;
 use super::{EndedClaim, PendingClaim, PrehashedHasher};
 use crate::admission::ids::Ids;
 use crate::admission::lock_order::{self, LockLevel};
@@ -327,24 +326,6 @@ impl KeyDirectory {
         Some(HeldTransition { claim, repeated, pending_writes })
     }
 
-    /// Makes the key of a committed gang member held, like [`KeyDirectory::set_held`]. May be repeated if the shard
-    /// panicked before the record was stored.
-    pub fn set_committed(
-        &self,
-        id: &ClaimId,
-        ticket: KeyTicket,
-        holder: KeyHolder,
-        spec: Option<&Arc<ClaimSpec>>,
-    ) -> Option<HeldTransition> {
-        match self.lookup(id) {
-            KeyLookup::Held { holder: before, pending_writes } if before.handle.fence == holder.handle.fence => {
-                crate::reached!("key: a commit is repeated");
-                Some(HeldTransition { claim: None, repeated: Vec::new(), pending_writes })
-            }
-            _ => self.set_held(id, ticket, holder, spec),
-        }
-    }
-
     /// Releases the ticket. The oldest duplicate that still listens gets a fresh ticket and is returned.
     pub fn release_ticket(&self, id: &ClaimId, ticket: KeyTicket) -> Option<Box<PendingClaim>> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
@@ -465,6 +446,7 @@ impl KeyDirectory {
     pub fn clear_pending_write(&self, id: &ClaimId, shard: ShardRef, seq: Seq) {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
+        ProtocolPoint::KeyStep.reach();
         if slot.get_mut().clear_pending_write(shard, seq) {
             slot.remove();
         }

@@ -171,7 +171,7 @@ impl ClaimDispatcher {
         let Some(pool) = pools.by_number(from.shard.pool).filter(waits_for) else { return Some(item) };
         match enter_queue(pool, queued) {
             EntryOutcome::Entered => {
-                crate::reached!("queue: a match at a shard found nothing");
+                debug_assert!(false, "Q05: what is offered fits the claim that it is matched to");
                 note_tried(&pools, queued);
                 self.restart_search(item, &pools, from.now_ms, work)
             }

@@ -25,8 +25,8 @@ use crate::persist::store::{ShardKey, WriteBatch, WriteKind};
 /// Approximate size of one chunk.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Maximum number of bytes of rows that wait for the install; more go as a chunk of their own first.
-const INSTALL_BYTES_MAX: usize = 4 * CHUNK_BYTES;
+/// Chunks that the rows which wait for the install may fill; more go as a chunk of their own first.
+const INSTALL_CHUNKS_MAX: usize = 4;
 
 /// Pause before an unavailable source is asked again.
 const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
@@ -54,6 +54,11 @@ impl UnstoredTail {
     fn extend(&mut self, rows: &[u8]) {
         extend(&mut self.rows, rows, &mut self.compact_at);
     }
+}
+
+/// Size of the chunks of a shard: a store that takes small batches takes small chunks.
+fn chunk_bytes(outbox: &Outbox) -> usize {
+    CHUNK_BYTES.min(outbox.store().batch_bytes_max() / INSTALL_CHUNKS_MAX).max(1)
 }
 
 /// Appends rows, and compacts them whenever they have doubled.
@@ -140,7 +145,7 @@ impl ShardSnapshot {
             (Some(tail), _) if self.from_store => dump_of_store(&self.outbox, tail.from),
             (_, None) => ready(SnapshotBatch::Unavailable).boxed(),
             (_, Some(source)) => {
-                let dump = source.snapshot_rows(cursor, CHUNK_BYTES);
+                let dump = source.snapshot_rows(cursor, chunk_bytes(&self.outbox));
                 dump.map(|dumped| match dumped {
                     Some((rows, cursor)) => SnapshotBatch::Rows([rows].into(), cursor),
                     None => SnapshotBatch::Unavailable,
@@ -165,10 +170,11 @@ impl ShardSnapshot {
         if let Some(tail) = &mut self.tail {
             tail.extend(&pending.rows);
         }
-        if self.rows_since_start.len() > INSTALL_BYTES_MAX {
+        let chunk_bytes = chunk_bytes(&self.outbox);
+        if self.rows_since_start.len() > INSTALL_CHUNKS_MAX * chunk_bytes {
             // These override earlier states wherever they are stored, so they need not wait for the install.
             compaction::compact(&mut self.rows_since_start);
-            let rows = compaction::split_front(&mut self.rows_since_start, CHUNK_BYTES);
+            let rows = compaction::split_front(&mut self.rows_since_start, chunk_bytes);
             let kind = WriteKind::Chunk { generation: self.generation, number: self.chunks_stored, rows: rows.into() };
             if pending.to > pending.from {
                 // The rows just taken go to the new generation alone.
@@ -184,13 +190,13 @@ impl ShardSnapshot {
 
 /// Reads all rows that the store has of a shard into memory, as its restart does anyway.
 fn dump_of_store(outbox: &Outbox, from: Seq) -> PendingDump {
-    let (store, key) = (Arc::clone(outbox.store()), outbox.key());
+    let (store, key, chunk_bytes) = (Arc::clone(outbox.store()), outbox.key(), chunk_bytes(outbox));
     let chunks: Arc<Mutex<VecDeque<Vec<u8>>>> = Arc::default();
     let into = Arc::clone(&chunks);
     let sink = move |_: ShardKey, frames: &[u8]| {
         let mut chunks = into.lock();
         match chunks.back_mut() {
-            Some(chunk) if chunk.len() + frames.len() <= CHUNK_BYTES => chunk.extend_from_slice(frames),
+            Some(chunk) if chunk.len() + frames.len() <= chunk_bytes => chunk.extend_from_slice(frames),
             _ => chunks.push_back(frames.to_vec()),
         }
     };
