@@ -98,6 +98,22 @@ async fn c13_deadlines_that_are_set_after_a_standstill_are_not_shorter() {
     }
 }
 
+/// A start takes long before the clock ticks for the first time: what is recovered has its full time all the same.
+#[tokio::test]
+async fn c13_deadlines_that_a_start_recovers_are_not_shorter() {
+    let world = World::on_store().await;
+    world.pool("p", short_reservations(1, AckLevel::Durable), &["v"]).await;
+    world.claim("p", "e1").await.unwrap();
+    let again = World::closed(world.gate().copy().await);
+    again.clock.advance(std::time::Duration::from_millis(200));
+    again.s.start().await.unwrap();
+    again.clock.tick();
+    again.pass(RESERVE_MS - 50).await;
+    assert!(again.s.get_claim(&id("e1")).await.is_ok(), "it ended early");
+    again.pass(100).await;
+    assert!(again.s.get_claim(&id("e1")).await.is_err(), "it did not end");
+}
+
 #[tokio::test]
 async fn c13_the_reservations_of_a_batch_start_with_its_reply() {
     let world = World::on_memory().await;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::RequestError;
 use hotpool::model::{AckLevel, ClaimFilter, ClaimRequest, ClaimSpec, ClaimState, ClaimTimes, PoolSpec};
-use hotpool::persist::row::{ClaimRow, WorkerRow};
+use hotpool::persist::row::{ClaimRow, ShardRow, WorkerRow, put_shard};
 use hotpool::persist::store::file::FileStore;
 use hotpool::persist::store::{ShardKey, Store, WriteBatch, WriteKind, WriteOutcome};
 use prost::Message as _;
@@ -50,7 +50,10 @@ async fn s06_a_damaged_shard_is_refused_by_name_and_the_others_serve() {
     let twice = WorkerRow { claims: vec![claim_row("x", 5), claim_row("y", 6)], version: 1, ..WorkerRow::default() };
     let later = WorkerRow { version: 1 << 40, ..WorkerRow::default() };
     let no_fence = WorkerRow { claims: vec![claim_row("x", 0)], version: 1, ..WorkerRow::default() };
+    let mut no_header = Vec::new();
+    put_shard(&mut no_header, &ShardRow { fence_max: u64::MAX, ..ShardRow::default() });
     let bad = [
+        (no_header, "the row of the shard has an invalid fence: 18446744073709551615"),
         (frame("bad", 1, &twice), "L1: worker bad has 2 claims"),
         (frame("bad", 9, &WorkerRow::default()), "row bad has unknown version 9"),
         (frame("bad", 1, &later), "V1: a row has version 1099511627776"),

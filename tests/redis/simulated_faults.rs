@@ -266,7 +266,7 @@ fn run(seed: u64, topology: SimulatedTopology) -> Vec<String> {
         let mut memory = [Memory::default(), Memory::default()];
         for step in 0..60 {
             if random(3) == 0 {
-                log.push(format!("step {step}: {}", world.redis.disturb()));
+                log.push(format!("step {step}: {}", world.redis.disturb().0));
             }
             let at = random(2) as usize;
             let mark = (random(4) > 0).then_some(step as u32);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hotpool::model::claim_request::{ClaimConstraints, PoolChoice};
-use hotpool::model::request_error::{ExhaustionReason, RequestError};
+use hotpool::model::request_error::{ExhaustionReason, ObjectKind, RequestError};
 use hotpool::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimResult, ClaimSpec, ClaimState, ClaimView, Fence, Quota,
     QuotaResource, ResourceRequirements, RunningClaim,
@@ -47,7 +47,8 @@ pub struct Caller {
     held: Vec<HeldClaim>,
 }
 
-fn cpu(cpu_milli: u64) -> ResourceRequirements {
+/// Resources of so many thousandths of cores.
+pub fn cpu(cpu_milli: u64) -> ResourceRequirements {
     ResourceRequirements { cpu_milli, ..ResourceRequirements::default() }
 }
 
@@ -464,10 +465,8 @@ impl Caller {
             self.world.checker.lock().limit_time(fence);
         }
         let call = |scheduler: Scheduler| async move { scheduler.renew(&id, fence, ttl_ms).await };
-        if let Outcome::Answered(Ok(view)) = self.world.call("renew", 0, None, call).await {
-            let now_ns = self.world.core.now_ns();
-            self.world.checker.lock().accept_operation(&view, asked_ns, now_ns);
-        }
+        let renewed = self.world.call("renew", 0, None, call).await;
+        self.learn_operation(fence, &renewed, asked_ns);
     }
 
     async fn resize(&mut self) {
@@ -476,9 +475,20 @@ impl Caller {
         let cpu_milli = (1 + self.below(8)) as u64 * 500;
         self.world.checker.lock().resize(fence, cpu_milli);
         let call = |scheduler: Scheduler| async move { scheduler.resize(&id, fence, cpu(cpu_milli)).await };
-        if let Outcome::Answered(Ok(view)) = self.world.call("resize", 0, None, call).await {
-            let now_ns = self.world.core.now_ns();
-            self.world.checker.lock().accept_operation(&view, asked_ns, now_ns);
+        let resized = self.world.call("resize", 0, None, call).await;
+        self.learn_operation(fence, &resized, asked_ns);
+    }
+
+    /// Learns the answer to an operation on a claim.
+    fn learn_operation(&self, fence: Fence, outcome: &Outcome<Result<ClaimView, RequestError>>, asked_ns: u64) {
+        let now_ns = self.world.core.now_ns();
+        let mut checker = self.world.checker.lock();
+        match outcome {
+            Outcome::Answered(Ok(view)) => checker.accept_operation(view, asked_ns, now_ns),
+            Outcome::Answered(Err(RequestError::NotFound(ObjectKind::Claim) | RequestError::FenceMismatch)) => {
+                checker.miss(fence, now_ns);
+            }
+            _ => {}
         }
     }
 
@@ -553,11 +563,7 @@ impl Caller {
             .iter()
             .map(|(number, request)| (*number, request.id.tenant_and_key().to_owned(), request.ttl_ms.is_some()))
             .collect();
-        let released: Vec<(u64, Fence)> = operations
-            .iter()
-            .filter(|(.., verb)| *verb == ClaimVerb::Release)
-            .map(|(number, _, fence, _)| (*number, *fence))
-            .collect();
+        let operated: Vec<(u64, Fence)> = operations.iter().map(|(number, _, fence, _)| (*number, *fence)).collect();
         let unread_ms = if self.below(3) == 0 { self.world.core.below(2_000) } else { 0 };
         let core = Arc::clone(&self.world.core);
         // Answers that have left the stream: on their way to a caller who may have gone.
@@ -594,7 +600,7 @@ impl Caller {
         match outcome {
             Outcome::Answered(completed) => {
                 for (number, completion) in completed {
-                    self.learn_completion(number, completion, &keys, &released, asked_ns);
+                    self.learn_completion(number, completion, &keys, &operated, asked_ns);
                 }
             }
             Outcome::HungUp => {
@@ -617,7 +623,7 @@ impl Caller {
         number: u64,
         completion: RequestCompletion,
         keys: &[(u64, String, bool)],
-        released: &[(u64, Fence)],
+        operated: &[(u64, Fence)],
         asked_ns: u64,
     ) {
         let now_ns = self.world.core.now_ns();
@@ -630,13 +636,20 @@ impl Caller {
                 }
             }
             RequestCompletion::Released(Ok(_)) => {
-                if let Some((_, fence)) = released.iter().find(|(other, _)| *other == number) {
+                if let Some((_, fence)) = operated.iter().find(|(other, _)| *other == number) {
                     self.world.line(|| format!("caller {caller}: {fence} is released"));
                     self.world.checker.lock().end(*fence, now_ns);
                 }
             }
             RequestCompletion::Confirmed(Ok(view)) => {
                 self.world.checker.lock().accept_operation(&view, asked_ns, now_ns);
+            }
+            RequestCompletion::Confirmed(Err(
+                RequestError::NotFound(ObjectKind::Claim) | RequestError::FenceMismatch,
+            )) => {
+                if let Some((_, fence)) = operated.iter().find(|(other, _)| *other == number) {
+                    self.world.checker.lock().miss(*fence, now_ns);
+                }
             }
             RequestCompletion::Released(Err(_))
             | RequestCompletion::Confirmed(Err(_))

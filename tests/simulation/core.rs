@@ -45,6 +45,8 @@ pub struct CoreRates {
     pub interleave: u32,
     /// Points of a run at which the shard panics, in millionths.
     pub panic_millionths: u32,
+    /// Steps of keys that may panic as the other points do.
+    pub key_panic: u32,
     /// Commands that are left to the actor although nobody runs the shard.
     pub leave_to_actor: u32,
     /// Commands that are refused as if the mailbox were full.
@@ -590,8 +592,9 @@ impl Core {
         if !self.is_alive(process) || std::thread::panicking() {
             return;
         }
-        // The step of a key is atomic, so nothing competes with it; it may panic, rarely.
-        if point == KeyStep && !self.chance(50) {
+        // The step of a key is atomic, so nothing competes with it; it may panic.
+        let key_panic = self.state.lock().rates.key_panic;
+        if point == KeyStep && !self.chance(key_panic) {
             return;
         }
         if matches!(point, KeyStep | MailboxDrained | Matched | Decided | Published | Delivered) && self.draw_panic() {

@@ -1,8 +1,9 @@
-//! Invariants across shards, directory, accounts and queues, checked from the inside whenever nothing of a process can run before
-//! time passes. What one shard must hold is asserted by its engine after every event.
+//! Invariants across shards, directory, accounts and queues, checked from the inside at a quarter of the moments at which nothing
+//! of a process can run before time passes. What one shard must hold is asserted by its engine after every event.
 
 use std::collections::BTreeMap;
 
+use hotpool::admission::key::KeyLookup;
 use hotpool::metrics::ShardState;
 use hotpool::model::{ClaimId, Fence, Quota, ResourceUsage};
 use hotpool::scheduler::Scheduler;
@@ -16,11 +17,11 @@ const LAG_MS_MAX: u64 = 1_000;
 /// Time for which a claim may wait beside a worker that fits it, in milliseconds: quotas are looked after by the clock.
 const PATIENCE_MS: u64 = 2_000;
 
-/// What the last look at a process at rest has left for the next one.
+/// Memory of the last look at a process at rest, for the next one.
 #[derive(Debug, Default)]
 pub struct LastLook {
-    /// Claim that waits although a worker fits it, with the simulated time since when it is seen, in milliseconds.
-    suspected: Option<(String, u64)>,
+    /// Claims that wait although workers of a pool fit them, with the simulated time since when it is so, in milliseconds.
+    suspected: BTreeMap<(String, &'static str), u64>,
     /// Quota and usage of each tenant.
     tenants: BTreeMap<String, (Quota, ResourceUsage)>,
     /// Changes of quotas that had begun or ended; none: one was under way.
@@ -43,18 +44,16 @@ impl LastLook {
         };
         check_directory(scheduler, &held)?;
         self.check_quotas(scheduler, world)?;
-        let Err(found) = check_waiting(scheduler, settings) else {
-            self.suspected = None;
-            return Ok(());
-        };
-        match &self.suspected {
-            Some((before, since_ms)) if *before == found && now_ms - *since_ms > PATIENCE_MS => Err(found),
-            Some((before, _)) if *before == found => Ok(()),
-            _ => {
-                self.suspected = Some((found, now_ms));
-                Ok(())
+        let found = find_waiting(scheduler, settings);
+        self.suspected.retain(|wait, _| found.contains(wait));
+        for wait in found {
+            let since_ms = *self.suspected.entry(wait.clone()).or_insert(now_ms);
+            if now_ms - since_ms > PATIENCE_MS {
+                let (key, pool) = wait;
+                return Err(format!("Q05: {key} waits, and {pool} has idle workers, for {} ms", now_ms - since_ms));
             }
         }
+        Ok(())
     }
 
     /// Checks that no tenant has come to use more than its quota allows (U1), which nobody has changed since the last look: only
@@ -81,8 +80,15 @@ impl LastLook {
     }
 }
 
+/// Claim as the engine of its shard has it.
+struct ShardClaim {
+    id: ClaimId,
+    /// Whether an answer has shown it to somebody, or none is under way.
+    is_disclosed: bool,
+}
+
 /// Claims as the engines have them; none while a shard does not serve.
-fn claims_of_shards(scheduler: &Scheduler, settings: &Settings) -> Option<BTreeMap<Fence, ClaimId>> {
+fn claims_of_shards(scheduler: &Scheduler, settings: &Settings) -> Option<BTreeMap<Fence, ShardClaim>> {
     let mut held = BTreeMap::new();
     for pool in &settings.pools {
         let name = pool_name(pool.name);
@@ -91,19 +97,23 @@ fn claims_of_shards(scheduler: &Scheduler, settings: &Settings) -> Option<BTreeM
             return None;
         }
         for shard in 0..pool.spec.shards {
-            held.extend(scheduler.inject_look(&name, shard)?.into_iter().map(|(id, fence, _)| (fence, id)));
+            let claims = scheduler.inject_look(&name, shard)?.into_iter();
+            held.extend(claims.map(|(id, fence, is_disclosed)| (fence, ShardClaim { id, is_disclosed })));
         }
     }
     Some(held)
 }
 
 /// Checks that a key has one claim in all shards, and that the directory names it (K1).
-fn check_directory(scheduler: &Scheduler, held: &BTreeMap<Fence, ClaimId>) -> Result<(), String> {
+fn check_directory(scheduler: &Scheduler, held: &BTreeMap<Fence, ShardClaim>) -> Result<(), String> {
     let keys = scheduler.keys();
     let mut by_key: BTreeMap<&str, Fence> = BTreeMap::new();
-    for (fence, id) in held {
+    for (fence, ShardClaim { id, is_disclosed }) in held {
         if let Some(other) = by_key.insert(id.tenant_and_key(), *fence) {
             return Err(format!("K1: {} is held with {other} and {fence}", id.tenant_and_key()));
+        }
+        if *is_disclosed && matches!(keys.lookup(id), KeyLookup::Vacant) {
+            return Err(format!("K1: {} is held with {fence}, the directory has nothing", id.tenant_and_key()));
         }
         let holder = keys.holder(id).map(|holder| holder.handle.fence);
         if holder.is_some_and(|holder| holder != *fence) {
@@ -113,12 +123,12 @@ fn check_directory(scheduler: &Scheduler, held: &BTreeMap<Fence, ClaimId>) -> Re
     Ok(())
 }
 
-/// Checks that no claim waits while a worker fits it that nobody holds, and its quota allows it (Q05). Pools in which workers are
-/// reserved are left out.
-fn check_waiting(scheduler: &Scheduler, settings: &Settings) -> Result<(), String> {
-    let keys = scheduler.keys();
+/// Claims that wait while a worker of a pool fits them that nobody holds, and their quotas allow it (Q05), each with the pool.
+/// Pools in which workers are reserved are left out, and shared ones, in which a part of a worker may not be enough.
+fn find_waiting(scheduler: &Scheduler, settings: &Settings) -> Vec<(String, &'static str)> {
+    let (keys, mut found) = (scheduler.keys(), Vec::new());
     if keys.pending_len() == 0 {
-        return Ok(());
+        return found;
     }
     for pool in settings.pools.iter().filter(|pool| !pool.is_shared()) {
         let Some(present) = scheduler.inject_pool(&pool_name(pool.name)) else { continue };
@@ -131,22 +141,17 @@ fn check_waiting(scheduler: &Scheduler, settings: &Settings) -> Result<(), Strin
         for tenant in 0..settings.tenants {
             for key in 0..settings.keys {
                 let id = ClaimId::new(NAMESPACE, &format!("t{tenant}"), &format!("k{key}")).expect("a name");
-                let Some((queued, exhausted)) = keys.queued_claim(&id) else { continue };
+                let Some((queued, _)) = keys.queued_claim(&id) else { continue };
                 let names_nodes =
                     queued.class.constraints.as_ref().is_some_and(|constraints| !constraints.nodes.is_empty());
                 if queued.pools.contains(&present.number)
                     && !names_nodes
                     && queued.tenant.may_charge(&queued.amounts(), queued.charge_rank())
                 {
-                    let text = format!(
-                        "Q05: {} waits ({exhausted:?}), and {} has idle workers",
-                        id.tenant_and_key(),
-                        pool.name
-                    );
-                    return Err(text);
+                    found.push((id.tenant_and_key().to_owned(), pool.name));
                 }
             }
         }
     }
-    Ok(())
+    found
 }

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::{ExhaustionReason, RequestError};
-use hotpool::model::{ClaimFilter, ClaimId, ClaimRequest, ClaimState, ClaimView, PoolMode};
+use hotpool::model::{ClaimFilter, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView};
 use hotpool::persist::store::StoreError;
 use hotpool::scheduler::Scheduler;
 
 use crate::agents::{Operator, WorkerAgents};
-use crate::callers::Caller;
+use crate::callers::{Caller, cpu};
 use crate::checker::{Doubt, key_of};
 use crate::core::{CoreRates, OUTSIDE, ProcessNumber};
 use crate::world::{Incident, NAMESPACE, Outcome, WorkerReport, World, pool_name};
@@ -366,16 +367,18 @@ impl Script {
         }
     }
 
-    /// Claims every worker of an exclusive pool, and one more, which is refused.
+    /// Claims every worker of a pool as a whole, and one more, which is refused.
     async fn probe(&self, scheduler: &Scheduler, index: usize) -> Result<(), String> {
         let pool = self.world.settings.pools[index].clone();
-        if pool.spec.mode == PoolMode::Shared {
-            return Ok(());
-        }
+        let resources = if pool.is_shared() { cpu(pool.worker_cpu_milli) } else { cpu(0) };
+        let spec = ClaimSpec { resources, ..ClaimSpec::default() };
         let mut views = Vec::new();
         for number in 0..=pool.workers {
             let id = ClaimId::new(NAMESPACE, "probe", &format!("p{number}")).expect("a name");
-            let request = ClaimRequest { reserve_ms: Some(0), ..ClaimRequest::new(id, pool_name(pool.name)) };
+            let constraints = Some(Box::new(ClaimConstraints { spec: spec.clone(), ..ClaimConstraints::default() }));
+            let constraints = constraints.filter(|_| pool.is_shared());
+            let of_pool = ClaimRequest::new(id, pool_name(pool.name));
+            let request = ClaimRequest { reserve_ms: Some(0), constraints, ..of_pool };
             let server = scheduler.clone();
             let asked_ns = self.world.core.now_ns();
             let call = |_| async move { server.claim(request).await };

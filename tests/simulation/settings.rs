@@ -188,6 +188,7 @@ impl Settings {
         let rates = CoreRates {
             interleave: *[0, 10, 100, 400].choose(random).expect("some"),
             panic_millionths: 0,
+            key_panic: *[50, 500, 1_000].choose(random).expect("some"),
             leave_to_actor: *[0, 100, 500, 1_000].choose(random).expect("some"),
             full_mailbox: *[0, 0, 5, 30].choose(random).expect("some"),
             time_slip: *[0, 2, 20].choose(random).expect("some"),

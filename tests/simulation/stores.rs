@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::core::Core;
 use crate::model_disk::{DiskCall, ModelDisk};
-use crate::redis_servers::{FaultRates, SimulatedRedis, SimulatedRedisSettings, SimulatedTransport};
+use crate::redis_servers::{FaultRates, SimulatedRedis, SimulatedRedisSettings, SimulatedTransport, StoreLoss};
 
 /// Longest wait for an answer of a server, in milliseconds.
 const COMMAND_MS: u64 = 500;
@@ -334,9 +334,8 @@ impl Backend for RedisBackend {
             self.redis.flush_all();
             return "the servers are flushed".to_owned();
         }
-        let what = self.redis.disturb();
-        // Whatever ends a server may lose what it had acknowledged.
-        self.is_lossy.store(true, Ordering::Relaxed);
+        let (what, loss) = self.redis.disturb();
+        self.is_lossy.fetch_or(loss == StoreLoss::Possible, Ordering::Relaxed);
         what
     }
 

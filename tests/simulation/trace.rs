@@ -37,9 +37,14 @@ impl Trace {
     /// Adds a line to the hash, and keeps it.
     pub fn line(&self, now_ns: u64, text: impl FnOnce() -> String) {
         let text = text();
-        let mut state = self.state.lock();
-        state.hash.write(text.as_bytes());
+        self.state.lock().hash.write(text.as_bytes());
+        self.keep(now_ns, &text);
+    }
+
+    /// Keeps a line that the hash leaves out, because only some runs have it.
+    pub fn keep(&self, now_ns: u64, text: &str) {
         if self.keeps_lines {
+            let mut state = self.state.lock();
             if state.lines.len() == LINES_MAX {
                 state.lines.pop_front();
             }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::{Either, select};
-use hotpool::model::{PoolName, RunningClaim};
+use hotpool::model::{ClaimId, PoolName, RunningClaim};
 use hotpool::persist::store::StoreError;
 use hotpool::scheduler::{Scheduler, SchedulerSettings};
 use parking_lot::Mutex;
@@ -477,6 +477,25 @@ impl World {
         }
     }
 
+    /// Keys of a process that are not decided, and its shards that do not serve, for the trace.
+    fn describe_pending(&self, process: ProcessNumber) -> String {
+        let servers = self.servers();
+        let Some((_, _, scheduler)) = servers.iter().find(|(_, number, _)| *number == process) else {
+            return "its process is gone".to_owned();
+        };
+        let mut queued = Vec::new();
+        for tenant in 0..self.settings.tenants {
+            for key in 0..self.settings.keys {
+                let id = ClaimId::new(NAMESPACE, &format!("t{tenant}"), &format!("k{key}")).expect("a name");
+                if let Some((claim, exhausted)) = scheduler.keys().queued_claim(&id) {
+                    queued.push(format!("{} until {} ms ({exhausted:?})", id.tenant_and_key(), claim.until_ms));
+                }
+            }
+        }
+        let (pending, reasons) = (scheduler.keys().pending_len(), scheduler.readiness().reasons);
+        format!("{pending} keys are pending, queued are {queued:?}; {reasons:?}")
+    }
+
     /// Calls a process that serves, and waits for the answer; a caller that hangs up waits for `hang_up_ms` only. A call that
     /// may wait for `wait_ms` and is not answered for long beyond is a fault.
     pub async fn call<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
@@ -488,30 +507,36 @@ impl World {
     ) -> Outcome<T> {
         self.travel().await;
         let Some((_, process, scheduler)) = self.server() else { return Outcome::Lost };
-        let disturbances = self.disturbances.load(Ordering::Relaxed);
-        let (reply, answer) = oneshot::channel();
+        let mut disturbances = self.disturbances();
+        let (reply, mut answer) = oneshot::channel();
         let work = call(scheduler);
         let handler = self.core.spawn(process, name, async move {
             let _ = reply.send(work.await);
         });
         let limit_ms = hang_up_ms.unwrap_or(wait_ms + PATIENCE_MS);
-        match select(answer, self.core.sleep(Duration::from_millis(limit_ms))).await {
-            Either::Left((Ok(answer), _)) => {
-                self.travel().await;
-                Outcome::Answered(answer)
-            }
-            Either::Left((Err(_), _)) => Outcome::Lost,
-            Either::Right(((), mut answer)) => {
-                let is_answered = answer.try_recv().is_ok();
-                if hang_up_ms.is_none() && disturbances == self.disturbances.load(Ordering::Relaxed) && !is_answered {
-                    let tasks = self.core.tasks(process);
-                    self.checker
-                        .lock()
-                        .fail(format!("R1: {name:?} is not answered after {limit_ms} ms; tasks: {tasks:?}"));
+        loop {
+            match select(answer, self.core.sleep(Duration::from_millis(limit_ms))).await {
+                Either::Left((Ok(answer), _)) => {
+                    self.travel().await;
+                    return Outcome::Answered(answer);
                 }
-                drop(handler);
-                self.line(|| format!("{name:?} is given up after {limit_ms} ms; answered: {is_answered}"));
-                if is_answered { Outcome::Unread } else { Outcome::HungUp }
+                Either::Left((Err(_), _)) => return Outcome::Lost,
+                // What disturbed it has ended, or goes on: it has as long once more.
+                Either::Right(((), waiting)) if hang_up_ms.is_none() && disturbances != self.disturbances() => {
+                    disturbances = self.disturbances();
+                    answer = waiting;
+                }
+                Either::Right(((), mut answer)) => {
+                    let is_answered = answer.try_recv().is_ok();
+                    if hang_up_ms.is_none() && !is_answered {
+                        let pending = self.describe_pending(process);
+                        let text = format!("R1: {name:?} is not answered after {limit_ms} ms; {pending}");
+                        self.checker.lock().fail(text);
+                    }
+                    drop(handler);
+                    self.line(|| format!("{name:?} is given up after {limit_ms} ms; answered: {is_answered}"));
+                    return if is_answered { Outcome::Unread } else { Outcome::HungUp };
+                }
             }
         }
     }

@@ -91,6 +91,13 @@ pub enum FormerMaster {
     Demoted,
 }
 
+/// Whether servers may have lost what they had acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreLoss {
+    None,
+    Possible,
+}
+
 /// Data with which a master starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
@@ -213,7 +220,7 @@ impl SimulatedRedis {
     }
 
     /// Calls for one event that is drawn at random, and says which.
-    pub fn disturb(&self) -> String {
+    pub fn disturb(&self) -> (String, StoreLoss) {
         let draw = |below: usize| self.at_present(|servers, _| (servers.random() % below as u64) as usize);
         let duration = Duration::from_millis(1 + draw(3_000) as u64);
         let shard = draw(self.shard_count());
@@ -224,44 +231,48 @@ impl SimulatedRedis {
             3 | 4 => {
                 let condition = CONDITIONS[draw(CONDITIONS.len())];
                 self.impose(shard, condition, duration);
-                return format!("{condition:?} on shard {shard} for {duration:?}");
+                return (format!("{condition:?} on shard {shard} for {duration:?}"), StoreLoss::None);
             }
-            5 => self.crash(shard),
+            5 => {
+                self.crash(shard);
+                return (format!("crash of shard {shard}"), StoreLoss::Possible);
+            }
             6 => {
                 let recovery = if draw(4) == 0 { Recovery::Nothing } else { Recovery::Synced };
                 self.crash(shard);
                 self.restart(shard, recovery);
-                return format!("restart of shard {shard} with {recovery:?}");
+                return (format!("restart of shard {shard} with {recovery:?}"), StoreLoss::Possible);
             }
             7 => {
                 let former = [FormerMaster::Crashed, FormerMaster::Isolated(duration), FormerMaster::Demoted][draw(3)];
+                let loss = if former == FormerMaster::Demoted { StoreLoss::None } else { StoreLoss::Possible };
                 let lost = self.fail_over(shard, former);
-                return format!("failover of shard {shard} ({former:?}): {lost:?} writes lost");
+                return (format!("failover of shard {shard} ({former:?}): {lost:?} writes lost"), loss);
             }
             8 => self.stop_replication(shard),
             9 => self.resume_replication(shard),
             10 if !slots.is_empty() => {
                 let slot = slots[draw(slots.len())];
                 let has_begun = self.begin_slot_move(slot, shard);
-                return format!("move of slot {slot} to shard {shard}: {has_begun}");
+                return (format!("move of slot {slot} to shard {shard}: {has_begun}"), StoreLoss::None);
             }
             11 if !slots.is_empty() => {
                 let slot = slots[draw(slots.len())];
-                return format!("{} keys of slot {slot} moved", self.move_keys(slot, 1));
+                return (format!("{} keys of slot {slot} moved", self.move_keys(slot, 1)), StoreLoss::None);
             }
             12 => {
                 self.end_slot_moves();
-                return "slots moved".to_owned();
+                return ("slots moved".to_owned(), StoreLoss::None);
             }
             13 => self.lose_functions(shard),
             _ => {
                 for shard in 0..self.shard_count() {
                     self.restart(shard, Recovery::Synced);
                 }
-                return "servers started".to_owned();
+                return ("servers started".to_owned(), StoreLoss::None);
             }
         }
-        format!("a fault of shard {shard} for {duration:?}")
+        (format!("a fault of shard {shard} for {duration:?}"), StoreLoss::None)
     }
 }
 

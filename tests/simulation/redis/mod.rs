@@ -38,7 +38,7 @@ use hotpool::environment::Environment;
 use hotpool::persist::store::redis::RedisUrl;
 use parking_lot::Mutex;
 
-pub use self::faults::{FaultRates, FormerMaster, Recovery, ServerCondition};
+pub use self::faults::{FaultRates, FormerMaster, Recovery, ServerCondition, StoreLoss};
 pub use self::keyspace::StoredValue;
 pub use self::servers::key_slot;
 use self::servers::{SENTINEL_MASTER, SENTINEL_PORT, Servers};
