@@ -1,38 +1,43 @@
-//! Hash maps whose order depends on a seed of the process alone: with the same seed, the same calls meet their entries in the
-//! same order, as a simulation needs. Every other process draws its seed: callers who do not know it cannot choose keys
-//! that collide.
+//! Hash maps whose order follows from a seed in a simulation: with the same seed, the same calls meet their entries in the same
+//! order. Everywhere else each map draws keys of its own, so callers cannot choose names that collide.
 
+use foldhash::SharedSeed;
+use foldhash::fast::{FoldHasher, SeedableRandomState};
 use std::hash::BuildHasher;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use foldhash::fast::{FixedState, FoldHasher};
 
 /// Hash map with a [`SeededState`].
 pub type HashMap<K, V> = hashbrown::HashMap<K, V, SeededState>;
 /// Hash set with a [`SeededState`].
 pub type HashSet<T> = hashbrown::HashSet<T, SeededState>;
 
-static SEED: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(random_seed()));
-
-#[allow(clippy::disallowed_types, reason = "the standard library's source of random keys, read once")]
-fn random_seed() -> u64 {
-    std::hash::RandomState::new().hash_one(0)
+#[cfg(feature = "internals")]
+thread_local! {
+    static SEED: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
-/// Sets the seed of all maps that are created from now on, for a run that is to be repeated.
+/// Sets the seed of all maps that this thread creates from now on, for a run that is to be repeated.
+#[cfg(feature = "internals")]
 pub fn seed_hashes(seed: u64) {
-    SEED.store(seed, Ordering::Relaxed);
+    SEED.set(Some(seed));
 }
 
-/// State of the hasher of a map: the seed of the process when the map was created.
+/// State of the hasher of a map.
 #[derive(Debug, Clone)]
-pub struct SeededState(FixedState);
+pub struct SeededState(SeedableRandomState);
 
 impl Default for SeededState {
     fn default() -> Self {
-        Self(FixedState::with_seed(SEED.load(Ordering::Relaxed)))
+        #[cfg(feature = "internals")]
+        if let Some(seed) = SEED.get() {
+            return Self(SeedableRandomState::with_seed(seed, SharedSeed::global_fixed()));
+        }
+        Self(SeedableRandomState::with_seed(random_u64(), SharedSeed::global_random()))
     }
+}
+
+/// Random number of this process.
+pub(crate) fn random_u64() -> u64 {
+    SeedableRandomState::random().hash_one(0)
 }
 
 impl BuildHasher for SeededState {
@@ -48,6 +53,7 @@ mod tests {
     use super::*;
     use std::hash::Hasher as _;
 
+    #[cfg(feature = "internals")]
     #[test]
     fn the_order_of_a_map_follows_from_the_seed() {
         let order = |seed| {
@@ -59,6 +65,7 @@ mod tests {
         assert_ne!(first, other);
     }
 
+    #[cfg(feature = "internals")]
     #[test]
     fn a_map_keeps_the_seed_that_it_was_created_with() {
         seed_hashes(1);
@@ -72,5 +79,12 @@ mod tests {
             hasher.finish()
         };
         assert_ne!(of_seed(map.hasher()), of_seed(&SeededState::default()));
+    }
+
+    #[test]
+    fn maps_without_a_seed_hash_unalike() {
+        let of = |state: SeededState| state.hash_one("a name");
+        let hashes = [(); 4].map(|()| of(SeededState::default()));
+        assert!(hashes.windows(2).any(|two| two[0] != two[1]), "{hashes:?}");
     }
 }

@@ -11,7 +11,8 @@ use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, Un
 use crate::model::{AckLevel, ClaimId, ClaimSpec, Fence, Millis};
 use crate::shard::{
     Command, FreedMatch, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, PendingWrite, PendingWrites,
-    ReplyAddress, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardSink, UnstoredRejection,
+    ProtocolPoint, ReplyAddress, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardSink,
+    UnstoredRejection,
 };
 
 /// Claims that a run did not place, for the shards that are next.
@@ -122,11 +123,13 @@ impl ClaimDispatcher {
                 }
             }
             ShardEvent::Reacquired { id, number, reply } => {
+                ProtocolPoint::KeyStep.reach();
                 if let Some((claim, pending_writes)) = self.keys.take_repeated(id, *number) {
                     replies.address(*reply, claim.reply, pending_writes);
                 }
             }
             ShardEvent::NotReacquired { id, number, rejection } => {
+                ProtocolPoint::KeyStep.reach();
                 match (self.keys.take_repeated(id, *number), rejection.take()) {
                     (Some((claim, _)), None) => {
                         crate::reached!("repeated claim: its holder ended meanwhile");

@@ -62,6 +62,9 @@ pub enum ReplayError {
     /// Worker with a claim whose key or tenant is invalid.
     #[error("worker {0} has a claim with an invalid name: {1}")]
     ClaimName(WorkerId, RequestError),
+    /// Row of the shard whose highest fence is none.
+    #[error("the row of the shard has an invalid fence: {0}")]
+    HeaderFence(Fence),
     /// Worker with a claim whose fence is none.
     #[error("worker {0} has a claim with an invalid fence: {1}")]
     ClaimFence(WorkerId, Fence),
@@ -121,6 +124,9 @@ impl ShardReplay {
                 },
                 RowKind::Pool | RowKind::Quota => Err(RowError::OfCatalog(frame.id.to_owned()).into()),
                 RowKind::Shard => match frame.body.map(row::decode_shard) {
+                    Some(Ok(header)) if header.fence_max > limits::FENCE_MAX => {
+                        Err(ReplayError::HeaderFence(header.fence_max))
+                    }
                     Some(Ok(header)) => {
                         self.header = header;
                         Ok(())

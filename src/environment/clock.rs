@@ -147,16 +147,19 @@ impl Clock {
     /// last tick.
     #[must_use]
     pub fn engine_now_ms(&self) -> Millis {
-        let since = (self.mono_ns() / 1_000_000).saturating_sub(self.0.last_tick_ms.load(Ordering::Relaxed));
+        let last_tick_ms = self.0.last_tick_ms.load(Ordering::Acquire);
+        let since = (self.mono_ns() / 1_000_000).saturating_sub(last_tick_ms);
         self.engine_ms() + since.min(TICK_STEP_MAX_MS)
     }
 
     /// Advances engine time and returns it.
     pub fn tick(&self) -> Millis {
         let now = self.mono_ns() / 1_000_000;
-        let last = self.0.last_tick_ms.swap(now, Ordering::Relaxed);
+        let last = self.0.last_tick_ms.load(Ordering::Relaxed);
         let step = now.saturating_sub(last).min(TICK_STEP_MAX_MS);
+        // In this order, so that whoever reads both in between counts the step twice, not never: a deadline is late, not early.
         let engine_ms = self.0.engine_ms.fetch_add(step, Ordering::Relaxed) + step;
+        self.0.last_tick_ms.store(now, Ordering::Release);
         let ahead_ms = self.unix_ms().cast_signed() - engine_ms.cast_signed();
         if ahead_ms.abs_diff(self.0.unix_ahead_ms.load(Ordering::Relaxed)) > DRIFT_MAX_MS {
             self.0.unix_ahead_ms.store(ahead_ms, Ordering::Relaxed);

@@ -18,6 +18,8 @@ use std::time::Duration;
 use futures::future::{BoxFuture, Either, FutureExt as _, select};
 use uuid::Uuid;
 
+use crate::collections;
+
 /// Future that resolves after a time.
 pub type SleepFuture = BoxFuture<'static, ()>;
 
@@ -192,11 +194,7 @@ impl Environment {
     #[must_use]
     pub fn random_u64(&self) -> u64 {
         match &self.simulated {
-            // The low half of a version 7 UUID is random but for its two highest bits.
-            None => {
-                let [a, b] = [Uuid::now_v7(), Uuid::now_v7()].map(|id| id.as_u128() as u64);
-                a ^ b.rotate_left(32)
-            }
+            None => collections::random_u64(),
             Some(simulated) => simulated.random_u64(),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! A fence is `max(last + 1, unix time in us)`, where `last` is one atomic of the process, and never passes a ceiling
 //! that the store's ownership record holds already. After a restart `last` starts from the ceiling, so fences grow
-//! even if the record tail was lost and the clock was set back. Time counts only while it is well below the ceiling:
+//! even if the record tail was lost and the clock was set back; and from the highest fence in the rows, should they have
+//! outlived the ownership record. Time counts only while it is well below the ceiling:
 //! a clock that leaps ahead neither passes it nor uses up what lies below it.
 
 use std::sync::atomic::{AtomicU64, Ordering};

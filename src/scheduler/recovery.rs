@@ -22,6 +22,7 @@ use crate::collections::{HashMap, HashSet};
 use crate::engine::{
     ClaimHandle, Effect, Event, GangAction, ReplayError, ResumePoint, Shard, ShardConfig, ShardReplay,
 };
+use crate::limits;
 use crate::metrics::{PoolMetrics, ShardState};
 use crate::model::GangRef;
 use crate::model::request_error::RequestError;
@@ -134,7 +135,8 @@ pub async fn recover(dispatch: &Arc<ClaimDispatcher>, supervisor: &ActorCell) ->
     }
     warn_total_shards(dispatch);
     // Keyed by name from now on; ids identify rows only.
-    let newest_row = rows.pools.values().map(|row| row.uid.max(row.version())).max();
+    let numbers = rows.pools.values().map(|row| row.uid.max(row.version()));
+    let newest_row = numbers.filter(|number| *number <= limits::FENCE_MAX).max();
     let quotas = rows.quotas.into_values().map(|row| (row.name.clone(), row)).collect();
     let catalog = PoolCatalog::new(&dispatch.journal, applied_seq, catalog::CatalogRows { quotas, ..rows });
     let shards =
@@ -349,8 +351,9 @@ async fn load(
     let loaded = dispatch.journal.store().load(keys, Box::new(sink)).await?;
     let mut loaded: HashMap<_, _> = loaded.into_iter().map(|loaded| (loaded.shard, loaded.at)).collect();
     let mut replays = std::mem::take(&mut *replays.lock());
-    // Reading may have taken long: deadlines start in full now, not when it began.
-    let now_ms = dispatch.clock.engine_ms();
+    // Reading may have taken long: deadlines start in full now, not when it began, nor at the last tick. At a start nothing has
+    // ticked yet.
+    let now_ms = dispatch.clock.engine_now_ms();
     let recovered = shards.into_iter().map(|(pool, handle)| {
         let key = handle.outbox.key();
         let applied_seq = loaded.remove(&key).unwrap_or(Ok(0));
@@ -401,7 +404,7 @@ fn resolve_gangs(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) -
         .filter(|recovered| recovered.shard.is_err())
         .map(|recovered| recovered.handle.outbox.key())
         .collect();
-    let now_ms = dispatch.clock.engine_ms();
+    let now_ms = dispatch.clock.engine_now_ms();
     let mut in_doubt: BTreeMap<GangRef, Vec<TransactionMember>> = BTreeMap::new();
     for recovered in recovered.iter_mut() {
         let this_shard = recovered.handle.shard;
@@ -444,15 +447,8 @@ fn reconcile_keys(dispatch: &ClaimDispatcher, recovered: &mut [RecoveredShard]) 
             Ok(shard) => {
                 let mut held: HashMap<ClaimId, HeldKey> = held_keys(shard).collect();
                 if recovered.handle.restarts() > 0 {
-                    // A member may be committed in the directory but not in the rows: it stays, and the commit is
-                    // repeated.
-                    let members: HashMap<ClaimId, HeldKey> = shard
-                        .provisional()
-                        .map(|(_, id, handle)| (id.clone(), (handle, shard.grant(handle).and_then(|grant| grant.spec))))
-                        .collect();
-                    held.extend(members.clone());
+                    // Rows go before events, so a member that is committed in the directory is so in the rows.
                     unanswered.extend(dispatch.keys.rebind_shard(this_shard, recovered.handle.life(), &mut held));
-                    held.retain(|id, _| !members.contains_key(id));
                 }
                 let enter = |(id, (handle, spec))| {
                     let life = recovered.handle.life();

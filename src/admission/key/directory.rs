@@ -198,10 +198,7 @@ impl KeyDirectory {
     pub fn take_repeated(&self, id: &ClaimId, number: u64) -> Option<(Box<PendingClaim>, PendingWrites)> {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         match self.map.get_mut(id).as_deref_mut() {
-            Some(KeyEntry::Held(held)) => {
-                ProtocolPoint::KeyStep.reach();
-                Some((held.take_repeated(number)?, held.pending_writes.clone()))
-            }
+            Some(KeyEntry::Held(held)) => Some((held.take_repeated(number)?, held.pending_writes.clone())),
             _ => None,
         }
     }

@@ -156,8 +156,8 @@ impl ClaimDispatcher {
         first.is_some_and(|first| first.pools == queued.pools && self.keys.stands_still(&first, now_ms))
     }
 
-    /// Goes on with a claim that a shard had nothing for. If it had been matched to what came free there, it is put back
-    /// into the queue, at its old arrival, and then searched for once more.
+    /// Goes on with a claim that a shard had nothing for. Should it have been matched to what came free there, which fits it, it
+    /// is put back into the queue, at its old arrival, and then searched for once more.
     pub(crate) fn put_back(
         &self,
         from: RunOrigin,

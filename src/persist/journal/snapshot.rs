@@ -231,6 +231,7 @@ impl SnapshotQueue {
 
     /// Begins or queues a snapshot for rows that are too many for a batch.
     pub fn catch_up(&mut self, outbox: Arc<Outbox>, generation: u64, pending: PendingRows) {
+        crate::reached!("snapshot: more rows wait than a batch may carry");
         let PendingRows { from, to, rows, .. } = pending;
         let compact_at = (2 * rows.len()).max(CHUNK_BYTES);
         self.begin_with(outbox, generation, Some(to), Some(UnstoredTail { from, rows, compact_at }));
@@ -346,6 +347,7 @@ impl SnapshotQueue {
 
     pub fn chunk_stored(&mut self) {
         let Some(snapshot) = &mut self.active else { return };
+        crate::reached!("snapshot: a chunk is stored");
         snapshot.in_flight = false;
         snapshot.chunks_stored += 1;
     }

@@ -431,7 +431,7 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::SurveyTenant(survey) => self.survey_tenant(&survey),
             Command::EvictClaims(claims) => {
                 let releasing_ms = self.pool.spec.load().releasing_ms;
-                self.shard.evict_claims(&claims, releasing_ms, self.now_ms);
+                self.shard.evict_claims(&claims, releasing_ms, self.deadline_start_ms());
             }
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
             Command::FindClaim(id) => self.find_claim(id),
@@ -500,6 +500,8 @@ impl<S: ShardSink> ShardRunner<S> {
     fn apply(&mut self, event: Event) -> Option<EngineReply> {
         let now_ms = match event {
             Event::Confirm { .. } | Event::Renew { .. } | Event::BeginRelease { .. } => self.deadline_start_ms(),
+            // It may evict claims, whose holders have time to clean up.
+            Event::Reserve { .. } => self.deadline_start_ms(),
             _ => self.now_ms,
         };
         let reply = self.shard.handle_event(event, now_ms, &mut self.effects);

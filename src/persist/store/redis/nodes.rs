@@ -228,15 +228,16 @@ impl RedisNodes {
                             CallAction::LoadLibrary => {
                                 crate::reached!("Redis: the functions are lost");
                                 // Once for all calls that lack it.
-                                if library.is_none() {
-                                    library = Some(node.load_library().await);
-                                }
-                                match library.clone() {
-                                    Some(Err(fault)) => {
+                                let loaded = match &library {
+                                    Some(loaded) => loaded.clone(),
+                                    None => library.insert(node.load_library().await).clone(),
+                                };
+                                match loaded {
+                                    Err(fault) => {
                                         self.mark_stale();
                                         answers[at] = Some(Err(fault));
                                     }
-                                    Some(Ok(())) | None => open.push((at, None)),
+                                    Ok(()) => open.push((at, None)),
                                 }
                             }
                             CallAction::Fail(fault) => answers[at] = Some(Err(fault)),
