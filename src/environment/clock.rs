@@ -147,8 +147,14 @@ impl Clock {
     /// last tick.
     #[must_use]
     pub fn engine_now_ms(&self) -> Millis {
+        self.engine_at_ms(self.mono_ns())
+    }
+
+    /// [`Self::engine_now_ms`] at a time since the start that was just read, in nanoseconds.
+    #[must_use]
+    pub fn engine_at_ms(&self, mono_ns: u64) -> Millis {
         let last_tick_ms = self.0.last_tick_ms.load(Ordering::Acquire);
-        let since = (self.mono_ns() / 1_000_000).saturating_sub(last_tick_ms);
+        let since = (mono_ns / 1_000_000).saturating_sub(last_tick_ms);
         self.engine_ms() + since.min(TICK_STEP_MAX_MS)
     }
 

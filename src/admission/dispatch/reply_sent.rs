@@ -18,23 +18,23 @@ pub(crate) struct SentClaims {
     started_ms: Millis,
     /// Last tick before it is sent.
     tick_ms: Millis,
-    /// Time from which deadlines count.
-    sent_ms: Millis,
+    /// Time from which deadlines count; none: no claim has one yet.
+    sent_ms: Option<Millis>,
     by_shard: BTreeMap<ShardRef, ShardSentClaims>,
 }
 
 impl ClaimDispatcher {
     /// Begins a reply that covers several claims, none of them decided before `started_ms`.
     pub(crate) fn begin_reply(&self, started_ms: Millis) -> SentClaims {
-        let (tick_ms, sent_ms) = (self.clock.engine_ms(), self.clock.engine_now_ms());
-        SentClaims { started_ms, tick_ms, sent_ms, by_shard: BTreeMap::new() }
+        SentClaims { started_ms, tick_ms: self.clock.engine_ms(), sent_ms: None, by_shard: BTreeMap::new() }
     }
 
     /// Sets the deadline of a claim in the reply. A claim that the reply grants gets its full time from now; any other
     /// gets its first deadline if none runs yet. A claim granted in an earlier tick that has ended since is reported
     /// as lost.
     pub(crate) fn set_first_deadline(&self, sent: &mut SentClaims, id: &ClaimId, answer: &mut ClaimAnswer) {
-        let due_ms = answer.grant.state_ttl_ms().map(|ttl_ms| sent.sent_ms + ttl_ms);
+        let mut sent_ms = || *sent.sent_ms.get_or_insert_with(|| self.clock.engine_now_ms());
+        let due_ms = answer.grant.state_ttl_ms().map(|ttl_ms| sent_ms() + ttl_ms);
         let runs = |deadline_ms| !answer.created || due_ms.is_none_or(|due_ms| deadline_ms >= due_ms);
         if answer.grant.deadline_ms.is_some_and(runs) || (due_ms.is_none() && !answer.created) {
             return;
@@ -58,10 +58,11 @@ impl ClaimDispatcher {
 
     /// Starts the deadlines at the shards that hold the claims.
     pub(crate) fn notify_reply_sent(&self, sent: SentClaims) {
-        let SentClaims { sent_ms: at_ms, by_shard, .. } = sent;
+        let SentClaims { tick_ms, sent_ms, by_shard, .. } = sent;
         if by_shard.is_empty() {
             return;
         }
+        let at_ms = sent_ms.unwrap_or(tick_ms);
         let pools = self.pools.load();
         for (shard, (due_ms, claims)) in by_shard {
             if let Some(handle) = pools.shard(shard) {

@@ -235,14 +235,15 @@ impl Outbox {
             if self.gone.load(Ordering::Acquire) {
                 return false;
             }
+            // First: a store that has lost what it acknowledged lacks rows although all that was appended counts as applied.
+            if self.needs_source.load(Ordering::Acquire) {
+                self.mark_unrecoverable();
+                return false;
+            }
             if self.applied_seq() >= self.appended_seq() {
                 return true;
             }
             if self.journal.is_fenced() {
-                return false;
-            }
-            if self.needs_source.load(Ordering::Acquire) {
-                self.mark_unrecoverable();
                 return false;
             }
             if self.is_unrecoverable() {
@@ -374,5 +375,27 @@ impl Outbox {
         self.unrecoverable.store(true, Ordering::Release);
         self.journal.progress.notify_waiters();
         self.notify_subscribers();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::environment::Environment;
+    use crate::persist::store::memory::MemoryStore;
+
+    /// A failover can lose rows that were acknowledged. Then nothing is left to write, and the store lacks rows all the same.
+    #[test]
+    fn s08_a_shard_that_had_rows_which_the_store_lost_is_not_drained() {
+        let journal = Journal::new(Arc::new(MemoryStore), Environment::system());
+        let outbox = Outbox::new(&journal, ShardKey { pool: 1, shard: 0 }, 27);
+        outbox.set_needs_source(true);
+        outbox.mark_orphaned();
+        assert_eq!(outbox.wait_drained().now_or_never(), Some(false));
+        assert!(outbox.is_unrecoverable());
     }
 }

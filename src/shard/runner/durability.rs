@@ -175,6 +175,12 @@ impl<S: ShardSink> ShardRunner<S> {
             };
         };
         let Some(caller) = caller.take() else { return };
+        // One claim of a run is timed for all: timing each would cost more than deciding it.
+        let timed = reply.started_ns.filter(|_| !self.timed).map(|started_ns| {
+            let now_ns = self.services.clock.mono_ns();
+            (self.timed, self.read_ns) = (true, Some(now_ns));
+            now_ns.saturating_sub(started_ns.get())
+        });
         match outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
@@ -183,11 +189,8 @@ impl<S: ShardSink> ShardRunner<S> {
             Ok(ClaimReply::Released) | Err(_) => {}
         }
         self.created += u64::from(reply.unread_grant == UnreadGrant::RollBack);
-        // One claim of a run is timed for all: timing each would cost more than deciding it.
-        if let Some(started_ns) = reply.started_ns.filter(|_| !self.timed) {
-            self.timed = true;
-            let elapsed = self.services.clock.mono_ns().saturating_sub(started_ns.get());
-            self.pool.metrics.claim_seconds.record(elapsed);
+        if let Some(elapsed_ns) = timed {
+            self.pool.metrics.claim_seconds.record(elapsed_ns);
         }
         if caller.send_from(outcome).is_err() {
             crate::reached!("reply: its caller has left");
@@ -257,8 +260,9 @@ impl<S: ShardSink> ShardRunner<S> {
                 self.drop_claim_reply(granted, reference);
             }
             UnsentReply::Gang(reply) => {
+                let at_ms = self.deadline_start_ms();
                 for (_, member) in reply.reject(error) {
-                    self.apply(Event::ReplySent { handle: member.grant.handle, at_ms: self.deadline_start_ms() });
+                    self.apply(Event::ReplySent { handle: member.grant.handle, at_ms });
                 }
             }
             UnsentReply::Command(reply) => reply.reject(error),
@@ -273,7 +277,8 @@ impl<S: ShardSink> ShardRunner<S> {
         }
         crate::reached!("grant: rolled back");
         self.apply(Event::Rollback { handle });
-        self.apply(Event::ReplySent { handle, at_ms: self.deadline_start_ms() });
+        let at_ms = self.deadline_start_ms();
+        self.apply(Event::ReplySent { handle, at_ms });
     }
 
     /// Takes back a reply that showed a claim to nobody, and rolls the claim back if it was kept for this reply only.

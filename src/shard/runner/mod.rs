@@ -142,6 +142,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     life: ShardLife,
     shard: Shard,
     now_ms: Millis,
+    /// Time since the start of the process as this run has read it, in nanoseconds; none: not yet.
+    read_ns: Option<u64>,
     /// Sequence number that the store had applied when this run began.
     applied_seq: Seq,
     /// Shards whose store progress this run subscribed to, for replies that wait for their records.
@@ -232,6 +234,7 @@ impl<S: ShardSink> ShardRunner<S> {
             life,
             shard,
             now_ms: 0,
+            read_ns: None,
             applied_seq: 0,
             subscribed_shards: HashSet::default(),
             overdue_runs: 0,
@@ -283,6 +286,7 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Runs once: handles the mailbox, then `command`, which bypassed it. Effects of the run are added to `work`.
     pub(super) fn run(&mut self, command: &mut Option<Command>, work: &mut S::Work) -> DueDeadlines {
         self.now_ms = self.services.clock.engine_ms();
+        self.read_ns = None;
         self.shard.set_wall_clock(self.services.clock.unix_ahead_ms());
         self.refresh_watched();
         if self.keeps_rows {
@@ -431,7 +435,8 @@ impl<S: ShardSink> ShardRunner<S> {
             Command::SurveyTenant(survey) => self.survey_tenant(&survey),
             Command::EvictClaims(claims) => {
                 let releasing_ms = self.pool.spec.load().releasing_ms;
-                self.shard.evict_claims(&claims, releasing_ms, self.deadline_start_ms());
+                let now_ms = self.deadline_start_ms();
+                self.shard.evict_claims(&claims, releasing_ms, now_ms);
             }
             Command::Relinquish(handle) => drop(self.apply(Event::Relinquish { handle })),
             Command::FindClaim(id) => self.find_claim(id),
@@ -491,8 +496,9 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Time from which a deadline that a caller is promised counts. Since the last tick more time may have passed than
     /// between two ticks, if the process stood still.
-    fn deadline_start_ms(&self) -> Millis {
-        self.services.clock.engine_now_ms()
+    fn deadline_start_ms(&mut self) -> Millis {
+        let clock = &self.services.clock;
+        clock.engine_at_ms(*self.read_ns.get_or_insert_with(|| clock.mono_ns()))
     }
 
     /// Lets the engine decide an event and executes its effects. Returns the reply, if the event asks for one.
