@@ -62,7 +62,7 @@ pub enum ReplayError {
     /// Worker with a claim whose key or tenant is invalid.
     #[error("worker {0} has a claim with an invalid name: {1}")]
     ClaimName(WorkerId, RequestError),
-    /// Row of the shard whose highest fence is none.
+    /// Row of the shard whose highest fence is beyond the limit.
     #[error("the row of the shard has an invalid fence: {0}")]
     HeaderFence(Fence),
     /// Worker with a claim whose fence is none.

@@ -205,12 +205,12 @@ impl GatedStore {
         self.change(|state| state.lease_ms = Some(lease_ms));
     }
 
-    /// Sets whether renewals fail from now on.
     /// Forgets what the ownership record says of fences, as servers do that are flushed, or fail over while the shards' do not.
     pub fn lose_ownership_record(&self) {
         self.change(|state| state.has_lost_ownership = true);
     }
 
+    /// Sets whether renewals fail from now on.
     pub fn refuse_renewals(&self, refuse: bool) {
         self.change(|state| state.refuses_renewals = refuse);
     }
