@@ -62,7 +62,6 @@ fn parse(input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-// Includes one reading of the clock a claim, from which its deadline counts.
 #[library_benchmark(config = at_most(525_000))]
 #[bench::run_of_64(facade::pairs())]
 fn awaited_pair(pairs: ClaimPairs) -> ClaimPairs {
