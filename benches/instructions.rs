@@ -62,13 +62,13 @@ fn parse(input: Vec<u8>) -> Vec<u8> {
     input
 }
 
-#[library_benchmark(config = at_most(525_000))]
+#[library_benchmark(config = at_most(514_717))]
 #[bench::run_of_64(facade::pairs())]
 fn awaited_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::awaited_pair(black_box(pairs))
 }
 
-#[library_benchmark(config = at_most(470_000))]
+#[library_benchmark(config = at_most(464_939))]
 #[bench::of_64(facade::batches())]
 fn batch_pair(pairs: ClaimPairs) -> ClaimPairs {
     facade::batch_pair(black_box(pairs))

@@ -74,10 +74,10 @@ impl<S: ShardSink> ShardRunner<S> {
         let (handle, events_before) = (operation.handle, self.events.len());
         let answer = match &mut operation.verb {
             HeldVerb::Get => self.decide(Event::Get { handle }),
-            HeldVerb::Confirm => self.decide(Event::Confirm { handle }),
+            HeldVerb::Confirm => self.decide_with_deadline(Event::Confirm { handle }),
             HeldVerb::Renew(ttl_ms) => {
                 let ttl_ms = *ttl_ms;
-                self.decide(Event::Renew { handle, ttl_ms })
+                self.decide_with_deadline(Event::Renew { handle, ttl_ms })
             }
             HeldVerb::Resize(resources) => {
                 let resources = std::mem::take(&mut **resources);
@@ -85,7 +85,7 @@ impl<S: ShardSink> ShardRunner<S> {
             }
             HeldVerb::BeginRelease => {
                 let releasing_ms = self.pool.spec.load().releasing_ms;
-                self.decide(Event::BeginRelease { handle, releasing_ms })
+                self.decide_with_deadline(Event::BeginRelease { handle, releasing_ms })
             }
             HeldVerb::Release => unreachable!("handled apart"),
         };
@@ -153,7 +153,8 @@ impl<S: ShardSink> ShardRunner<S> {
     pub(super) fn reserve(&mut self, call: ReserveCall) {
         let ReserveCall { id, constraints, duration_ms, evict } = call;
         let until_ms = self.now_ms + duration_ms;
-        let outcome = match self.decide(Event::Reserve { id, constraints, evict, until_ms }) {
+        // It may evict claims, whose holders have time to clean up.
+        let outcome = match self.decide_with_deadline(Event::Reserve { id, constraints, evict, until_ms }) {
             EngineReply::WorkerReserved(worker) => ReservationOutcome::Reserved(worker),
             _ => ReservationOutcome::NoWorker,
         };

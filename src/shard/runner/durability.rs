@@ -66,11 +66,16 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Sends the new replies, or keeps them until the store has their records. One that is not sent stays in the list: if
     /// a panic ends this life, it is taken back.
     pub(super) fn send_new_replies(&mut self) {
-        for index in 0..self.new_replies.len() {
-            let mut reply = self.new_replies[index].take();
+        let mut index = 0;
+        while let Some(reply) = self.new_replies.get_mut(index) {
+            let mut reply = reply.take();
             self.send_or_await_store(&mut reply);
+            index += 1;
         }
-        self.new_replies.clear();
+        // What `take` leaves owns nothing. To drop it would cost more instructions than to send some replies.
+        while let Some(taken) = self.new_replies.pop() {
+            std::mem::forget(taken);
+        }
     }
 
     /// Sends a new reply, or keeps it until the store has its records. What is left of it is to be dropped.
@@ -175,12 +180,6 @@ impl<S: ShardSink> ShardRunner<S> {
             };
         };
         let Some(caller) = caller.take() else { return };
-        // One claim of a run is timed for all: timing each would cost more than deciding it.
-        let timed = reply.started_ns.filter(|_| !self.timed).map(|started_ns| {
-            let now_ns = self.services.clock.mono_ns();
-            (self.timed, self.read_ns) = (true, Some(now_ns));
-            now_ns.saturating_sub(started_ns.get())
-        });
         match outcome {
             // Replies of a batch or gang are delivered together; their deadlines start then
             // (`ClaimDispatcher::notify_reply_sent`).
@@ -189,7 +188,10 @@ impl<S: ShardSink> ShardRunner<S> {
             Ok(ClaimReply::Released) | Err(_) => {}
         }
         self.created += u64::from(reply.unread_grant == UnreadGrant::RollBack);
-        if let Some(elapsed_ns) = timed {
+        // One claim of a run is timed for all: timing each would cost more than deciding it.
+        if let Some(started_ns) = reply.started_ns.filter(|_| !self.timed) {
+            self.timed = true;
+            let elapsed_ns = self.services.clock.mono_ns().saturating_sub(started_ns.get());
             self.pool.metrics.claim_seconds.record(elapsed_ns);
         }
         if caller.send_from(outcome).is_err() {
@@ -209,15 +211,23 @@ impl<S: ShardSink> ShardRunner<S> {
     }
 
     /// Starts the first deadline of a claim, as the reply that grants it is sent.
+    #[inline(always)]
     fn start_deadline(&mut self, answer: &mut ClaimAnswer) {
-        let has_limit = answer.grant.state_ttl_ms().is_some();
+        if answer.grant.state_ttl_ms().is_some() {
+            self.start_limited_deadline(answer);
+        } else if answer.created {
+            self.shard.note_reply_sent(answer.grant.handle, self.now_ms);
+        }
+    }
+
+    /// Apart from [`Self::start_deadline`], because most claims have no deadline: it reads the clock.
+    #[inline(never)]
+    fn start_limited_deadline(&mut self, answer: &mut ClaimAnswer) {
         if answer.created {
-            let at_ms = if has_limit { self.deadline_start_ms() } else { self.now_ms };
+            let at_ms = self.deadline_start_ms();
             self.shard.note_reply_sent(answer.grant.handle, at_ms);
         }
-        if has_limit {
-            self.fill_deadline(answer);
-        }
+        self.fill_deadline(answer);
     }
 
     fn fill_deadline(&self, answer: &mut ClaimAnswer) {

@@ -496,6 +496,7 @@ impl<S: ShardSink> ShardRunner<S> {
 
     /// Time from which a deadline that a caller is promised counts. Since the last tick more time may have passed than
     /// between two ticks, if the process stood still.
+    #[inline(never)]
     fn deadline_start_ms(&mut self) -> Millis {
         let clock = &self.services.clock;
         clock.engine_at_ms(*self.read_ns.get_or_insert_with(|| clock.mono_ns()))
@@ -504,12 +505,11 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Lets the engine decide an event and executes its effects. Returns the reply, if the event asks for one.
     #[inline]
     fn apply(&mut self, event: Event) -> Option<EngineReply> {
-        let now_ms = match event {
-            Event::Confirm { .. } | Event::Renew { .. } | Event::BeginRelease { .. } => self.deadline_start_ms(),
-            // It may evict claims, whose holders have time to clean up.
-            Event::Reserve { .. } => self.deadline_start_ms(),
-            _ => self.now_ms,
-        };
+        self.apply_at(event, self.now_ms)
+    }
+
+    #[inline]
+    fn apply_at(&mut self, event: Event, now_ms: Millis) -> Option<EngineReply> {
         let reply = self.shard.handle_event(event, now_ms, &mut self.effects);
         if !self.effects.is_empty() {
             self.execute_effects();
@@ -543,6 +543,14 @@ impl<S: ShardSink> ShardRunner<S> {
     #[inline]
     fn decide(&mut self, event: Event) -> EngineReply {
         self.apply(event).expect("R1: the engine answers every request")
+    }
+
+    /// Lets the engine decide a request from which a deadline counts. Apart from [`Self::decide`], which claims and releases
+    /// take: it reads the clock.
+    #[inline(never)]
+    fn decide_with_deadline(&mut self, event: Event) -> EngineReply {
+        let now_ms = self.deadline_start_ms();
+        self.apply_at(event, now_ms).expect("R1: the engine answers every request")
     }
 
     fn record_end(&mut self, id: ClaimId, fence: Fence) {
