@@ -5,14 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::dispatch::ClaimDispatcher;
 use super::effect::{Effect, EffectQueue};
-use super::key::{EndedClaim, HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall};
+use super::key::{EndedClaim, HeldTransition, KeyHolder, KeyLookup, PendingClaim, RepeatedCall, WithdrawnRequests};
 use crate::engine::{ClaimGrant, WorkerOffer};
 use crate::model::request_error::{ExhaustionReason, ObjectKind, RequestError, UnavailableReason};
 use crate::model::{AckLevel, ClaimId, ClaimSpec, Fence, Millis};
 use crate::shard::{
     Command, FreedMatch, GrantKind, HeldOperation, HeldVerb, KeyTicket, NotGranted, PendingWrite, PendingWrites,
     ProtocolPoint, ReplyAddress, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardSink,
-    UnstoredRejection,
+    UndecidedOutcome, UndecidedRequests, UnstoredRejection,
 };
 
 /// Claims that a run did not place, for the shards that are next.
@@ -145,13 +145,7 @@ impl ClaimDispatcher {
                     self.answer_duplicates(held.repeated, work);
                 }
             }
-            ShardEvent::ReportDecided { tickets } => {
-                for (id, ticket) in tickets {
-                    if let Some(next) = self.keys.release_ticket(id, *ticket) {
-                        self.route(next, work);
-                    }
-                }
-            }
+            ShardEvent::ReportDecided { tickets } => self.on_report_decided(tickets, work),
             ShardEvent::PredecessorHeld { id, fence } => {
                 if let Some(older) = self.keys.holder(id).filter(|older| older.handle.fence < *fence) {
                     crate::reached!("adoption: an older holder relinquishes");
@@ -183,17 +177,9 @@ impl ClaimDispatcher {
             ShardEvent::TenantVictims { id, victims } => self.on_tenant_victims(from.shard, *id, victims, work),
             ShardEvent::VictimsFound { id, found } => self.on_victims_found(from.shard, *id, found, work),
             ShardEvent::ReservationsVoid(void) => self.on_reservations_void(from.shard, void, work),
-            ShardEvent::Panicked { tickets } => {
-                self.void_shard(from.shard);
-                crate::reached!("panic: what was being decided is handed back");
-                for (id, ticket) in self.keys.find_asking(from.shard, &tickets.drain(..).collect()) {
-                    let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
-                    self.on_not_granted(from, &id, ticket, reason, unplaced, work);
-                }
-            }
+            ShardEvent::Panicked(requests) => self.on_panicked(from, std::mem::take(requests), unplaced, work),
             ShardEvent::Stale(_) => {
-                if let ShardEvent::Stale(operation) =
-                    std::mem::replace(event, ShardEvent::Panicked { tickets: Vec::new() })
+                if let ShardEvent::Stale(operation) = std::mem::replace(event, ShardEvent::ReservationsVoid(Vec::new()))
                 {
                     self.resolve_again(*operation, work);
                 }
@@ -216,6 +202,56 @@ impl ClaimDispatcher {
         }
     }
 
+    fn on_report_decided(&self, reports: &[(ClaimId, KeyTicket)], work: &mut EffectQueue) {
+        for (id, ticket) in reports {
+            if let Some(next) = self.keys.release_ticket(id, *ticket) {
+                self.route(next, work);
+            }
+        }
+    }
+
+    /// Hands back what a shard was deciding when it panicked. If its rows may tell of grants, nobody else may have their
+    /// keys until it has said who holds them: a grant that comes to light later would have a lower fence.
+    #[cold]
+    fn on_panicked(
+        &self,
+        from: RunOrigin,
+        requests: UndecidedRequests,
+        unplaced: &mut UnplacedClaims,
+        work: &mut EffectQueue,
+    ) {
+        self.void_shard(from.shard);
+        let UndecidedRequests { tickets, reports, outcome } = requests;
+        let asking = self.keys.find_asking(from.shard, &tickets.into_iter().collect());
+        match outcome {
+            UndecidedOutcome::Undone => {
+                crate::reached!("panic: what was being decided is handed back");
+                for (id, ticket) in asking {
+                    let reason = NotGranted::Rejected(RequestError::DeadlineExceeded);
+                    self.on_not_granted(from, &id, ticket, reason, unplaced, work);
+                }
+                self.on_report_decided(&reports, work);
+            }
+            UndecidedOutcome::Unknown => {
+                crate::reached!("panic: rows may tell of what was being decided");
+                for (id, ticket) in asking.into_iter().chain(reports) {
+                    if let Some(withdrawn) = self.keys.poison_pending(&id, ticket, from.shard, from.now_ms) {
+                        self.reject_withdrawn(withdrawn, RequestError::DeadlineExceeded);
+                    }
+                }
+            }
+        }
+    }
+
+    fn reject_withdrawn(&self, withdrawn: WithdrawnRequests, rejection: RequestError) {
+        for claim in withdrawn.unanswered {
+            self.reply_rejected(claim, rejection.clone());
+        }
+        if let Some(queued) = withdrawn.queued {
+            self.leave_queues(&queued, None);
+        }
+    }
+
     /// Makes the keys unavailable whose step panicked, until the shards have said who holds them.
     #[cold]
     fn poison_keys(&self, from: RunOrigin, event: &ShardEvent, replies: &mut RunReplies<'_>) {
@@ -230,13 +266,8 @@ impl ClaimDispatcher {
             _ => None,
         };
         for id in keys {
-            let (unanswered, queued) = self.keys.poison(id, from.shard, holder, from.now_ms);
-            for claim in unanswered {
-                self.reply_rejected(claim, RequestError::Unavailable(UnavailableReason::Loading));
-            }
-            if let Some(queued) = queued {
-                self.leave_queues(&queued, None);
-            }
+            let withdrawn = self.keys.poison(id, from.shard, holder, from.now_ms);
+            self.reject_withdrawn(withdrawn, RequestError::Unavailable(UnavailableReason::Loading));
             if let ShardEvent::Ended { fence, write, reply, .. } = event {
                 self.keys.adoption.record_ended(id.hash64(), *fence);
                 reply.iter().for_each(|reply| replies.wait_for(*reply, self.keys.pending_writes(id)));

@@ -204,11 +204,8 @@ pub enum ShardEvent {
         /// Claim of the shard that holds it, if any, and the part of its request that it keeps.
         holder: Option<(ClaimHandle, Option<Arc<ClaimSpec>>)>,
     },
-    /// The shard panicked while it decided these claims.
-    Panicked {
-        /// Tickets of the claims.
-        tickets: Vec<KeyTicket>,
-    },
+    /// The shard panicked before the layer above learned what became of these requests.
+    Panicked(UndecidedRequests),
     /// Reply about a claim of an earlier life that nobody reads.
     StaleUnread {
         /// Key of the claim.
@@ -234,7 +231,7 @@ impl ShardEvent {
                 (None, None)
             }
             Self::ReservationDecided { .. } | Self::VictimsFound { .. } | Self::ReservationsVoid(_) => (None, None),
-            Self::Panicked { .. } | Self::TenantVictims { .. } => (None, None),
+            Self::Panicked(_) | Self::TenantVictims { .. } => (None, None),
         };
         one.into_iter().chain(reported.into_iter().flatten().map(|(id, _)| id))
     }
@@ -309,6 +306,27 @@ pub enum UndecidedClaim {
     VictimSurvey(ReservationId),
     /// Search for claims of a tenant that may be evicted.
     TenantSurvey(ReservationId),
+}
+
+/// Requests that a shard was deciding when it panicked.
+#[derive(Debug, Default)]
+pub struct UndecidedRequests {
+    /// Tickets of the claims.
+    pub tickets: Vec<KeyTicket>,
+    /// Keys that are reserved for claims which workers reported, with their tickets.
+    pub reports: Vec<(ClaimId, KeyTicket)>,
+    /// Outcome of these requests.
+    pub outcome: UndecidedOutcome,
+}
+
+/// Outcome of requests that a shard was deciding when it panicked.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UndecidedOutcome {
+    /// Requests without an effect: no row tells of them.
+    #[default]
+    Undone,
+    /// Rows may tell of grants: the shard had handed them over, and not delivered their events.
+    Unknown,
 }
 
 impl UndecidedClaim {

@@ -35,7 +35,7 @@ pub use command::{
 };
 pub use event::{
     FreedMatch, GrantKind, NotGranted, ReplyIndex, ReservationOutcome, RunOrigin, RunReplies, ShardEvent, ShardLife,
-    ShardSink, UndecidedClaim,
+    ShardSink, UndecidedClaim, UndecidedOutcome, UndecidedRequests,
 };
 pub use handle::{PushRejection, RejectedCommand, ShardHandle};
 pub use notice::OfferedWorkers;

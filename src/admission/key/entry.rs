@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! vacant -> pending(ticket) -> held -> vacant
-//! any -> poisoned (its step panicked) -> held or vacant, as the shards say
+//! any -> poisoned (its step or its shard panicked) -> held or vacant, as the shards say
 //! ```
 //!
 //! The entry *is* the claim in flight: while a shard is asked, the claim stays here, and the shard gets a call and
@@ -55,7 +55,7 @@ pub(super) enum KeyEntry {
         shard: ShardRef,
         _charge: QuotaLease,
     },
-    /// Key whose step panicked: what the entry said is not trusted any more.
+    /// Key whose step panicked, or whose shard did when it may have granted it: what the entry said is not trusted.
     Poisoned(PoisonedKey),
 }
 

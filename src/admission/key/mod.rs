@@ -16,6 +16,7 @@ pub use self::directory::{EndTransition, HeldTransition, KeyAcquire, KeyDirector
 pub use self::ended::EndedClaim;
 pub use self::entry::KeyHolder;
 pub use self::pending_claim::{PendingClaim, ShardAsk};
+pub use self::poisoned::WithdrawnRequests;
 pub use self::prehashed::PrehashedHasher;
 pub use self::rebuild::RecoveredKeys;
 pub use self::views::KeyLookup;

@@ -1,5 +1,6 @@
-//! Keys whose step panicked. What their entries say is not trusted any more: such a key is unavailable until the shards
-//! that may hold it were asked, and their claims decide. Other keys are not affected.
+//! Keys whose step panicked, or whose shard did when it may have granted them. What their entries say is not trusted any
+//! more: such a key is unavailable until the shards that may hold it were asked, and their claims decide. Other keys are
+//! not affected.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::entry::{HeldKey, KeyEntry, KeyHolder, PoisonedKey, VacantKey};
 use crate::admission::lock_order::{self, LockLevel};
 use crate::admission::queue::QueuedClaim;
 use crate::model::{ClaimId, Millis};
-use crate::shard::{PendingWrite, ShardRef};
+use crate::shard::{KeyTicket, PendingWrite, ShardRef};
 
 /// Time after which a shard that has not answered is asked again, in milliseconds: it may have panicked since.
 const ASK_AGAIN_MS: Millis = 1_000;
@@ -25,28 +26,61 @@ struct OpenQuestion {
     due_ms: Millis,
 }
 
+/// Requests that waited for a key which has become unavailable.
+#[derive(Debug)]
+pub struct WithdrawnRequests {
+    /// Claims that must be answered.
+    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
+    pub unanswered: Vec<Box<PendingClaim>>,
+    /// Claim that was in the wait queues.
+    pub queued: Option<Arc<QueuedClaim>>,
+}
+
 /// Questions to shards about poisoned keys.
 #[derive(Debug, Default)]
 pub(super) struct OpenQuestions(Mutex<Vec<OpenQuestion>>);
 
 impl KeyDirectory {
     /// Makes a key unavailable whose step for this shard panicked. From the next tick on the shard is asked. `holder`: the
-    /// claim that holds the key by that step, if it is such a step. Returns the requests that waited for the
-    /// key, and the claim that was in the wait queues.
+    /// claim that holds the key by that step, if it is such a step. Returns the requests that waited for the key.
     #[cold]
-    #[allow(clippy::vec_box, reason = "claims stay boxed from entry to entry")]
-    pub fn poison(
-        &self,
-        id: &ClaimId,
-        from: ShardRef,
-        holder: Option<KeyHolder>,
-        now_ms: Millis,
-    ) -> (Vec<Box<PendingClaim>>, Option<Arc<QueuedClaim>>) {
+    pub fn poison(&self, id: &ClaimId, from: ShardRef, holder: Option<KeyHolder>, now_ms: Millis) -> WithdrawnRequests {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         // An entry that is not there is made all the same: the step may have removed it before its time.
         let mut entry = self.map.entry(id.clone()).or_insert_with(|| KeyEntry::Vacant(VacantKey::default()));
+        self.poison_entry(id, &mut entry, from, holder, now_ms)
+    }
+
+    /// Makes a key unavailable that is pending with this ticket, because the shard that decides about it panicked and may
+    /// hold it. From the next tick on the shard is asked. Returns the requests that waited for the key; none if the ticket
+    /// is not valid any more.
+    #[cold]
+    pub fn poison_pending(
+        &self,
+        id: &ClaimId,
+        ticket: KeyTicket,
+        from: ShardRef,
+        now_ms: Millis,
+    ) -> Option<WithdrawnRequests> {
+        let _level = lock_order::acquire(LockLevel::KeyEntry);
+        let mut entry = self.map.get_mut(id)?;
+        match &*entry {
+            KeyEntry::Pending(pending) if pending.has_ticket(ticket) => {}
+            _ => return None,
+        }
+        Some(self.poison_entry(id, &mut entry, from, None, now_ms))
+    }
+
+    fn poison_entry(
+        &self,
+        id: &ClaimId,
+        entry: &mut KeyEntry,
+        from: ShardRef,
+        holder: Option<KeyHolder>,
+        now_ms: Millis,
+    ) -> WithdrawnRequests {
         let (mut shards, mut unanswered, mut queued) = (vec![from], Vec::new(), None);
-        let mut poisoned = match std::mem::replace(&mut *entry, KeyEntry::Poisoned(PoisonedKey::default())) {
+        let mut poisoned = match std::mem::replace(entry, KeyEntry::Poisoned(PoisonedKey::default())) {
             KeyEntry::Pending(mut pending) => {
                 queued = pending.queued.take().map(|queued| queued.claim);
                 unanswered.extend(pending.withdraw().or_else(|| pending.take_waiting()));
@@ -68,7 +102,7 @@ impl KeyDirectory {
             KeyEntry::Poisoned(poisoned) => poisoned,
             unreadable @ KeyEntry::Unreadable { .. } => {
                 *entry = unreadable;
-                return (unanswered, None);
+                return WithdrawnRequests { unanswered, queued };
             }
         };
         poisoned.holder = holder.or(poisoned.holder);
@@ -80,7 +114,7 @@ impl KeyDirectory {
                 questions.push(OpenQuestion { id: id.clone(), shard, due_ms: now_ms + 1 });
             }
         }
-        (unanswered, queued)
+        WithdrawnRequests { unanswered, queued }
     }
 
     /// Questions to shards that are due: each whether it holds the key.

@@ -30,7 +30,7 @@ use crate::shard::actor::ActorMessage;
 use crate::shard::address::{KeyTicket, ShardRef};
 use crate::shard::command::Command;
 use crate::shard::counters::RunnerCounters;
-use crate::shard::event::{ShardLife, ShardSink, UndecidedClaim};
+use crate::shard::event::{ShardLife, ShardSink, UndecidedClaim, UndecidedRequests};
 use crate::shard::mailbox::ShardMailbox;
 use crate::shard::notice::{OfferedWorkers, ShardNotice};
 use crate::shard::paused_shard::{PausableShard, PausedShard};
@@ -107,7 +107,7 @@ pub struct ShardHandle<S: ShardSink> {
     /// Number of the life that runs now, or ran last.
     life: AtomicU32,
     /// Requests that were being decided when the shard panicked; its supervisor hands them back.
-    undecided: Mutex<(Vec<KeyTicket>, Vec<UndecidedClaim>)>,
+    undecided: Mutex<(UndecidedRequests, Vec<UndecidedClaim>)>,
     /// Disclosure of claims that could be rolled back when the shard panicked; the next life still may.
     revocable: Mutex<HashMap<Fence, ClaimDisclosure>>,
     restarts: Mutex<RestartHistory>,
@@ -609,8 +609,14 @@ impl<S: ShardSink> ShardHandle<S> {
         let Some(mut runner) = ended else { return };
         {
             let mut undecided = self.undecided.lock();
-            undecided.0.append(&mut runner.undecided_tickets);
-            undecided.1.append(&mut runner.undecided);
+            undecided.0.tickets.append(&mut runner.undecided_tickets);
+            undecided.0.outcome = undecided.0.outcome.max(runner.undecided_outcome());
+            for claim in runner.undecided.drain(..) {
+                match claim {
+                    UndecidedClaim::Report(id, ticket) => undecided.0.reports.push((id, ticket)),
+                    other => undecided.1.push(other),
+                }
+            }
         }
         // Read from a state that a panic left behind. That is sound: a reply is counted before it is sent.
         runner.drop_references();

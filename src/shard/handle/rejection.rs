@@ -94,13 +94,14 @@ impl<S: ShardSink> ShardHandle<S> {
     }
 
     fn hand_back_undecided(&self, work: &mut S::Work) {
-        let (tickets, undecided) = std::mem::take(&mut *self.undecided.lock());
-        if tickets.is_empty() && undecided.is_empty() && self.state() == ShardState::Stopped {
+        let (requests, others) = std::mem::take(&mut *self.undecided.lock());
+        let is_empty = requests.tickets.is_empty() && requests.reports.is_empty() && others.is_empty();
+        if is_empty && self.state() == ShardState::Stopped {
             return;
         }
-        self.hand_back(undecided, &RequestError::DeadlineExceeded, work);
+        self.hand_back(others, &RequestError::DeadlineExceeded, work);
         if let Some(sink) = self.sink.upgrade() {
-            let mut events = vec![ShardEvent::Panicked { tickets }];
+            let mut events = vec![ShardEvent::Panicked(requests)];
             sink.deliver(self.origin(), &mut events, &mut RunReplies::new(&mut []), work);
         }
     }

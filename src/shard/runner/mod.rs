@@ -35,7 +35,9 @@ use self::unsent_reply::UnsentReply;
 use super::actor::SpawnArgs;
 use super::address::{KeyTicket, PendingWrite, PendingWrites, ShardRef};
 use super::command::{Command, HeldVerb, InjectedStep};
-use super::event::{NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim};
+use super::event::{
+    NotGranted, ReplyIndex, RunOrigin, RunReplies, ShardEvent, ShardLife, ShardSink, UndecidedClaim, UndecidedOutcome,
+};
 use super::handle::ShardHandle;
 use super::pool_context::PoolContext;
 use super::reply::{ClaimReply, CommandReply, EndedWorkers, ReplyAddress};
@@ -169,6 +171,8 @@ pub(crate) struct ShardRunner<S: ShardSink> {
     pub(super) undecided_tickets: Vec<KeyTicket>,
     /// Other requests that are being decided; handed back after a panic.
     pub(super) undecided: Vec<UndecidedClaim>,
+    /// Outcome of those if the run panics now.
+    undecided_outcome: UndecidedOutcome,
     batch: Vec<Command>,
     effects: Vec<Effect>,
     /// Last state of the claim that the engine is about to end without its holder.
@@ -241,6 +245,7 @@ impl<S: ShardSink> ShardRunner<S> {
             fences: 0..0,
             undecided_tickets: Vec::new(),
             undecided: Vec::new(),
+            undecided_outcome: UndecidedOutcome::Undone,
             batch: Vec::new(),
             effects: Vec::new(),
             retained: None,
@@ -276,6 +281,11 @@ impl<S: ShardSink> ShardRunner<S> {
     /// Number of the life of the shard.
     pub(super) const fn life(&self) -> ShardLife {
         self.life
+    }
+
+    /// Outcome of the requests that were being decided when this life ended.
+    pub(super) const fn undecided_outcome(&self) -> UndecidedOutcome {
+        self.undecided_outcome
     }
 
     /// State of the shard.
@@ -626,6 +636,7 @@ impl<S: ShardSink> ShardRunner<S> {
             self.sink.deliver(origin, &mut self.events, &mut RunReplies::new(&mut self.new_replies), work);
             self.events.clear();
         }
+        self.undecided_outcome = UndecidedOutcome::Undone;
     }
 
     fn origin(&self) -> RunOrigin {
@@ -642,6 +653,7 @@ impl<S: ShardSink> ShardRunner<S> {
                 shard.discard_changes();
             }
         } else if shard.has_rows() {
+            self.undecided_outcome = UndecidedOutcome::Unknown;
             self.handle.outbox.append(shard.seq(), shard.take_header(), |rows| shard.take_rows(rows));
         }
     }
