@@ -10,12 +10,13 @@ use hotpool::model::{
     AckLevel, ClaimFilter, ClaimId, ClaimRequest, ClaimResult, ClaimSpec, ClaimState, ClaimView, Fence, Quota,
     QuotaResource, ResourceRequirements, RunningClaim,
 };
-use hotpool::scheduler::{ClaimVerb, RequestCompletion, Scheduler};
+use hotpool::scheduler::{ClaimBatchBuilder, ClaimVerb, RequestCompletion, Scheduler};
 use parking_lot::Mutex;
 use std::task::Poll;
 
 use crate::agents::NODES;
 use crate::checker::{Doubt, OrderedWait};
+use crate::core::Core;
 use crate::settings::{Feature, PoolSettings};
 use crate::world::{NAMESPACE, Outcome, WorkerReport, World, pool_name};
 
@@ -31,6 +32,49 @@ enum ReadingPace {
     AtOnce,
     /// Some time after they have left the service.
     Late,
+}
+
+/// Call that claims several keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+enum JointCall {
+    /// Call that is answered as a whole.
+    Batch,
+    /// Call for all claims or none.
+    Gang,
+    /// Claims gathered from the commands of a connection, each with its own reply.
+    Pipeline,
+}
+
+impl JointCall {
+    /// Pace at which the answers are read: those of a pipeline wait for the ones before them.
+    const fn pace(self) -> ReadingPace {
+        match self {
+            Self::Batch | Self::Gang => ReadingPace::AtOnce,
+            Self::Pipeline => ReadingPace::Late,
+        }
+    }
+}
+
+/// Gathers claims, decides them together, and awaits one reply after the other.
+async fn claim_gathered(
+    core: &Arc<Core>,
+    scheduler: &Scheduler,
+    requests: Vec<ClaimRequest>,
+) -> Vec<Result<ClaimResult, RequestError>> {
+    let mut batch = ClaimBatchBuilder::default();
+    let calls: Vec<_> = requests.into_iter().map(|request| scheduler.gather(request, &mut batch)).collect();
+    // Other connections of the thread gather theirs.
+    core.sleep(Duration::ZERO).await;
+    scheduler.decide_gathered(&mut batch);
+    let mut answers = Vec::new();
+    for call in calls {
+        answers.push(match call {
+            Ok(call) => call.await,
+            Err(error) => Err(error),
+        });
+    }
+    answers
 }
 
 /// Claim that a caller holds as far as it knows.
@@ -112,7 +156,9 @@ impl Caller {
                 let wait_ms = 1 + self.world.core.below(longest_ms);
                 self.claim(wait_ms).await;
             }
-            Feature::Batch => self.batch().await,
+            Feature::Batch => self.batch(JointCall::Batch).await,
+            Feature::Pipeline if self.below(3) == 0 => self.release_many().await,
+            Feature::Pipeline => self.batch(JointCall::Pipeline).await,
             Feature::Gang => self.gang().await,
             Feature::Stream => self.stream().await,
             Feature::Release => self.release().await,
@@ -293,12 +339,13 @@ impl Caller {
         self.held.push(HeldClaim { id: view.id.clone(), fence: view.fence, has_ttl });
     }
 
-    async fn batch(&mut self) {
+    /// Claims several keys, none of which depends on another.
+    async fn batch(&mut self, call: JointCall) {
         let wait_ms = if self.below(2) == 0 { 0 } else { self.world.core.below(5_000) };
         let waits = |caller: &Self| if caller.below(2) == 0 { wait_ms } else { 0 };
         let requests: Vec<ClaimRequest> =
             (0..2 + self.below(4)).map(|_| self.draw_request(self.draw_id(), waits(self))).collect();
-        self.claim_together("batch", requests, wait_ms).await;
+        self.claim_together(call, requests, wait_ms).await;
     }
 
     async fn gang(&mut self) {
@@ -316,30 +363,35 @@ impl Caller {
             false => self.draw_request(id(number), wait_ms),
         };
         let requests = (0..count.min(keys)).map(request).collect();
-        self.claim_together("gang", requests, wait_ms).await;
+        self.claim_together(JointCall::Gang, requests, wait_ms).await;
     }
 
     /// Claims several keys with one call.
-    async fn claim_together(&mut self, name: &'static str, requests: Vec<ClaimRequest>, wait_ms: u64) {
+    async fn claim_together(&mut self, joint: JointCall, requests: Vec<ClaimRequest>, wait_ms: u64) {
         let asked_ns = self.world.core.now_ns();
         let keys: Vec<(String, bool)> =
             requests.iter().map(|request| (request.id.tenant_and_key().to_owned(), request.ttl_ms.is_some())).collect();
         keys.iter().for_each(|(key, _)| self.world.checker.lock().begin_claim(key));
         let hang_up_ms = self.draw_hang_up_ms(wait_ms);
         let number = self.number;
-        self.world.line(|| format!("caller {number}: {name} of {keys:?}, hangs up after {hang_up_ms:?} ms"));
+        self.world.line(|| format!("caller {number}: {joint:?} of {keys:?}, hangs up after {hang_up_ms:?} ms"));
+        let core = Arc::clone(&self.world.core);
         let call = |scheduler: Scheduler| async move {
-            if name == "gang" { scheduler.claim_gang(requests).await } else { scheduler.claim_batch(requests).await }
+            match joint {
+                JointCall::Batch => scheduler.claim_batch(requests).await,
+                JointCall::Gang => scheduler.claim_gang(requests).await,
+                JointCall::Pipeline => claim_gathered(&core, &scheduler, requests).await,
+            }
         };
-        let outcome = self.world.call(name, wait_ms, hang_up_ms, call).await;
+        let outcome = self.world.call(joint.into(), wait_ms, hang_up_ms, call).await;
         let ended = keys.clone();
         match outcome {
             Outcome::Answered(answers) => {
-                if name == "gang" {
+                if joint == JointCall::Gang {
                     self.check_gang(&keys, &answers);
                 }
                 for ((key, has_ttl), answer) in keys.into_iter().zip(answers) {
-                    self.learn(&key, answer, has_ttl, asked_ns, ReadingPace::AtOnce);
+                    self.learn(&key, answer, has_ttl, asked_ns, joint.pace());
                 }
             }
             Outcome::HungUp => keys.iter().for_each(|(key, _)| self.world.checker.lock().hang_up(key)),
@@ -405,6 +457,28 @@ impl Caller {
             }
             if !released.is_err_and(|error| leaves_doubt(&error)) {
                 self.forget(fence);
+            }
+        }
+    }
+
+    /// Releases several claims with one call, as pipelined commands are.
+    async fn release_many(&mut self) {
+        let claims: Vec<(ClaimId, Fence)> = self.held.iter().map(|held| (held.id.clone(), held.fence)).collect();
+        for (id, fence) in &claims {
+            self.world.checker.lock().begin_release(id.tenant_and_key(), Some(*fence));
+        }
+        let of = claims.clone();
+        let call = |scheduler: Scheduler| async move { scheduler.release_batch(of).await };
+        let released = self.world.call("release_batch", 0, self.draw_hang_up_ms(0), call).await;
+        let Outcome::Answered(answers) = released else { return };
+        let (number, now_ns) = (self.number, self.world.core.now_ns());
+        for ((id, fence), answer) in claims.iter().zip(answers) {
+            self.world.line(|| format!("caller {number}: release of {fence} of {}: {answer:?}", id.tenant_and_key()));
+            if answer.is_ok() {
+                self.world.checker.lock().end(*fence, now_ns);
+            }
+            if !answer.is_err_and(|error| leaves_doubt(&error)) {
+                self.forget(*fence);
             }
         }
     }

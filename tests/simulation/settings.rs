@@ -56,6 +56,8 @@ pub enum Feature {
     Claim,
     WaitingClaim,
     Batch,
+    /// Claims gathered from pipelined commands, whose replies are read one after the other, and releases of many.
+    Pipeline,
     Gang,
     Stream,
     Release,
