@@ -189,7 +189,7 @@ impl ClaimDispatcher {
                 self.discard_reply(id, *fence, *reply);
             }
             ShardEvent::ClaimFound { id, holder: None } => {
-                self.keys.vacate_poisoned(id, from.shard, |write| self.services.is_stored(write));
+                self.keys.vacate_poisoned(id, from.shard);
             }
             ShardEvent::ClaimFound { id, holder: Some((handle, spec)) } => {
                 self.keys.note_answer(id, from.shard);
@@ -266,7 +266,8 @@ impl ClaimDispatcher {
             _ => None,
         };
         for id in keys {
-            let withdrawn = self.keys.poison(id, from.shard, holder, from.now_ms);
+            let is_stored = |write: &PendingWrite| self.services.is_stored(write);
+            let withdrawn = self.keys.poison(id, from.shard, holder, from.now_ms, is_stored);
             self.reject_withdrawn(withdrawn, RequestError::Unavailable(UnavailableReason::Loading));
             if let ShardEvent::Ended { fence, write, reply, .. } = event {
                 self.keys.adoption.record_ended(id.hash64(), *fence);
@@ -283,7 +284,7 @@ impl ClaimDispatcher {
                 work.push(Effect::Send(shard, Command::FindClaim(id)));
             } else {
                 // Its claims ended with its pool.
-                self.keys.vacate_poisoned(&id, shard, |write| self.services.is_stored(write));
+                self.keys.vacate_poisoned(&id, shard);
             }
         }
     }

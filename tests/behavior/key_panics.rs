@@ -163,3 +163,23 @@ async fn s20_a_claim_that_ends_while_its_key_is_unavailable_frees_it() {
         assert_eq!(charged(&world), 0);
     }
 }
+
+/// The step that clears a stored record panics while another shard holds the key: nothing of the record is left.
+#[tokio::test]
+async fn s20_a_record_whose_clearing_panicked_does_not_stay_with_the_next_holder() {
+    let world = World::on_store().await;
+    world.pool("p", spec(1, AckLevel::Memory), &["u"]).await;
+    world.pool("other", spec(1, AckLevel::Memory), &["v"]).await;
+    let fence = world.claim("p", "b").await.unwrap().claim.fence;
+    world.stored("p").await;
+    world.gate().hold_all();
+    world.s.release(&id("b"), fence).await.unwrap();
+    let next = world.claim("other", "b").await.unwrap().claim.fence;
+    panic_in_step(1);
+    world.gate().open_gate();
+    until("its step panicked", async || world.s.get_claim(&id("b")).await == Err(LOADING)).await;
+    inject_into_thread(None, None);
+    world.pass(1).await;
+    until("the key is held again", async || world.s.release(&id("b"), next).await == Ok(())).await;
+    world.is_clean().await;
+}

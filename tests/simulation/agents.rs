@@ -360,6 +360,13 @@ impl Operator {
                 world.line(|| what);
                 world.disturb();
                 let pause_ms = world.core.below(12_000);
+                if world.core.chance(250) {
+                    // What one server has of the last seconds another may lack.
+                    world.sleep_ms(world.core.below(3_000)).await;
+                    if !world.is_calm() {
+                        world.cause(Incident::Kill(machine));
+                    }
+                }
                 world.sleep_ms(pause_ms).await;
                 world.backend().heal(&world.core);
                 world.disturb();

@@ -405,7 +405,9 @@ impl Caller {
 
     fn check_gang(&self, keys: &[(String, bool)], answers: &[Result<ClaimResult, RequestError>]) {
         let is_unknown = answers.iter().any(|answer| answer.as_ref().is_err_and(leaves_doubt));
-        let granted = answers.iter().filter(|answer| answer.is_ok()).count();
+        // Claims that were granted have ended with their pool if it was deleted before the answer left.
+        let has_ended = |answer: &&Result<_, _>| **answer == Err(RequestError::NotFound(ObjectKind::Pool));
+        let granted = answers.iter().filter(|answer| answer.is_ok() || has_ended(answer)).count();
         let mut checker = self.world.checker.lock();
         if is_unknown {
             keys.iter().for_each(|(key, _)| checker.lose_outcome(key));

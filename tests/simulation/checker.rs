@@ -240,12 +240,8 @@ impl Checker {
 
     /// Notes that a claim waits. Its number is the caller's choice.
     pub fn begin_wait(&mut self, number: u64, wait: OrderedWait) {
-        let others = self.waits.values_mut().filter(|other| other.key == wait.key);
-        let mut is_alone = true;
-        for other in others {
-            other.is_plain = false;
-            is_alone = false;
-        }
+        // Its own call is begun already. A claim of the same key that came before it goes where it wants, with its rank.
+        let is_alone = self.open_claims.get(&wait.key).is_none_or(|open| *open <= 1);
         let is_held = self.claims.values().any(|claim| claim.key == wait.key && claim.ended_ns.is_none());
         let is_plain = wait.is_plain && is_alone && !is_held;
         self.waits.insert(number, OrderedWait { is_plain, ..wait });
@@ -311,6 +307,7 @@ impl Checker {
     /// Notes that claims of the key may be replaced by one that is requested with other conditions.
     pub fn begin_claim(&mut self, key: &str) {
         *self.open_claims.entry(key.to_owned()).or_default() += 1;
+        self.waits.values_mut().filter(|wait| wait.key == key).for_each(|wait| wait.is_plain = false);
         self.doubt_where(Doubt::Replaced, |claim| claim.key == key && claim.doubts.contains(&Doubt::Reserved));
     }
 

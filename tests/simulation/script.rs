@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use hotpool::admission::key::KeyLookup;
 use hotpool::model::claim_request::ClaimConstraints;
 use hotpool::model::request_error::{ExhaustionReason, RequestError};
 use hotpool::model::{ClaimFilter, ClaimId, ClaimRequest, ClaimSpec, ClaimState, ClaimView};
@@ -357,8 +358,14 @@ impl Script {
                 return Ok(());
             }
             if self.world.core.now_ms() > end_ms {
+                let left: Vec<_> = self
+                    .world
+                    .ids()
+                    .map(|id| (id.tenant_and_key().to_owned(), keys.lookup(&id)))
+                    .filter(|(_, found)| *found != KeyLookup::Vacant)
+                    .collect();
                 return Err(format!(
-                    "leaked: {} keys are left, {} pending; tenants use {usage:?}",
+                    "leaked: {} keys are left, {} pending: {left:?}; tenants use {usage:?}",
                     keys.len(),
                     keys.pending_len()
                 ));

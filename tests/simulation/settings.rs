@@ -206,7 +206,7 @@ impl Settings {
         let pause_ms = *[1, 5, 20, 100].choose(random).expect("some");
         let active_ms = *[3_000, 10_000, 30_000].choose(random).expect("some");
         let idle_ms = random.random_range(0..720_000);
-        let batch_bytes_max = *[usize::MAX, usize::MAX, 4 << 10, 1 << 10].choose(random).expect("some");
+        let batch_bytes_max = *[usize::MAX, usize::MAX, 1 << 10, 512].choose(random).expect("some");
         let fault_interval_ms = *[100, 500, 2_000].choose(random).expect("some");
         features.retain(|(feature, _)| !limits.without_features.contains(feature));
         faults.retain(|fault| !limits.without_faults.contains(fault));

@@ -329,7 +329,7 @@ impl Backend for RedisBackend {
 
     fn break_something(&self, core: &Core) -> String {
         self.redis.set_rates(FaultRates::usual());
-        if core.chance(30) {
+        if core.chance(150) {
             self.is_lossy.store(true, Ordering::Relaxed);
             self.redis.flush_all();
             return "the servers are flushed".to_owned();

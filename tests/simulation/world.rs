@@ -233,7 +233,7 @@ impl World {
     /// Causes a fault of this run just after a situation that it has met `times` times: what is rare meets what fails.
     pub fn strike(self: &Arc<Self>, times: u64) {
         let faults = &self.settings.faults;
-        let rate = if times <= 3 { 150 } else { 2 };
+        let rate = if times <= 3 { 250 } else { 2 };
         if self.is_calm() || self.is_quiet() || faults.is_empty() || !self.core.chance(rate) {
             return;
         }
@@ -275,7 +275,8 @@ impl World {
                     agents.restart_one().await;
                 }));
             }
-            Fault::Stop | Fault::ClockStep | Fault::Damage | Fault::DeletePool | Fault::Operator => {}
+            Fault::Damage => self.cause(Incident::Damage(machine)),
+            Fault::Stop | Fault::ClockStep | Fault::DeletePool | Fault::Operator => {}
         }
     }
 
@@ -477,6 +478,13 @@ impl World {
         }
     }
 
+    /// Keys that callers claim.
+    pub fn ids(&self) -> impl Iterator<Item = ClaimId> {
+        let (tenants, keys) = (self.settings.tenants, self.settings.keys);
+        let id = |tenant: usize, key: usize| ClaimId::new(NAMESPACE, &format!("t{tenant}"), &format!("k{key}"));
+        (0..tenants).flat_map(move |tenant| (0..keys).map(move |key| id(tenant, key).expect("a name")))
+    }
+
     /// Keys of a process that are not decided, and its shards that do not serve, for the trace.
     fn describe_pending(&self, process: ProcessNumber) -> String {
         let servers = self.servers();
@@ -484,12 +492,9 @@ impl World {
             return "its process is gone".to_owned();
         };
         let mut queued = Vec::new();
-        for tenant in 0..self.settings.tenants {
-            for key in 0..self.settings.keys {
-                let id = ClaimId::new(NAMESPACE, &format!("t{tenant}"), &format!("k{key}")).expect("a name");
-                if let Some((claim, exhausted)) = scheduler.keys().queued_claim(&id) {
-                    queued.push(format!("{} until {} ms ({exhausted:?})", id.tenant_and_key(), claim.until_ms));
-                }
+        for id in self.ids() {
+            if let Some((claim, exhausted)) = scheduler.keys().queued_claim(&id) {
+                queued.push(format!("{} until {} ms ({exhausted:?})", id.tenant_and_key(), claim.until_ms));
             }
         }
         let (pending, reasons) = (scheduler.keys().pending_len(), scheduler.readiness().reasons);

@@ -303,7 +303,6 @@ impl KeyDirectory {
         let mut entry = self.map.get_mut(id)?;
         let KeyEntry::Pending(pending) = &mut *entry else { return None };
         if !pending.has_ticket(ticket) {
-            crate::reached!("key: grant with a ticket that is not valid any more");
             return None;
         }
         ProtocolPoint::KeyStep.reach();
@@ -419,8 +418,12 @@ impl KeyDirectory {
     fn forget_ended(&self, id: &ClaimId, fence: Fence) {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let Slot::Occupied(mut slot) = self.map.entry(id.clone()) else { return };
-        let (KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. })) = slot.get_mut() else { return };
-        vacant.ended.take_if(|ended| ended.grant.handle.fence == fence);
+        let ended = match slot.get_mut() {
+            KeyEntry::Vacant(vacant) | KeyEntry::Pending(PendingKey { vacant, .. }) => &mut vacant.ended,
+            KeyEntry::Poisoned(poisoned) => &mut poisoned.ended,
+            KeyEntry::Held(_) | KeyEntry::Unreadable { .. } => return,
+        };
+        ended.take_if(|ended| ended.grant.handle.fence == fence);
         if matches!(slot.get(), KeyEntry::Vacant(vacant) if vacant.is_forgotten()) {
             slot.remove();
         }

@@ -42,12 +42,23 @@ pub(super) struct OpenQuestions(Mutex<Vec<OpenQuestion>>);
 
 impl KeyDirectory {
     /// Makes a key unavailable whose step for this shard panicked. From the next tick on the shard is asked. `holder`: the
-    /// claim that holds the key by that step, if it is such a step. Returns the requests that waited for the key.
+    /// claim that holds the key by that step, if it is such a step. Records that the store has are forgotten: the step may
+    /// have been that which clears one. Returns the requests that waited for the key.
     #[cold]
-    pub fn poison(&self, id: &ClaimId, from: ShardRef, holder: Option<KeyHolder>, now_ms: Millis) -> WithdrawnRequests {
+    pub fn poison(
+        &self,
+        id: &ClaimId,
+        from: ShardRef,
+        holder: Option<KeyHolder>,
+        now_ms: Millis,
+        is_stored: impl Fn(&PendingWrite) -> bool,
+    ) -> WithdrawnRequests {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         // An entry that is not there is made all the same: the step may have removed it before its time.
         let mut entry = self.map.entry(id.clone()).or_insert_with(|| KeyEntry::Vacant(VacantKey::default()));
+        if let Some(pending_writes) = entry.pending_writes_mut() {
+            pending_writes.retain(|write| !is_stored(write));
+        }
         self.poison_entry(id, &mut entry, from, holder, now_ms)
     }
 
@@ -129,7 +140,7 @@ impl KeyDirectory {
     }
 
     /// Notes that a shard does not hold a poisoned key. If no other shard may hold it, the key is vacant.
-    pub fn vacate_poisoned(&self, id: &ClaimId, shard: ShardRef, is_stored: impl Fn(&PendingWrite) -> bool) {
+    pub fn vacate_poisoned(&self, id: &ClaimId, shard: ShardRef) {
         let _level = lock_order::acquire(LockLevel::KeyEntry);
         let entry = self.map.entry(id.clone());
         if !self.note_answer(id, shard) {
@@ -138,9 +149,7 @@ impl KeyDirectory {
         if let dashmap::Entry::Occupied(mut slot) = entry
             && let KeyEntry::Poisoned(poisoned) = slot.get_mut()
         {
-            let (mut pending_writes, ended) = (std::mem::take(&mut poisoned.pending_writes), poisoned.ended.take());
-            // The step that panicked may have been that which clears the record.
-            pending_writes.retain(|write| !is_stored(write));
+            let (pending_writes, ended) = (std::mem::take(&mut poisoned.pending_writes), poisoned.ended.take());
             let vacant = VacantKey { pending_writes, ended };
             if vacant.is_forgotten() {
                 slot.remove();
