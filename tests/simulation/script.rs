@@ -69,6 +69,9 @@ impl Script {
             self.be_active().await;
             self.come_to_rest().await?;
             self.world.line(|| format!("phase {phase}: at rest"));
+            if self.world.core.chance(500) {
+                self.crash_at_rest().await?;
+            }
             if phase == 0 {
                 self.let_time_pass().await;
                 self.check_deadlines().await?;
@@ -110,6 +113,17 @@ impl Script {
         core.set_rates(CoreRates { lateness_ns: IDLE_LATENESS_NS, ..rates });
         self.world.sleep_ms(self.world.settings.idle_ms).await;
         core.set_rates(rates);
+    }
+
+    /// Ends all processes, and waits until others have taken over: what was held at rest still is.
+    async fn crash_at_rest(&mut self) -> Result<(), String> {
+        for machine in 0..self.world.machines() {
+            self.world.cause(Incident::Kill(machine));
+        }
+        self.world.sleep_ms(LOOK_MS).await;
+        self.come_to_rest().await?;
+        self.world.line(|| "at rest after a crash".to_owned());
+        Ok(())
     }
 
     /// Ends all faults, and waits until everything under way has ended and what is held agrees with what callers know.
