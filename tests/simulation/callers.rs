@@ -388,7 +388,7 @@ impl Caller {
         match outcome {
             Outcome::Answered(answers) => {
                 if joint == JointCall::Gang {
-                    self.check_gang(&keys, &answers);
+                    self.check_gang(&keys, &answers, asked_ns);
                 }
                 for ((key, has_ttl), answer) in keys.into_iter().zip(answers) {
                     self.learn(&key, answer, has_ttl, asked_ns, joint.pace());
@@ -403,12 +403,14 @@ impl Caller {
         ended.iter().for_each(|(key, _)| self.world.checker.lock().end_claim(key, now_ns));
     }
 
-    fn check_gang(&self, keys: &[(String, bool)], answers: &[Result<ClaimResult, RequestError>]) {
+    fn check_gang(&self, keys: &[(String, bool)], answers: &[Result<ClaimResult, RequestError>], asked_ns: u64) {
         let is_unknown = answers.iter().any(|answer| answer.as_ref().is_err_and(leaves_doubt));
-        // Claims that were granted have ended with their pool if it was deleted before the answer left.
-        let has_ended = |answer: &&Result<_, _>| **answer == Err(RequestError::NotFound(ObjectKind::Pool));
-        let granted = answers.iter().filter(|answer| answer.is_ok() || has_ended(answer)).count();
         let mut checker = self.world.checker.lock();
+        // Claims that were granted have ended with their pool if it was deleted before the answer left.
+        let may_have_ended = checker.was_pool_deleted_since(asked_ns);
+        let has_ended =
+            |answer: &Result<_, _>| may_have_ended && *answer == Err(RequestError::NotFound(ObjectKind::Pool));
+        let granted = answers.iter().filter(|answer| answer.is_ok() || has_ended(answer)).count();
         if is_unknown {
             keys.iter().for_each(|(key, _)| checker.lose_outcome(key));
         } else if answers.iter().any(|answer| answer.as_ref().is_ok_and(|result| result.created))

@@ -610,6 +610,11 @@ impl Checker {
         self.doubt_where(Doubt::Pool, |claim| claim.pool == pool);
     }
 
+    /// Whether a pool may have been deleted since then.
+    pub fn was_pool_deleted_since(&self, asked_ns: u64) -> bool {
+        !self.deleting_pools.is_empty() || self.deleted_pools.values().any(|ended_ns| *ended_ns >= asked_ns)
+    }
+
     /// Notes that a pool that was being deleted is there again.
     pub fn end_deletion(&mut self, pool: &str, now_ns: u64) {
         self.deleting_pools.remove(pool);

@@ -74,6 +74,7 @@ impl<S: ShardSink> ShardRunner<S> {
         }
         // What `take` leaves owns nothing. To drop it would cost more instructions than to send some replies.
         while let Some(taken) = self.new_replies.pop() {
+            debug_assert!(taken.is_taken(), "a reply was neither sent nor kept");
             std::mem::forget(taken);
         }
     }

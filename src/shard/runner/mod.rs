@@ -126,6 +126,12 @@ impl PendingReply {
         Self { content, pending_writes: std::mem::take(&mut self.pending_writes), ..*self }
     }
 
+    /// Whether this is what [`Self::take`] leaves, which owns nothing.
+    fn is_taken(&self) -> bool {
+        let is_nothing = matches!(self.content, UnsentReply::Claim(None, Err(RequestError::DeadlineExceeded)));
+        is_nothing && self.pending_writes.is_empty()
+    }
+
     /// Adds records that the reply waits for, if it is durable.
     pub(super) fn wait_for(&mut self, writes: PendingWrites) {
         if !writes.is_empty() && self.ack == AckLevel::Durable {
